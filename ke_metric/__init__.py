@@ -1,0 +1,51 @@
+"""Knowledge Evolution for image retrieval and classification on small data sets.
+
+The public names below are imported when they are first used: `import ke_metric` loads neither torch nor FAISS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ke_metric.evaluation.retrieval import score_retrieval
+    from ke_metric.evolution import evolve
+    from ke_metric.lineage import Lineage
+    from ke_metric.recipe_file import load_recipe
+    from ke_metric.split.plan import plan_split
+    from ke_metric.split.reset import redraw_reset
+    from ke_metric.split.slim import extract_slim
+
+__all__ = [
+    "Lineage",
+    "__version__",
+    "evolve",
+    "extract_slim",
+    "load_recipe",
+    "plan_split",
+    "redraw_reset",
+    "score_retrieval",
+]
+
+__version__ = "0.1.0"  # setup.py reads it here
+
+_HOMES = {
+    "Lineage": "ke_metric.lineage",
+    "evolve": "ke_metric.evolution",
+    "extract_slim": "ke_metric.split.slim",
+    "load_recipe": "ke_metric.recipe_file",
+    "plan_split": "ke_metric.split.plan",
+    "redraw_reset": "ke_metric.split.reset",
+    "score_retrieval": "ke_metric.evaluation.retrieval",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,335 @@
+"""Batches: which pictures share one, and the augmented pictures themselves.
+
+The order of an epoch is a pure function of (seed, generation, epoch). Every process works out the whole order and
+takes its share of every batch, so that the number of processes changes who does the work and not what is done.
+Shapes: N pictures, C classes, P classes in a batch, M images of each, B images of this process in a batch, S the
+size of a picture, U numbers per picture.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ke_metric.data.augmentation import COLOUR_DRAWS, Augmenter, DrawArray
+from ke_metric.data.balanced_sequence import balanced_sequence
+from ke_metric.data.images import IntArray
+from ke_metric.data.pixels import PixelStore
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.randomness import numpy_generator
+
+
+class IndexBatches(Protocol):
+    """The batches of an epoch as arrays of picture numbers.
+
+    Attributes:
+        seed: Of the lineage.
+        generation: Counted from 1.
+        batch_size: Images in a batch, over all processes.
+        drop_last: Whether every batch is full.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch.
+    """
+
+    seed: int
+    generation: int
+    batch_size: int
+    drop_last: bool
+    rank: int
+    processes: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that is iterated next."""
+        ...
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the same number in every process."""
+        ...
+
+    def __iter__(self) -> Iterator[IntArray]:
+        """Yield the picture numbers of this process's share of each batch, [B]."""
+        ...
+
+
+class ClassBalancedBatches:
+    """P different classes in every batch and M images of each; about N images in an epoch.
+
+    Within an epoch the classes' counts differ by at most one, and so do those of the images of one class; the ones
+    used once more take turns, so that over the epochs the counts stay as close. The images of a class in a batch
+    are different, unless the class has fewer than M: then its images repeat.
+
+    Args:
+        labels: [N] class numbers.
+        classes_per_batch: P, over all processes.
+        images_per_class: M.
+        seed: Of the lineage.
+        generation: Counted from 1.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch; each takes P / processes classes.
+
+    Attributes:
+        small_classes: How many classes have fewer than M images.
+
+    Raises:
+        KeMetricError: There are fewer than P classes, or the processes cannot share P evenly (RECIPE).
+    """
+
+    def __init__(
+        self,
+        labels: IntArray,
+        *,
+        classes_per_batch: int,
+        images_per_class: int,
+        seed: int,
+        generation: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        _, counts = np.unique(labels, return_counts=True)
+        _check_classes(len(counts), classes_per_batch, images_per_class=images_per_class, processes=processes)
+        self.seed, self.generation = seed, generation
+        self.rank, self.processes = rank, processes
+        self.batch_size, self.drop_last = classes_per_batch * images_per_class, True
+        self.small_classes = int(np.sum(counts < images_per_class))
+        self._classes, self._images = classes_per_batch, images_per_class
+        self._length = max(1, len(labels) // self.batch_size)
+        self._epoch = 0
+        # Fixed orders in which classes, and the images of a class, take turns at being used once more.
+        generator = numpy_generator(seed, generation, "batches-turns")
+        self._class_order = generator.permutation(len(counts))
+        members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+        self._members = [generator.permutation(images) for images in members]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that is iterated next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[IntArray]:
+        generator = numpy_generator(self.seed, self.generation, f"batches-{self._epoch}")
+        slots = self._length * self._classes
+        start = self._epoch * (slots % len(self._class_order))
+        classes = balanced_sequence(self._class_order, slots, start=start, group=self._classes, generator=generator)
+        # Those used once more come first in the sequence; in the epoch they come anywhere.
+        classes = generator.permutation(classes.reshape(self._length, self._classes))
+        images = self._images_of(classes.ravel(), generator)
+        share = self.batch_size // self.processes
+        for batch in images.reshape(self._length, self.batch_size):
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def _images_of(self, classes: IntArray, generator: np.random.Generator) -> IntArray:
+        """Return [len(classes), M] picture numbers, those of each class cycled through."""
+        images = np.empty((len(classes), self._images), np.int64)
+        counts = np.bincount(classes, minlength=len(self._members))
+        places = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
+        for label, (members, start) in enumerate(zip(self._members, self._turns(len(classes)), strict=True)):
+            # A class with fewer than M images cannot give M different ones.
+            group = self._images if len(members) >= self._images else 1
+            length = len(places[label]) * self._images
+            drawn = balanced_sequence(members, length, start=start, group=group, generator=generator)
+            images[places[label]] = drawn.reshape(-1, self._images)
+        return images
+
+    def _turns(self, slots: int) -> list[int]:
+        """Return for each class how many of its images were used once more than others in the epochs before."""
+        passes, extra = divmod(slots, len(self._class_order))
+        rounds, rest = divmod(self._epoch * extra, len(self._class_order))
+        once_more = np.empty(len(self._class_order), np.int64)
+        once_more[self._class_order] = rounds + (np.arange(len(self._class_order)) < rest)
+        return [
+            (self._epoch - int(more)) * (passes * self._images % len(members))
+            + int(more) * ((passes + 1) * self._images % len(members))
+            for members, more in zip(self._members, once_more, strict=True)
+        ]
+
+
+def _check_classes(classes: int, classes_per_batch: int, *, images_per_class: int, processes: int) -> None:
+    if classes < classes_per_batch:
+        raise KeMetricError(
+            f"batches.size = {classes_per_batch * images_per_class} with batches.images_per_class = "
+            f"{images_per_class} asks for {classes_per_batch} classes in a batch, the training part has {classes}",
+            ExitCode.RECIPE,
+        )
+    if classes_per_batch % processes:
+        raise KeMetricError(
+            f"batches.size = {classes_per_batch * images_per_class} with batches.images_per_class = "
+            f"{images_per_class} gives {classes_per_batch} classes in a batch, which {processes} processes cannot "
+            f"share evenly; allowed is a multiple of {processes * images_per_class}",
+            ExitCode.RECIPE,
+        )
+
+
+class ShuffledBatches:
+    """Every picture once in an epoch, in random order.
+
+    The last batch is smaller, unless a process would get fewer than 2 images of it (batch norm needs 2): then it
+    is left out. What the processes cannot share evenly of the last batch is left out too.
+
+    Args:
+        count: N.
+        batch_size: Images in a batch, over all processes.
+        seed: Of the lineage.
+        generation: Counted from 1.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch; each takes batch_size / processes images.
+
+    Raises:
+        KeMetricError: The processes cannot share a batch evenly, or there is no batch of 2 images (RECIPE).
+    """
+
+    def __init__(
+        self, count: int, *, batch_size: int, seed: int, generation: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        if batch_size % processes or batch_size < 2 * processes:
+            raise KeMetricError(
+                f"batches.size = {batch_size} cannot be shared evenly by {processes} processes with 2 images or more "
+                f"for each; allowed is a multiple of {processes} from {2 * processes} on",
+                ExitCode.RECIPE,
+            )
+        if count < 2 * processes:
+            raise KeMetricError(
+                f"batches.sampler = shuffled needs 2 training images or more for each of the {processes} processes; "
+                f"the training part has {count}",
+                ExitCode.RECIPE,
+            )
+        self.seed, self.generation = seed, generation
+        self.rank, self.processes = rank, processes
+        self.batch_size, self.drop_last = batch_size, False
+        self._count = count
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that is iterated next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        full, last = divmod(self._count, self.batch_size)
+        return full + (last >= 2 * self.processes)
+
+    def __iter__(self) -> Iterator[IntArray]:
+        order = numpy_generator(self.seed, self.generation, f"batches-{self._epoch}").permutation(self._count)
+        for step in range(len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            share = len(batch) // self.processes
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+
+class Batch(NamedTuple):
+    """The augmented pictures of one step.
+
+    Attributes:
+        indices: int64 [B] picture numbers.
+        pixels: uint8 [B, S, S, 3].
+        labels: int64 [B] class numbers.
+        colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
+    """
+
+    indices: torch.Tensor
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    colour_draws: torch.Tensor
+
+
+class _Request(NamedTuple):
+    """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS]."""
+
+    indices: IntArray
+    draws: DrawArray
+
+
+@dataclass(frozen=True)
+class _Workshop(Dataset[Batch]):
+    """Makes the batch of a request; the data set of torch's DataLoader, in this process or in a worker."""
+
+    store: PixelStore
+    labels: IntArray
+    augmenter: Augmenter
+
+    def __getitem__(self, request: _Request) -> Batch:
+        columns = self.augmenter.geometry_draws
+        pictures = [
+            self.augmenter(self.store.picture(index), draws)
+            for index, draws in zip(request.indices.tolist(), request.draws[:, :columns], strict=True)
+        ]
+        return Batch(
+            indices=torch.from_numpy(request.indices.copy()),
+            pixels=torch.from_numpy(np.stack(pictures)),
+            labels=torch.from_numpy(self.labels[request.indices]),
+            colour_draws=torch.from_numpy(request.draws[:, columns:].astype(np.float32)),
+        )
+
+
+class TrainingBatches:
+    """The augmented batches of every epoch, the same ones whatever the number of worker processes.
+
+    Args:
+        store: N decoded pictures.
+        labels: [N] class numbers.
+        batches: Which pictures share a batch; its seed and generation also give the augmentation's draws.
+        augmenter: What happens to a picture.
+        workers: Processes that augment ahead, kept over the epochs; 0: a thread of this process, one batch ahead.
+    """
+
+    def __init__(
+        self, store: PixelStore, labels: IntArray, *, batches: IndexBatches, augmenter: Augmenter, workers: int = 0
+    ) -> None:
+        assert len(store) == len(labels), (len(store), len(labels))
+        self._batches = batches
+        self._columns = augmenter.geometry_draws + COLOUR_DRAWS
+        self._workshop = _Workshop(store, labels, augmenter)
+        self._requests: list[_Request] = []
+        self._loader = self._started(workers) if workers else None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch, counted from 0."""
+        self._batches.set_epoch(epoch)
+        if self._loader is None:
+            yield from _one_ahead(self._workshop, self._epoch_requests(epoch))
+        else:
+            # Filled in place: the DataLoader holds this very list as its sampler.
+            self._requests[:] = self._epoch_requests(epoch)
+            yield from self._loader
+
+    def _epoch_requests(self, epoch: int) -> Iterator[_Request]:
+        """Yield the requests of an epoch; a picture's draws are found by its place among those of all processes."""
+        batches = self._batches
+        generator = numpy_generator(batches.seed, batches.generation, f"augmentation-{epoch}")
+        draws = generator.random((len(batches) * batches.batch_size, self._columns))
+        for step, indices in enumerate(batches):
+            first = step * batches.batch_size + batches.rank * len(indices)
+            yield _Request(indices, draws[first : first + len(indices)])
+
+    def _started(self, workers: int) -> DataLoader[Batch]:
+        return DataLoader(
+            self._workshop,
+            sampler=self._requests,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=True,
+            # Forked workers share the store's memory. Not on macOS, whose system libraries do not survive a fork.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            # Its only use is to seed workers, which draw nothing; without it torch's global stream would move on.
+            generator=torch.Generator(),
+        )
+
+
+def _one_ahead(workshop: _Workshop, requests: Iterator[_Request]) -> Iterator[Batch]:
+    """Make the next batch in a thread while the caller trains on this one: Pillow and torch both release the GIL."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(workshop.__getitem__, next(requests))
+        for request in requests:
+            ready, upcoming = upcoming, thread.submit(workshop.__getitem__, request)
+            yield ready.result()
+        yield upcoming.result()

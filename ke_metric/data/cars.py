@@ -1,0 +1,163 @@
+"""Stanford Cars (Cars196): classes 1-98 for training and 99-196 for testing, from any of its three distributions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ke_metric.data.images import Benchmark
+from ke_metric.data.layout import FoundLayout, Layout, find_layout
+from ke_metric.data.list_files import parse_whole, read_text
+from ke_metric.data.mat_files import read_labels, read_strings
+from ke_metric.data.published_counts import PublishedCounts
+from ke_metric.data.table import Item, Table, build_benchmark, key_below, split_at
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.recipe import Data
+
+LAST_TRAIN_CLASS = 98
+DEVKITS = ("devkit/", "car_devkit/devkit/", "")
+COMBINED = Layout(
+    "layout A, combined",
+    {"annotations": ["cars_annos.mat"], "pictures": ["car_ims/"]},
+)
+PARTED = Layout(
+    "layout B, cars_train and cars_test",
+    {
+        "train pictures": ["cars_train/"],
+        "test pictures": ["cars_test/"],
+        "train annotations": [f"{devkit}cars_train_annos.mat" for devkit in DEVKITS],
+        "test annotations": [f"{devkit}cars_test_annos_withlabels.mat" for devkit in ("", *DEVKITS[:2])],
+        "class names": [f"{devkit}cars_meta.mat" for devkit in DEVKITS],
+    },
+)
+CLASS_FOLDERS = Layout(
+    "layout C, class folders",
+    {
+        "train annotations": ["anno_train.csv"],
+        "test annotations": ["anno_test.csv"],
+        "class names": ["names.csv"],
+        "pictures": ["car_data/"],
+    },
+)
+CSV_COLUMNS = 6
+COUNTS = PublishedCounts(
+    {"train": (8054, 98), "test": (8131, 98)},
+    class_sizes=(48, 136),
+    suspects={
+        8144: "Only the official train part seems to be there; the benchmark is both official parts, cut by class.",
+        8041: "Only the official test part seems to be there; the benchmark is both official parts, cut by class.",
+    },
+)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """All pictures of one layout, unsplit: items, class names, the file they come from, the picture folder."""
+
+    items: list[Item]
+    class_names: Mapping[int, str]
+    origin: Path
+    folder: Path
+
+
+def read(data: Data) -> Benchmark:
+    """Read Stanford Cars; the official train/test flag, which mixes the classes, is not used.
+
+    Args:
+        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
+
+    Raises:
+        KeMetricError: Files are missing, malformed or have other counts.
+    """
+    found = find_layout(data, (COMBINED, PARTED, CLASS_FOLDERS), recognize=_recognize)
+    listing = _LISTINGS[found.layout.name](found)
+    train, test = split_at(sorted(listing.items), LAST_TRAIN_CLASS)
+    table = Table(
+        origin=listing.origin,
+        folder=listing.folder,
+        train=train,
+        query=test,
+        gallery=None,
+        class_names=listing.class_names,
+        notes={
+            "layout": found.layout.name,
+            "split": f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used",
+        },
+    )
+    if data.verify_counts:
+        COUNTS.verify(table)
+    return build_benchmark(data.benchmark, table)
+
+
+def _combined(found: FoundLayout) -> _Listing:
+    origin = found.paths["annotations"]
+    items = [
+        Item(key_below(path, str(origin)).removeprefix("car_ims/"), class_id)
+        for path, class_id in read_labels(origin, path_field="relative_im_path")
+    ]
+    return _Listing(items, _numbered(read_strings(origin, "class_names")), origin, found.paths["pictures"])
+
+
+def _parted(found: FoundLayout) -> _Listing:
+    """Read layout B, where 00001.jpg is a picture of cars_train and another one of cars_test."""
+    paths = found.paths
+    items = []
+    for part in ("train", "test"):
+        origin = paths[f"{part} annotations"]
+        below = paths[f"{part} pictures"].relative_to(found.base).as_posix()
+        items += [
+            Item(f"{below}/{key_below(name, str(origin))}", class_id)
+            for name, class_id in read_labels(origin, path_field="fname")
+        ]
+    names = _numbered(read_strings(paths["class names"], "class_names"))
+    return _Listing(items, names, paths["train annotations"], found.base)
+
+
+def _class_folders(found: FoundLayout) -> _Listing:
+    """Read layout C, whose rows have a file name and a class number, and whose folders have the class names."""
+    paths = found.paths
+    names = _numbered([cells[0] for cells, _ in _csv_rows(paths["class names"], columns=1)])
+    items = []
+    for part in ("train", "test"):
+        for cells, where in _csv_rows(paths[f"{part} annotations"], columns=CSV_COLUMNS):
+            class_id = parse_whole(cells[-1].strip(), f"{where}: the class")
+            # A folder cannot have the slash of 'Ram C/V Cargo Van Minivan 2012'.
+            folder = names.get(class_id, "").replace("/", "-")
+            items.append(Item(key_below(f"{part}/{folder}/{cells[0]}", where), class_id))
+    return _Listing(items, names, paths["train annotations"], paths["pictures"])
+
+
+def _csv_rows(path: Path, *, columns: int) -> list[tuple[list[str], str]]:
+    rows = []
+    for number, cells in enumerate(csv.reader(read_text(path).splitlines()), start=1):
+        where = f"{path}, line {number}"
+        if cells and len(cells) != columns:
+            raise KeMetricError(f"{where}: expected {columns} columns, found {','.join(cells)!r}", ExitCode.DATA)
+        if cells:
+            rows.append((cells, where))
+    return rows
+
+
+def _numbered(names: list[str]) -> dict[int, str]:
+    return dict(enumerate((name.strip() for name in names), start=1))
+
+
+_LISTINGS: Mapping[str, Callable[[FoundLayout], _Listing]] = {
+    COMBINED.name: _combined,
+    PARTED.name: _parted,
+    CLASS_FOLDERS.name: _class_folders,
+}
+
+
+def _recognize(base: Path) -> str | None:
+    unlabelled = [devkit for devkit in DEVKITS if (base / devkit / "cars_test_annos.mat").is_file()]
+    if unlabelled:
+        return (
+            "cars_test_annos.mat has no classes; the file with the classes is cars_test_annos_withlabels.mat "
+            "(185,758 bytes)."
+        )
+    if (base / "cars_train").is_dir() and not (base / "cars_test").is_dir():
+        return f"{base} has only the train part (cars_train); the benchmark needs cars_test too."
+    return None

@@ -1,0 +1,151 @@
+"""Looking through a benchmark before training: every picture is decoded, and every problem gets a path and a cure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from ke_metric.data.benchmarks import BENCHMARKS, load_benchmark
+from ke_metric.data.fingerprints import Progress, take_fingerprints
+from ke_metric.data.images import Benchmark, ImageSource
+from ke_metric.data.part_counts import PartCounts, count_parts, counts_text, parts_of
+from ke_metric.data.problems import (
+    Problem,
+    duplicate_images,
+    few_training_classes,
+    lone_queries,
+    lone_training_images,
+    shared_classes,
+    unreadable_images,
+)
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.recipe import Data
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found in a benchmark.
+
+    Attributes:
+        benchmark: Name.
+        counts: Part to its number of images and classes.
+        images: Number of different items that were decoded or failed to be.
+        problems: Errors first.
+        notes: What the reader has to say.
+    """
+
+    benchmark: str
+    counts: Mapping[str, PartCounts]
+    images: int
+    problems: tuple[Problem, ...]
+    notes: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are warnings at most."""
+        return not any(problem.is_error for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "benchmark": self.benchmark,
+            "ok": self.ok,
+            "images": self.images,
+            "counts": {part: counts.to_json() for part, counts in self.counts.items()},
+            "problems": [problem.to_json() for problem in self.problems],
+            "notes": dict(self.notes),
+        }
+
+
+def load_for_check(name_or_path: str, *, root: str | None = None) -> Benchmark:
+    """Load what is to be checked.
+
+    Args:
+        name_or_path: Name of a benchmark; or a folder or CSV file in a layout of the benchmark `folder`. A name wins
+            over a folder of that name, which is meant by `./name`.
+        root: Data folder of a benchmark named; `data/<name>` when left out.
+
+    Raises:
+        KeMetricError: DATA: it is neither, or what the reader says.
+    """
+    if name_or_path in BENCHMARKS:
+        return load_benchmark(Data(benchmark=name_or_path, root=root))
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        raise KeMetricError(
+            f"{name_or_path!r} is neither a file or folder nor a benchmark{closest(name_or_path, BENCHMARKS)}; "
+            f"benchmarks: {', '.join(BENCHMARKS)}",
+            ExitCode.DATA,
+        )
+    return load_benchmark(Data(benchmark="folder", root=str(path)))
+
+
+def check_images(
+    benchmark: Benchmark, *, workers: int | None = None, progress: Progress | None = None
+) -> CheckReport:
+    """Decode every picture of a benchmark and compare them all.
+
+    Errors: pictures that cannot be decoded, or only partly; the same picture in training and test or under two
+    classes; a class name in training and test; fewer than two training classes; no query with a match. Warnings: the
+    same picture twice in one class, training classes with one image, queries without a match.
+
+    Args:
+        benchmark: What to check.
+        workers: Decoding threads, at least 1; the number of processors, at most 8, when left out.
+        progress: Called with the number of pictures done and their total.
+    """
+    sources: dict[str, ImageSource] = {}
+    for images in parts_of(benchmark).values():
+        sources |= dict.fromkeys(images.keys, images.source)
+    found = take_fingerprints(sources, workers=workers, progress=progress)
+    problems = chain(
+        unreadable_images(found.unreadable),
+        duplicate_images(benchmark, found.by_key),
+        shared_classes(benchmark),
+        few_training_classes(benchmark),
+        lone_training_images(benchmark.train),
+        lone_queries(benchmark),
+    )
+    return CheckReport(
+        benchmark=benchmark.name,
+        counts=count_parts(benchmark),
+        images=len(sources),
+        problems=tuple(sorted(problems, key=lambda problem: (not problem.is_error, problem.kind, problem.paths))),
+        notes=benchmark.notes,
+    )
+
+
+def check_text(report: CheckReport, *, most: int = 10) -> str:
+    """Return the report as plain lines.
+
+    Args:
+        report: What was found.
+        most: Name at most this many problems of every kind, and count the others.
+    """
+    errors = sum(problem.is_error for problem in report.problems)
+    warnings = len(report.problems) - errors
+    lines = [
+        f"{report.benchmark}: {report.images:,} images looked at, {errors:,} errors, {warnings:,} warnings",
+        counts_text(report.counts),
+        *(f"{topic}: {note}" for topic, note in report.notes.items()),
+    ]
+    for kind, same in groupby(report.problems, key=lambda problem: problem.kind):
+        lines += _kind_lines(kind, list(same), most)
+    return "\n".join(lines)
+
+
+def _kind_lines(kind: str, problems: Sequence[Problem], most: int) -> list[str]:
+    word = "ERROR" if problems[0].is_error else "warning"
+    lines = [f"{word}: {kind} ({len(problems):,})"]
+    lines += [f"  {_line(problem)}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"  and {len(problems) - most:,} more")
+    return [*lines, f"  fix: {problems[0].fix}"]
+
+
+def _line(problem: Problem) -> str:
+    named = all(path in problem.reason for path in problem.paths)
+    return problem.reason if named else f"{', '.join(problem.paths)}: {problem.reason}"

@@ -1,0 +1,108 @@
+"""A CSV file that lists pictures: `path,label[,split]`, one header line, one row a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ke_metric.data.table import LabelledPath, key_below, some_of
+from ke_metric.errors import ExitCode, KeMetricError, closest
+
+SPLITS = ("train", "test", "query", "gallery")
+
+
+def read_csv_rows(path: Path) -> list[LabelledPath]:
+    """Read and check all rows of a CSV file.
+
+    Args:
+        path: The file; UTF-8, comma separated, first line `path,label` or `path,label,split` in any order. Further
+            columns are allowed and not used.
+
+    Raises:
+        KeMetricError: A column is missing, a row is malformed, leaves the folder, repeats or contradicts another,
+            or the splits are neither train/test nor train/query/gallery. The message has file and line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            columns = [(column or "").strip() for column in reader.fieldnames or ()]
+            _refuse_columns(path, columns)
+            reader.fieldnames = columns
+            rows = list(_rows(path, reader, has_split="split" in columns))
+    except UnicodeDecodeError as error:
+        raise KeMetricError(
+            f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
+        ) from error
+    except csv.Error as error:
+        raise KeMetricError(f"{path}: not a CSV file: {error}", ExitCode.DATA) from error
+    if not rows:
+        raise KeMetricError(f"{path}: the file has a header but no rows", ExitCode.DATA)
+    _refuse_contradictions(path, rows)
+    _refuse_mixed_splits(path, rows)
+    return rows
+
+
+def _refuse_columns(path: Path, columns: Sequence[str]) -> None:
+    for column in ("path", "label"):
+        if column not in columns:
+            raise KeMetricError(
+                f"{path}: the header has no column {column!r}{closest(column, columns)}; found: "
+                f"{', '.join(columns) or 'an empty file'}; expected: path,label or path,label,split",
+                ExitCode.DATA,
+            )
+    if "split" not in columns and (meant := closest("split", columns)):
+        # Ignoring a misspelt split column would draw another split than the one the user wrote down.
+        raise KeMetricError(f"{path}: the header has no column 'split'{meant}; rename that column", ExitCode.DATA)
+
+
+def _rows(path: Path, reader: csv.DictReader[str], *, has_split: bool) -> Iterator[LabelledPath]:
+    for cells in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in cells or None in cells.values():
+            raise KeMetricError(
+                f"{where}: the row and the header differ in their number of cells; quote a cell that has a comma",
+                ExitCode.DATA,
+            )
+        picture, label = cells["path"].strip(), cells["label"].strip()
+        if not picture or not label:
+            raise KeMetricError(f"{where}: path {picture!r} and label {label!r} must not be empty", ExitCode.DATA)
+        split = _checked_split(cells["split"].strip(), where) if has_split else None
+        yield LabelledPath(key_below(picture, where), label, split)
+
+
+def _checked_split(split: str, where: str) -> str:
+    if split not in SPLITS:
+        raise KeMetricError(
+            f"{where}: split {split!r} does not exist{closest(split, SPLITS)}; allowed: train and test, or train, "
+            "query and gallery",
+            ExitCode.DATA,
+        )
+    return split
+
+
+def _refuse_contradictions(path: Path, rows: Sequence[LabelledPath]) -> None:
+    """Refuse a picture with two labels, or one that is both trained on and tested on."""
+    labels: dict[str, set[str]] = {}
+    parts: dict[str, set[str | None]] = {}
+    for row in rows:
+        labels.setdefault(row.path, set()).add(row.label)
+        parts.setdefault(row.path, set()).add(row.split)
+    two_labels = [picture for picture, found in labels.items() if len(found) > 1]
+    if two_labels:
+        raise KeMetricError(f"{path}: images with more than one label: {some_of(two_labels)}", ExitCode.DATA)
+    # One picture may be searched with and searched in; its self-match is removed by its key.
+    two_parts = [picture for picture, found in parts.items() if len(found) > 1 and found != {"query", "gallery"}]
+    if two_parts:
+        raise KeMetricError(f"{path}: images in more than one split: {some_of(two_parts)}", ExitCode.DATA)
+
+
+def _refuse_mixed_splits(path: Path, rows: Sequence[LabelledPath]) -> None:
+    found = {row.split for row in rows}
+    if found in ({None}, {"train", "test"}, {"train", "query", "gallery"}):
+        return
+    names = ", ".join(split for split in SPLITS if split in found)
+    raise KeMetricError(
+        f"{path}: the split column has {names}; it must have train and test, or train, query and gallery",
+        ExitCode.DATA,
+    )

@@ -1,0 +1,128 @@
+"""Image sets and benchmarks: tables of items whose pictures are decoded on demand.
+
+Shapes: N items, C classes, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ke_metric.errors import ExitCode, KeMetricError
+
+IntArray = npt.NDArray[np.int64]
+
+# Pillow warns above 89.5 million pixels; a photograph of a data set is far below, a decompression bomb is not.
+MAX_PIXELS = 100_000_000
+
+
+class ImageSource(Protocol):
+    """Where the pictures of an image set come from. Picklable, since data-loading workers carry it along."""
+
+    def read(self, key: str) -> Image.Image:
+        """Decode one picture to RGB; a KeMetricError names what cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pictures that lie as files under one folder; a key is a path relative to it."""
+
+    root: Path
+
+    def read(self, key: str) -> Image.Image:
+        """Decode the file by its content, whatever its extension says, and convert to RGB."""
+        path = self.root / key
+        try:
+            with warnings.catch_warnings():
+                # Palette images with transparency: Pillow asks for RGBA, of which we keep the colours anyway.
+                warnings.simplefilter("ignore", UserWarning)
+                with Image.open(path) as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise KeMetricError(
+                            f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are allowed",
+                            ExitCode.DATA,
+                        )
+                    return image.convert("RGB")
+        except FileNotFoundError:
+            raise KeMetricError(f"{path}: no such image file", ExitCode.DATA) from None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            # Pillow raises SyntaxError for a broken PNG.
+            raise KeMetricError(f"{path}: cannot be decoded as an image: {error}", ExitCode.DATA) from error
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N labelled items in a fixed order.
+
+    Attributes:
+        keys: N item ids, unique inside a benchmark (the same picture in query and gallery has the same key).
+        labels: [N] class numbers, contiguous from 0 inside the set (query and gallery share one numbering).
+        class_names: C names, indexed by label.
+        source: Decodes a key to a picture.
+    """
+
+    keys: tuple[str, ...]
+    labels: IntArray
+    class_names: tuple[str, ...]
+    source: ImageSource = field(repr=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.keys) == len(self.labels), (len(self.keys), len(self.labels))
+        assert len(set(self.keys)) == len(self.keys), "item keys repeat"
+        if len(self.labels):
+            assert self.labels.min() >= 0, "negative label"
+            assert self.labels.max() < len(self.class_names), "label without a class name"
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture number `index` to RGB."""
+        return self.source.read(self.keys[index])
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set with its split and task.
+
+    Attributes:
+        name: As in the recipe.
+        train: What the network learns from.
+        query: Searched with.
+        gallery: Searched in; the same object as `query` when every test image queries all others.
+        notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
+    """
+
+    name: str
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether query and gallery are one set, each query searching all other items."""
+        return self.query is self.gallery
+
+
+def labelled_set(keys: list[str], class_ids: list[int], names: Mapping[int, str], source: ImageSource) -> ImageSet:
+    """Build an image set whose labels are the sorted class ids renumbered from 0.
+
+    Args:
+        keys: N item keys, in the order to keep.
+        class_ids: N class ids as the data set numbers them.
+        names: Class id to name; at least the ids that occur.
+        source: Decodes a key.
+    """
+    present = sorted(set(class_ids))
+    position = {class_id: label for label, class_id in enumerate(present)}
+    labels = np.array([position[class_id] for class_id in class_ids], dtype=np.int64)
+    return ImageSet(tuple(keys), labels, tuple(names[class_id] for class_id in present), source)

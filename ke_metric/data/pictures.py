@@ -1,0 +1,171 @@
+"""A benchmark with its pictures decoded: what a training and a scoring draw their batches from.
+
+Shapes: B batch, N items, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ke_metric.data.augmentation import Augmenter
+from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, ShuffledBatches, TrainingBatches
+from ke_metric.data.images import Benchmark, ImageSet
+from ke_metric.data.pixels import PixelStore, evaluation_pixels, normalize, standardize, unit_range
+from ke_metric.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A benchmark and the decoded pictures of its parts.
+
+    Attributes:
+        benchmark: Keys, labels and class names.
+        train: Pictures of `benchmark.train`, in its order.
+        query: Pictures of `benchmark.query`.
+        gallery: Pictures of `benchmark.gallery`; the same object as `query` where that is one set.
+    """
+
+    benchmark: Benchmark
+    train: PixelStore
+    query: PixelStore
+    gallery: PixelStore
+
+    @classmethod
+    def decode(
+        cls, benchmark: Benchmark, store_size: int, *, progress: Callable[[int, int], None] | None = None
+    ) -> Pictures:
+        """Decode all parts, shorter sides resized to `store_size` pixels.
+
+        Args:
+            benchmark: What to decode.
+            store_size: Shorter side in pixels.
+            progress: Called with pictures done and pictures in all, for each part.
+
+        Raises:
+            KeMetricError: A picture cannot be decoded; it is named.
+        """
+        train = PixelStore.build(benchmark.train, store_size, progress=progress)
+        query = PixelStore.build(benchmark.query, store_size, progress=progress)
+        if benchmark.leave_one_out:
+            return cls(benchmark, train, query, query)
+        return cls(benchmark, train, query, PixelStore.build(benchmark.gallery, store_size, progress=progress))
+
+
+class DeviceBatch(NamedTuple):
+    """One training batch on the device.
+
+    Attributes:
+        images: float32 [B, 3, S, S], standardised.
+        labels: int64 [B].
+        keys: The keys of the B items.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: tuple[str, ...]
+
+
+class TrainingEpochs:
+    """The training batches of a generation, epoch by epoch, on the device.
+
+    Args:
+        pictures: Where they come from.
+        recipe: Batches, augmentation, image size.
+        generation: Counted from 1; every generation draws other batches.
+        device: Where the batches go.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch.
+
+    Raises:
+        KeMetricError: The recipe's batches cannot be made from these pictures.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        recipe: Recipe,
+        *,
+        generation: int,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        images = pictures.benchmark.train
+        self._images, self._recipe, self._device = images, recipe, device
+        self._augmenter = Augmenter(recipe.augmentation, recipe.data.image_size)
+        self._batches = TrainingBatches(
+            pictures.train,
+            images.labels,
+            batches=_index_batches(images, recipe, generation=generation, rank=rank, processes=processes),
+            augmenter=self._augmenter,
+            workers=recipe.data.workers,
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, number: int) -> Iterator[DeviceBatch]:
+        """Yield the batches of epoch `number` (from 1); the same ones whenever it is asked."""
+        data, channels_last = self._recipe.data, self._recipe.training.channels_last
+        for batch in self._batches.epoch(number - 1):
+            images = unit_range(batch.pixels, device=self._device, channels_last=channels_last)
+            images = self._augmenter.colour(images, batch.colour_draws.to(self._device))
+            yield DeviceBatch(
+                images=standardize(images, mean=data.mean, std=data.std),
+                labels=batch.labels.to(self._device),
+                keys=tuple(self._images.keys[index] for index in batch.indices.tolist()),
+            )
+
+
+def _index_batches(images: ImageSet, recipe: Recipe, *, generation: int, rank: int, processes: int) -> IndexBatches:
+    batches = recipe.batches
+    if batches.sampler == "shuffled":
+        return ShuffledBatches(
+            len(images),
+            batch_size=batches.size,
+            seed=recipe.seed,
+            generation=generation,
+            rank=rank,
+            processes=processes,
+        )
+    return ClassBalancedBatches(
+        images.labels,
+        classes_per_batch=batches.size // batches.images_per_class,
+        images_per_class=batches.images_per_class,
+        seed=recipe.seed,
+        generation=generation,
+        rank=rank,
+        processes=processes,
+    )
+
+
+def evaluation_batches(
+    store: PixelStore, indices: Sequence[int], *, recipe: Recipe, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the pictures with these numbers as the network sees them when it is scored.
+
+    Args:
+        store: N pictures.
+        indices: Numbers of the pictures, in the order wanted.
+        recipe: Sizes, standardisation and batch size.
+        device: Where the batches go.
+
+    Yields:
+        float32 [B, 3, S, S], standardised.
+    """
+    data, evaluation = recipe.data, recipe.evaluation
+    for start in range(0, len(indices), evaluation.batch_size):
+        part = indices[start : start + evaluation.batch_size]
+        pixels = evaluation_pixels(store, part, resize=evaluation.resize, size=data.image_size)
+        yield normalize(
+            torch.from_numpy(pixels),
+            mean=data.mean,
+            std=data.std,
+            device=device,
+            channels_last=recipe.training.channels_last,
+        )

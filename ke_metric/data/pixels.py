@@ -1,0 +1,231 @@
+"""Decoded pictures, kept once: one flat buffer of uint8 pixels, and what the network sees of it.
+
+Shapes: N pictures, B batch, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import reduction
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ke_metric.data.images import MAX_PIXELS, ImageSet, IntArray
+from ke_metric.errors import ExitCode, KeMetricError
+
+PixelArray = npt.NDArray[np.uint8]
+
+MEMORY_LIMIT = 2 * 1024**3
+"""Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
+
+# Pictures per thread that are decoded ahead of the one written next: enough to even out slow files.
+LOOK_AHEAD = 4
+
+
+class PixelStore:
+    """The pictures of an image set, decoded and resized once.
+
+    All pictures share one buffer: one object per picture would make every worker process copy memory pages as
+    reference counts change. Up to MEMORY_LIMIT bytes the buffer is memory, above it a mapped temporary file, whose
+    pages the operating system may drop and read again; the file has no name and goes with the last process that
+    uses it. A forked worker inherits either; pickling passes on a file descriptor, never the pixels.
+
+    Args:
+        pixels: [total bytes] the pictures one after another, RGB, row by row.
+        heights: [N] in pixels.
+        widths: [N] in pixels.
+        file: Holds `pixels` when they are mapped from a file.
+    """
+
+    def __init__(
+        self, pixels: PixelArray, heights: IntArray, *, widths: IntArray, file: BinaryIO | None = None
+    ) -> None:
+        self._pixels = pixels.view()
+        self._pixels.flags.writeable = False
+        self._heights = heights
+        self._widths = widths
+        self._ends = np.cumsum(heights * widths * 3)
+        self._file = file
+        assert len(pixels) == (self._ends[-1] if len(heights) else 0)
+
+    @classmethod
+    def build(cls, images: ImageSet, store_size: int, *, progress: Callable[[int, int], None] | None = None) -> Self:
+        """Decode every picture and resize it, up or down (antialiased bicubic); keep the aspect ratio.
+
+        Args:
+            images: N pictures.
+            store_size: Shorter side in pixels of what is kept.
+            progress: Called with (pictures done, N) after each picture.
+
+        Returns:
+            The store; the same one whatever the number of threads.
+
+        Raises:
+            KeMetricError: A picture cannot be decoded (DATA); the message names the file.
+        """
+        heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
+        stream: BinaryIO = io.BytesIO()
+        for index, picture in enumerate(_decoded(images, store_size)):
+            heights[index], widths[index] = picture.shape[:2]
+            stream.write(picture.data)
+            if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
+                stream = _temporary_file(stream.getbuffer())
+            if progress is not None:
+                progress(index + 1, len(images))
+        if isinstance(stream, io.BytesIO):
+            return cls(np.frombuffer(stream.getbuffer(), np.uint8), heights, widths=widths)
+        return cls(_mapped(stream), heights, widths=widths, file=stream)
+
+    def __len__(self) -> int:
+        return len(self._heights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels."""
+        return self._pixels.nbytes
+
+    def picture(self, index: int) -> PixelArray:
+        """Return picture number `index`, uint8 [H, W, 3]: a read-only view into the store."""
+        height, width = int(self._heights[index]), int(self._widths[index])
+        end = int(self._ends[index])
+        return self._pixels[end - height * width * 3 : end].reshape(height, width, 3)
+
+    def __reduce__(self) -> tuple[Callable[..., PixelStore], tuple[Any, ...]]:
+        if self._file is None:
+            self._file = _temporary_file(self._pixels.data)
+        return _from_descriptor, (reduction.DupFd(self._file.fileno()), self._heights, self._widths)
+
+
+def _from_descriptor(descriptor: Any, heights: IntArray, widths: IntArray) -> PixelStore:
+    file = os.fdopen(descriptor.detach(), "rb")
+    return PixelStore(_mapped(file), heights, widths=widths, file=file)
+
+
+def _temporary_file(content: memoryview) -> BinaryIO:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (stays open as long as the store)
+    file.write(content)
+    return file
+
+
+def _mapped(file: BinaryIO) -> PixelArray:
+    file.flush()
+    if os.fstat(file.fileno()).st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def _decoded(images: ImageSet, store_size: int) -> Iterator[PixelArray]:
+    """Yield the pictures in order, decoded by a few threads that run ahead by a bounded number of pictures."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[Future[PixelArray]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for index in range(len(images)):
+                waiting.append(pool.submit(_decode, images, index, store_size=store_size))
+                if len(waiting) > LOOK_AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # After an error or an interruption nobody wants the pictures that were to come.
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode(images: ImageSet, index: int, *, store_size: int) -> PixelArray:
+    image = images.read(index)
+    width, height = _shorter_side(image.width, image.height, store_size)
+    if width * height > MAX_PIXELS:
+        raise KeMetricError(
+            f"{images.keys[index]}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
+            f"at data.store_size = {store_size} it has {width}x{height} pixels, at most {MAX_PIXELS:,} are allowed",
+            ExitCode.DATA,
+        )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
+    """Return width and height of the same aspect ratio whose smaller one is `target`."""
+    scale = target / min(width, height)
+    return max(target, round(width * scale)), max(target, round(height * scale))
+
+
+def evaluation_pixels(store: PixelStore, indices: Sequence[int] | IntArray, *, resize: int, size: int) -> PixelArray:
+    """Return what the network sees of some pictures when it is scored: resized, then cut in the centre.
+
+    Args:
+        store: N pictures.
+        indices: [B] numbers of the pictures.
+        resize: Shorter side in pixels after resizing (antialiased bilinear); a picture that has it stays as it is.
+        size: Height and width in pixels of the cut, at most `resize`.
+
+    Returns:
+        uint8 [B, size, size, 3].
+    """
+    assert size <= resize, (size, resize)
+    batch = np.empty((len(indices), size, size, 3), np.uint8)
+    for row, index in zip(batch, indices, strict=True):
+        picture = store.picture(int(index))
+        width, height = _shorter_side(picture.shape[1], picture.shape[0], resize)
+        if picture.shape[:2] != (height, width):
+            resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+            picture = np.asarray(resized)
+        top, left = (height - size) // 2, (width - size) // 2
+        row[:] = picture[top : top + size, left : left + size]
+    return batch
+
+
+def unit_range(pixels: torch.Tensor, *, device: torch.device, channels_last: bool) -> torch.Tensor:
+    """Move pixels to the device as bytes and make them numbers in [0, 1] there.
+
+    Args:
+        pixels: uint8 [B, H, W, 3].
+        device: Where the result lies.
+        channels_last: Memory format of the result: NHWC, else NCHW.
+
+    Returns:
+        float32 [B, 3, H, W] in [0, 1].
+    """
+    moved = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return moved.to(torch.float32, memory_format=memory_format).div_(255)
+
+
+def standardize(
+    batch: torch.Tensor, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        batch: float32 [B, 3, H, W] in [0, 1].
+        mean: Of red, green, blue in [0, 1].
+        std: Of red, green, blue in [0, 1], positive.
+
+    Returns:
+        float32 [B, 3, H, W] in the memory format of `batch`.
+    """
+    centre = torch.tensor(mean, device=batch.device).view(3, 1, 1)
+    return (batch - centre) / torch.tensor(std, device=batch.device).view(3, 1, 1)
+
+
+def normalize(
+    pixels: torch.Tensor,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: torch.device,
+    channels_last: bool,
+) -> torch.Tensor:
+    """Turn pixels, uint8 [B, H, W, 3], into what the network takes, float32 [B, 3, H, W]: all of the above."""
+    return standardize(unit_range(pixels, device=device, channels_last=channels_last), mean=mean, std=std)

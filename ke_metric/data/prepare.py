@@ -1,0 +1,191 @@
+"""Making a benchmark ready from the archives or folders a user already has; nothing is downloaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ke_metric.data import cars, cub, inshop, sop
+from ke_metric.data.archives import extract_into, new_folder, refuse_occupied
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.images import Benchmark
+from ke_metric.data.layout import Layout
+from ke_metric.data.part_counts import PartCounts, count_parts, counts_text
+from ke_metric.data.published_files import verify_published
+from ke_metric.data.source_files import SourceFile, archives_in, choose_files
+from ke_metric.data.table import some_of
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.recipe import Data
+
+LAYOUTS: Mapping[str, Sequence[Layout]] = MappingProxyType(
+    {
+        "cub": (cub.LAYOUT,),
+        "cars": (cars.COMBINED, cars.PARTED, cars.CLASS_FOLDERS),
+        "sop": (sop.LAYOUT,),
+        "inshop": (inshop.LAYOUT,),
+    }
+)
+"""Benchmarks that can be prepared, to the layouts their readers know."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    """A file that was unpacked or copied.
+
+    Attributes:
+        name: As the user has it.
+        size: In bytes.
+        action: `unpacked` or `copied`.
+        checksum: What the comparison with the published checksum gave, in words.
+    """
+
+    name: str
+    size: int
+    action: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """A benchmark that is ready.
+
+    Attributes:
+        benchmark: Name, as in a recipe's `data.benchmark`.
+        root: What a recipe's `data.root` has to be.
+        taken: What was unpacked or copied; empty where the user's folder is used as it is.
+        counts: Part to its number of images and classes.
+        notes: What the reader has to say: layout, split.
+    """
+
+    benchmark: str
+    root: Path
+    taken: tuple[TakenFile, ...]
+    counts: Mapping[str, PartCounts]
+    notes: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "benchmark": self.benchmark,
+            "root": str(self.root),
+            "taken": [asdict(file) for file in self.taken],
+            "counts": {part: counts.to_json() for part, counts in self.counts.items()},
+            "notes": dict(self.notes),
+        }
+
+
+def prepare(
+    name: str, source: Path, *, target: Path, verify_counts: bool = True, progress: Progress | None = None
+) -> PrepareReport:
+    """Unpack a published benchmark and check that it is the right one.
+
+    A folder that is unpacked already is checked and left where it is: the report's root is that folder.
+
+    Args:
+        name: cub, cars, sop or inshop.
+        source: An archive, a folder with the archives, or an unpacked folder.
+        target: The data folder to make; may exist when it is empty. Not used when the source is unpacked.
+        verify_counts: Refuse image and class counts that are not the published ones.
+        progress: Told in words what is being done, before every step that takes long.
+
+    Raises:
+        KeMetricError: DATA: unknown benchmark, files missing, damaged, incomplete or of another data set, or the
+            target holds something; ENVIRONMENT: the disk is full. Nothing is left behind in either case.
+    """
+    _refuse_unknown(name)
+    source = source.expanduser()
+    tell = progress or (lambda _: None)
+    if not source.exists():
+        raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
+    files = () if source.is_dir() and _is_unpacked(name, source) else choose_files(name, source)
+    if not files:
+        # Of a folder without archives only the reader can say what it lacks.
+        tell(f"checking {source}")
+        data = Data(benchmark=name, root=str(source), verify_counts=verify_counts)
+        return _report(load_benchmark(data), source, taken=())
+    target = target.expanduser()
+    refuse_occupied(target)
+    checksums = [_checked(file, tell) for file in files]
+    with new_folder(target) as folder:
+        taken = [
+            _take(file, checksum, folder=folder, tell=tell) for file, checksum in zip(files, checksums, strict=True)
+        ]
+        tell("checking what was unpacked")
+        data = Data(benchmark=name, root=str(folder), verify_counts=verify_counts)
+        benchmark = _load_unpacked(data, source, target=target)
+    return _report(benchmark, target, taken=tuple(taken))
+
+
+def prepare_text(report: PrepareReport) -> str:
+    """Return the report as plain lines."""
+    taken = [f"{file.name}: {file.action}, {file.size:,} bytes, {file.checksum}" for file in report.taken]
+    return "\n".join(
+        [
+            f"{report.benchmark} is ready: data.root = {report.root}",
+            *(taken or ["unpacked already; used where it is, nothing was copied"]),
+            counts_text(report.counts),
+            *(f"{topic}: {note}" for topic, note in report.notes.items()),
+        ]
+    )
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in LAYOUTS:
+        raise KeMetricError(
+            f"{name!r} cannot be prepared from archives{closest(name, LAYOUTS)}; these can: {', '.join(LAYOUTS)}",
+            ExitCode.DATA,
+        )
+
+
+def _is_unpacked(name: str, source: Path) -> bool:
+    bases = [source, *(path for path in source.iterdir() if path.is_dir())]
+    return any(len(layout.find(base)) == len(layout.paths) for base in bases for layout in LAYOUTS[name])
+
+
+def _checked(file: SourceFile, tell: Progress) -> str:
+    if file.published is None:
+        return "not a published file, no checksum to compare with"
+    tell(f"comparing the checksum of {file.path.name}")
+    return verify_published(file.path, file.published)
+
+
+def _take(file: SourceFile, checksum: str, *, folder: Path, tell: Progress) -> TakenFile:
+    place = folder / file.published.place if file.published else folder
+    place.mkdir(exist_ok=True)
+    unpack = file.published is None or file.published.is_archive
+    tell(f"{'unpacking' if unpack else 'copying'} {file.path.name}")
+    if unpack:
+        extract_into(file.path, place)
+    else:
+        assert file.published is not None
+        shutil.copyfile(file.path, place / file.published.name)
+    return TakenFile(file.path.name, file.path.stat().st_size, "unpacked" if unpack else "copied", checksum)
+
+
+def _load_unpacked(data: Data, source: Path, *, target: Path) -> Benchmark:
+    """Read what was unpacked, whose errors have to name the target: the temporary folder vanishes with them."""
+    assert data.root is not None
+    try:
+        return load_benchmark(data)
+    except KeMetricError as error:
+        said = str(error).replace(data.root, str(target))
+        raise KeMetricError(
+            f"{source}: unpacked, but not usable as {data.benchmark}; nothing was kept.\n"
+            f"{_archives_inside(Path(data.root))}{said}",
+            error.exit_code,
+        ) from error
+
+
+def _archives_inside(folder: Path) -> str:
+    inner = [path.name for path in archives_in(folder)]
+    return f"It holds archives: {some_of(inner)}. Unpack the outer one and give the folder.\n" if inner else ""
+
+
+def _report(benchmark: Benchmark, root: Path, *, taken: tuple[TakenFile, ...]) -> PrepareReport:
+    return PrepareReport(benchmark.name, root, taken, count_parts(benchmark), benchmark.notes)

@@ -1,0 +1,200 @@
+"""What can be wrong with a benchmark: one function per thing to look for, each giving paths, reason and cure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ke_metric.data.images import Benchmark, ImageSet
+from ke_metric.data.part_counts import parts_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with the data.
+
+    Attributes:
+        kind: What it is, in the same words for every problem of its kind.
+        is_error: Whether it stops training or falsifies scores; otherwise it is a warning.
+        paths: Keys of the items it is about; of a class, one item on either side.
+        reason: What was found.
+        fix: What to do about it.
+    """
+
+    kind: str
+    is_error: bool
+    paths: tuple[str, ...]
+    reason: str
+    fix: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the problem as plain JSON values."""
+        return {**asdict(self), "paths": list(self.paths)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an item stands: its part and the name of its class."""
+
+    part: str
+    class_name: str
+
+    @property
+    def trained(self) -> bool:
+        return self.part == "train"
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.class_name}"
+
+
+def unreadable_images(reasons: Mapping[str, str]) -> Iterator[Problem]:
+    """Report pictures that cannot be decoded, or only a part of them.
+
+    Args:
+        reasons: Item key to what the decoder said.
+    """
+    for key, reason in reasons.items():
+        yield Problem(
+            kind="unreadable image",
+            is_error=True,
+            paths=(key,),
+            reason=reason,
+            fix="put a whole copy in its place, or remove the file (and its row, where a list names it)",
+        )
+
+
+def duplicate_images(benchmark: Benchmark, fingerprints: Mapping[str, str]) -> Iterator[Problem]:
+    """Report pictures that are the same pixel by pixel, or the same file, at more than one place.
+
+    Args:
+        benchmark: Whose items they are.
+        fingerprints: Item key to a digest of the decoded pixels; items without one are left out.
+    """
+    places = _places(benchmark)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key in places:
+        if key in fingerprints:
+            groups[fingerprints[key]].append(key)
+    for keys in groups.values():
+        standing = [(key, place) for key in keys for place in places[key]]
+        if len(keys) > 1 or len({place.trained for _, place in standing}) > 1:
+            yield _duplicate(tuple(keys), standing)
+
+
+def shared_classes(benchmark: Benchmark) -> Iterator[Problem]:
+    """Report classes, by name, that are trained on and tested on."""
+    tested = _first_items(benchmark.gallery) | _first_items(benchmark.query)
+    trained = _first_items(benchmark.train)
+    for name in sorted(trained.keys() & tested.keys()):
+        yield Problem(
+            kind="class in training and test",
+            is_error=True,
+            paths=(trained[name], tested[name]),
+            reason=f"class {name!r} is both trained on and tested on; retrieval is scored on unseen classes",
+            fix="put the class on one side only, or rename it if these are two different classes",
+        )
+
+
+def few_training_classes(benchmark: Benchmark) -> Iterator[Problem]:
+    """Report a training part that has nothing to tell apart."""
+    present = len(np.unique(benchmark.train.labels))
+    if present < 2:
+        yield Problem(
+            kind="too few training classes",
+            is_error=True,
+            paths=benchmark.train.keys[:1],
+            reason=f"the training part has {present} class(es); at least 2 are needed",
+            fix="add classes, or move some from the test part",
+        )
+
+
+def lone_training_images(train: ImageSet) -> Iterator[Problem]:
+    """Report training classes with a single image, which give no pair of one class."""
+    sizes = np.bincount(train.labels, minlength=len(train.class_names))
+    for index in np.flatnonzero(sizes[train.labels] == 1):
+        yield Problem(
+            kind="training class with one image",
+            is_error=False,
+            paths=(train.keys[index],),
+            reason=f"class {train.class_names[train.labels[index]]!r} has one training image: no pair of its own",
+            fix="add images of the class, or leave it out",
+        )
+
+
+def lone_queries(benchmark: Benchmark) -> Iterator[Problem]:
+    """Report queries of whose class the gallery has no other item; one error instead when that is all of them."""
+    lone = _queries_without_match(benchmark.query, benchmark.gallery)
+    if len(lone) == len(benchmark.query):
+        yield Problem(
+            kind="nothing can be scored",
+            is_error=True,
+            paths=benchmark.query.keys[:1],
+            reason="no query has another image of its class to find",
+            fix="give the test classes at least 2 images each, or the gallery the classes of the queries",
+        )
+        return
+    for index in lone:
+        name = benchmark.query.class_names[benchmark.query.labels[index]]
+        yield Problem(
+            kind="query without match",
+            is_error=False,
+            paths=(benchmark.query.keys[index],),
+            reason=f"there is no other image of class {name!r} to find",
+            fix="add images of the class to the gallery, or leave it out of the test part",
+        )
+
+
+def _places(benchmark: Benchmark) -> dict[str, list[_Place]]:
+    places: dict[str, list[_Place]] = defaultdict(list)
+    for part, images in parts_of(benchmark).items():
+        for key, label in zip(images.keys, images.labels.tolist(), strict=True):
+            places[key].append(_Place(part, images.class_names[label]))
+    return places
+
+
+def _duplicate(keys: tuple[str, ...], standing: Sequence[tuple[str, _Place]]) -> Problem:
+    where = ", ".join(f"{key} ({place})" for key, place in standing)
+    if len({place.trained for _, place in standing}) > 1:
+        return Problem(
+            kind="same image in training and test",
+            is_error=True,
+            paths=keys,
+            reason=f"the same picture is trained on and tested on: {where}",
+            fix="remove it from one side; in a published benchmark leave it and say so beside the scores",
+        )
+    if len({place.class_name for _, place in standing}) > 1:
+        return Problem(
+            kind="same image in two classes",
+            is_error=True,
+            paths=keys,
+            reason=f"the same picture has different classes: {where}",
+            fix="keep it in the class it belongs to; in a published benchmark leave it and say so beside the scores",
+        )
+    return Problem(
+        kind="same image twice",
+        is_error=False,
+        paths=keys,
+        reason=f"the same picture is there {len(keys)} times: {where}",
+        fix="keep one; a copy in the test part is a match that every network finds",
+    )
+
+
+def _first_items(images: ImageSet) -> dict[str, str]:
+    """Return the name of every class that has an item, to the key of its first one."""
+    labels, first = np.unique(images.labels, return_index=True)
+    return {images.class_names[label]: images.keys[index] for label, index in zip(labels, first, strict=True)}
+
+
+def _queries_without_match(query: ImageSet, gallery: ImageSet) -> list[int]:
+    sizes = np.bincount(gallery.labels, minlength=len(query.class_names))
+    members = set(gallery.keys)
+    labels: Iterable[int] = query.labels.tolist()
+    return [
+        index
+        for index, (key, label) in enumerate(zip(query.keys, labels, strict=True))
+        if sizes[label] - (key in members) <= 0
+    ]

@@ -1,0 +1,203 @@
+"""From the rows a reader found to a benchmark: the checks and the numbering that every reader shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet
+from ke_metric.errors import ExitCode, KeMetricError
+
+NAMED_IN_ERRORS = 5
+
+
+class Item(NamedTuple):
+    """One picture: its path below the picture folder, and its class as the data set numbers it."""
+
+    key: str
+    class_id: int
+
+
+class LabelledPath(NamedTuple):
+    """One of the user's own pictures: path relative to their folder, class name, part (None: not yet divided)."""
+
+    path: str
+    label: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a reader found on disk, before classes are renumbered.
+
+    Attributes:
+        origin: File or folder the rows come from; errors name it.
+        folder: Folder that the keys are relative to.
+        train: Training items, in the order to keep.
+        query: Items searched with, in the order to keep.
+        gallery: Items searched in; None when the queries search each other.
+        class_names: Class id to name; at least the ids that occur.
+        notes: Facts for the reader of a scorecard.
+    """
+
+    origin: Path
+    folder: Path
+    train: Sequence[Item]
+    query: Sequence[Item]
+    gallery: Sequence[Item] | None
+    class_names: Mapping[int, str]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Sequence[Item]]:
+        """The items by the name of their part: train and test, or train, query and gallery."""
+        if self.gallery is None:
+            return {"train": self.train, "test": self.query}
+        return {"train": self.train, "query": self.query, "gallery": self.gallery}
+
+
+def build_benchmark(name: str, table: Table) -> Benchmark:
+    """Check a table and number its classes: training from 0, query and gallery together from 0.
+
+    Args:
+        name: Of the benchmark, as in the recipe.
+        table: Its rows.
+
+    Raises:
+        KeMetricError: A part is empty, an item repeats, a class has no name, training and test share a class, or a
+            picture is missing.
+    """
+    for part, items in table.parts.items():
+        _refuse_empty(table, part, items)
+        _refuse_repeats(table, part, items)
+    tested = [*table.query, *(table.gallery or ())]
+    _refuse_nameless_classes(table, tested)
+    _refuse_shared_classes(table, tested)
+    _refuse_missing_pictures(table, tested)
+    train = _image_set(table, table.train, _class_ids(table.train))
+    query = _image_set(table, table.query, _class_ids(tested))
+    gallery = query if table.gallery is None else _image_set(table, table.gallery, _class_ids(tested))
+    return Benchmark(name, train, query, gallery, {**table.notes, **_lone_items(table)})
+
+
+def split_at(items: Iterable[Item], last_train_class: int) -> tuple[list[Item], list[Item]]:
+    """Cut items by class id: up to and with `last_train_class` for training, above it for testing."""
+    train: list[Item] = []
+    test: list[Item] = []
+    for item in items:
+        (train if item.class_id <= last_train_class else test).append(item)
+    return train, test
+
+
+def key_below(path: str, where: str) -> str:
+    """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder.
+
+    Args:
+        path: As the list has it.
+        where: File and line, for the error.
+    """
+    # By hand, since pathlib would take longer over the 120,053 paths of a large list than everything else together.
+    parts = path.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
+        raise KeMetricError(
+            f"{where}: the path {path!r} leaves the data folder; paths must be relative to it and without '..'",
+            ExitCode.DATA,
+        )
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few names for an error message, and how many more there are."""
+    more = len(names) - NAMED_IN_ERRORS
+    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _class_ids(items: Iterable[Item]) -> list[int]:
+    return sorted({item.class_id for item in items})
+
+
+def _image_set(table: Table, items: Sequence[Item], class_ids: Sequence[int]) -> ImageSet:
+    label_of = {class_id: label for label, class_id in enumerate(class_ids)}
+    labels = np.array([label_of[item.class_id] for item in items], dtype=np.int64)
+    class_names = tuple(table.class_names[class_id] for class_id in class_ids)
+    return ImageSet(tuple(item.key for item in items), labels, class_names, FolderSource(table.folder))
+
+
+def _refuse_empty(table: Table, part: str, items: Sequence[Item]) -> None:
+    if not items:
+        raise KeMetricError(f"{table.origin}: the {part} part has no images", ExitCode.DATA)
+
+
+def _refuse_repeats(table: Table, part: str, items: Sequence[Item]) -> None:
+    repeated = [key for key, count in Counter(item.key for item in items).items() if count > 1]
+    if repeated:
+        raise KeMetricError(
+            f"{table.origin}: {len(repeated):,} images are listed more than once in the {part} part: "
+            f"{some_of(repeated)}; list each image once",
+            ExitCode.DATA,
+        )
+
+
+def _refuse_nameless_classes(table: Table, tested: Sequence[Item]) -> None:
+    nameless = [
+        str(class_id) for class_id in _class_ids([*table.train, *tested]) if class_id not in table.class_names
+    ]
+    if nameless:
+        raise KeMetricError(
+            f"{table.origin}: images of classes that have no name: {some_of(nameless)}; "
+            f"{len(table.class_names):,} classes are named",
+            ExitCode.DATA,
+        )
+
+
+def _refuse_shared_classes(table: Table, tested: Sequence[Item]) -> None:
+    shared = sorted(set(_class_ids(table.train)) & set(_class_ids(tested)))
+    if shared:
+        names = [table.class_names[class_id] for class_id in shared]
+        raise KeMetricError(
+            f"{table.origin}: {len(shared):,} classes are both trained on and tested on: {some_of(names)}. Retrieval "
+            "is scored on classes that training never saw: put every class on one side only, or give the classes "
+            "without a split and let data.test_fraction divide them",
+            ExitCode.DATA,
+        )
+
+
+def _refuse_missing_pictures(table: Table, tested: Sequence[Item]) -> None:
+    keys = dict.fromkeys(item.key for item in [*table.train, *tested])
+    # One listing per folder: asking for every file by itself takes minutes on a network disk.
+    present = {parent: _file_names(table.folder / parent) for parent in {key.rpartition("/")[0] for key in keys}}
+    missing = [key for key in keys if key.rpartition("/")[2] not in present[key.rpartition("/")[0]]]
+    if missing:
+        raise KeMetricError(
+            f"{table.folder}: {len(missing):,} of the {len(keys):,} images that {table.origin} lists are not there: "
+            f"{some_of(missing)}. Is the archive unpacked completely?",
+            ExitCode.DATA,
+        )
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _lone_items(table: Table) -> dict[str, str]:
+    sizes = Counter(item.class_id for item in table.train)
+    lone_classes = sum(count == 1 for count in sizes.values())
+    lone_queries = _queries_without_match(table.query, table.query if table.gallery is None else table.gallery)
+    notes = {}
+    if lone_classes:
+        notes["training classes with one image"] = f"{lone_classes:,}"
+    if lone_queries:
+        notes["queries without any match"] = f"{lone_queries:,}"
+    return notes
+
+
+def _queries_without_match(query: Sequence[Item], gallery: Sequence[Item]) -> int:
+    """Count the queries whose class has no other item in the gallery."""
+    sizes = Counter(item.class_id for item in gallery)
+    members = set(gallery)
+    return sum(sizes[item.class_id] - (item in members) == 0 for item in query)

@@ -1,0 +1,128 @@
+"""Embeddings with their labels and item ids, checked and L2-normalised once.
+
+Shapes: N items, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ke_metric.errors import ExitCode, KeMetricError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+ItemIds = tuple[str, ...] | tuple[int, ...]
+
+_ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Embeddings:
+    """N embeddings on the unit sphere, their class labels and the ids of the pictures they come from.
+
+    Takes NumPy arrays, torch tensors on any device, or lists; refuses what cannot be scored.
+
+    Attributes:
+        vectors: [N, D] float32, every row of length 1 (normalised here, in float64).
+        labels: [N] int64 class numbers, any integers.
+        ids: N item ids, all str or all int and all different; two items with one id, one in the queries and one in
+            the gallery, are the same picture. None: nothing is known about shared pictures.
+
+    Raises:
+        KeMetricError: DATA, naming the item, for wrong shapes or types, no items, a vector that is zero or not
+            finite, or repeated ids.
+    """
+
+    vectors: FloatArray
+    labels: IntArray
+    ids: ItemIds | None
+
+    def __init__(
+        self,
+        vectors: npt.ArrayLike | torch.Tensor,
+        labels: npt.ArrayLike | torch.Tensor,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor | None = None,
+    ) -> None:
+        object.__setattr__(self, "vectors", _normalised(_as_array(vectors)))
+        object.__setattr__(self, "labels", _checked_labels(_as_array(labels), len(self.vectors)))
+        object.__setattr__(self, "ids", None if ids is None else _checked_ids(_as_tuple(ids), len(self.vectors)))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def row_chunks(count: int, rows: int) -> Iterator[slice]:
+    """Cut `count` rows into slices of at most `rows` rows."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+def _as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
+    return np.asarray(values)
+
+
+def _as_tuple(ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> tuple[Any, ...]:
+    return tuple(ids.tolist()) if isinstance(ids, (np.ndarray, torch.Tensor)) else tuple(ids)
+
+
+def _normalised(vectors: npt.NDArray[Any]) -> FloatArray:
+    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind not in "fiu":
+        raise KeMetricError(
+            f"embeddings have shape {list(vectors.shape)} and type {vectors.dtype}, "
+            "must be [N, D] real numbers with N and D at least 1",
+            ExitCode.DATA,
+        )
+    unit = np.empty(vectors.shape, dtype=np.float32)
+    for rows in row_chunks(len(vectors), _ROWS_AT_A_TIME):
+        wide = vectors[rows].astype(np.float64)
+        # Dividing by the largest entry first keeps the squares of very large and very small vectors in range.
+        peak = np.abs(wide).max(axis=1, keepdims=True)
+        _refuse_unusable(peak[:, 0], first_item=rows.start)
+        wide /= peak
+        unit[rows] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit
+
+
+def _refuse_unusable(peak: npt.NDArray[np.float64], *, first_item: int) -> None:
+    for unusable, problem in ((~np.isfinite(peak), "holds a value that is not finite"), (peak == 0, "is all zero")):
+        if unusable.any():
+            item = first_item + int(np.flatnonzero(unusable)[0])
+            raise KeMetricError(
+                f"the embedding of item {item} {problem}; it has no direction and cannot be compared", ExitCode.DATA
+            )
+
+
+def _checked_labels(labels: npt.NDArray[Any], count: int) -> IntArray:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise KeMetricError(
+            f"labels have shape {list(labels.shape)} and type {labels.dtype}, "
+            f"must be [{count}] integers, one for each embedding",
+            ExitCode.DATA,
+        )
+    return labels.astype(np.int64)
+
+
+def _checked_ids(ids: tuple[Any, ...], count: int) -> ItemIds:
+    if len(ids) != count:
+        raise KeMetricError(f"{len(ids)} item ids for {count} embeddings, must be one for each", ExitCode.DATA)
+    kinds = sorted({type(item).__name__ for item in ids})
+    if kinds not in (["int"], ["str"]):
+        raise KeMetricError(f"item ids have type {' and '.join(kinds)}, must be all str or all int", ExitCode.DATA)
+    first_seen: dict[Any, int] = {}
+    for position, item in enumerate(ids):
+        if first_seen.setdefault(item, position) != position:
+            raise KeMetricError(
+                f"item id {item!r} occurs at positions {first_seen[item]} and {position}, must be unique",
+                ExitCode.DATA,
+            )
+    return ids

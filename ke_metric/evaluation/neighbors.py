@@ -1,0 +1,164 @@
+"""Exact nearest neighbours of L2-normalised embeddings, without the query itself.
+
+Shapes: Q queries, G gallery items, D embedding, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.backend import Backend, exact_products
+from ke_metric.evaluation.embeddings import FloatArray, IntArray, ItemIds, row_chunks
+from ke_metric.evaluation.faiss_library import load_faiss
+
+FAISS_GPU_MAX_NEIGHBORS = 2048
+"""Most neighbours per query that GPU FAISS returns (facebookresearch/faiss#2103)."""
+
+Lookup = Callable[[FloatArray, int], tuple[FloatArray, IntArray]]
+"""Queries [Q, D] and a depth to (similarities, indices), both [Q, depth], most similar first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The K most similar gallery items of each query, most similar first.
+
+    Attributes:
+        indices: [Q, K] int64 positions in the gallery; -1 where a query has fewer than K neighbours.
+        similarities: [Q, K] float32 cosine similarities, never rising along a row; -inf where the index is -1.
+    """
+
+    indices: IntArray
+    similarities: FloatArray
+
+    def __post_init__(self) -> None:
+        assert self.indices.dtype == np.int64, self.indices.dtype
+        assert self.similarities.dtype == np.float32, self.similarities.dtype
+        assert self.indices.ndim == 2, self.indices.shape
+        assert self.indices.shape == self.similarities.shape, (self.indices.shape, self.similarities.shape)
+        assert bool((self.similarities[:, 1:] <= self.similarities[:, :-1]).all()), "similarities rise along a row"
+        assert bool(((self.indices == -1) == np.isneginf(self.similarities)).all()), "padding is not -1 with -inf"
+        assert bool((self.indices >= -1).all()), "negative gallery position"
+
+
+def find_self_matches(query_ids: ItemIds | None, gallery_ids: ItemIds | None) -> IntArray | None:
+    """Return for each query the gallery position of the same picture: [Q] int64, -1 where there is none.
+
+    None when neither side has ids, that is when query and gallery share no picture.
+
+    Raises:
+        KeMetricError: DATA when only one side has ids, or when one side's are str and the other's int.
+    """
+    if query_ids is None and gallery_ids is None:
+        return None
+    kinds = [None if ids is None else type(ids[0]).__name__ for ids in (query_ids, gallery_ids)]
+    if query_ids is None or gallery_ids is None or kinds[0] != kinds[1]:
+        raise KeMetricError(
+            f"item ids of the queries: {kinds[0]}, of the gallery: {kinds[1]}; give both sides ids of the same type, "
+            "or none where query and gallery share no picture",
+            ExitCode.DATA,
+        )
+    position = {item: index for index, item in enumerate(gallery_ids)}
+    return np.array([position.get(item, -1) for item in query_ids], dtype=np.int64)
+
+
+def search(
+    query: FloatArray, gallery: FloatArray, k: int, *, backend: Backend, self_match: IntArray | None = None
+) -> Neighbors:
+    """Find the k gallery items with the largest inner product with each query, exactly.
+
+    The query's own picture is left out wherever it ranks; another picture that looks the same stays in. Which of
+    several equally similar items comes first, or is the last to get in, depends on the backend.
+
+    Memory beside the inputs and the result (12 bytes x Q x k): O(chunk x k) for FAISS, O(chunk x G) for torch, on
+    whose device a copy of the gallery lies as well; `chunk` is the backend's.
+
+    Args:
+        query: [Q, D] float32, L2-normalised.
+        gallery: [G, D] float32, L2-normalised.
+        k: Neighbours per query, at least 1; where the gallery has fewer the rest of the row is padding.
+        backend: What searches, from `choose_backend`.
+        self_match: [Q] position in the gallery of the query's own picture, -1 for none (`find_self_matches`); None:
+            no query is in the gallery.
+
+    Raises:
+        KeMetricError: ENVIRONMENT for faiss-gpu with more than 2048 neighbours; FAISS missing or broken.
+    """
+    assert query.ndim == gallery.ndim == 2, (query.shape, gallery.shape)
+    assert query.shape[1] == gallery.shape[1], (query.shape, gallery.shape)
+    assert query.dtype == gallery.dtype == np.float32, (query.dtype, gallery.dtype)
+    assert k >= 1, k
+    own = np.full(len(query), -1, dtype=np.int64) if self_match is None else self_match
+    depth = min(k + bool((own >= 0).any()), len(gallery))
+    width = min(k, depth)
+    indices = np.full((len(query), k), -1, dtype=np.int64)
+    similarities = np.full((len(query), k), -np.inf, dtype=np.float32)
+    lookup = _LOOKUPS[backend.name](gallery, backend)
+    for rows in row_chunks(len(query), backend.chunk):
+        found = _without_self(*lookup(query[rows], depth), own[rows])
+        similarities[rows, :width], indices[rows, :width] = found[0][:, :width], found[1][:, :width]
+    return Neighbors(indices, similarities)
+
+
+def _without_self(similarities: FloatArray, indices: IntArray, own: IntArray) -> tuple[FloatArray, IntArray]:
+    """Move each query's own picture, where it was found, to the end of its row and turn it into padding."""
+    is_self = indices == own[:, None]
+    others_first = np.argsort(is_self, axis=1, kind="stable")
+    similarities = np.where(is_self, np.float32(-np.inf), similarities)
+    indices = np.where(is_self, -1, indices)
+    return np.take_along_axis(similarities, others_first, axis=1), np.take_along_axis(indices, others_first, axis=1)
+
+
+def _faiss_cpu_lookup(gallery: FloatArray, backend: Backend) -> Lookup:
+    faiss = load_faiss()
+
+    def lookup(query: FloatArray, depth: int) -> tuple[FloatArray, IntArray]:
+        similarities, indices = faiss.knn(query, gallery, depth, faiss.METRIC_INNER_PRODUCT)
+        return similarities, indices
+
+    return lookup
+
+
+def _faiss_gpu_lookup(gallery: FloatArray, backend: Backend) -> Lookup:
+    faiss = load_faiss()
+    place = faiss.GpuIndexFlatConfig()
+    place.device = torch.device(backend.device).index or 0
+    # The index uses the resources but does not own them: the closure keeps them alive.
+    resources = faiss.StandardGpuResources()
+    index = faiss.GpuIndexFlatIP(resources, gallery.shape[1], place)
+    index.add(gallery)
+
+    def lookup(query: FloatArray, depth: int, resources: object = resources) -> tuple[FloatArray, IntArray]:
+        if depth > FAISS_GPU_MAX_NEIGHBORS:
+            raise KeMetricError(
+                f"backend = 'faiss-gpu' returns at most {FAISS_GPU_MAX_NEIGHBORS} neighbours per query and "
+                f"{depth} are needed (the largest class or K, and the query itself): use 'torch' or 'faiss-cpu'",
+                ExitCode.ENVIRONMENT,
+            )
+        similarities, indices = index.search(query, depth)
+        return similarities, indices
+
+    return lookup
+
+
+def _torch_lookup(gallery: FloatArray, backend: Backend) -> Lookup:
+    resident = torch.from_numpy(gallery).to(backend.device)  # [G, D]
+
+    def lookup(query: FloatArray, depth: int) -> tuple[FloatArray, IntArray]:
+        with exact_products(backend.device):
+            products = torch.from_numpy(query).to(backend.device) @ resident.T  # [chunk, G]
+            similarities, indices = products.topk(depth, dim=1)
+        return similarities.cpu().numpy(), indices.cpu().numpy()
+
+    return lookup
+
+
+_LOOKUPS: dict[str, Callable[[FloatArray, Backend], Lookup]] = {
+    "faiss-cpu": _faiss_cpu_lookup,
+    "faiss-gpu": _faiss_gpu_lookup,
+    "torch": _torch_lookup,
+}

@@ -1,0 +1,126 @@
+"""The records that travel: a generation, its scorecard, where it came from, and a training that is under way.
+
+Plain data, whole or not at all: what `evolution` yields, `lineage` stores and `report` shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Scores = Mapping[str, float]
+"""Score name to value; a score that was not computed is absent, never 0."""
+Weights = Mapping[str, Tensor]
+"""A state dict on the CPU: name to tensor."""
+
+
+def weights_digest(weights: Weights) -> str:
+    """Return the SHA-256 of a state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """All scores of one generation.
+
+    Attributes:
+        dense: Scores of the full-width network.
+        slim: Scores of the fit hypothesis alone; None where there is no slim network (WELS, or not asked for).
+        dense_parameters: Number of parameters of the dense network.
+        slim_parameters: Number of parameters of the slim network; None where there is none.
+    """
+
+    dense: Scores
+    slim: Scores | None
+    dense_parameters: int
+    slim_parameters: int | None
+
+    def __post_init__(self) -> None:
+        assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a generation came from.
+
+    Attributes:
+        recipe_digest: SHA-256 of the recipe.
+        parent_digest: SHA-256 of the parent's weights; None for generation 1.
+        seed: Seed of the lineage.
+        environment: Versions, hardware, commit; see `lineage.describe_environment`.
+        training: Device, precision, processes and search backend that were used.
+        seconds: Wall-clock seconds by phase: `training`, `scoring`.
+    """
+
+    recipe_digest: str
+    parent_digest: str | None
+    seed: int
+    environment: Mapping[str, Any]
+    training: Mapping[str, Any]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One complete training.
+
+    Attributes:
+        number: Counted from 1.
+        weights: State dict of the dense network after the last epoch.
+        loss_weights: State dict of the loss (proxies); empty for losses without parameters.
+        split: The split plan as JSON, see `split.plan.SplitPlan.to_json`.
+        split_bits: The masks' bits of a WELS plan, name to uint8 tensor; empty for KELS.
+        scorecard: Its scores.
+        training_log: One record per epoch.
+        magnitudes: Parameter name to mean absolute weight inside its fit and its reset part (None where empty).
+        provenance: Where it came from.
+    """
+
+    number: int
+    weights: Weights = field(repr=False)
+    loss_weights: Weights = field(repr=False)
+    split: str = field(repr=False)
+    split_bits: Weights = field(repr=False)
+    scorecard: Scorecard
+    training_log: tuple[Mapping[str, Any], ...] = field(repr=False)
+    magnitudes: Mapping[str, tuple[float | None, float | None]] = field(repr=False)
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        assert self.number >= 1, "generations are counted from 1"
+        assert (self.provenance.parent_digest is None) == (self.number == 1), "only generation 1 has no parent"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A generation under way, after a finished epoch: what an exact resume needs.
+
+    Random streams are functions of (seed, generation, epoch, purpose), so no generator state is kept.
+
+    Attributes:
+        number: The generation being trained.
+        epoch: Epochs finished, from 1.
+        weights: State dict of the network.
+        loss_weights: State dict of the loss.
+        optimizer: State dict of the optimizer (and of the fp16 loss scaler, where there is one).
+        training_log: One record per finished epoch.
+        seconds: Wall-clock seconds trained so far.
+    """
+
+    number: int
+    epoch: int
+    weights: Weights = field(repr=False)
+    loss_weights: Weights = field(repr=False)
+    optimizer: Mapping[str, Any] = field(repr=False)
+    training_log: tuple[Mapping[str, Any], ...] = field(repr=False)
+    seconds: float

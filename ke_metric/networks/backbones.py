@@ -1,0 +1,159 @@
+"""Backbones: any torchvision or timm classifier by name, its classifier taken off without losing pooling.
+
+Shapes: B batch, F feature, H and W image height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.recipe import Network
+
+TIMM_PREFIX = "timm/"
+# torchvision builds its classifiers for the classes of ImageNet; that number identifies the classifier layer.
+IMAGENET_CLASSES = 1000
+# These two carry auxiliary classifiers, which train only beside the main one.
+WITHOUT_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
+
+
+def build_backbone(network: Network) -> nn.Module:
+    """Build the recipe's backbone: images [B, 3, H, W] to features [B, F].
+
+    Weights are random, drawn from torch's default generator (see `randomness.default_streams`), unless the
+    recipe asks for pretrained ones.
+
+    Raises:
+        KeMetricError: An unknown name, timm missing, pretrained weights that cannot be had, or a small stem for a
+            network that has none.
+    """
+    if network.pretrained and network.stem == "small":
+        raise KeMetricError(
+            "network.stem = 'small' and network.pretrained = true exclude each other: the pretrained weights belong "
+            "to the standard stem",
+            ExitCode.RECIPE,
+        )
+    is_timm = network.backbone.startswith(TIMM_PREFIX)
+    backbone = _timm_backbone(network) if is_timm else _torchvision_backbone(network)
+    if network.stem == "small":
+        make_stem_small(backbone, network.stem_stride, network.backbone)
+    return backbone
+
+
+def feature_size(backbone: nn.Module, image_size: int, name: str) -> int:
+    """Return F, found by sending one black image of `image_size` pixels through the backbone."""
+    was_training = backbone.training
+    try:
+        with torch.no_grad():
+            feature = cast(Tensor, backbone.eval()(torch.zeros(1, 3, image_size, image_size)))
+    except RuntimeError as error:
+        raise KeMetricError(
+            f"network.backbone = {name!r} cannot take images of data.image_size = {image_size} pixels: {error}",
+            ExitCode.RECIPE,
+        ) from error
+    finally:
+        backbone.train(was_training)
+    if feature.ndim != 2:
+        raise KeMetricError(
+            f"network.backbone = {name!r} gives features of shape {tuple(feature.shape)}, [B, F] is needed",
+            ExitCode.RECIPE,
+        )
+    return feature.shape[1]
+
+
+def _torchvision_backbone(network: Network) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if network.backbone not in names:
+        raise KeMetricError(
+            f"network.backbone = {network.backbone!r} is no classifier of torchvision"
+            f"{closest(network.backbone, names)} (models of timm are written {TIMM_PREFIX}NAME)",
+            ExitCode.RECIPE,
+        )
+    options: dict[str, bool] = {}
+    if network.backbone in WITHOUT_AUXILIARY_HEADS:
+        options = {"aux_logits": False} if network.pretrained else {"aux_logits": False, "init_weights": True}
+    weights = "DEFAULT" if network.pretrained else None
+    try:
+        backbone: nn.Module = torchvision.models.get_model(network.backbone, weights=weights, **options)
+    except (OSError, URLError) as error:
+        raise _weights_missing(network, error) from error
+    classifier = [name for name, module in backbone.named_modules() if _outputs(module) == IMAGENET_CLASSES][-1]
+    backbone.set_submodule(classifier, nn.Identity())
+    return backbone
+
+
+def _timm_backbone(network: Network) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise KeMetricError(
+            f"network.backbone = {network.backbone!r} needs timm: pip install 'ke_metric[timm]'", ExitCode.ENVIRONMENT
+        ) from error
+    name = network.backbone.removeprefix(TIMM_PREFIX)
+    if not timm.is_model(name):
+        raise KeMetricError(
+            f"network.backbone = {network.backbone!r} is no model of timm{closest(name, timm.list_models())}",
+            ExitCode.RECIPE,
+        )
+    try:
+        # num_classes=0 takes the classifier off and keeps the pooling; an Identity in its place may lose it.
+        return timm.create_model(name, pretrained=network.pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        if not network.pretrained:
+            raise
+        raise _weights_missing(network, error) from error
+
+
+def _weights_missing(network: Network, error: Exception) -> KeMetricError:
+    return KeMetricError(
+        f"network.pretrained = true: the weights of {network.backbone!r} cannot be had ({error}). Fetch "
+        "them once on a machine with network access, or start from random weights (network.pretrained = false).",
+        ExitCode.ENVIRONMENT,
+    )
+
+
+def _outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) else None
+
+
+def make_stem_small(backbone: nn.Module, stride: int, name: str) -> None:
+    """Make the first convolution 3x3 with the given stride and drop the max pooling between it and the second.
+
+    For images of 32 to 64 pixels, which a 7x7 stride-2 convolution and a pooling would shrink to nothing. The new
+    convolution is drawn from He's normal distribution (fan_out, ReLU), as torchvision's ResNet draws its own.
+
+    Raises:
+        KeMetricError: The network does not begin with an overlapping convolution (a patch embedding, say).
+    """
+    names = [module_name for module_name, _ in _stem(backbone)]
+    first = backbone.get_submodule(names[0]) if names else None
+    if not isinstance(first, nn.Conv2d) or first.stride[0] >= first.kernel_size[0] or first.groups != 1:
+        raise KeMetricError(
+            f"network.stem = 'small': {name!r} does not begin with a convolution whose windows overlap; "
+            "use stem = 'standard' and a larger data.image_size",
+            ExitCode.RECIPE,
+        )
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=stride, padding=1, bias=first.bias is not None)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    backbone.set_submodule(names[0], small)
+    for pooling in names[1:]:
+        backbone.set_submodule(pooling, nn.Identity())
+
+
+def _stem(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the first convolution and the max poolings defined before the second one."""
+    convolutions = 0
+    for name, module in backbone.named_modules():
+        convolutions += isinstance(module, nn.Conv2d)
+        if convolutions > 1:
+            return
+        if convolutions and isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            yield name, module

@@ -1,0 +1,162 @@
+"""Masks: compact records of which entries of a parameter are fit. True = fit, False = reset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChannelSet:
+    """Which of a number of channels are kept.
+
+    Attributes:
+        size: Number of channels.
+        ranges: Kept channels as half-open ranges, ascending and apart; a prefix is one range.
+    """
+
+    size: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, kept: Tensor) -> Self:
+        """Return the set of the channels that are True in a bool tensor [size]."""
+        edges = torch.diff(kept.to(torch.int8), prepend=torch.zeros(1), append=torch.zeros(1))
+        starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
+        return cls(len(kept), tuple(zip(starts, ends, strict=True)))
+
+    @classmethod
+    def of_ranges(cls, size: int, ranges: Sequence[Sequence[int]]) -> Self:
+        """Return the set with the given half-open ranges, as JSON holds them."""
+        return cls(size, tuple((start, end) for start, end in ranges))
+
+    @property
+    def count(self) -> int:
+        """Number of kept channels."""
+        return sum(end - start for start, end in self.ranges)
+
+    @property
+    def index(self) -> Tensor:
+        """Kept channels, ascending, int64 [count]."""
+        return self.flags.nonzero().flatten()
+
+    @property
+    def flags(self) -> Tensor:
+        """For every channel whether it is kept, bool [size]."""
+        flags = torch.zeros(self.size, dtype=torch.bool)
+        for start, end in self.ranges:
+            flags[start:end] = True
+        return flags
+
+
+@dataclass(frozen=True)
+class ChannelMask:
+    """Fit part of a weight by whole channels (KELS): kept rows x kept columns, whole kernels.
+
+    Attributes:
+        shape: Shape of the weight, [C_out, C_in / groups, ...].
+        outputs: Kept rows.
+        inputs: Kept columns.
+    """
+
+    shape: tuple[int, ...]
+    outputs: ChannelSet
+    inputs: ChannelSet
+
+    @property
+    def fit_count(self) -> int:
+        """Number of fit entries."""
+        return self.outputs.count * self.inputs.count * prod(self.shape[2:])
+
+    def expand(self) -> Tensor:
+        """Return the mask as a bool tensor of the weight's shape."""
+        plane = self.outputs.flags[:, None] & self.inputs.flags
+        return plane.view(*plane.shape, *(1,) * (len(self.shape) - 2)).expand(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the mask as JSON values; `from_json` reads them."""
+        return {"shape": self.shape, "outputs": self.outputs.ranges, "inputs": self.inputs.ranges}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Self:
+        """Return the mask that `to_json` wrote."""
+        shape = tuple(entry["shape"])
+        return cls(
+            shape, ChannelSet.of_ranges(shape[0], entry["outputs"]), ChannelSet.of_ranges(shape[1], entry["inputs"])
+        )
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """A bias, norm parameter or norm statistic: never reset, but narrowed in the slim network.
+
+    Attributes:
+        shape: Shape of the parameter or buffer.
+        axis: Its axis that holds channels.
+        channels: Kept channels along that axis.
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+    channels: ChannelSet
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the narrowing as JSON values; `from_json` reads them."""
+        return {"shape": self.shape, "axis": self.axis, "channels": self.channels.ranges}
+
+    @classmethod
+    def from_json(cls, entry: dict[str, Any]) -> Self:
+        """Return the narrowing that `to_json` wrote."""
+        shape, axis = tuple(entry["shape"]), entry["axis"]
+        return cls(shape, axis, ChannelSet.of_ranges(shape[axis], entry["channels"]))
+
+
+@dataclass(frozen=True)
+class WeightMask:
+    """Fit part of a weight by single entries (WELS), eight to a byte.
+
+    Attributes:
+        shape: Shape of the weight.
+        bits: uint8 [ceil(entries / 8)]; entry i of the flattened weight is bit i % 8 of byte i // 8.
+        fit_count: Number of fit entries.
+    """
+
+    shape: tuple[int, ...]
+    bits: Tensor
+    fit_count: int
+
+    @classmethod
+    def draw(cls, shape: Sequence[int], rate: float, generator: torch.Generator) -> Self:
+        """Draw a subset of exactly round(rate x entries) entries, every such subset equally likely."""
+        entries = prod(shape)
+        fit_count = round(rate * entries)
+        flags = torch.zeros(entries, dtype=torch.bool)
+        flags[torch.randperm(entries, generator=generator)[:fit_count]] = True
+        return cls(tuple(shape), _pack(flags), fit_count)
+
+    @classmethod
+    def of_bits(cls, shape: Sequence[int], bits: Tensor) -> Self:
+        """Return the mask that was stored as bits."""
+        return cls(tuple(shape), bits, int(_unpack(bits, prod(shape)).sum()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON holds of the mask: all but the bits, which go into a tensor file."""
+        return {"shape": self.shape}
+
+    def expand(self) -> Tensor:
+        """Return the mask as a bool tensor of the weight's shape."""
+        return _unpack(self.bits, prod(self.shape)).view(self.shape)
+
+
+def _pack(flags: Tensor) -> Tensor:
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -len(flags) % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
+
+
+def _unpack(bits: Tensor, entries: int) -> Tensor:
+    return ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).bool().flatten()[:entries]

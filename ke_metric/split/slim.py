@@ -1,0 +1,93 @@
+"""Cut the fit hypothesis out of a network as an ordinary, narrower network."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.masks import ChannelMask, ChannelSet
+from ke_metric.split.plan import SplitPlan
+
+
+def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
+    """Return the fit hypothesis of a network as a network of its own.
+
+    A deep copy with narrower layers: in eval mode it computes what the network computes with its reset hypothesis
+    set to zero. It shares nothing with the network, and can be trained, exported and split again.
+
+    Args:
+        network: The network; unchanged.
+        plan: A kels plan of it.
+
+    Raises:
+        KeMetricError: The plan is of kind wels, or of another network.
+    """
+    if plan.kind != "kels":
+        raise KeMetricError(
+            f"a split of kind {plan.kind!r} keeps single weights of every channel: there is no slim network in it "
+            "(kind='kels' has one)",
+            ExitCode.RECIPE,
+        )
+    plan.check(network)
+    slim = deepcopy(network)
+    slim.zero_grad(set_to_none=True)
+    narrow = _narrow_tensors(slim, plan)
+    for module in slim.modules():
+        changed = False
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor in narrow:
+                setattr(module, name, narrow[tensor])
+                changed = True
+        if changed:
+            _state_widths(module)
+    return slim
+
+
+def _narrow_tensors(network: nn.Module, plan: SplitPlan) -> dict[Tensor | None, Tensor]:
+    """Return, for every parameter and buffer of the plan, its narrow version."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    narrow: dict[Tensor | None, Tensor] = {}
+    for name, mask in plan.weights.items():
+        assert isinstance(mask, ChannelMask)
+        narrow[tensors[name]] = _narrow(tensors[name], [(0, mask.outputs), (1, mask.inputs)])
+    for name, narrowing in plan.narrowings.items():
+        narrow[tensors[name]] = _narrow(tensors[name], [(narrowing.axis, narrowing.channels)])
+    return narrow
+
+
+def _narrow(tensor: Tensor, kept: list[tuple[int, ChannelSet]]) -> Tensor:
+    values = tensor.detach()
+    for axis, channels in kept:
+        values = values.index_select(axis, channels.index.to(tensor.device))
+    values = values.clone(memory_format=_memory_format(tensor))
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return the memory format a tensor is laid out in; of two that fit, the one that its strides spell out."""
+    for memory_format, dimensions in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.ndim == dimensions:
+            laid_out = torch.empty(tensor.shape, device="meta", memory_format=memory_format)
+            if tensor.stride() == laid_out.stride():
+                return memory_format
+    return torch.contiguous_format
+
+
+def _state_widths(module: nn.Module) -> None:
+    """Let a layer's own attributes say how wide it is now."""
+    if isinstance(module, _ConvNd):
+        if module.groups > 1:
+            module.groups = module.groups * len(module.weight) // module.out_channels
+        module.out_channels = len(module.weight)
+        module.in_channels = module.weight.size(1) * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        module.num_features = len(
+            next(tensor for tensor in (module.weight, module.running_mean) if tensor is not None)
+        )

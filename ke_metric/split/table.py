@@ -1,0 +1,38 @@
+"""A split plan as a table to read."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from ke_metric.split.masks import ChannelMask, WeightMask
+
+if TYPE_CHECKING:
+    from ke_metric.split.plan import SplitPlan
+
+
+def split_table(plan: SplitPlan) -> str:
+    """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit."""
+    rows = [("weight", "outputs", "inputs", "fit")]
+    rows += [
+        (name, *_channels(mask), _share(mask.fit_count, prod(mask.shape))) for name, mask in plan.weights.items()
+    ]
+    rows.append(("all", "", "", _share(plan.fit_count, plan.fit_count + plan.reset_count)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return "\n".join([f"{plan.kind} at split rate {plan.rate}", *lines])
+
+
+def _channels(mask: ChannelMask | WeightMask) -> tuple[str, str]:
+    if isinstance(mask, WeightMask):
+        return str(mask.shape[0]), str(mask.shape[1])
+    return f"{mask.outputs.count} / {mask.outputs.size}", f"{mask.inputs.count} / {mask.inputs.size}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"

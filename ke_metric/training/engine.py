@@ -1,0 +1,122 @@
+"""The engine: device, precision and processes of a training.
+
+Accelerate finds the process group (under `torchrun` or `accelerate launch`) and the device; autocast and the fp16
+loss scaler are torch's own. Accelerate's checkpoints are not used: they unpickle.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
+
+from ke_metric.errors import ExitCode, KeMetricError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine:
+    """Where and how a network is trained and run.
+
+    Args:
+        precision: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 where the device computes in it, else fp32.
+        device: A torch device such as `cpu` or `cuda:1`; the process's own device when None.
+
+    Attributes:
+        device: The device in use.
+        precision: The precision in use, never `auto`.
+        processes: Number of processes.
+        rank: This process's number.
+
+    Raises:
+        KeMetricError: The device is not there, or does not compute in the precision.
+    """
+
+    def __init__(self, precision: str = "auto", device: str | None = None) -> None:
+        state = PartialState(cpu=device == "cpu")
+        self.device = _find_device(device) if device else torch.device(state.device)
+        self.processes = int(state.num_processes)
+        self.rank = int(state.process_index)
+        self.precision = _choose_precision(precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass in the engine's precision."""
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def place(self, module: nn.Module, *, channels_last: bool = False) -> nn.Module:
+        """Move a module to the device, its 4-d weights to NHWC when asked, in place."""
+        module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if channels_last else module
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """Wrap a placed network so that its gradients are averaged over the processes."""
+        return network if self.processes == 1 else DistributedDataParallel(network)
+
+    def gather(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings [P*B, D] and labels [P*B] of all P processes, gradients flowing back to each.
+
+        Every process computes the loss of the whole batch. Gathering sums a process's gradient over the P equal
+        losses and DistributedDataParallel divides by P, so that P processes with B images each give the gradient
+        of one process with P*B images.
+        """
+        if self.processes == 1:
+            return embeddings, labels
+        return torch.cat(all_gather(embeddings)), torch.cat(all_gather(labels))  # type: ignore[no-untyped-call]
+
+    def gather_records(self, records: list[Any]) -> list[Any]:
+        """Return the records of all processes, in order of rank, on every process."""
+        return list(gather_object(records)) if self.processes > 1 else records
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a provenance record says of the engine."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "device": str(self.device),
+            "device_name": name,
+            "precision": self.precision,
+            "processes": self.processes,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        reason = str(error).splitlines()[0]
+        raise KeMetricError(
+            f"device {name!r} cannot be used ({reason}); found: {', '.join(found)}", ExitCode.ENVIRONMENT
+        ) from error
+    return device
+
+
+def _choose_precision(precision: str, device: torch.device) -> str:
+    if precision == "auto":
+        return "bf16" if _computes_in_bf16(device) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise KeMetricError(
+            "training.precision = 'fp16' needs a GPU; use 'bf16', 'fp32' or 'auto' on the CPU", ExitCode.ENVIRONMENT
+        )
+    return precision
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Emulated bf16 is slower than fp32. Older torch versions cannot tell: fp32 there.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,206 @@
+"""One generation of training: epochs over batches, from starting weights to the last epoch's.
+
+Shapes: B batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import TrainingState, Weights
+from ke_metric.randomness import default_streams
+from ke_metric.recipe import Recipe
+from ke_metric.training.engine import Engine
+from ke_metric.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from ke_metric.training.watch import Step, Watch
+
+# Mean cosine distance between the embeddings of a batch below which they are as good as one point.
+COLLAPSED_SPREAD = 0.01
+
+
+class TrainingBatch(Protocol):
+    """Images [B, 3, H, W] and labels [B] on the device, and the keys of the B items for an error message."""
+
+    @property
+    def images(self) -> Tensor: ...  # noqa: D102
+    @property
+    def labels(self) -> Tensor: ...  # noqa: D102
+    @property
+    def keys(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Epochs(Protocol):
+    """The batches of every epoch of a generation."""
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[TrainingBatch]:
+        """Yield the batches of epoch `number` (from 1); the same ones whenever it is asked."""
+        ...
+
+
+class GenerationTraining:
+    """Trains one network with one loss for the epochs of a recipe.
+
+    Args:
+        network: Images [B, 3, H, W] to L2-normalised embeddings [B, D]; placed, trained in place.
+        loss: Embeddings [B, D] and labels [B] to a scalar; placed, trained in place.
+        epochs: The batches.
+        recipe: The recipe of the lineage.
+        engine: Device, precision, processes.
+        number: Number of the generation, from 1.
+    """
+
+    def __init__(
+        self, network: nn.Module, loss: nn.Module, epochs: Epochs, *, recipe: Recipe, engine: Engine, number: int
+    ) -> None:
+        self.network, self.loss, self.epochs = network, loss, epochs
+        self.recipe, self.engine, self.number = recipe, engine, number
+        self.parallel = engine.parallel(network)
+        self.optimizer = build_optimizer(
+            network, loss, recipe=recipe.optimizer, loss_recipe=recipe.loss, device=engine.device
+        )
+        self.log: tuple[Mapping[str, Any], ...] = ()
+        self.seconds = 0.0
+
+    def restore(self, state: TrainingState) -> None:
+        """Continue from a state of the same generation; every tensor must match."""
+        assert state.number == self.number, (state.number, self.number)
+        self.network.load_state_dict(state.weights)
+        self.loss.load_state_dict(state.loss_weights)
+        self.optimizer.load_state_dict(dict(state.optimizer["optimizer"]))
+        self.engine.scaler.load_state_dict(state.optimizer["scaler"])
+        self.log, self.seconds = state.training_log, state.seconds
+
+    def train(self, watch: Watch) -> TrainingState:
+        """Train the epochs that are left and return the state after the last one.
+
+        Raises:
+            KeMetricError: The loss or a weight is not finite (exit code 6).
+        """
+        state = self._state()
+        for epoch in range(len(self.log) + 1, self.recipe.training.epochs + 1):
+            state = self._train_epoch(epoch, watch)
+            watch.epoch_done(state)
+        return state
+
+    def _train_epoch(self, epoch: int, watch: Watch) -> TrainingState:
+        started = time.perf_counter()
+        losses, spreads, tuples, images = [], [], [], 0
+        self.parallel.train()
+        # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
+        with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
+            for index, batch in enumerate(self.epochs.epoch(epoch)):
+                step = (epoch - 1) * len(self.epochs) + index
+                loss, spread = self._step(step, batch)
+                losses.append(loss)
+                spreads.append(spread)
+                # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
+                tuples.append(getattr(self.loss, "tuples", None))
+                images += len(batch.keys) * self.engine.processes
+                watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
+        self._require_finite_weights(epoch)
+        spread = sum(spreads) / len(spreads)
+        if spread < COLLAPSED_SPREAD:
+            watch.warn(
+                f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
+                f"batch {spread:.4f}); a smaller optimizer.learning_rate or another loss may help"
+            )
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        record = {
+            "generation": self.number,
+            "epoch": epoch,
+            "loss": sum(losses) / len(losses),
+            "spread": spread,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **({} if None in tuples else {"tuples": sum(tuples) / len(tuples)}),
+            "images": images,
+            "seconds": round(seconds, 3),
+        }
+        self.log = (*self.log, record)
+        return self._state()
+
+    def _step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
+        """Take one optimizer step; return loss and embedding spread."""
+        factor = learning_rate_factor(step, len(self.epochs), self.recipe.training)
+        set_learning_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.engine.autocast():
+            embeddings = self.parallel(batch.images)
+        embeddings, labels = self.engine.gather(embeddings, batch.labels)
+        loss = self.loss(embeddings, labels)
+        value = float(loss)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {value}", step, batch.keys)
+        scaler = self.engine.scaler
+        scaler.scale(loss).backward()
+        if self.recipe.training.gradient_clip is not None:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.gradient_clip)
+        scaler.step(self.optimizer)
+        scaler.update()
+        return value, embedding_spread(embeddings.detach())
+
+    def _describe(self, step: int, epoch: int, images: int, loss: float) -> Step:
+        return Step(
+            generation=self.number,
+            epoch=epoch,
+            step=step + 1,
+            steps=self.recipe.training.epochs * len(self.epochs),
+            images=images * self.engine.processes,
+            loss=loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+
+    def _require_finite_weights(self, epoch: int) -> None:
+        for name, parameter in self.network.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged(f"weight {name} is not finite", epoch * len(self.epochs) - 1, ())
+
+    def _diverged(self, what: str, step: int, keys: tuple[str, ...]) -> KeMetricError:
+        epoch, index = divmod(step, len(self.epochs))
+        images = f"; images of the batch: {', '.join(keys)}" if keys else ""
+        where = f"generation {self.number}, epoch {epoch + 1}, step {index + 1} of {len(self.epochs)}"
+        return KeMetricError(
+            f"training diverged in {where}: {what} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}. The "
+            "state after the last finished epoch is kept. Try a smaller optimizer.learning_rate, a longer "
+            f"training.warmup_epochs, training.gradient_clip, or training.precision = 'fp32'{images}",
+            ExitCode.DIVERGED,
+        )
+
+    def _state(self) -> TrainingState:
+        return TrainingState(
+            number=self.number,
+            epoch=len(self.log),
+            weights=weights_of(self.network),
+            loss_weights=weights_of(self.loss),
+            optimizer={"optimizer": self.optimizer.state_dict(), "scaler": self.engine.scaler.state_dict()},
+            training_log=self.log,
+            seconds=self.seconds,
+        )
+
+
+def weights_of(module: nn.Module) -> Weights:
+    """Return a copy of a module's state dict on the CPU, contiguous."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }
+
+
+def embedding_spread(embeddings: Tensor) -> float:
+    """Return the mean cosine distance between two different items of L2-normalised embeddings [B, D]; 0 for B = 1."""
+    count = len(embeddings)
+    if count < 2:
+        return 0.0
+    total = float(embeddings.sum(0).square().sum())
+    return 1.0 - (total - count) / (count * (count - 1))

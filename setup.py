@@ -1,0 +1,56 @@
+"""Metadata of the ke_metric package; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+PACKAGE = (HERE / "ke_metric" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE)[1]
+
+setup(
+    name="ke_metric",
+    version=VERSION,
+    description="Knowledge Evolution for image retrieval and classification on small data sets",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ke_metric", "ke_metric.*"]),
+    package_data={"ke_metric": ["py.typed"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "click>=8.1",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "pillow>=11.0",
+        "pydantic>=2.9",
+        "pytorch-metric-learning>=2.8",
+        "pyyaml>=6.0",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "tensorboard>=2.17",
+        "torch>=2.9",
+        "torchvision>=0.24",
+    ],
+    extras_require={
+        # faiss-cpu and faiss-gpu share one folder and break each other: install exactly one.
+        "cpu": ["faiss-cpu>=1.10"],
+        "gpu": ["faiss-gpu>=1.14.3; platform_system=='Linux' and platform_machine=='x86_64'"],
+        "emoji": ["resvg-py>=0.3"],
+        "timm": ["timm>=1.0"],
+        "test": [
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["ke-metric = ke_metric.cli:main"]},
+)

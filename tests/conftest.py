@@ -1,0 +1,232 @@
+"""Small copies of the benchmarks, in exactly the layouts in which the real ones lie on disk.
+
+Every fixture is a function that writes the files below a folder and returns what `data.root` should be. There are
+always 4 training classes of 4 pictures and 3 test classes of 4 (In-Shop: 2 queries and 2 in the gallery), so that one
+step can be trained; counts must not be verified (`data.verify_counts: false`).
+"""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+IMAGES_PER_CLASS = 4
+CUB_CLASSES = (1, 2, 3, 100, 101, 102, 200)
+GREY_CUB_PICTURE = "001.Bird_1/Bird_1_0000_7.jpg"
+# Some above 127: as the uint8 of the file they overflow when two are added.
+CARS_CLASSES = (1, 2, 97, 98, 99, 150, 196)
+CARS_SLASH_CLASS = 150
+SOP_CLASSES = (1, 2, 3, 11318, 11319, 11320, 22634)
+INSHOP_TRAIN = (1, 2, 3, 4)
+INSHOP_LONE = 5
+INSHOP_TEST = (6, 7, 8)
+
+
+def write_picture(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> None:
+    """Write random pixels that depend on the file's name only; `kind` is the content, whatever the extension says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = len(mode) if mode in ("RGB", "RGBA") else 1
+    pixels = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 256, (size[1], size[0], channels))
+    Image.fromarray(pixels.astype(np.uint8).squeeze(), "L" if channels == 1 else mode).save(path, kind)
+
+
+def write_lines(path: Path, lines: Sequence[str], line_end: str = "\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(line + line_end for line in lines).encode())
+
+
+def write_cub(root: Path) -> Path:
+    """CUB-200-2011: image ids run against the order of the paths, one picture is grey."""
+    top = root / "CUB_200_2011"
+    rows = [
+        (class_id, f"{class_id:03d}.Bird_{class_id}/Bird_{class_id}_{number:04d}_{class_id * 7 + number}.jpg")
+        for class_id in reversed(CUB_CLASSES)
+        for number in range(IMAGES_PER_CLASS)
+    ]
+    for _, path in rows:
+        write_picture(top / "images" / path, mode="L" if path == GREY_CUB_PICTURE else "RGB")
+    numbered = list(enumerate(rows, start=1))
+    write_lines(top / "images.txt", [f"{image_id} {path}" for image_id, (_, path) in numbered])
+    write_lines(top / "image_class_labels.txt", [f"{image_id} {class_id}" for image_id, (class_id, _) in numbered])
+    write_lines(top / "train_test_split.txt", [f"{image_id} {image_id % 2}" for image_id, _ in numbered])
+    write_lines(top / "classes.txt", [f"{class_id} {class_id:03d}.Bird_{class_id}" for class_id in CUB_CLASSES])
+    write_lines(top / "images" / "001.Bird_1" / "._Bird_1_0000_7.jpg", ["left over by macOS"])
+    return top
+
+
+def write_cars(root: Path, layout: str, *, nested: bool = False) -> Path:
+    """Stanford Cars in layout A, B or C; `nested` puts the picture folders into a folder of their own name."""
+    writer = {"A": _write_cars_combined, "B": _write_cars_parted, "C": _write_cars_class_folders}[layout]
+    writer(root, nested)
+    return root
+
+
+def cars_name(class_id: int) -> str:
+    return "Ram C/V Cargo Van Minivan 2012" if class_id == CARS_SLASH_CLASS else f"Make Model {class_id} 2012"
+
+
+def _cars_records() -> list[tuple[int, int]]:
+    """(class, official test flag) of every picture; the flag is mixed in every class."""
+    return [(class_id, number % 2) for class_id in CARS_CLASSES for number in range(IMAGES_PER_CLASS)]
+
+
+def _picture_folder(root: Path, name: str, nested: bool) -> Path:
+    return root / name / name if nested else root / name
+
+
+def _struct_array(records: Sequence[dict[str, str | int]]) -> np.ndarray:
+    fields = list(records[0])
+    array = np.empty((1, len(records)), dtype=[(name, object) for name in fields])
+    for position, record in enumerate(records):
+        for name, value in record.items():
+            kind = np.uint8 if name == "class" else np.uint16
+            array[0, position][name] = value if isinstance(value, str) else np.array([[value]], dtype=kind)
+    return array
+
+
+def _cell_array(texts: Sequence[str]) -> np.ndarray:
+    array = np.empty((1, len(texts)), dtype=object)
+    array[0, :] = texts
+    return array
+
+
+def _box() -> dict[str, str | int]:
+    return {"bbox_x1": 1, "bbox_y1": 2, "bbox_x2": 300, "bbox_y2": 20}
+
+
+def _all_car_names() -> list[str]:
+    return [cars_name(class_id) for class_id in range(1, 197)]
+
+
+def _write_cars_combined(root: Path, nested: bool) -> None:
+    records = []
+    for number, (class_id, flag) in enumerate(_cars_records(), start=1):
+        path = f"car_ims/{number:06d}.jpg"
+        records.append({"relative_im_path": path, **_box(), "class": class_id, "test": flag})
+        kind = {"mode": "RGBA", "kind": "PNG"} if number == 1 else {}
+        write_picture(_picture_folder(root, "car_ims", nested) / f"{number:06d}.jpg", **kind)
+    savemat(
+        root / "cars_annos.mat",
+        {"annotations": _struct_array(records), "class_names": _cell_array(_all_car_names())},
+    )
+
+
+def _write_cars_parted(root: Path, nested: bool) -> None:
+    """00001.jpg is of class 1 in cars_train and of class 196 in cars_test."""
+    devkit = root / "devkit"
+    devkit.mkdir(parents=True)
+    files = {"train": devkit / "cars_train_annos.mat", "test": root / "cars_test_annos_withlabels.mat"}
+    for flag, part in enumerate(files):
+        classes = [class_id for class_id, of_test in _cars_records() if of_test == flag]
+        records = []
+        for number, class_id in enumerate(reversed(classes) if flag else classes, start=1):
+            name = f"{number:05d}.jpg"
+            records.append({**_box(), "class": class_id, "fname": name})
+            write_picture(_picture_folder(root, f"cars_{part}", nested) / name)
+        savemat(files[part], {"annotations": _struct_array(records)})
+    for record in records:
+        del record["class"]
+    savemat(devkit / "cars_test_annos.mat", {"annotations": _struct_array(records)})
+    savemat(devkit / "cars_meta.mat", {"class_names": _cell_array(_all_car_names())})
+
+
+def _write_cars_class_folders(root: Path, nested: bool) -> None:
+    rows: dict[str, list[list[str | int]]] = {"train": [], "test": []}
+    for class_id, flag in _cars_records():
+        part = "test" if flag else "train"
+        name = f"{len(rows[part]) + 1:05d}.jpg"
+        rows[part].append([name, 1, 2, 300, 20, class_id])
+        folder = cars_name(class_id).replace("/", "-")
+        write_picture(_picture_folder(root, "car_data", nested) / part / folder / name)
+    for part, part_rows in rows.items():
+        with (root / f"anno_{part}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(part_rows)
+    write_lines(root / "names.csv", _all_car_names())
+
+
+def write_sop(root: Path) -> Path:
+    """Stanford Online Products: one GIF is called .JPG; the test list has CRLF line ends."""
+    top = root / "Stanford_Online_Products"
+    header = "image_id class_id super_class_id path"
+    lines: dict[str, list[str]] = {"train": [header], "test": [header]}
+    image_id = 0
+    for position, class_id in enumerate(SOP_CLASSES):
+        category, super_class = (("bicycle_final", 1), ("chair_final", 3))[position % 2]
+        for number in range(IMAGES_PER_CLASS):
+            image_id += 1
+            path = f"{category}/1110{class_id:08d}_{number}.JPG"
+            write_picture(top / path, **({"mode": "P", "kind": "GIF"} if image_id == 1 else {}))
+            lines["train" if class_id <= 11318 else "test"].append(f"{image_id} {class_id} {super_class} {path}")
+    write_lines(top / "Ebay_train.txt", lines["train"])
+    write_lines(top / "Ebay_test.txt", lines["test"], line_end="\r\n")
+    write_lines(top / "Ebay_info.txt", lines["train"] + lines["test"][1:])
+    return top
+
+
+def write_inshop(root: Path, prefix: str = "Img/img") -> Path:
+    """In-Shop: columns padded with runs of spaces; item 5 has a single (training) picture."""
+    rows = []
+    for item_id in (*INSHOP_TRAIN, INSHOP_LONE, *INSHOP_TEST):
+        for number in range(1 if item_id == INSHOP_LONE else IMAGES_PER_CLASS):
+            status = "train" if item_id <= INSHOP_LONE else ("query", "gallery")[number % 2]
+            path = f"WOMEN/Dresses/id_{item_id:08d}/{number:02d}_1_front.jpg"
+            write_picture(root / prefix / path)
+            rows.append(f"img/{path:<70} id_{item_id:08d}   {status}")
+    header = "image_name    item_id    evaluation_status"
+    write_lines(root / "Eval" / "list_eval_partition.txt", [str(len(rows)), header, *rows])
+    return root
+
+
+def write_class_folders(
+    root: Path, classes: int | Sequence[str] = 7, images_per_class: int = IMAGES_PER_CLASS
+) -> Path:
+    """A folder per class, by number (`class_0`, ...) or by name, with one picture that is smaller than any crop."""
+    names = [f"class_{number}" for number in range(classes)] if isinstance(classes, int) else classes
+    for name in names:
+        for number in range(images_per_class):
+            size = (8, 6) if (name, number) == (names[0], 0) else (40, 30)
+            write_picture(root / name / f"{name}_{number}.jpg", size=size)
+    return root
+
+
+@pytest.fixture
+def make_cub() -> Callable[[Path], Path]:
+    """Write CUB-200-2011 below a folder: `make_cub(root)`."""
+    return write_cub
+
+
+@pytest.fixture
+def make_cars() -> Callable[..., Path]:
+    """Write Stanford Cars: `make_cars(root, layout, nested=False)`, layout "A", "B" or "C"."""
+    return write_cars
+
+
+@pytest.fixture
+def make_sop() -> Callable[[Path], Path]:
+    """Write Stanford Online Products: `make_sop(root)`."""
+    return write_sop
+
+
+@pytest.fixture
+def make_inshop() -> Callable[..., Path]:
+    """Write In-Shop: `make_inshop(root, prefix="Img/img")`; the prefix is where the pictures lie."""
+    return write_inshop
+
+
+@pytest.fixture
+def make_class_folders() -> Callable[..., Path]:
+    """Write a folder per class: `make_class_folders(root, classes=7, images_per_class=4)`."""
+    return write_class_folders
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., None]:
+    """Write one picture: `make_picture(path, mode="RGB", size=(40, 30), kind="JPEG")`."""
+    return write_picture

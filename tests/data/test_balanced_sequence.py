@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ke_metric.data.balanced_sequence import balanced_sequence
+
+
+@st.composite
+def requests(draw):
+    items = draw(st.integers(1, 12))
+    return {
+        "items": np.arange(items) * 7 + 3,
+        "length": draw(st.integers(0, 60)),
+        "start": draw(st.integers(0, 100)),
+        "group": draw(st.integers(1, items)),
+        "generator": np.random.default_rng(draw(st.integers(0, 5))),
+    }
+
+
+@given(requests())
+def test_counts_differ_by_one_at_most_and_the_turn_decides_who_gets_one_more(request_):
+    items, length = request_["items"], request_["length"]
+    counts = Counter(balanced_sequence(**request_).tolist())
+    assert sum(counts.values()) == length
+    passes, extra = divmod(length, len(items))
+    once_more = {int(items[(request_["start"] + turn) % len(items)]) for turn in range(extra)}
+    assert counts == Counter({int(i): passes + (int(i) in once_more) for i in items if passes or int(i) in once_more})
+
+
+@given(requests())
+def test_a_group_never_repeats_an_item(request_):
+    sequence, group = balanced_sequence(**request_).tolist(), request_["group"]
+    for first in range(0, len(sequence), group):
+        part = sequence[first : first + group]
+        assert len(set(part)) == len(part)
+
+
+def test_every_order_of_a_pass_occurs():
+    items, generator = np.arange(3), np.random.default_rng(0)
+    drawn = [tuple(balanced_sequence(items, 3, start=0, group=3, generator=generator)) for _ in range(600)]
+    counts = Counter(drawn)
+    assert len(counts) == 6
+    assert min(counts.values()) > 60

@@ -1,0 +1,293 @@
+import json
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ke_metric.data.check import check_images, check_text, load_for_check
+from ke_metric.data.fingerprints import QUEUED_PER_WORKER, take_fingerprints
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet, labelled_set
+from ke_metric.errors import ExitCode, KeMetricError
+
+
+def pixels(seed, height=12, width=10):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path, array, kind="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, kind)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Two training and two test classes of two pictures each, below train and test."""
+    seed = iter(range(100))
+    for folder in ("train/cat", "train/dog", "test/fox", "test/owl"):
+        for name in ("a.png", "b.png"):
+            save(tmp_path / "pets" / folder / name, pixels(next(seed)))
+    return tmp_path / "pets"
+
+
+def checked(folder, **options):
+    return check_images(load_for_check(str(folder)), workers=2, **options)
+
+
+def kinds(report):
+    return {(problem.kind, problem.is_error, problem.paths) for problem in report.problems}
+
+
+def pair(folder):
+    return [f"{folder}/a.png", f"{folder}/b.png"]
+
+
+def image_set(source, classes):
+    """classes: class name to keys."""
+    names = dict(enumerate(sorted(classes)))
+    rows = [(key, number) for number, name in names.items() for key in classes[name]]
+    return labelled_set([key for key, _ in rows], [number for _, number in rows], names, source)
+
+
+def test_clean_data(pets):
+    report = checked(pets)
+    assert report.ok
+    assert report.problems == ()
+    assert report.images == 8
+    expected = {"images": 4, "classes": 2, "smallest_class": 2, "largest_class": 2}
+    assert {part: counts.to_json() for part, counts in report.counts.items()} == {"train": expected, "test": expected}
+    assert "8 images looked at, 0 errors, 0 warnings" in check_text(report)
+
+
+def truncated(kind):
+    def write(path):
+        file = BytesIO()
+        Image.fromarray(pixels(50, 64, 64)).save(file, kind)
+        path.write_bytes(file.getvalue()[: len(file.getvalue()) * 2 // 3])
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "word"),
+    [
+        (truncated("JPEG"), "truncated"),
+        (truncated("PNG"), "truncated"),
+        (lambda path: path.write_bytes(b""), "cannot be decoded"),
+        (lambda path: path.write_text("<html>404 not found</html>"), "cannot be decoded"),
+    ],
+    ids=["jpeg", "png", "empty", "text"],
+)
+def test_unreadable_files_are_named_with_reason(pets, write, word):
+    write(pets / "train" / "cat" / "bad.jpg")
+    write(pets / "test" / "owl" / "bad.jpg")
+    report = checked(pets)
+    assert not report.ok
+    assert kinds(report) == {
+        ("unreadable image", True, ("train/cat/bad.jpg",)),
+        ("unreadable image", True, ("test/owl/bad.jpg",)),
+    }
+    assert all(word in problem.reason for problem in report.problems)
+    assert all("whole copy" in problem.fix for problem in report.problems)
+    assert "train/cat/bad.jpg" in check_text(report)
+
+
+def test_same_pixels_in_another_file_format_are_found(pets):
+    copy = save(pets / "train" / "cat" / "c.bmp", np.asarray(Image.open(pets / "train" / "cat" / "a.png")), "BMP")
+    assert copy.read_bytes() != (pets / "train" / "cat" / "a.png").read_bytes()
+    report = checked(pets)
+    assert report.ok
+    assert kinds(report) == {("same image twice", False, ("train/cat/a.png", "train/cat/c.bmp"))}
+
+
+def test_duplicates_of_two_classes_are_an_error(pets):
+    shutil.copyfile(pets / "test" / "fox" / "a.png", pets / "test" / "owl" / "c.png")
+    report = checked(pets)
+    assert not report.ok
+    assert kinds(report) == {("same image in two classes", True, ("test/fox/a.png", "test/owl/c.png"))}
+
+
+def test_duplicates_across_training_and_test_are_an_error(pets):
+    for copy in ("test/owl/c.png", "train/cat/c.png"):
+        shutil.copyfile(pets / "train" / "cat" / "a.png", pets / copy)
+    report = checked(pets)
+    assert not report.ok
+    ((kind, is_error, paths),) = kinds(report)
+    assert (kind, is_error) == ("same image in training and test", True)
+    assert sorted(paths) == ["test/owl/c.png", "train/cat/a.png", "train/cat/c.png"]
+
+
+def test_one_file_used_in_training_and_test_is_an_error(pets):
+    source = FolderSource(pets)
+    train = image_set(source, {"cat": pair("train/cat"), "dog": ["train/dog/a.png"]})
+    test = image_set(source, {"fox": ["train/cat/a.png", "test/fox/a.png"]})
+    report = check_images(Benchmark("mine", train, test, test))
+    assert ("same image in training and test", True, ("train/cat/a.png",)) in kinds(report)
+    assert report.images == 4
+
+
+def test_pictures_with_the_same_bytes_and_another_shape_differ(pets):
+    save(pets / "train" / "cat" / "wide.png", np.zeros((2, 8, 3), np.uint8))
+    save(pets / "train" / "cat" / "high.png", np.zeros((8, 2, 3), np.uint8))
+    assert checked(pets).problems == ()
+
+
+def test_the_same_item_in_query_and_gallery_is_no_duplicate(pets):
+    source = FolderSource(pets)
+    train = image_set(source, {name: pair(f"train/{name}") for name in ("cat", "dog")})
+    query = image_set(source, {name: [f"test/{name}/a.png"] for name in ("fox", "owl")})
+    gallery = image_set(source, {name: pair(f"test/{name}") for name in ("fox", "owl")})
+    report = check_images(Benchmark("mine", train, query, gallery))
+    assert report.problems == ()
+    assert report.images == 8
+    assert list(report.counts) == ["train", "query", "gallery"]
+
+
+def test_query_without_match_in_the_gallery(pets):
+    source = FolderSource(pets)
+    train = image_set(source, {name: pair(f"train/{name}") for name in ("cat", "dog")})
+    query = image_set(source, {"fox": ["test/fox/a.png"], "owl": ["test/owl/a.png"]})
+    gallery = ImageSet(("test/fox/b.png", "test/owl/a.png"), np.array([0, 1]), ("fox", "owl"), source)
+    report = check_images(Benchmark("mine", train, query, gallery))
+    assert report.ok
+    assert kinds(report) == {("query without match", False, ("test/owl/a.png",))}
+    hopeless = replace(gallery, keys=("test/owl/a.png",), labels=np.array([1]))
+    report = check_images(Benchmark("mine", train, query, hopeless))
+    assert not report.ok
+    assert [problem.kind for problem in report.problems] == ["nothing can be scored"]
+
+
+def test_classes_with_one_image_are_warnings(pets):
+    save(pets / "train" / "emu" / "a.png", pixels(200))
+    save(pets / "test" / "gnu" / "a.png", pixels(201))
+    report = checked(pets)
+    assert report.ok
+    assert kinds(report) == {
+        ("training class with one image", False, ("train/emu/a.png",)),
+        ("query without match", False, ("test/gnu/a.png",)),
+    }
+    assert any("'emu'" in problem.reason for problem in report.problems)
+
+
+def test_class_name_on_both_sides_is_an_error(pets):
+    source = FolderSource(pets)
+    train = image_set(source, {"cat": pair("train/cat"), "owl": pair("train/dog")})
+    test = image_set(source, {"fox": pair("test/fox"), "owl": pair("test/owl")})
+    report = check_images(Benchmark("mine", train, test, test))
+    assert not report.ok
+    assert kinds(report) == {("class in training and test", True, ("train/dog/a.png", "test/owl/a.png"))}
+    assert "'owl'" in report.problems[0].reason
+
+
+def test_one_training_class_is_an_error(pets):
+    source = FolderSource(pets)
+    train = image_set(source, {"cat": pair("train/cat")})
+    test = image_set(source, {"fox": pair("test/fox")})
+    assert kinds(check_images(Benchmark("mine", train, test, test))) == {
+        ("too few training classes", True, ("train/cat/a.png",))
+    }
+
+
+def test_json_has_path_reason_and_fix_of_everything(pets):
+    (pets / "train" / "cat" / "bad.jpg").write_bytes(b"")
+    shutil.copyfile(pets / "test" / "fox" / "a.png", pets / "test" / "fox" / "c.png")
+    document = json.loads(json.dumps(checked(pets).to_json()))
+    assert set(document) == {"benchmark", "ok", "images", "counts", "problems", "notes"}
+    assert document["ok"] is False
+    assert document["counts"]["train"]["images"] == 5
+    assert [set(problem) for problem in document["problems"]] == [{"kind", "is_error", "paths", "reason", "fix"}] * 2
+    assert [problem["is_error"] for problem in document["problems"]] == [True, False]
+    assert document["problems"][1]["paths"] == ["test/fox/a.png", "test/fox/c.png"]
+
+
+def test_text_counts_what_it_does_not_name(pets):
+    for number in range(5):
+        (pets / "train" / "cat" / f"bad{number}.jpg").write_bytes(b"")
+    text = check_text(checked(pets), most=2)
+    assert "ERROR: unreadable image (5)" in text
+    assert "bad1.jpg" in text
+    assert "bad2.jpg" not in text
+    assert "and 3 more" in text
+    assert text.count("fix:") == 1
+
+
+def test_csv_and_class_folders_go_through_the_folder_reader(pets):
+    lines = ["path,label,split"]
+    for path in sorted(pets.rglob("*.png")):
+        place = path.relative_to(pets)
+        lines.append(f"{place.as_posix()},{place.parts[1]},{place.parts[0]}")
+    (pets / "list.csv").write_text("\n".join(lines))
+    report = checked(pets / "list.csv")
+    assert report.ok
+    assert report.counts["train"].images == 4
+    folders = checked(pets / "train")
+    assert folders.counts["train"].classes == folders.counts["test"].classes == 1
+    assert {problem.kind for problem in folders.problems} == {"too few training classes"}
+
+
+def test_what_is_checked_must_exist(tmp_path):
+    with pytest.raises(
+        KeMetricError, match="neither a file or folder nor a benchmark; did you mean 'inshop'"
+    ) as caught:
+        load_for_check("inshp")
+    assert caught.value.exit_code == ExitCode.DATA
+    with pytest.raises(KeMetricError, match="cub") as caught:
+        load_for_check("cub", root=str(tmp_path))
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+@dataclass
+class CountingSource:
+    """Counts how many pictures are being read at once."""
+
+    at_once: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, key):
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        image = Image.fromarray(pixels(int(key)))
+        with self.lock:
+            self.at_once -= 1
+        return image
+
+
+def test_few_pictures_are_alive_at_once_and_progress_counts_them_all():
+    source = CountingSource()
+    seen = []
+    done = take_fingerprints(
+        {str(number): source for number in range(60)}, workers=3, progress=lambda *count: seen.append(count)
+    )
+    assert seen == [(number, 60) for number in range(1, 61)]
+    assert len(set(done.by_key.values())) == 60
+    assert source.most <= 3
+
+
+def test_look_ahead_is_bounded():
+    submitted = []
+
+    class Watched(dict):
+        def items(self):
+            for item in super().items():
+                submitted.append(item)
+                yield item
+
+    ahead = []
+    sources = Watched(dict.fromkeys(map(str, range(100)), CountingSource()))
+    take_fingerprints(sources, workers=2, progress=lambda done, _: ahead.append(len(submitted) - done))
+    assert len(ahead) == 100
+    assert max(ahead) < 2 * QUEUED_PER_WORKER
+
+
+def test_fingerprints_do_not_depend_on_the_number_of_workers(pets):
+    images = load_for_check(str(pets)).train
+    sources = dict.fromkeys(images.keys, images.source)
+    assert (
+        take_fingerprints(sources, workers=1) == take_fingerprints(sources, workers=5) == take_fingerprints(sources)
+    )

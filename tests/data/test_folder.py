@@ -1,0 +1,154 @@
+"""The user's own pictures, end to end: folders and CSV files to a benchmark."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from ke_metric.data import folder
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.recipe import Data
+
+
+def read(root, **fields):
+    return folder.read(Data(benchmark="folder", root=str(root), **fields))
+
+
+def refused(root):
+    with pytest.raises(KeMetricError) as raised:
+        read(root)
+    assert raised.value.exit_code is ExitCode.DATA
+    return str(raised.value)
+
+
+def write_csv(path, rows, header=("path", "label", "split")):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def class_of_every_key(images):
+    return {key: images.class_names[label] for key, label in zip(images.keys, images.labels, strict=True)}
+
+
+@pytest.fixture
+def root(make_class_folders, tmp_path):
+    return make_class_folders(tmp_path / "pictures", ["ant", "bee", "cat", "dog", "eel", "fox"], 3)
+
+
+def test_every_picture_has_the_class_of_its_folder(root):
+    benchmark = read(root)
+    found = class_of_every_key(benchmark.train) | class_of_every_key(benchmark.query)
+    assert len(found) == 18
+    assert all(key.partition("/")[0] == name for key, name in found.items())
+    assert benchmark.leave_one_out
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+def test_test_fraction_divides_the_classes(root, fraction):
+    benchmark = read(root, test_fraction=fraction)
+    assert len(benchmark.query.class_names) == round(fraction * 6)
+    assert len(benchmark.train.class_names) == 6 - round(fraction * 6)
+    assert str(fraction) in benchmark.notes["split"]
+
+
+def test_items_are_in_the_order_of_their_paths(root):
+    benchmark = read(root)
+    for images in (benchmark.train, benchmark.query):
+        assert list(images.keys) == sorted(images.keys, key=str.encode)
+
+
+def test_train_and_test_folders_are_the_split(make_class_folders, tmp_path):
+    make_class_folders(tmp_path / "train", ["ant", "bee"])
+    make_class_folders(tmp_path / "test", ["cat", "dog", "eel"])
+    benchmark = read(tmp_path, test_fraction=0.1)
+    assert benchmark.train.class_names == ("ant", "bee")
+    assert benchmark.query.class_names == ("cat", "dog", "eel")
+    assert benchmark.train.keys[0] == "train/ant/ant_0.jpg"
+    assert benchmark.notes["split"] == "as given"
+
+
+def test_train_and_test_folders_that_share_classes_are_refused(make_class_folders, tmp_path):
+    make_class_folders(tmp_path / "train", ["ant", "bee", "cat"])
+    make_class_folders(tmp_path / "test", ["bee", "cat", "dog"])
+    message = refused(tmp_path)
+    assert "2 classes are both trained on and tested on: bee, cat" in message
+    assert "data.test_fraction" in message
+
+
+def test_a_csv_with_train_and_test_is_one_test_set(root):
+    rows = [
+        (f"{name}/{name}_{number}.jpg", name, "train" if name < "d" else "test")
+        for name in ("fox", "ant", "bee", "dog")
+        for number in range(3)
+    ]
+    benchmark = read(write_csv(root / "list.csv", rows))
+    assert benchmark.train.class_names == ("ant", "bee")
+    assert benchmark.query.class_names == ("dog", "fox")
+    assert benchmark.leave_one_out
+    assert benchmark.train.read(0).size
+
+
+def test_a_csv_label_need_not_be_the_folder(root):
+    rows = [(f"ant/ant_{number}.jpg", f"kind {number}", "train" if number < 2 else "test") for number in range(3)]
+    benchmark = read(write_csv(root / "list.csv", rows))
+    assert benchmark.train.class_names == ("kind 0", "kind 1")
+    assert benchmark.query.class_names == ("kind 2",)
+
+
+def test_a_csv_with_query_and_gallery_shares_one_numbering(root):
+    rows = [("ant/ant_0.jpg", "ant", "train"), ("ant/ant_1.jpg", "ant", "train")]
+    rows += [("cat/cat_0.jpg", "cat", "gallery"), ("bee/bee_0.jpg", "bee", "gallery")]
+    rows += [("cat/cat_1.jpg", "cat", "query"), ("cat/cat_0.jpg", "cat", "query")]
+    benchmark = read(write_csv(root / "list.csv", rows))
+    assert not benchmark.leave_one_out
+    assert class_of_every_key(benchmark.query) == {"cat/cat_0.jpg": "cat", "cat/cat_1.jpg": "cat"}
+    assert class_of_every_key(benchmark.gallery) == {"bee/bee_0.jpg": "bee", "cat/cat_0.jpg": "cat"}
+    assert benchmark.query.class_names == benchmark.gallery.class_names == ("bee", "cat")
+    # cat_0 in the gallery is cat_1's match, but its own self-match.
+    assert benchmark.notes["queries without any match"] == "1"
+
+
+def test_a_csv_without_split_column_is_divided_as_the_folders_are(root):
+    rows = [(path.relative_to(root).as_posix(), path.parent.name) for path in root.rglob("*.jpg")]
+    listed = read(write_csv(root / "list.csv", rows, header=("path", "label")))
+    walked = read(root)
+    assert listed.train.keys == walked.train.keys
+    assert np.array_equal(listed.query.labels, walked.query.labels)
+
+
+def test_a_csv_with_shared_classes_is_refused(root):
+    rows = [("ant/ant_0.jpg", "ant", "train"), ("ant/ant_1.jpg", "ant", "test")]
+    assert "ant" in refused(write_csv(root / "list.csv", rows))
+
+
+def test_a_csv_with_a_picture_that_is_not_there_is_refused(root):
+    rows = [("ant/ant_0.jpg", "ant", "train"), ("bee/none.jpg", "bee", "test")]
+    message = refused(write_csv(root / "list.csv", rows))
+    assert "bee/none.jpg" in message
+    assert "1 of the 2 images" in message
+
+
+def test_a_csv_row_given_twice_is_refused(root):
+    rows = [("ant/ant_0.jpg", "ant", "train"), ("./ant/ant_0.jpg", "ant", "train"), ("bee/bee_0.jpg", "bee", "test")]
+    message = refused(write_csv(root / "list.csv", rows))
+    assert "more than once" in message
+    assert "ant/ant_0.jpg" in message
+
+
+def test_classes_with_one_image_are_kept_and_noted(make_class_folders, tmp_path):
+    make_class_folders(tmp_path / "train", ["ant", "bee"], 1)
+    make_class_folders(tmp_path / "train", ["cat"], 2)
+    make_class_folders(tmp_path / "test", ["dog"], 1)
+    make_class_folders(tmp_path / "test", ["eel", "fox"], 2)
+    benchmark = read(tmp_path)
+    assert len(benchmark.train) == 4
+    assert benchmark.notes["training classes with one image"] == "2"
+    assert benchmark.notes["queries without any match"] == "1"
+
+
+def test_a_root_that_is_not_there_says_what_is_expected(tmp_path):
+    message = refused(tmp_path / "nowhere")
+    assert "does not exist" in message
+    assert "path,label,split" in message
+    assert "train/ and test/" in message

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import Embeddings, row_chunks
+
+VECTORS = np.array([[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]])
+LABELS = np.array([7, 7, -1])
+UNIT = np.array([[0.6, 0.8], [0.0, -1.0], [1.0, 0.0]], dtype=np.float32)
+
+
+def refused(match, vectors=VECTORS, labels=LABELS, ids=None):
+    with pytest.raises(KeMetricError, match=match) as caught:
+        Embeddings(vectors, labels, ids)
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        VECTORS,
+        VECTORS.astype(np.float32),
+        VECTORS.astype(np.float16),
+        VECTORS.astype(np.int8),
+        VECTORS.tolist(),
+        VECTORS[:, ::-1].copy()[:, ::-1],
+        torch.tensor(VECTORS, requires_grad=True),
+        torch.tensor(VECTORS, dtype=torch.bfloat16),
+        VECTORS * 1e200,
+        VECTORS * 1e-300,
+    ],
+    ids=["f64", "f32", "f16", "i8", "list", "strided", "tensor", "bf16", "huge", "tiny"],
+)
+def test_whatever_comes_in_unit_float32_comes_out(vectors):
+    found = Embeddings(vectors, LABELS).vectors
+    assert found.dtype == np.float32
+    assert found.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(found, UNIT, atol=1e-7)
+
+
+@given(
+    arrays(np.float32, (4, 3), elements=st.floats(-100, 100, width=32)).filter(
+        lambda a: (abs(a) > 1e-3).any(1).all()
+    ),
+    st.lists(st.integers(-40, 40), min_size=4, max_size=4),
+)
+def test_length_is_one_and_scale_does_not_matter(vectors, exponents):
+    unit = Embeddings(vectors, range(4)).vectors
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    scaled = vectors.astype(np.float64) * 2.0 ** np.array(exponents)[:, None]
+    np.testing.assert_array_equal(Embeddings(scaled, range(4)).vectors, unit)
+
+
+def test_input_is_not_changed_nor_shared():
+    vectors, labels = UNIT.copy(), LABELS.copy()
+    found = Embeddings(vectors, labels)
+    found.vectors[:], found.labels[:] = 9, 9
+    np.testing.assert_array_equal(vectors, UNIT)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 2), (3, 0), (3, 2, 1)])
+def test_shape_of_embeddings(shape):
+    refused("must be \\[N, D\\]", np.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object, str])
+def test_type_of_embeddings(dtype):
+    refused("real numbers", VECTORS.astype(dtype))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("item", [0, 8191, 8192, 9000])
+def test_values_that_are_not_finite_name_the_item(value, item):
+    vectors = np.ones((9001, 2))
+    vectors[item, 1] = value
+    refused(f"item {item} holds a value that is not finite", vectors, np.zeros(9001, dtype=int))
+
+
+@pytest.mark.parametrize("item", [0, 9000])
+def test_a_zero_vector_names_the_item(item):
+    vectors = np.ones((9001, 2))
+    vectors[item] = 0
+    refused(f"item {item} is all zero", vectors, np.zeros(9001, dtype=int))
+
+
+@pytest.mark.parametrize("labels", [LABELS[:2], LABELS[:, None], LABELS + 0.5, ["a", "b", "c"], [True, False, True]])
+def test_labels(labels):
+    refused("must be \\[3\\] integers", labels=labels)
+
+
+@pytest.mark.parametrize("labels", [LABELS.astype(np.int8), LABELS.tolist(), torch.tensor(LABELS), range(3)])
+def test_labels_become_int64(labels):
+    found = Embeddings(VECTORS, labels).labels
+    assert found.dtype == np.int64
+    assert found.tolist() == list(labels)
+
+
+@pytest.mark.parametrize("ids", [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"])])
+def test_ids_become_a_tuple(ids):
+    assert Embeddings(VECTORS, LABELS, ids).ids == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("ids", [np.arange(3), torch.arange(3), range(3)])
+def test_numbers_as_ids(ids):
+    assert Embeddings(VECTORS, LABELS, ids).ids == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ids", "match"),
+    [
+        (["a", "b"], "2 item ids for 3 embeddings"),
+        (["a", "b", "a"], "'a' occurs at positions 0 and 2"),
+        (["a", 1, "c"], "type int and str"),
+        ([0.0, 1.0, 2.0], "type float"),
+        ([True, False, 2], "type bool and int"),
+    ],
+)
+def test_ids(ids, match):
+    refused(match, ids=ids)
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_row_chunks_cover_everything_once(count, rows):
+    chunks = list(row_chunks(count, rows))
+    assert [row for chunk in chunks for row in range(count)[chunk]] == list(range(count))
+    assert all(0 < chunk.stop - chunk.start <= rows for chunk in chunks)

@@ -1,0 +1,88 @@
+"""Importing the package, and asking for help, loads nothing heavy; every public name exists."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ke_metric
+
+ROOT = Path(__file__).parents[2]
+HEAVY = (
+    "accelerate",
+    "faiss",
+    "matplotlib",
+    "pytorch_metric_learning",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "torch",
+    "torchvision",
+)
+REPORT = f"""
+import json
+print("LOADED" + json.dumps(sorted({{name.split(".")[0] for name in sys.modules}} & set({HEAVY}))))
+"""
+HELP = """
+sys.argv = ["ke-metric", *{arguments}]
+from ke_metric.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+"""
+
+
+def loaded_by(program):
+    """Return what a fresh interpreter has loaded of the heavy libraries, and what it printed before."""
+    command = [sys.executable, "-c", "import sys\n" + program + REPORT]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert finished.returncode == 0, finished.stderr
+    printed, _, loaded = finished.stdout.rpartition("LOADED")
+    return json.loads(loaded), printed
+
+
+def test_a_heavy_import_would_be_seen():
+    assert "torch" in loaded_by("import torch")[0]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import ke_metric",
+        "import ke_metric; ke_metric.__version__, dir(ke_metric), hasattr(ke_metric, 'zork')",
+        "from ke_metric import load_recipe",
+        "import ke_metric.cli",
+    ],
+)
+def test_imports_are_light(program):
+    assert loaded_by(program)[0] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"]])
+def test_help_is_light(arguments):
+    loaded, printed = loaded_by(HELP.format(arguments=arguments))
+    assert loaded == []
+    assert "Usage:" in printed
+
+
+@pytest.mark.parametrize("name", ke_metric.__all__)
+def test_every_public_name_resolves(name):
+    assert getattr(ke_metric, name)
+    assert name in dir(ke_metric)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="'ke_metric' has no attribute 'zork'"):
+        ke_metric.zork  # noqa: B018 -- the access is what is tested
+
+
+def test_the_version_has_one_source():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert ke_metric.__version__ not in setup
+    command = [sys.executable, "setup.py", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert printed.split()[-1] == ke_metric.__version__

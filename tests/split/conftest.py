@@ -1,0 +1,91 @@
+"""Networks with statistics that are not the initial ones, and the invariant that proves a split right."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ke_metric.split.plan import plan_split
+from ke_metric.split.reset import zero_reset
+from ke_metric.split.slim import extract_slim
+
+
+def _randomise(network, seed=0):
+    """Norm parameters, norm statistics and biases as after some training: none of them 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    with torch.no_grad():
+        for _, tensor in tensors:
+            if tensor.ndim == 1:
+                tensor.copy_(torch.empty_like(tensor).uniform_(0.5, 1.5, generator=generator))
+    return network.eval()
+
+
+def _slim_is_dense_with_zeros(network, images, **arguments):
+    """Demand that slim == dense with its reset hypothesis zeroed; return plan and slim network."""
+    plan = plan_split(network, images[:1], **arguments)
+    slim = extract_slim(network, plan)
+    zero_reset(network, plan)
+    with torch.no_grad():
+        dense_output, slim_output = network.eval()(images), slim.eval()(images)
+    assert dense_output.shape == slim_output.shape
+    assert dense_output.abs().max() > 0
+    assert dense_output.std() > 0
+    difference = (dense_output - slim_output).abs().max() / dense_output.abs().max()
+    assert difference <= 1e-5, f"slim and zeroed dense network differ by {difference:.1e}"
+    return plan, slim
+
+
+@pytest.fixture
+def randomise():
+    return _randomise
+
+
+@pytest.fixture
+def slim_is_dense_with_zeros():
+    return _slim_is_dense_with_zeros
+
+
+@pytest.fixture(scope="session")
+def torchvision_network():
+    """Build a torchvision classifier with random weights and few classes."""
+
+    def build(name, **arguments):
+        if name == "googlenet":
+            arguments |= {"aux_logits": False, "init_weights": False}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _randomise(torchvision.models.get_model(name, weights=None, num_classes=7, **arguments))
+
+    return build
+
+
+@pytest.fixture
+def small_network():
+    """Convolutions with and without bias, norms, a shortcut, a flatten with positions and two linear layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _randomise(_Small())
+
+
+class _Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.widen = nn.Conv2d(6, 10, 3, stride=2)
+        self.hidden = nn.Linear(90, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        x = torch.relu(self.norm(self.stem(images)))
+        x = torch.relu(x + self.inner(x))
+        x = torch.relu(self.widen(x))
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
+
+
+@pytest.fixture
+def images():
+    """Two pictures [2, 3, 8, 8]."""
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

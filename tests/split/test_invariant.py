@@ -1,0 +1,90 @@
+"""The invariant: in eval mode the slim network computes what the dense one does with its reset hypothesis zeroed.
+
+A wrong offset in a concatenation, a shortcut that keeps other channels, a flatten that is cut across channels or a
+norm that keeps other statistics breaks it.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models import DenseNet
+
+ARCHITECTURES = [
+    "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "googlenet",
+    "densenet121", "densenet169", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
+    "squeezenet1_1", "alexnet", "mnasnet1_0",
+]  # fmt: skip
+
+
+def pictures(size, dtype=torch.float32):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("resnet18", 0.5), ("resnet18", 0.8), ("googlenet", 0.7), ("mobilenet_v2", 0.7), ("mobilenet_v3_small", 0.7)],
+)
+def test_torchvision_network(name, rate, torchvision_network, slim_is_dense_with_zeros):
+    slim_is_dense_with_zeros(torchvision_network(name), pictures(64), rate=rate)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.8])
+def test_small_densenet(rate, randomise, slim_is_dense_with_zeros):
+    network = DenseNet(growth_rate=7, block_config=(2, 3), num_init_features=10, bn_size=2, num_classes=5)
+    slim_is_dense_with_zeros(randomise(network), pictures(32), rate=rate)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.8])
+def test_small_vgg(rate, randomise, slim_is_dense_with_zeros):
+    """Hidden linear layers after a flatten with positions."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 11, 3), nn.BatchNorm2d(11), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(11, 13, 3),
+        nn.BatchNorm2d(13), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(13 * 9, 17),
+        nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(17, 5),
+    )  # fmt: skip
+    plan, _ = slim_is_dense_with_zeros(randomise(network), pictures(16), rate=rate)
+    kept = plan.weights["4.weight"].outputs.count
+    assert plan.weights["9.weight"].inputs.ranges == ((0, 9 * kept),)
+
+
+class Embedding(nn.Module):
+    """Backbone -> linear layer F -> D -> embedding on the unit sphere."""
+
+    def __init__(self, backbone, features, dimension):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(features, dimension)
+
+    def forward(self, images):
+        return functional.normalize(self.head(self.backbone(images).flatten(1)), dim=1)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.8])
+def test_embedding_network(rate, torchvision_network, slim_is_dense_with_zeros):
+    backbone = torchvision_network("resnet18")
+    backbone.fc = nn.Identity()
+    plan, slim = slim_is_dense_with_zeros(Embedding(backbone, 512, 12), pictures(64), rate=rate)
+    assert plan.weights["head.weight"].outputs.count == 12
+    assert slim.head.in_features == plan.weights["backbone.layer4.1.conv2.weight"].outputs.count
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7])
+def test_double_precision_agrees_to_rounding(rate, torchvision_network, slim_is_dense_with_zeros):
+    slim_is_dense_with_zeros(torchvision_network("resnet18").double(), pictures(64, torch.float64), rate=rate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [0.5, 0.7, 0.8])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture(name, rate, dtype, torchvision_network, slim_is_dense_with_zeros):
+    slim_is_dense_with_zeros(torchvision_network(name).to(dtype), pictures(64, dtype), rate=rate)
+
+
+@pytest.mark.slow
+def test_grouped_convolutions_whose_groups_are_kept_or_dropped_as_a_whole(
+    torchvision_network, slim_is_dense_with_zeros
+):
+    _, slim = slim_is_dense_with_zeros(torchvision_network("resnext50_32x4d"), pictures(64), rate=0.5)
+    assert slim.layer1[0].conv2.groups == 16
