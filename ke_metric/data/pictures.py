@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,6 +143,27 @@ def _index_batches(images: ImageSet, recipe: Recipe, *, generation: int, rank: i
         rank=rank,
         processes=processes,
     )
+
+
+def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]:
+    """Decode only what the first training batch needs, to try a recipe.
+
+    Returns:
+        The pictures, whose training part is that batch and whose test part is empty; and the number of batches in an
+        epoch of the whole benchmark.
+
+    Raises:
+        KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
+    """
+    train = benchmark.train
+    batches = _index_batches(train, recipe, generation=1, rank=0, processes=1)
+    chosen = np.unique(next(iter(batches)))
+    part = ImageSet(
+        tuple(train.keys[index] for index in chosen), train.labels[chosen], train.class_names, train.source
+    )
+    nothing = ImageSet((), train.labels[:0], (), train.source)
+    small = Benchmark(benchmark.name, part, nothing, nothing, benchmark.notes)
+    return Pictures.decode(small, recipe.data.store_size), len(batches)
 
 
 def evaluation_batches(

@@ -129,16 +129,12 @@ def _decoded(images: ImageSet, store_size: int) -> Iterator[PixelArray]:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[Future[PixelArray]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for index in range(len(images)):
-                waiting.append(pool.submit(_decode, images, index, store_size=store_size))
-                if len(waiting) > LOOK_AHEAD * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for index in range(len(images)):
+            waiting.append(pool.submit(_decode, images, index, store_size=store_size))
+            if len(waiting) > LOOK_AHEAD * threads:
                 yield waiting.popleft().result()
-        finally:
-            # After an error or an interruption nobody wants the pictures that were to come.
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _decode(images: ImageSet, index: int, *, store_size: int) -> PixelArray:

@@ -135,10 +135,14 @@ def describe(file: PublishedFile) -> str:
     raise AssertionError(file)
 
 
+def published_as(path: Path) -> PublishedFile | None:
+    """Return the published file of this name, in whatever case; None when there is none."""
+    return next((file for file in _all_files() if file.name.casefold() == path.name.casefold()), None)
+
+
 def identify(path: Path) -> PublishedFile | None:
     """Tell which published file this is: by its name or, when that says nothing, by its md5; None for neither."""
-    by_name = {file.name.casefold(): file for file in _all_files()}
-    return by_name.get(path.name.casefold()) or _by_md5(path)
+    return published_as(path) or _by_md5(path)
 
 
 def verify_published(path: Path, file: PublishedFile) -> str:

@@ -57,6 +57,5 @@ def same_channels_in_order(before: Tensor, after: Tensor) -> bool:
     if len(varying(after)) > 1:
         return False
     sequence, result = (torch.unique_consecutive(labels.flatten()) for labels in (before, after))
-    if result.numel() % sequence.numel():
-        return False
-    return bool((result.view(-1, sequence.numel()) == sequence).all())
+    times, rest = divmod(result.numel(), sequence.numel())
+    return rest == 0 and torch.equal(result, sequence.repeat(times))

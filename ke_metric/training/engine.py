@@ -79,6 +79,10 @@ class Engine:
         """Return the records of all processes, in order of rank, on every process."""
         return list(gather_object(records)) if self.processes > 1 else records
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        PartialState().wait_for_everyone()
+
     def describe(self) -> dict[str, Any]:
         """Return what a provenance record says of the engine."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

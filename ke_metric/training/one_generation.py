@@ -100,11 +100,12 @@ class GenerationTraining:
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
             for index, batch in enumerate(self.epochs.epoch(epoch)):
                 step = (epoch - 1) * len(self.epochs) + index
-                loss, spread = self._step(step, batch)
+                loss, spread = self.take_step(step, batch)
                 losses.append(loss)
                 spreads.append(spread)
                 # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
-                tuples.append(getattr(self.loss, "tuples", None))
+                if (count := getattr(self.loss, "tuples", None)) is not None:
+                    tuples.append(count)
                 images += len(batch.keys) * self.engine.processes
                 watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
         self._require_finite_weights(epoch)
@@ -122,15 +123,19 @@ class GenerationTraining:
             "loss": sum(losses) / len(losses),
             "spread": spread,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **({} if None in tuples else {"tuples": sum(tuples) / len(tuples)}),
+            **({"tuples": sum(tuples) / len(tuples)} if tuples else {}),
             "images": images,
             "seconds": round(seconds, 3),
         }
         self.log = (*self.log, record)
         return self._state()
 
-    def _step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
-        """Take one optimizer step; return loss and embedding spread."""
+    def take_step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
+        """Take optimizer step number `step` (from 0) of the generation; return loss and embedding spread.
+
+        Raises:
+            KeMetricError: The loss is not finite; the weights are as they were.
+        """
         factor = learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,7 +143,7 @@ class GenerationTraining:
             embeddings = self.parallel(batch.images)
         embeddings, labels = self.engine.gather(embeddings, batch.labels)
         loss = self.loss(embeddings, labels)
-        value = float(loss)
+        value = float(loss.detach())
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {value}", step, batch.keys)
         scaler = self.engine.scaler

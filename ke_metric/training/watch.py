@@ -44,3 +44,34 @@ class Watch:
 
     def epoch_done(self, state: TrainingState) -> None:
         """Hear that an epoch is finished; `state` resumes exactly from here."""
+
+
+class Watches(Watch):
+    """Passes everything on to several others, in their order.
+
+    Args:
+        watches: Who wants to know.
+    """
+
+    def __init__(self, *watches: Watch) -> None:
+        self._watches = watches
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.note(text)
+
+    def warn(self, text: str) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.warn(text)
+
+    def step_done(self, step: Step) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.step_done(step)
+
+    def epoch_done(self, state: TrainingState) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.epoch_done(state)

@@ -29,7 +29,7 @@ def middle(augmenter, **changed):
     return draws
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["crop", "affine"]),
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
@@ -49,6 +49,7 @@ def test_any_picture_gives_the_size_asked_for_and_the_same_again(geometry, shape
     assert np.array_equal(draws, kept_draws)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_whole_crop_without_flip_is_the_plain_resize(seed):
     augmenter = Augmenter(Augmentation(scale=(1, 1), ratio=(1, 1), flip=0), 24)
@@ -99,6 +100,7 @@ def largest_gap(left, right):
     return np.abs(cumulative[0] - cumulative[1]).max()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 10**6))
 def test_a_crop_lies_inside_the_picture(height, width, seed):
     top, left, crop_height, crop_width = crop_box(
@@ -135,12 +137,11 @@ def test_affine_by_half_averages_blocks_of_four():
     assert np.abs(augmenter(picture, middle(augmenter)) - blocks).max() <= 1
 
 
-def test_affine_averages_where_it_shrinks_much():
-    stripes = np.zeros((96, 96, 3), np.uint8)
-    stripes[:, ::2] = 255
+def test_affine_averages_whole_blocks_where_it_shrinks_much():
+    picture = noise(96, 96)
     augmenter = affine(12)
-    inner = augmenter(stripes, middle(augmenter))[1:-1, 1:-1].astype(int)
-    assert np.abs(inner - 127).max() <= 2
+    blocks = picture.reshape(12, 8, 12, 8, 3).mean(axis=(1, 3))
+    assert np.abs(augmenter(picture, middle(augmenter)) - blocks).max() <= 2
 
 
 def test_a_quarter_turn_is_that_of_numpy():
@@ -178,6 +179,7 @@ def test_shear_slants_the_rows_about_the_middle():
     assert set(np.abs(np.diff(columns[5:36]))) == {1}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_what_lies_outside_gets_the_colour_of_the_border(seed):
     picture = np.full((40, 40, 3), (250, 240, 230), np.uint8)
@@ -203,7 +205,7 @@ def colour_twin(picture, draws, augmentation):
     return np.clip(bright.mean() + contrast * (bright - bright.mean()), 0, 1)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from([0, 0.3, 0.9]), st.sampled_from([0, 0.3, 0.9]), st.integers(0, 100))
 def test_every_picture_gets_its_own_brightness_and_contrast(brightness, contrast, seed):
     augmentation = Augmentation(brightness=brightness, contrast=contrast)

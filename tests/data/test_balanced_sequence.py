@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.data.balanced_sequence import balanced_sequence
@@ -21,6 +21,7 @@ def requests(draw):
     }
 
 
+@settings(deadline=None)
 @given(requests())
 def test_counts_differ_by_one_at_most_and_the_turn_decides_who_gets_one_more(request_):
     items, length = request_["items"], request_["length"]
@@ -31,6 +32,7 @@ def test_counts_differ_by_one_at_most_and_the_turn_decides_who_gets_one_more(req
     assert counts == Counter({int(i): passes + (int(i) in once_more) for i in items if passes or int(i) in once_more})
 
 
+@settings(deadline=None)
 @given(requests())
 def test_a_group_never_repeats_an_item(request_):
     sequence, group = balanced_sequence(**request_).tolist(), request_["group"]

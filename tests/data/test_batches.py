@@ -39,6 +39,7 @@ def spread(counts):
     return max(counts) - min(counts)
 
 
+@settings(deadline=None)
 @given(class_balanced())
 def test_every_batch_has_p_different_classes_and_m_images_of_each(drawn):
     labels, shape, _ = drawn
@@ -58,7 +59,7 @@ def test_every_batch_has_p_different_classes_and_m_images_of_each(drawn):
     assert batches.small_classes == sum(size < shape["images_per_class"] for size in sizes.values())
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(class_balanced())
 def test_classes_and_images_are_used_equally_often_in_an_epoch_and_over_epochs(drawn):
     labels, shape, _ = drawn
@@ -73,6 +74,7 @@ def test_classes_and_images_are_used_equally_often_in_an_epoch_and_over_epochs(d
             assert max(spread(class_counts) for class_counts in per_class) <= 1
 
 
+@settings(deadline=None)
 @given(class_balanced())
 def test_processes_share_the_batches_of_one_process(drawn):
     labels, shape, processes = drawn
@@ -88,6 +90,7 @@ def test_processes_share_the_batches_of_one_process(drawn):
         assert sum(map(len, classes)) == len(set().union(*classes))
 
 
+@settings(deadline=None)
 @given(class_balanced(), st.integers(0, 50))
 def test_an_epoch_is_a_pure_function_of_its_number(drawn, epoch):
     labels, shape, _ = drawn
@@ -119,6 +122,7 @@ def test_impossible_class_balanced_batches_are_refused(classes, processes, words
     assert all(word in str(caught.value) for word in words)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.integers(2, 20))
 def test_shuffled_takes_every_picture_once_and_drops_only_a_last_single_one(count, size):
     batches = ShuffledBatches(count, batch_size=size, **ORDER)
@@ -134,6 +138,7 @@ def test_shuffled_takes_every_picture_once_and_drops_only_a_last_single_one(coun
     assert count < 10 or epoch != epoch_of(batches, 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(2, 5), st.integers(0, 40))
 def test_shuffled_processes_are_disjoint_and_take_equal_shares(processes, share, more):
     count, size = 2 * processes + more, share * processes

@@ -86,22 +86,25 @@ def test_exact_products_undo_autocast_and_reduced_precision(operands):
             assert torch.equal(left @ right, expected)
 
 
+def settings_now():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
 @pytest.fixture(params=["medium", "high", "highest"])
 def setting(request):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(request.param)
-    yield request.param
+    yield settings_now()
     torch.set_float32_matmul_precision(before)
 
 
 def test_exact_products_leave_the_settings_as_they_were(setting):
     with exact_products("cpu"):
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-    assert torch.get_float32_matmul_precision() == setting
+        assert settings_now() == ("ieee", "ieee")
+    assert settings_now() == setting
 
 
 def test_exact_products_leave_the_settings_as_they_were_after_an_error(setting):
     with pytest.raises(KeyError, match="mistake"), exact_products("cpu"):
         raise KeyError("mistake")
-    assert torch.get_float32_matmul_precision() == setting
+    assert settings_now() == setting

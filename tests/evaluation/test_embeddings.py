@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -48,6 +48,7 @@ def test_whatever_comes_in_unit_float32_comes_out(vectors):
     ),
     st.lists(st.integers(-40, 40), min_size=4, max_size=4),
 )
+@settings(deadline=None)
 def test_length_is_one_and_scale_does_not_matter(vectors, exponents):
     unit = Embeddings(vectors, range(4)).vectors
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
@@ -125,6 +126,7 @@ def test_ids(ids, match):
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
+@settings(deadline=None)
 def test_row_chunks_cover_everything_once(count, rows):
     chunks = list(row_chunks(count, rows))
     assert [row for chunk in chunks for row in range(count)[chunk]] == list(range(count))

@@ -37,7 +37,7 @@ def test_agrees_with_scikit_learn(backend, hard_vectors, same_neighbors):
 
 
 @given(st.integers(1, 70), st.integers(1, 12))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_chunks_do_not_matter(backend, hard_vectors, same_neighbors, chunk, k):
     items, own = hard_vectors(61), np.arange(61)
     whole = search(items, items, k, backend=replace(backend, chunk=1000), self_match=own)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.evaluation.backend import Backend
@@ -64,6 +64,7 @@ def map_at_r_in_loops(row, relevant):
 
 
 @given(hit_rows, st.data())
+@settings(deadline=None)
 def test_agree_with_plain_loops(rows, data):
     width = len(rows[0])
     relevant = data.draw(st.lists(st.integers(1, width), min_size=len(rows), max_size=len(rows)))
@@ -79,6 +80,7 @@ def test_agree_with_plain_loops(rows, data):
 
 
 @given(hit_rows, st.data())
+@settings(deadline=None)
 def test_orders(rows, data):
     """Recall@K never falls as K grows, MAP@R is never above R-precision, and all lie in [0, 1]."""
     width = len(rows[0])
@@ -115,12 +117,14 @@ labels_of = st.lists(st.integers(-2, 3), min_size=1, max_size=12)
 
 
 @given(labels_of, labels_of)
+@settings(deadline=None)
 def test_relevant_between_query_and_gallery(query, gallery):
     found = count_relevant(np.array(query), np.array(gallery), None)
     assert found.tolist() == [gallery.count(label) for label in query]
 
 
 @given(labels_of, st.data())
+@settings(deadline=None)
 def test_relevant_without_the_query_itself(gallery, data):
     own = data.draw(st.lists(st.integers(-1, len(gallery) - 1), min_size=1, max_size=12))
     query = [gallery[position] if position >= 0 else 0 for position in own]

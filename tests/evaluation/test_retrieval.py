@@ -251,6 +251,7 @@ def test_memory_is_bounded_where_one_class_is_large(hard_vectors, monkeypatch):
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 60), st.data())
+@settings(deadline=None)
 def test_blocks_hold_every_query_once_and_fit(depth, cells, data):
     queries = sorted(data.draw(st.sets(st.integers(0, len(depth) - 1))))
     blocks = list(blocks_of_queries(np.array(queries, dtype=np.int64), np.array(depth), cells))

@@ -1,0 +1,161 @@
+"""The commands of `ke-metric`, as click sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ke_metric import __version__
+from ke_metric.errors import ExitCode, KeMetricError
+
+FOLDER = click.Path(path_type=Path)
+
+
+class Commands(click.Group):
+    """A group that turns a KeMetricError into its message on stderr and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except KeMetricError as error:
+            click.echo(f"ke-metric: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Knowledge Evolution: train an image network generation after generation on a small data set.
+
+    \b
+    ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
+    ke-metric eval --gen best                       score a generation again
+    ke-metric data check ~/my_images                look for bad files before training
+    """
+
+
+@main.command()
+@click.argument("recipe", type=FOLDER)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set split.rate=0.8")
+@click.option("--seed", type=int, help="Seed of everything random; the recipe's when left out.")
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--lineage", type=FOLDER, help="Folder of the lineage; lineages/<recipe name>-s<seed> when left out.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch.")
+@click.option("--overwrite", is_flag=True, help="Replace the lineage that is there.")
+@click.option("--dry-run", is_flag=True, help="Build everything, try one batch, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: bool, **options: Any) -> None:
+    """Train the generations of RECIPE and score each one.
+
+    \b
+    ke-metric train recipes/cub_resnet50.yaml --set data.root=/data/CUB_200_2011
+    ke-metric train recipes/cub_resnet50.yaml --resume
+    """
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    from ke_metric.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides, seed=seed)
+    if options.pop("dry_run"):
+        from ke_metric.cli.dry_run import rehearse
+
+        _print(rehearse(loaded, device=options["device"], folder=options["lineage"]), as_json)
+        return
+    from ke_metric.cli.train import train_lineage
+
+    text = recipe.read_text(encoding="utf-8")
+    _print(train_lineage(loaded, text=text, folder=options.pop("lineage"), **options), as_json)
+
+
+@main.command("eval")
+@click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
+@click.option("--gen", "which", required=True, metavar="N|all|best", help="Which generation to score.")
+@click.option("--network", type=click.Choice(["dense", "slim", "both"]), default="both", show_default=True)
+@click.option(
+    "--min",
+    "minimums",
+    multiple=True,
+    metavar="SCORE=VALUE",
+    help="Exit with 7 unless every network scored has at least this: --min recall@1=0.6",
+)
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Score generations of a lineage again, dense and slim, from their weights.
+
+    \b
+    ke-metric eval --gen 10
+    ke-metric eval --gen best --network slim --min recall@1=0.6 --json
+    """
+    from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
+
+    gates = [_gate(text) for text in minimums]
+    result = evaluate_lineage(which=which, **options)
+    _print(result, as_json)
+    require_minimums(result, gates)
+
+
+def _gate(text: str) -> tuple[str, float]:
+    score, separator, value = text.partition("=")
+    try:
+        return score, float(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min"
+        ) from None
+    finally:
+        if not separator or not score:
+            raise click.BadParameter(f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min")
+
+
+@main.group()
+def data() -> None:
+    """Prepare benchmarks from files you have, and check images before training."""
+
+
+@data.command()
+@click.argument("name")
+@click.option("--from", "source", type=FOLDER, help="An archive, a folder of archives, or an unpacked folder.")
+@click.option("--to", "target", type=FOLDER, help="Folder to make; data/NAME when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) -> None:
+    """Recognise, verify and unpack the files of benchmark NAME.
+
+    \b
+    ke-metric data prepare cub --from ~/Downloads/CUB_200_2011.tgz
+    ke-metric data prepare emoji                fetches eight npm packages, 28 MB
+    """
+    from ke_metric.cli.data import prepare_benchmark
+
+    _print(prepare_benchmark(name, source=source, target=target or Path("data") / name), as_json)
+
+
+@data.command()
+@click.argument("name_or_path")
+@click.option("--root", help="Folder with the files of a benchmark named; data/NAME when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def check(name_or_path: str, root: str | None, as_json: bool) -> None:
+    """Decode every image of a benchmark, or of a folder or CSV of yours, and report what would hurt a training.
+
+    Exits with 4 when there is an error among the findings; warnings leave it at 0.
+    """
+    from ke_metric.cli.data import check_benchmark
+
+    result = check_benchmark(name_or_path, root=root)
+    _print(result, as_json)
+    if not result.document["ok"]:
+        raise click.exceptions.Exit(ExitCode.DATA)
+
+
+def _print(result: Any, as_json: bool) -> None:
+    """Print a result, which has a `document` for programs and a `show()` for people."""
+    if as_json:
+        click.echo(json.dumps(result.document, indent=2, allow_nan=False))
+    else:
+        result.show()

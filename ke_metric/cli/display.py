@@ -1,0 +1,133 @@
+"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ke_metric.generation import Generation, TrainingState
+from ke_metric.training.watch import Step, Watch
+
+CONSOLE = Console(stderr=True, highlight=False)
+# Share of the new value in the running means of loss and speed.
+SMOOTHING = 0.05
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Print one line on stderr, unwrapped."""
+    CONSOLE.print(text, style=style, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far something has come; gives the function to call with the number done and the total."""
+    if not CONSOLE.is_terminal:
+        say(f"{what} ...")
+        yield lambda done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+    with Progress(*columns, TimeRemainingColumn(), console=CONSOLE, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class TrainingDisplay(Watch):
+    """Shows a lineage grow.
+
+    Args:
+        generations: How many there will be.
+    """
+
+    def __init__(self, generations: int) -> None:
+        self._generations = generations
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"))
+        self._progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
+        self._task = self._progress.add_task("", total=None, facts="")
+        self._loss: float | None = None
+        self._seconds_per_step: float | None = None
+        self._last = time.perf_counter()
+        self._generation_started = self._last
+        self._scoring_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        say(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that stands out."""
+        say(f"warning: {text}", style="yellow")
+
+    def step_done(self, step: Step) -> None:
+        """Refresh the live line."""
+        now = time.perf_counter()
+        self._loss = _smooth(self._loss, step.loss)
+        self._seconds_per_step = _smooth(self._seconds_per_step, now - self._last)
+        self._last = now
+        left = (step.steps - step.step) * self._seconds_per_step
+        lineage_left = left + (self._generations - step.generation) * (
+            step.steps * self._seconds_per_step + self._scoring_seconds
+        )
+        self._progress.update(
+            self._task,
+            description=f"generation {step.generation}/{self._generations} epoch {step.epoch}",
+            completed=step.step,
+            total=step.steps,
+            facts=f"loss {self._loss:.3f}  lr {step.learning_rate:.2e}  "
+            f"{step.images / self._seconds_per_step:,.0f} images/s  "
+            f"left {_duration(left)}, lineage {_duration(lineage_left)}",
+        )
+
+    def epoch_done(self, state: TrainingState) -> None:
+        """Print a line for the epoch where there is no live line."""
+        now = time.perf_counter()
+        if self._progress.disable:
+            record = state.training_log[-1]
+            say(
+                f"generation {state.number}/{self._generations} epoch {state.epoch} loss {record['loss']:.4f} "
+                f"spread {record['spread']:.3f} {record['images'] / record['seconds']:,.0f} images/s"
+            )
+        self._last = now
+
+    def generation_done(self, generation: Generation) -> None:
+        """Print the generation's line."""
+        scorecard, seconds = generation.scorecard, generation.provenance.seconds
+        self._scoring_seconds = seconds["scoring"]
+        self._last = time.perf_counter()
+        shown = [f"dense {_percent(scorecard.dense)}"]
+        if scorecard.slim is not None:
+            shown.append(f"slim {_percent(scorecard.slim)}")
+        say(
+            f"generation {generation.number}/{self._generations}: {'; '.join(shown)}; "
+            f"trained {_duration(seconds['training'])}, scored {_duration(seconds['scoring'])}",
+            style="bold",
+        )
+
+
+def _percent(scores: object) -> str:
+    assert isinstance(scores, dict), "scores are a dict"
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items() if name.startswith("recall@"))
+
+
+def _smooth(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + SMOOTHING * (value - mean)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

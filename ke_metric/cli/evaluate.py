@@ -1,0 +1,127 @@
+"""`ke-metric eval`: score stored generations again with the function that scored them first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ke_metric.cli.display import counting, say
+from ke_metric.cli.result import Result
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.pictures import Pictures
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.generation import Generation, Scorecard
+from ke_metric.lineage import Lineage
+from ke_metric.methods.knowledge_evolution import load_whole
+from ke_metric.networks.embedding import build_network
+from ke_metric.report import scorecard_document, scorecards_table
+from ke_metric.scoring import Scorer
+from ke_metric.split.plan import SplitPlan
+from ke_metric.training.engine import Engine
+
+
+def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: str | None) -> Result:
+    """Score generations of a lineage.
+
+    Args:
+        which: A number, `all` (every generation whose weights were kept) or `best`.
+        lineage: The lineage's folder; the newest one when None.
+        network: `dense`, `slim` or `both`.
+        device: A torch device.
+
+    Raises:
+        KeMetricError: No such lineage or generation, weights not kept, no slim network, or the data are missing.
+    """
+    store = Lineage(lineage) if lineage else Lineage.newest()
+    if lineage is None:
+        say(f"newest lineage: {store.folder}")
+    numbers = _numbers(store, which)
+    recipe = store.recipe
+    if network == "slim" and recipe.split.kind != "kels":
+        raise KeMetricError(
+            f"{store.folder}: split.kind = {recipe.split.kind!r} gives no slim network", ExitCode.LINEAGE
+        )
+    benchmark = load_benchmark(recipe.data)
+    with counting(f"decoding {benchmark.name}") as progress:
+        pictures = Pictures.decode(benchmark, recipe.data.store_size, progress=progress)
+    scorer = Scorer(pictures, recipe, Engine(recipe.training.precision, device))
+    cards = {number: _score(store.load(number), scorer) for number in numbers}
+    for number, card in cards.items():
+        say(_compare(number, card, store.scorecard(number)))
+    documents = [_only(scorecard_document(number, card), network) for number, card in cards.items()]
+    document: dict[str, object] = {"lineage": str(store.folder)}
+    document |= {"generations": documents} if which == "all" else documents[0]
+    return Result(document, scorecards_table(str(store.folder), cards))
+
+
+def _numbers(store: Lineage, which: str) -> list[int]:
+    if which == "best":
+        return [store.best]
+    if which == "all":
+        numbers = store.numbers
+        kept = [number for number in numbers if store.has_weights(number)]
+        if not kept:
+            raise KeMetricError(f"{store.folder}: there is no complete generation yet", ExitCode.LINEAGE)
+        if kept != numbers:
+            say(
+                f"weights were kept of {len(kept)} of {len(numbers)} generations (recipe: keep = {store.recipe.keep})"
+            )
+        return kept
+    if not which.isdecimal():
+        raise KeMetricError(
+            f"--gen {which}: must be a number, all or best{closest(which, ('all', 'best'))}", ExitCode.USAGE
+        )
+    return [int(which)]
+
+
+def _score(generation: Generation, scorer: Scorer) -> Scorecard:
+    recipe = scorer.recipe
+    network: nn.Module = build_network(recipe.network, recipe.data.image_size)
+    load_whole(network, generation.weights, "the stored weights")
+    plan = SplitPlan.from_json(generation.split, generation.split_bits)
+    plan.check(network)
+    return scorer.scorecard(scorer.engine.place(network, channels_last=recipe.training.channels_last), plan)
+
+
+def _compare(number: int, card: Scorecard, stored: Scorecard) -> str:
+    """Say whether the scores are those that were stored, and the largest difference if not."""
+    pairs = [(card.dense, stored.dense), (card.slim or {}, stored.slim or {})]
+    if all(dict(new) == dict(old) for new, old in pairs):
+        return f"generation {number}: equal to the stored scorecard"
+    largest = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
+    return (
+        f"generation {number}: differs from the stored scorecard, most in {largest[1]}: {largest[0]:.2g} "
+        f"(torch {torch.__version__}; another device, thread count or version rounds differently)"
+    )
+
+
+def _only(document: dict[str, object], network: str) -> dict[str, object]:
+    dropped = {"dense": "slim", "slim": "dense"}.get(network)
+    return {name: value for name, value in document.items() if name != dropped}
+
+
+def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None:
+    """Check that every network scored reaches every minimum.
+
+    Raises:
+        KeMetricError: One does not (exit code 7), or a score of that name was not computed (exit code 2).
+    """
+    documents = result.document.get("generations", [result.document])
+    for document in documents:
+        for network in ("dense", "slim"):
+            scores = document.get(network)
+            for name, minimum in gates if scores is not None else ():
+                _require(scores, name, minimum, f"generation {document['generation']} {network}")
+
+
+def _require(scores: dict[str, float], name: str, minimum: float, what: str) -> None:
+    if name not in scores:
+        raise KeMetricError(
+            f"--min {name}: there is no such score{closest(name, scores)}; there are {', '.join(scores)}",
+            ExitCode.USAGE,
+        )
+    if scores[name] < minimum:
+        raise KeMetricError(f"{what}: {name} = {scores[name]:.4f} is below the minimum {minimum}", ExitCode.GATE)

@@ -1,0 +1,66 @@
+"""Keeps what a training says: resume states, log.jsonl, TensorBoard events."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ke_metric.generation import Generation, TrainingState
+from ke_metric.lineage import Lineage
+from ke_metric.training.watch import Watch
+
+
+class Keeper(Watch):
+    """Writes into a lineage while its generations are trained.
+
+    Args:
+        lineage: The lineage, held for writing.
+    """
+
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
+        self._epochs = lineage.recipe.training.epochs
+        self._board = SummaryWriter(str(lineage.folder / "tensorboard"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+
+    def note(self, text: str) -> None:
+        """Log a line."""
+        self._lineage.log("note", text=text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning."""
+        self._lineage.log("warning", text=text)
+
+    def epoch_done(self, state: TrainingState) -> None:
+        """Save the state to resume from, then log the epoch."""
+        self._lineage.save_state(state)
+        record = dict(state.training_log[-1])
+        self._lineage.log("epoch", **record)
+        step = (state.number - 1) * self._epochs + state.epoch
+        for name in ("loss", "spread", "learning_rate", "tuples"):
+            if name in record:
+                self._scalar(f"training/{name}", record[name], step)
+
+    def generation_done(self, generation: Generation) -> None:
+        """Add a stored generation's scores and mean weights to TensorBoard."""
+        networks = {"dense": generation.scorecard.dense, "slim": generation.scorecard.slim or {}}
+        for network, scores in networks.items():
+            for name, value in scores.items():
+                self._scalar(f"{network}/{name}", value, generation.number)
+        for name, parts in generation.magnitudes.items():
+            for part, mean in zip(("fit", "reset"), parts, strict=True):
+                if mean is not None:
+                    self._scalar(f"mean_weight_{part}/{name}", mean, generation.number)
+        self._board.flush()
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._board.add_scalar(name, value, step)

@@ -1,0 +1,193 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.plan import SplitPlan, plan_split
+
+
+@pytest.fixture
+def kels(small_network, images):
+    return plan_split(small_network, images, rate=0.5)
+
+
+@pytest.fixture
+def wels(small_network, images):
+    return plan_split(small_network, images, rate=0.7, kind="wels", seed=3)
+
+
+def same_plan(first, second):
+    masks, others = first.masks, second.masks
+    return (
+        (first.kind, first.rate) == (second.kind, second.rate)
+        and list(masks) == list(others)
+        and all(torch.equal(masks[name], others[name]) for name in masks)
+    )
+
+
+def test_kels_counts(kels):
+    """c(C_out) x c(C_in) x k x k; the first layer keeps all inputs, the last all outputs."""
+    fit = {name: int(mask.sum()) for name, mask in kels.masks.items()}
+    assert fit == {
+        "stem.weight": 3 * 3 * 9,
+        "inner.weight": 3 * 3 * 9,
+        "widen.weight": 5 * 3 * 9,
+        "hidden.weight": 4 * 5 * 9,
+        "head.weight": 5 * 4,
+    }
+    assert kels.fit_count == sum(fit.values())
+    assert kels.fit_count + kels.reset_count == sum(mask.numel() for mask in kels.masks.values())
+
+
+def test_wels_counts(wels, small_network):
+    """Exactly round(rate x n) entries of every weight, first convolution and last layer included."""
+    weights = {name: weight for name, weight in small_network.named_parameters() if weight.ndim >= 2}
+    assert list(wels.masks) == list(weights)
+    for name, mask in wels.masks.items():
+        assert mask.shape == weights[name].shape
+        assert int(mask.sum()) == round(0.7 * mask.numel())
+
+
+def test_wels_depends_on_seed_and_name_only(wels, small_network, images):
+    torch.rand(5)
+    assert same_plan(wels, plan_split(small_network, images, rate=0.7, kind="wels", seed=3))
+    assert not same_plan(wels, plan_split(small_network, images, rate=0.7, kind="wels", seed=4))
+
+
+def test_wels_runs_nothing(images):
+    class Broken(nn.Linear):
+        def forward(self, _images):
+            raise AssertionError
+
+    assert plan_split(Broken(3, 4), images, rate=0.5, kind="wels", seed=0).fit_count == 6
+
+
+def test_every_layer_draws_its_own_wels_mask(images):
+    plan = plan_split(nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9)), images, rate=0.5, kind="wels", seed=0)
+    assert not torch.equal(plan.masks["0.weight"], plan.masks["1.weight"])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"kind": "wels", "seed": 0}])
+def test_rate_one_keeps_everything(small_network, images, arguments):
+    plan = plan_split(small_network, images, rate=1, **arguments)
+    assert all(bool(mask.all()) for mask in plan.masks.values())
+    assert plan.reset_count == 0
+
+
+def test_nothing_is_added_to_the_network(small_network, images):
+    """Masks are no parameters: they are in no optimiser group and in no parameter count."""
+    names = list(small_network.state_dict())
+    plan_split(small_network, images, rate=0.5)
+    plan_split(small_network, images, rate=0.5, kind="wels", seed=0)
+    assert list(small_network.state_dict()) == names
+
+
+def test_keep_whole_keeps_all_outputs(small_network, images):
+    plan = plan_split(small_network, images, rate=0.5, keep_whole=["stem"])
+    counts = {name: (mask.outputs.count, mask.inputs.count) for name, mask in plan.weights.items()}
+    # stem and inner are added to each other: what is kept of one is kept of the other
+    assert counts["stem.weight"] == (6, 3)
+    assert counts["inner.weight"] == (6, 6)
+    assert counts["widen.weight"] == (5, 6)
+
+
+def test_keep_whole_of_a_container_and_of_wels(small_network, images):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = small_network
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, images):
+            return self.last(self.body(images))
+
+    kels = plan_split(Outer(), images, rate=0.5, keep_whole=["body"])
+    assert all(bool(mask.all()) for mask in kels.masks.values())
+    wels = plan_split(Outer(), images, rate=0.5, kind="wels", seed=0, keep_whole=["body"])
+    assert list(wels.weights) == ["last.weight"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "kel"}, "split kind 'kel' is none of kels, wels; did you mean 'kels'?"),
+        ({"rate": 0.0}, "split rate = 0.0: must be greater than 0 and at most 1"),
+        ({"rate": 1.1}, "split rate = 1.1"),
+        ({"rate": float("nan")}, "split rate = nan"),
+        ({"kind": "wels"}, "needs seed="),
+        ({"keep_whole": ["hiden"]}, "'hiden'; _Small has no such module; did you mean 'hidden'?"),
+        ({"keep_whole": ["norm"]}, "'norm', a BatchNorm2d without weights"),
+    ],
+)
+def test_bad_arguments(small_network, images, arguments, words):
+    with pytest.raises(KeMetricError) as caught:
+        plan_split(small_network, images, **arguments)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == ExitCode.RECIPE
+
+
+def test_kels_as_json(kels):
+    text = kels.to_json()
+    assert SplitPlan.from_json(text) == kels
+    assert kels.to_tensors() == {}
+    assert json.loads(text)["weights"]["hidden.weight"] == {
+        "shape": [8, 90],
+        "outputs": [[0, 4]],
+        "inputs": [[0, 45]],
+    }
+
+
+def test_wels_as_json_and_tensors(wels, small_network):
+    tensors = wels.to_tensors()
+    assert same_plan(SplitPlan.from_json(wels.to_json(), tensors), wels)
+    assert (
+        sum(tensor.numel() for tensor in tensors.values())
+        <= sum(p.numel() * 4 for p in small_network.parameters()) / 32
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"format": 1}', "KeyError('kind')"),
+        ('{"format": 2, "kind": "kels"}', "format 2, kind kels"),
+        ('{"format": 1, "kind": "other"}', "format 1, kind other"),
+        ('{"format": 1, "kind": "kels", "rate": 0.5, "weights": {"a": {}}, "narrowings": {}}', "KeyError('shape')"),
+    ],
+)
+def test_broken_json(text, words):
+    with pytest.raises(KeMetricError, match="no split plan of format 1") as caught:
+        SplitPlan.from_json(text)
+    assert words in str(caught.value)
+    assert caught.value.exit_code == ExitCode.LINEAGE
+
+
+def test_wels_without_its_bits(wels):
+    with pytest.raises(KeMetricError, match=r"stem\.weight") as caught:
+        SplitPlan.from_json(wels.to_json())
+    assert caught.value.exit_code == ExitCode.LINEAGE
+
+
+def test_check(kels, small_network):
+    kels.check(small_network)
+    small_network.head = nn.Linear(8, 6)
+    with pytest.raises(KeMetricError, match=r"head\.weight is \(6, 8\), in the plan \(5, 8\)") as caught:
+        kels.check(small_network)
+    assert caught.value.exit_code == ExitCode.RECIPE
+    small_network.heads, small_network.head = small_network.head, nn.Identity()
+    with pytest.raises(KeMetricError, match=r"no 'head\.weight' in it; did you mean 'heads\.weight'\?"):
+        kels.check(small_network)
+
+
+def test_table(kels, wels):
+    lines = str(kels).splitlines()
+    assert lines[0] == "kels at split rate 0.5"
+    assert lines[2].split() == ["stem.weight", "3", "/", "6", "3", "/", "3", "50.0", "%"]
+    assert lines[5].split() == ["hidden.weight", "4", "/", "8", "45", "/", "90", "25.0", "%"]
+    assert lines[-1].split()[0] == "all"
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert str(wels).splitlines()[2].split() == ["stem.weight", "6", "3", "69.8", "%"]
