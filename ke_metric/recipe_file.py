@@ -108,7 +108,7 @@ def _read_text(path: Path) -> str:
     if len(content) > MAX_RECIPE_BYTES:
         raise KeMetricError(f"{path}: is larger than {MAX_RECIPE_BYTES} bytes", ExitCode.RECIPE)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode()
     except UnicodeDecodeError as error:
         raise KeMetricError(
             f"{path}: is not a text file in UTF-8 (byte 0x{content[error.start]:02x} at position {error.start + 1})",

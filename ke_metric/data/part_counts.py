@@ -46,10 +46,15 @@ def count_parts(benchmark: Benchmark) -> dict[str, PartCounts]:
 def counts_text(counts: Mapping[str, PartCounts]) -> str:
     """Return the counts as a plain table, one line per part."""
     return "\n".join(
-        f"{name:<8} {part.images:>9,} images {part.classes:>8,} classes   "
-        f"{part.smallest_class:,} to {part.largest_class:,} images per class"
+        f"{name:<8} {part.images:>9,} images {part.classes:>8,} classes   {_sizes(part)} images per class"
         for name, part in counts.items()
     )
+
+
+def _sizes(part: PartCounts) -> str:
+    if part.smallest_class == part.largest_class:
+        return f"{part.largest_class:,}"
+    return f"{part.smallest_class:,} to {part.largest_class:,}"
 
 
 def _count(images: ImageSet) -> PartCounts:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ke_metric.data.archive_members import archive_format
-from ke_metric.data.published_files import DISTRIBUTIONS, Distribution, PublishedFile, describe, identify
+from ke_metric.data.published_files import (
+    DISTRIBUTIONS,
+    Distribution,
+    PublishedFile,
+    describe,
+    identify,
+    published_as,
+)
 from ke_metric.data.table import some_of
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -36,11 +43,15 @@ def choose_files(name: str, source: Path) -> tuple[SourceFile, ...]:
             is missing.
     """
     candidates = [source] if source.is_file() else _candidates(source)
-    identified = [(path, published) for path in candidates if (published := identify(path))]
     ours = {file for each in DISTRIBUTIONS[name] for file in each.files}
-    found = [SourceFile(path, published) for path, published in identified if published in ours]
+    # By content only where names are not enough: a folder of downloads can hold a lot that is none of our business.
+    for recognize in (published_as, identify):
+        identified = [(path, published) for path in candidates if (published := recognize(path))]
+        found = [SourceFile(path, published) for path, published in identified if published in ours]
+        if chosen := _first_complete(name, source, found):
+            return chosen
     if found:
-        return _complete(name, source, found)
+        raise _incomplete(name, source, found)
     if identified:
         raise KeMetricError(
             f"{source}: no file of {name}, but {some_of([describe(published) for _, published in identified])}",
@@ -56,13 +67,7 @@ def archives_in(folder: Path) -> list[Path]:
 
 def _candidates(source: Path) -> list[Path]:
     """List what may be a published file: archives by content, others by name."""
-    names = {
-        file.name.casefold()
-        for each in DISTRIBUTIONS.values()
-        for distribution in each
-        for file in distribution.files
-    }
-    return [path for path in _files_in(source) if path.name.casefold() in names or archive_format(path)]
+    return [path for path in _files_in(source) if published_as(path) or archive_format(path)]
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -71,19 +76,23 @@ def _files_in(folder: Path) -> list[Path]:
     return [path for path in [*entries, *below] if path.is_file() and not path.name.startswith(".")]
 
 
-def _complete(name: str, source: Path, found: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+def _first_complete(name: str, source: Path, found: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
     for distribution in DISTRIBUTIONS[name]:
-        chosen = [each for each in found if each.published in distribution.files]
+        chosen = tuple(each for each in found if each.published in distribution.files)
         if {each.published for each in chosen} == set(distribution.files):
             _refuse_twice(source, chosen)
-            return tuple(chosen)
+            return chosen
+    return ()
+
+
+def _incomplete(name: str, source: Path, found: Sequence[SourceFile]) -> KeMetricError:
+    mixed = " Files of different layouts do not go together." if len(DISTRIBUTIONS[name]) > 1 else ""
     lines = [
         f"{source}: incomplete. Found: {', '.join(each.path.name for each in found)}.",
         *(line for distribution in DISTRIBUTIONS[name] if (line := _missing(distribution, found))),
-        "Put the files into one folder and give that folder; or unpack all of them there yourself."
-        + (" Files of different layouts do not go together." if len(DISTRIBUTIONS[name]) > 1 else ""),
+        f"Put the files into one folder and give that folder; or unpack all of them there yourself.{mixed}",
     ]
-    raise KeMetricError("\n".join(lines), ExitCode.DATA)
+    return KeMetricError("\n".join(lines), ExitCode.DATA)
 
 
 def _missing(distribution: Distribution, found: Sequence[SourceFile]) -> str:

@@ -288,7 +288,7 @@ def test_broken_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_archive_gives_our_error_or_the_right_files(tmp_path, kind, data):
     packed = bytearray(WRITERS[kind](tmp_path / "whole").read_bytes())

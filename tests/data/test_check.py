@@ -60,7 +60,9 @@ def test_clean_data(pets):
     assert report.images == 8
     expected = {"images": 4, "classes": 2, "smallest_class": 2, "largest_class": 2}
     assert {part: counts.to_json() for part, counts in report.counts.items()} == {"train": expected, "test": expected}
-    assert "8 images looked at, 0 errors, 0 warnings" in check_text(report)
+    text = check_text(report)
+    assert "8 images looked at, 0 errors, 0 warnings" in text
+    assert text.count("2 classes   2 images per class") == 2
 
 
 def truncated(kind):

@@ -326,6 +326,13 @@ def test_renamed_file_is_known_by_its_content(cub, target):
     assert [(file.name, file.checksum) for file in report.taken] == [("download (1).tgz", "sha256 as published")]
 
 
+def test_other_archives_are_not_read_when_the_names_are_enough(cub, target, monkeypatch):
+    zipped(cub.parent / "holiday.zip", {"film": b"x"})
+    monkeypatch.setattr(published_files, "file_checksum", lambda *_: pytest.fail("a checksum of some other file"))
+    report = prepare("cub", cub.parent, target=target, verify_counts=False)
+    assert [file.name for file in report.taken] == ["CUB_200_2011.tgz"]
+
+
 def test_wrong_checksum_names_the_file_it_really_is(downloads, target, monkeypatch):
     cars_a(downloads)
     cars_b(downloads)
