@@ -121,23 +121,21 @@ def extract_into(archive: Path, folder: Path, *, limits: ExtractionLimits | None
         raise KeMetricError(f"{archive}: damaged, or downloaded incompletely: {error}", ExitCode.DATA) from error
 
 
-def inner_path(name: str, folder: Path) -> Path:
-    """Return where a member of this name belongs inside `folder`; `folder` itself for an empty name or ".".
+def inner_path(name: str, folder: Path) -> Path | None:
+    """Return where a member of this name belongs inside `folder`; None for a name that leads out of it.
+
+    Refused are absolute names, drives, `..`, a NUL and ways through a link, by the rules of POSIX and of Windows.
 
     Args:
-        name: As written in an archive; it has to be harmless by POSIX and by Windows rules.
+        name: As written in an archive; empty and "." mean the folder itself.
         folder: A resolved folder.
-
-    Raises:
-        KeMetricError: DATA: absolute, with a drive, with `..`, with a NUL, or outside of the folder through a link.
     """
     spellings = (PurePosixPath(name), PureWindowsPath(name))
     # Windows drops blanks and dots at the end of a name, so that ".. " is ".." there.
-    climbs = any(path.anchor or any(not part.strip(" .") for part in path.parts) for path in spellings)
+    if "\0" in name or any(path.anchor or any(not part.strip(" .") for part in path.parts) for path in spellings):
+        return None
     target = folder / PurePosixPath(name)
-    if climbs or "\0" in name or not target.resolve().is_relative_to(folder):
-        raise KeMetricError(f"member {name[:200]!r} would be written outside of the target folder", ExitCode.DATA)
-    return target
+    return target if target.resolve().is_relative_to(folder) else None
 
 
 def file_checksum(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
@@ -176,8 +174,10 @@ def _refuse_full_disk(archive: Path, folder: Path) -> None:
 
 def _write(member: Member, folder: Path, budget: ExtractionBudget) -> None:
     budget.charge(member)
+    path = inner_path(member.name, folder)
+    if path is None:
+        raise _refused(budget.archive, member, "would be written outside of the target folder")
     try:
-        path = inner_path(member.name, folder)
         if member.is_folder:
             path.mkdir(parents=True, exist_ok=True)
             return
@@ -185,10 +185,14 @@ def _write(member: Member, folder: Path, budget: ExtractionBudget) -> None:
         with member.open() as content, path.open("xb") as file:
             shutil.copyfileobj(content, file, LARGEST_READ)
     except OSError as error:
-        reason = _member_fault(error)
-        if reason is None:
+        fault = _member_fault(error)
+        if fault is None:
             raise
-        raise KeMetricError(f"{budget.archive}: member {member.name[:200]!r} {reason}", ExitCode.DATA) from error
+        raise _refused(budget.archive, member, fault) from error
+
+
+def _refused(archive: Path, member: Member, fault: str) -> KeMetricError:
+    return KeMetricError(f"{archive}: member {member.name[:200]!r} {fault}", ExitCode.DATA)
 
 
 def _member_fault(error: OSError) -> str | None:

@@ -125,8 +125,7 @@ def test_names_that_leave_the_target_are_refused(tmp_path, name, kind):
     members = [("fine.txt", b"x"), (name, b"evil")]
     archive = tar_of(tmp_path / "a", members) if kind == "tar" else zip_of(tmp_path / "a", members)
     message = refused(archive, tmp_path / "x" / "y" / "out")
-    assert repr(name) in message
-    assert "outside" in message
+    assert f"{archive}: member {name!r} would be written outside" in message
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -274,7 +273,7 @@ def test_truncated_archive_is_refused_wherever_it_ends(tmp_path, kind):
     cut = tmp_path / "cut"
     # Of a tar: 3 headers, 1 and 8 blocks of content, 1 block of zeros as the end mark; the rest is padding.
     needed = 512 * (3 + 1 + 8 + 1) if kind == "tar" else len(whole)
-    for length in sorted({*range(0, needed, 128 if kind == "tar" else 1), needed - 1}):
+    for length in sorted({*range(0, needed, 128 if kind == "tar" else 5), needed - 1}):
         cut.write_bytes(whole[:length])
         refused(cut, tmp_path / "out")
 
@@ -310,9 +309,8 @@ def test_damaged_archive_gives_our_error_or_the_right_files(tmp_path, kind, data
 @given(name=st.text(alphabet=st.sampled_from(list("ab./\\: \0\u00e9")), max_size=12) | st.text(max_size=12))
 def test_no_name_lands_outside_of_the_folder(name):
     folder = Path("/nowhere/at/all")
-    try:
-        path = inner_path(name, folder)
-    except KeMetricError:
+    path = inner_path(name, folder)
+    if path is None:
         return
     assert os.path.commonpath([os.path.normpath(path), folder]) == str(folder)
     assert "\0" not in str(path)
@@ -324,8 +322,8 @@ def test_no_name_lands_outside_of_the_folder(name):
 def test_name_that_goes_through_a_link_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "link").symlink_to(tmp_path)
-    with pytest.raises(KeMetricError, match="outside"):
-        inner_path("link/evil", tmp_path / "folder")
+    assert inner_path("link/evil", tmp_path / "folder") is None
+    assert inner_path("links/fine", tmp_path / "folder") == tmp_path / "folder" / "links" / "fine"
 
 
 def test_not_an_archive_and_no_file(tmp_path):

@@ -36,12 +36,12 @@ def _slim_is_dense_with_zeros(network, images, **arguments):
     return plan, slim
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomise():
     return _randomise
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def slim_is_dense_with_zeros():
     return _slim_is_dense_with_zeros
 
