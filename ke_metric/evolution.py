@@ -156,7 +156,8 @@ class Nursery:
                 ExitCode.LINEAGE,
             )
         with default_streams(recipe.seed, number, "network"):
-            network: nn.Module = build_network(recipe.network, recipe.data.image_size)
+            # A child redraws what is random: pretrained values would be the same ones in every generation.
+            network: nn.Module = build_network(recipe.network, recipe.data.image_size, load_pretrained=parent is None)
         plan = self._plan(network, parent)
         if parent is not None:
             generator = torch_generator(recipe.seed, number, "reset")
@@ -168,6 +169,12 @@ class Nursery:
         recipe = self.recipe
         if parent is not None:
             plan = SplitPlan.from_json(parent.split, parent.split_bits)
+            if (plan.kind, plan.rate) != (recipe.split.kind, recipe.split.rate):
+                raise KeMetricError(
+                    f"split.kind = {recipe.split.kind!r}, split.rate = {recipe.split.rate}: generation "
+                    f"{parent.number} was split with {plan.kind!r}, {plan.rate}, and a lineage keeps its split",
+                    ExitCode.LINEAGE,
+                )
             plan.check(network)
             return plan
         size = recipe.data.image_size

@@ -5,18 +5,17 @@ Shapes: N items, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
 from ke_metric.data.pictures import Pictures, evaluation_batches
 from ke_metric.data.pixels import PixelStore
 from ke_metric.evaluation.embed import embed
-from ke_metric.evaluation.embeddings import Embeddings
+from ke_metric.evaluation.embeddings import Embeddings, FloatArray
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.generation import Scorecard, Scores
 from ke_metric.recipe import Recipe
@@ -54,51 +53,77 @@ class Scorer:
             slim_parameters=count_parameters(slim),
         )
 
-    def score(self, network: nn.Module, *, clusters: bool = True) -> Scores:
-        """Return the scores of a network; `clusters=False` leaves NMI and AMI out."""
-        benchmark = self.pictures.benchmark
-        query = self._embed(network, self.pictures.query)
-        gallery = query if benchmark.leave_one_out else self._embed(network, self.pictures.gallery)
-        scores: list[dict[str, float]] = []
-        if self.engine.is_main:
-            evaluation = self.recipe.evaluation
-            scoring = Scoring(
-                backend=evaluation.backend,
-                device=self.engine.device,
-                kmeans_seeds=tuple(range(evaluation.kmeans_seeds)) if clusters else (),
-            )
-            scores.append(self._compare(query, gallery, scoring))
-        return self.engine.gather_records(scores)[0]  # type: ignore[no-any-return]
+    def score(self, network: nn.Module) -> Scores:
+        """Return the scores of a network."""
+        return self._compare(*self._embed_all(network), clusters=True)
 
-    def _compare(self, query: Any, gallery: Any, scoring: Scoring) -> dict[str, float]:
-        benchmark, recall_at = self.pictures.benchmark, self.recipe.evaluation.recall_at
-        if benchmark.leave_one_out:
-            return score_retrieval(query, benchmark.query.labels, recall_at, scoring=scoring)
-        searched = Embeddings(gallery, benchmark.gallery.labels, benchmark.gallery.keys)
-        return score_retrieval(
-            query, benchmark.query.labels, recall_at, gallery=searched, ids=benchmark.query.keys, scoring=scoring
-        )
+    def untrained(self, network: nn.Module) -> tuple[Scores, float]:
+        """Return scores without clusters, and embedding spread, of a network before any training.
 
-    def _embed(self, network: nn.Module, store: PixelStore) -> npt.NDArray[np.float32]:
+        The spread is the mean cosine distance of two different queries.
+        """
+        query, gallery = self._embed_all(network)
+        vectors = query.astype(np.float64)
+        count = len(vectors)
+        total = float(np.square(vectors.sum(axis=0)).sum())
+        spread = 1 - (total - count) / max(1, count * (count - 1))
+        return self._compare(query, gallery, clusters=False), spread
+
+    def _embed_all(self, network: nn.Module) -> tuple[FloatArray, FloatArray]:
+        """Return the embeddings of the queries and of the gallery, one and the same where they are one set."""
+        with _evaluating(network):
+            query = self._embed(network, self.pictures.query)
+            if self.pictures.benchmark.leave_one_out:
+                return query, query
+            return query, self._embed(network, self.pictures.gallery)
+
+    def _embed(self, network: nn.Module, store: PixelStore) -> FloatArray:
         """Return embeddings [N, D] of all pictures, each process having done its share."""
         share = range(self.engine.rank, len(store), self.engine.processes)
-        was_training = network.training
-        batches = evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device)
-        vectors = embed(network.eval(), batches)
-        network.train(was_training)
-        if self.engine.processes == 1:
+        vectors = embed(network, evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device))
+        # With more processes than pictures some have no vector, and do not know how long one is.
+        parts = [part for part in self.engine.gather_records([(share, vectors)]) if len(part[0])]
+        if not parts:
             return vectors
-        whole = np.empty((len(store), vectors.shape[1]), np.float32)
-        for positions, part in self.engine.gather_records([(share, vectors)]):
+        whole = np.empty((len(store), parts[0][1].shape[1]), np.float32)
+        for positions, part in parts:
             whole[positions] = part
         return whole
 
-    def untrained(self, network: nn.Module) -> tuple[Scores, float]:
-        """Return scores and embedding spread (mean cosine distance of two items) before any training."""
-        vectors = torch.from_numpy(self._embed(network, self.pictures.query)).double()
-        count = len(vectors)
-        spread = 1 - (float(vectors.sum(0).square().sum()) - count) / max(1, count * (count - 1))
-        return self.score(network, clusters=False), spread
+    def _compare(self, query: FloatArray, gallery: FloatArray, *, clusters: bool) -> Scores:
+        """Return the scores of embeddings, computed by the first process and given to all."""
+        scores = [self._retrieval_scores(query, gallery, clusters)] if self.engine.is_main else []
+        return self.engine.gather_records(scores)[0]
+
+    def _retrieval_scores(self, query: FloatArray, gallery: FloatArray, clusters: bool) -> dict[str, float]:
+        benchmark, evaluation = self.pictures.benchmark, self.recipe.evaluation
+        scoring = Scoring(
+            backend=evaluation.backend,
+            device=self.engine.device,
+            kmeans_seeds=tuple(range(evaluation.kmeans_seeds)) if clusters else (),
+        )
+        if benchmark.leave_one_out:
+            return score_retrieval(query, benchmark.query.labels, evaluation.recall_at, scoring=scoring)
+        return score_retrieval(
+            query,
+            benchmark.query.labels,
+            evaluation.recall_at,
+            gallery=Embeddings(gallery, benchmark.gallery.labels, benchmark.gallery.keys),
+            ids=benchmark.query.keys,
+            scoring=scoring,
+        )
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode inside the block, and every module of it back into the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def count_parameters(network: nn.Module) -> int:

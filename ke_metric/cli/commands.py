@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ke_metric import __version__
 from ke_metric.errors import ExitCode, KeMetricError
 
 FOLDER = click.Path(path_type=Path)
@@ -29,7 +28,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(package_name="ke_metric")
 def main() -> None:
     """Knowledge Evolution: train an image network generation after generation on a small data set.
 

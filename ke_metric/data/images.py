@@ -53,8 +53,10 @@ class FolderSource:
                     return image.convert("RGB")
         except FileNotFoundError:
             raise KeMetricError(f"{path}: no such image file", ExitCode.DATA) from None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            # Pillow raises SyntaxError for a broken PNG.
+        except KeMetricError:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow raises SyntaxError and ValueError for some broken PNG and TIFF files.
             raise KeMetricError(f"{path}: cannot be decoded as an image: {error}", ExitCode.DATA) from error
 
 

@@ -18,6 +18,7 @@ def embed(network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> npt
 
     The network is called as it is: put it into eval mode before. Only the vectors stay in memory, 4 x N x D bytes.
     """
-    with torch.inference_mode():
+    # Not inference_mode: what a network keeps from one call to the next could then never be trained with.
+    with torch.no_grad():
         vectors = [network(batch).float().cpu().numpy() for batch in batches]
     return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)

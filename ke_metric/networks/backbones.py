@@ -6,8 +6,9 @@ Shapes: B batch, F feature, H and W image height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from typing import cast
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -19,15 +20,22 @@ from ke_metric.recipe import Network
 TIMM_PREFIX = "timm/"
 # torchvision builds its classifiers for the classes of ImageNet; that number identifies the classifier layer.
 IMAGENET_CLASSES = 1000
-# These two carry auxiliary classifiers, which train only beside the main one.
-WITHOUT_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
+# Attributes of the classifiers halfway through a network, which train only beside the one at its end.
+AUXILIARY_HEADS = {"googlenet": ("aux_logits", "aux1", "aux2"), "inception_v3": ("aux_logits", "AuxLogits")}
+# What libraries raise for images of a size that they cannot take.
+_MISFITS = (AssertionError, RuntimeError, ValueError)
 
 
-def build_backbone(network: Network) -> nn.Module:
+def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Module:
     """Build the recipe's backbone: images [B, 3, H, W] to features [B, F].
 
-    Weights are random, drawn from torch's default generator (see `randomness.default_streams`), unless the
-    recipe asks for pretrained ones.
+    Args:
+        network: The recipe's section.
+        load_pretrained: Whether a recipe that asks for pretrained weights gets them. False: the same architecture
+            with random weights, for when others are loaded right after.
+
+    Returns:
+        The backbone, its random weights drawn from torch's default generator (see `randomness.default_streams`).
 
     Raises:
         KeMetricError: An unknown name, timm missing, pretrained weights that cannot be had, or a small stem for a
@@ -39,20 +47,24 @@ def build_backbone(network: Network) -> nn.Module:
             "to the standard stem",
             ExitCode.RECIPE,
         )
-    is_timm = network.backbone.startswith(TIMM_PREFIX)
-    backbone = _timm_backbone(network) if is_timm else _torchvision_backbone(network)
+    build = _timm_backbone if network.backbone.startswith(TIMM_PREFIX) else _torchvision_backbone
+    backbone = build(network, network.pretrained and load_pretrained)
     if network.stem == "small":
         make_stem_small(backbone, network.stem_stride, network.backbone)
     return backbone
 
 
 def feature_size(backbone: nn.Module, image_size: int, name: str) -> int:
-    """Return F, found by sending one black image of `image_size` pixels through the backbone."""
+    """Return F, found by sending one black image of `image_size` pixels through the backbone.
+
+    Raises:
+        KeMetricError: The backbone cannot take images of this size, or what it gives is not [B, F].
+    """
     was_training = backbone.training
     try:
         with torch.no_grad():
             feature = cast(Tensor, backbone.eval()(torch.zeros(1, 3, image_size, image_size)))
-    except RuntimeError as error:
+    except _MISFITS as error:
         raise KeMetricError(
             f"network.backbone = {name!r} cannot take images of data.image_size = {image_size} pixels: {error}",
             ExitCode.RECIPE,
@@ -67,28 +79,35 @@ def feature_size(backbone: nn.Module, image_size: int, name: str) -> int:
     return feature.shape[1]
 
 
-def _torchvision_backbone(network: Network) -> nn.Module:
+def _torchvision_backbone(network: Network, pretrained: bool) -> nn.Module:
+    name = network.backbone
     names = torchvision.models.list_models(module=torchvision.models)
-    if network.backbone not in names:
+    if name not in names:
         raise KeMetricError(
-            f"network.backbone = {network.backbone!r} is no classifier of torchvision"
-            f"{closest(network.backbone, names)} (models of timm are written {TIMM_PREFIX}NAME)",
+            f"network.backbone = {name!r} is no classifier of torchvision{closest(name, names)} "
+            f"(models of timm are written {TIMM_PREFIX}NAME)",
             ExitCode.RECIPE,
         )
-    options: dict[str, bool] = {}
-    if network.backbone in WITHOUT_AUXILIARY_HEADS:
-        options = {"aux_logits": False} if network.pretrained else {"aux_logits": False, "init_weights": True}
-    weights = "DEFAULT" if network.pretrained else None
-    try:
-        backbone: nn.Module = torchvision.models.get_model(network.backbone, weights=weights, **options)
-    except (OSError, URLError) as error:
-        raise _weights_missing(network, error) from error
-    classifier = [name for name, module in backbone.named_modules() if _outputs(module) == IMAGENET_CLASSES][-1]
+    with _weights_within_reach(network, pretrained):
+        backbone: nn.Module = torchvision.models.get_model(
+            name, weights="DEFAULT" if pretrained else None, **_auxiliary_options(network, pretrained)
+        )
+    for attribute in AUXILIARY_HEADS.get(name, ()):
+        setattr(backbone, attribute, None)
+    classifier = [path for path, module in backbone.named_modules() if _outputs(module) == IMAGENET_CLASSES][-1]
     backbone.set_submodule(classifier, nn.Identity())
     return backbone
 
 
-def _timm_backbone(network: Network) -> nn.Module:
+def _auxiliary_options(network: Network, pretrained: bool) -> dict[str, bool]:
+    """Return what the networks with auxiliary heads want to be told; with weights torchvision allows only its own."""
+    if network.backbone not in AUXILIARY_HEADS or pretrained:
+        return {}
+    # Pretrained weights come with a change of the images' range inside the network, part of the architecture.
+    return {"aux_logits": False, "init_weights": True, "transform_input": network.pretrained}
+
+
+def _timm_backbone(network: Network, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -101,21 +120,33 @@ def _timm_backbone(network: Network) -> nn.Module:
             f"network.backbone = {network.backbone!r} is no model of timm{closest(name, timm.list_models())}",
             ExitCode.RECIPE,
         )
-    try:
+    # What follows a dot names pretrained weights.
+    if (pretrained or "." in name) and not timm.is_model_pretrained(name):
+        weights = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise KeMetricError(
+            f"network.backbone = {network.backbone!r}: timm has no such pretrained weights{closest(name, weights)}; "
+            f"there are: {', '.join(weights) or 'none'}",
+            ExitCode.RECIPE,
+        )
+    with _weights_within_reach(network, pretrained):
         # num_classes=0 takes the classifier off and keeps the pooling; an Identity in its place may lose it.
-        return timm.create_model(name, pretrained=network.pretrained, num_classes=0)
-    except (OSError, RuntimeError) as error:
-        if not network.pretrained:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return backbone
+
+
+@contextmanager
+def _weights_within_reach(network: Network, pretrained: bool) -> Iterator[None]:
+    """Say what to do when the libraries cannot fetch pretrained weights."""
+    try:
+        yield
+    except (OSError, HTTPException, RuntimeError) as error:
+        if not pretrained:
             raise
-        raise _weights_missing(network, error) from error
-
-
-def _weights_missing(network: Network, error: Exception) -> KeMetricError:
-    return KeMetricError(
-        f"network.pretrained = true: the weights of {network.backbone!r} cannot be had ({error}). Fetch "
-        "them once on a machine with network access, or start from random weights (network.pretrained = false).",
-        ExitCode.ENVIRONMENT,
-    )
+        raise KeMetricError(
+            f"network.pretrained = true: the weights of {network.backbone!r} cannot be had ({error}). Fetch them "
+            "once on a machine with network access, or start from random weights (network.pretrained = false).",
+            ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def _outputs(module: nn.Module) -> int | None:

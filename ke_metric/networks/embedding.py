@@ -34,11 +34,20 @@ class EmbeddingNetwork(nn.Module):
         return normalize(embedding.float(), dim=1)
 
 
-def build_network(network: Network, image_size: int) -> EmbeddingNetwork:
-    """Build the embedding network of a recipe for images of `image_size` pixels.
+def build_network(network: Network, image_size: int, *, load_pretrained: bool = True) -> EmbeddingNetwork:
+    """Build the embedding network of a recipe.
 
-    Random weights come from torch's default generator (see `randomness.default_streams`).
+    Args:
+        network: The recipe's section.
+        image_size: Height and width of the images in pixels.
+        load_pretrained: Whether a recipe that asks for pretrained weights gets them, see `build_backbone`.
+
+    Returns:
+        The network, its random weights drawn from torch's default generator (see `randomness.default_streams`).
+
+    Raises:
+        KeMetricError: The backbone cannot be built, or cannot take images of this size.
     """
-    backbone = build_backbone(network)
+    backbone = build_backbone(network, load_pretrained=load_pretrained)
     features = feature_size(backbone, image_size, network.backbone)
     return EmbeddingNetwork(backbone, nn.Linear(features, network.embedding_size))

@@ -7,18 +7,20 @@ loss scaler are torch's own. Accelerate's checkpoints are not used: they unpickl
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from ke_metric.errors import ExitCode, KeMetricError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Record = TypeVar("Record")
 
 
 class Engine:
@@ -39,12 +41,12 @@ class Engine:
     """
 
     def __init__(self, precision: str = "auto", device: str | None = None) -> None:
-        state = PartialState(cpu=device == "cpu")
-        self.device = _find_device(device) if device else torch.device(state.device)
+        wanted = None if device is None else _find_device(device)
+        state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
+        self.device = torch.device(state.device) if wanted is None else wanted
         self.processes = int(state.num_processes)
         self.rank = int(state.process_index)
         self.precision = _choose_precision(precision, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
     def is_main(self) -> bool:
@@ -54,6 +56,10 @@ class Engine:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass in the engine's precision."""
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def new_scaler(self) -> torch.amp.GradScaler:
+        """Return a loss scaler for one generation; it does nothing but in fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def place(self, module: nn.Module, *, channels_last: bool = False) -> nn.Module:
         """Move a module to the device, its 4-d weights to NHWC when asked, in place."""
@@ -75,7 +81,22 @@ class Engine:
             return embeddings, labels
         return torch.cat(all_gather(embeddings)), torch.cat(all_gather(labels))  # type: ignore[no-untyped-call]
 
-    def gather_records(self, records: list[Any]) -> list[Any]:
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a module that is not wrapped: a loss, whose batch every process has whole.
+
+        Its gradients differ by rounding alone, but their sum over many steps would let its parameters drift apart.
+        """
+        for parameter in module.parameters() if self.processes > 1 else ():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.processes
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first one: each has the norm statistics of its own last batch."""
+        for buffer in module.buffers() if self.processes > 1 else ():
+            distributed.broadcast(buffer, src=0)
+
+    def gather_records(self, records: list[Record]) -> list[Record]:
         """Return the records of all processes, in order of rank, on every process."""
         return list(gather_object(records)) if self.processes > 1 else records
 
@@ -85,10 +106,10 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """Return what a provenance record says of the engine."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        is_cuda = self.device.type == "cuda"
         return {
             "device": str(self.device),
-            "device_name": name,
+            "device_name": torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
             "precision": self.precision,
             "processes": self.processes,
             "threads": torch.get_num_threads(),

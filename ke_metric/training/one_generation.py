@@ -6,7 +6,7 @@ Shapes: B batch, D embedding.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +68,7 @@ class GenerationTraining:
         self.optimizer = build_optimizer(
             network, loss, recipe=recipe.optimizer, loss_recipe=recipe.loss, device=engine.device
         )
+        self.scaler = engine.new_scaler()
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
 
@@ -76,8 +77,9 @@ class GenerationTraining:
         assert state.number == self.number, (state.number, self.number)
         self.network.load_state_dict(state.weights)
         self.loss.load_state_dict(state.loss_weights)
-        self.optimizer.load_state_dict(dict(state.optimizer["optimizer"]))
-        self.engine.scaler.load_state_dict(state.optimizer["scaler"])
+        # A copy: the optimizer works on the very tensors that it is given.
+        self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
+        self.scaler.load_state_dict(state.optimizer["scaler"])
         self.log, self.seconds = state.training_log, state.seconds
 
     def train(self, watch: Watch) -> TrainingState:
@@ -94,6 +96,22 @@ class GenerationTraining:
 
     def _train_epoch(self, epoch: int, watch: Watch) -> TrainingState:
         started = time.perf_counter()
+        facts = self._take_steps(epoch, watch)
+        self.engine.share_buffers(self.network)
+        self._require_finite_weights(epoch)
+        if facts["spread"] < COLLAPSED_SPREAD:
+            watch.warn(
+                f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
+                f"batch {facts['spread']:.4f}); a smaller optimizer.learning_rate or another loss may help"
+            )
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        record = {"generation": self.number, "epoch": epoch, **facts, "seconds": round(seconds, 3)}
+        self.log = (*self.log, record)
+        return self._state()
+
+    def _take_steps(self, epoch: int, watch: Watch) -> dict[str, float]:
+        """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
         losses, spreads, tuples, images = [], [], [], 0
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
@@ -108,27 +126,13 @@ class GenerationTraining:
                     tuples.append(count)
                 images += len(batch.keys) * self.engine.processes
                 watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
-        self._require_finite_weights(epoch)
-        spread = sum(spreads) / len(spreads)
-        if spread < COLLAPSED_SPREAD:
-            watch.warn(
-                f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
-                f"batch {spread:.4f}); a smaller optimizer.learning_rate or another loss may help"
-            )
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        record = {
-            "generation": self.number,
-            "epoch": epoch,
-            "loss": sum(losses) / len(losses),
-            "spread": spread,
+        return {
+            "loss": _mean(losses),
+            "spread": _mean(spreads),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **({"tuples": sum(tuples) / len(tuples)} if tuples else {}),
+            **({"tuples": _mean(tuples)} if tuples else {}),
             "images": images,
-            "seconds": round(seconds, 3),
         }
-        self.log = (*self.log, record)
-        return self._state()
 
     def take_step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
         """Take optimizer step number `step` (from 0) of the generation; return loss and embedding spread.
@@ -146,13 +150,13 @@ class GenerationTraining:
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {value}", step, batch.keys)
-        scaler = self.engine.scaler
-        scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
+        self.engine.average_gradients(self.loss)
         if self.recipe.training.gradient_clip is not None:
-            scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.gradient_clip)
-        scaler.step(self.optimizer)
-        scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return value, embedding_spread(embeddings.detach())
 
     def _describe(self, step: int, epoch: int, images: int, loss: float) -> Step:
@@ -167,7 +171,7 @@ class GenerationTraining:
         )
 
     def _require_finite_weights(self, epoch: int) -> None:
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in [*self.network.named_parameters(), *self.loss.named_parameters()]:
             if not torch.isfinite(parameter).all():
                 raise self._diverged(f"weight {name} is not finite", epoch * len(self.epochs) - 1, ())
 
@@ -188,7 +192,7 @@ class GenerationTraining:
             epoch=len(self.log),
             weights=weights_of(self.network),
             loss_weights=weights_of(self.loss),
-            optimizer={"optimizer": self.optimizer.state_dict(), "scaler": self.engine.scaler.state_dict()},
+            optimizer=_on_cpu({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}),
             training_log=self.log,
             seconds=self.seconds,
         )
@@ -200,6 +204,19 @@ def weights_of(module: nn.Module) -> Weights:
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in module.state_dict().items()
     }
+
+
+def _on_cpu(value: Any) -> Any:
+    """Return a copy of an optimizer's state on the CPU; a fused optimizer needs each tensor in the layout it has."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return [_on_cpu(part) for part in value] if isinstance(value, list) else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def embedding_spread(embeddings: Tensor) -> float:

@@ -199,7 +199,9 @@ def test_shipped_recipes_train_a_step_and_score_on_files_in_the_real_layout(name
         "training.warmup_epochs=0", "generations=1",
     ]  # fmt: skip
     overrides = [word for field in shrink for word in ("--set", field)]
-    printed = expect(ExitCode.OK, "train", RECIPES / f"{name}.yaml", "--lineage", tmp_path / "l", "--json", *overrides)
+    printed = expect(
+        ExitCode.OK, "train", RECIPES / f"{name}.yaml", "--lineage", tmp_path / "l", "--json", *overrides
+    )
     (generation,) = json.loads(printed)["generations"]
     assert {"recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi"} <= generation["dense"].keys()
     assert generation["slim"].keys() == generation["dense"].keys()

@@ -233,16 +233,27 @@ def test_blocks_do_not_matter(by, hard_vectors, monkeypatch, cells):
     assert score_retrieval(vectors, labels, scoring=by) == pytest.approx(expected, abs=1e-12)
 
 
-def test_memory_is_bounded_where_one_class_is_large(hard_vectors, monkeypatch):
-    """90 of 100 items in one class: neighbour lists are cut to the block, and small classes keep short lists."""
-    searched = []
+@pytest.fixture
+def searched(monkeypatch):
+    """(queries, k) of every search."""
+    calls = []
+    plain_search = retrieval.search
 
     def recording(query, gallery, k, **rest):
-        searched.append((len(query), k))
+        calls.append((len(query), k))
         return plain_search(query, gallery, k, **rest)
 
-    plain_search = retrieval.search
     monkeypatch.setattr(retrieval, "search", recording)
+    return calls
+
+
+def test_no_more_neighbours_are_asked_for_than_there_are(hard_vectors, searched):
+    score_retrieval(hard_vectors(20), [0, 1] * 10, (1, 10**6), scoring=NO_CLUSTERS)
+    assert searched == [(20, 20)]
+
+
+def test_memory_is_bounded_where_one_class_is_large(hard_vectors, monkeypatch, searched):
+    """90 of 100 items in one class: neighbour lists are cut to the block, and small classes keep short lists."""
     monkeypatch.setattr(retrieval, "CELLS_AT_A_TIME", 200)
     score_retrieval(hard_vectors(100), [0] * 90 + [1, 2] * 5, (1, 2), scoring=NO_CLUSTERS)
     assert searched[0] == (10, 4)

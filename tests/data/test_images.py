@@ -1,0 +1,90 @@
+"""Pictures are decoded by content, and what cannot be decoded is named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ke_metric.data import images as images_module
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet, labelled_set
+from ke_metric.errors import ExitCode, KeMetricError
+
+
+@pytest.fixture
+def source(tmp_path):
+    return FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "name"),
+    [
+        ("L", "JPEG", "grey.jpg"),
+        ("P", "GIF", "a_gif.JPG"),
+        ("RGBA", "PNG", "a_png.jpg"),
+        ("CMYK", "JPEG", "cmyk.jpg"),
+        ("LA", "PNG", "grey_alpha.png"),
+        ("1", "PNG", "bits.png"),
+    ],
+)
+def test_every_mode_and_kind_becomes_rgb(source, tmp_path, mode, kind, name):
+    Image.new(mode, (7, 5)).save(tmp_path / name, kind)
+    picture = source.read(name)
+    assert picture.mode == "RGB"
+    assert picture.size == (7, 5)
+
+
+def test_pixels_are_those_of_the_file(source, tmp_path):
+    pixels = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+    Image.fromarray(pixels).save(tmp_path / "exact.png")
+    assert np.array_equal(np.asarray(source.read("exact.png")), pixels)
+
+
+def broken(kind, tmp_path):
+    path = tmp_path / "broken.jpg"
+    Image.effect_noise((64, 64), 90).save(path, {"truncated": "JPEG", "invalid": "PNG"}.get(kind, "JPEG"))
+    content = path.read_bytes()
+    # A PNG whose header chunk claims to be shorter than it must be: Pillow raises ValueError.
+    damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"no picture"}
+    header_of_3_bytes = content[:8] + b"\0\0\0\3" + content[12:]
+    path.write_bytes(damaged.get(kind, header_of_3_bytes))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "invalid"])
+def test_what_cannot_be_decoded_is_named(source, tmp_path, kind):
+    path = broken(kind, tmp_path)
+    with pytest.raises(KeMetricError, match="cannot be decoded as an image") as caught:
+        source.read(path.name)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_a_missing_file_is_named(source):
+    with pytest.raises(KeMetricError, match=r"gone\.jpg: no such image file"):
+        source.read("gone.jpg")
+
+
+def test_a_picture_of_too_many_pixels_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 100)
+    Image.new("RGB", (11, 10)).save(tmp_path / "large.png")
+    with pytest.raises(KeMetricError, match="11x10 pixels, at most 100"):
+        source.read("large.png")
+
+
+def test_labels_are_the_sorted_class_ids_renumbered(source):
+    images = labelled_set(["a", "b", "c"], [200, 7, 200], {7: "seven", 200: "two hundred", 9: "unused"}, source)
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.class_names == ("seven", "two hundred")
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels", "names"), [(("a", "a"), [0, 0], ("x",)), (("a",), [0, 0], ("x",)), (("a",), [1], ("x",))]
+)
+def test_inconsistent_sets_are_our_own_mistake(source, keys, labels, names):
+    with pytest.raises(AssertionError):
+        ImageSet(keys, np.array(labels), names, source)
+
+
+def test_leave_one_out_is_one_set_for_query_and_gallery(source):
+    one, other = (labelled_set(["a"], [0], {0: "x"}, source) for _ in range(2))
+    assert Benchmark("b", one, one, one).leave_one_out
+    assert not Benchmark("b", one, one, other).leave_one_out
