@@ -9,33 +9,42 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Whatever computes weights or scores, or draws pictures.
 PACKAGES = (
     "ke_metric",
     "torch",
     "torchvision",
+    "timm",
+    "accelerate",
     "pytorch-metric-learning",
     "faiss-cpu",
     "faiss-gpu",
-    "numpy",
+    "faiss-gpu-cuvs",
     "scikit-learn",
+    "scipy",
+    "numpy",
     "pillow",
-    "accelerate",
-    "timm",
+    "matplotlib",
+    "resvg-py",
+    "safetensors",
 )
+GIT_SECONDS = 10
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions of the packages installed, the processor, its cores, and the commit of our source if any."""
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
-    facts: dict[str, Any] = {
+    """Return what is known of Python, the installed packages, the processor, and the commit of our source.
+
+    What is not known is absent: the commit of an installed package, the processor of an unusual system.
+    """
+    facts = {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "versions": versions,
     }
-    return facts | _commit()
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    return {name: value for name, value in facts.items() if value} | {"versions": versions} | _commit(Path(__file__))
 
 
 def _version(package: str) -> str | None:
@@ -45,8 +54,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
+def _processor(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name; empty where the system does not tell."""
     if cpu_info.exists():
         for line in cpu_info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -54,18 +63,35 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _commit() -> dict[str, Any]:
-    """Return the git commit of our source and whether it was changed since; nothing for an installed package."""
-    source = Path(__file__).parent
-    commit = _git(source, "rev-parse", "HEAD")
-    if commit is None:
+def _commit(source: Path) -> dict[str, Any]:
+    """Return the commit of the folder of `source`, and whether it was changed since; nothing without a commit of it.
+
+    An installed package may well lie inside somebody else's repository: only a file that git knows has a commit.
+    """
+    if not _git(source.parent, "ls-files", source.name):
         return {}
-    return {"commit": commit, "commit_changed": bool(_git(source, "status", "--porcelain", "--untracked-files=no"))}
+    commit = _git(source.parent, "rev-parse", "HEAD")
+    return (
+        {"commit": commit, "commit_changed": bool(_git(source.parent, "status", "--porcelain", "."))}
+        if commit
+        else {}
+    )
 
 
 def _git(folder: Path, *command: str) -> str | None:
+    """Return what git says in a folder; None where there is no git or no repository."""
+    # A git hook sets variables that point to its own repository, whatever the folder.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", *command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=GIT_SECONDS,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -8,45 +8,41 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from filelock import FileLock, Timeout
-
-from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Scorecard, TrainingState
+from ke_metric.lineage_disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.lineage_files import (
-    TEMPORARY,
     WEIGHTS,
-    disk_error,
     drop_weights,
+    newest_state,
     read_generation,
-    read_json,
     read_scorecard,
     read_state,
-    whole_folder,
+    replace_state,
     write_generation,
-    write_json,
-    write_state,
-    write_text,
 )
+from ke_metric.lineage_folder import (
+    FACTS,
+    IN_PROGRESS,
+    LOG,
+    RESOLVED,
+    begin,
+    complete_generations,
+    now,
+    one_writer,
+    read_facts,
+)
+from ke_metric.lineage_recipe import changed_fields, forbidden_changes
 from ke_metric.recipe import Recipe
+from ke_metric.recipe_file import load_recipe
 
-FORMAT_VERSION = 1
+__all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder"]
+
 LINEAGES = Path("lineages")
-RECIPE = "recipe.yaml"
-RESOLVED = "recipe.resolved.yaml"
-FACTS = "lineage.json"
-LOG = "log.jsonl"
-LOCK = ".lock"
-IN_PROGRESS = "in-progress"
-# Fields that say where things lie or how fast they go, not what the weights become.
-FREE_FIELDS = {("data", "root"), ("data", "workers")}
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -69,36 +65,35 @@ class Lineage:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not (self.folder / FACTS).exists():
-            raise KeMetricError(f"{self.folder}: no lineage here (no {FACTS})", ExitCode.LINEAGE)
-        version = self.facts["format_version"]
-        if version != FORMAT_VERSION:
+        if not (self.folder / FACTS).is_file():
             raise KeMetricError(
-                f"{self.folder}: format version {version}, this version of ke_metric reads {FORMAT_VERSION}",
+                f"{self.folder}: no lineage here (no {FACTS}); begin one with ke-metric train, without --resume",
                 ExitCode.LINEAGE,
             )
+        read_facts(self.folder)
 
     @classmethod
     def newest(cls, parent: Path = LINEAGES) -> Self:
-        """Open the lineage under `parent` that was written to last.
+        """Open the lineage under `parent` whose training began, went on or ended last.
 
         Raises:
             KeMetricError: There is none.
         """
-        found = [path.parent for path in parent.glob(f"*/{FACTS}") if not path.parent.name.startswith(TEMPORARY)]
+        found = [path for path in parent.glob(f"*/{FACTS}") if not path.parent.name.startswith(TEMPORARY)]
         if not found:
             raise KeMetricError(
                 f"no lineage under {parent}/; name one with --lineage, or train one with ke-metric train",
                 ExitCode.LINEAGE,
             )
-        return cls(max(found, key=lambda folder: (folder / FACTS).stat().st_mtime))
+        return cls(max(found, key=lambda facts: facts.stat().st_mtime_ns).parent)
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, *, text: str, command: str, overwrite: bool = False) -> Self:
+    def create(cls, folder: Path | str, recipe: Recipe, *, text: str, command: str, overwrite: bool = False) -> Self:
         """Begin a lineage.
 
         Args:
-            folder: Its folder; must not exist, or hold a lineage that `overwrite` allows to delete.
+            folder: Its folder. Whatever is in it stays, but for a lineage that has not finished an epoch, of which
+                nothing is lost, and one that `overwrite` gives up.
             recipe: What to grow.
             text: The recipe file as given.
             command: The command line, for the record.
@@ -107,47 +102,25 @@ class Lineage:
         Raises:
             KeMetricError: The folder is taken, or a lineage in it is being written.
         """
-        if folder.exists():
-            cls._clear(folder, overwrite)
-        with whole_folder(folder) as temporary:
-            write_text(temporary / RECIPE, text)
-            write_text(temporary / RESOLVED, recipe.to_yaml())
-            facts = {
-                "format_version": FORMAT_VERSION,
-                "recipe_digest": recipe.digest,
-                "command": command,
-                "created": _now(),
-                "status": "created",
-                **describe_environment(),
-            }
-            write_json(temporary / FACTS, facts)
+        begin(Path(folder), recipe, text=text, command=command, overwrite=overwrite)
         return cls(folder)
-
-    @classmethod
-    def _clear(cls, folder: Path, overwrite: bool) -> None:
-        if not overwrite:
-            raise KeMetricError(
-                f"{folder}: exists. Go on with --resume, replace it with --overwrite, or choose another folder with "
-                "--lineage or another seed",
-                ExitCode.LINEAGE,
-            )
-        with cls(folder).writing():
-            removed = folder.with_name(f"{TEMPORARY}removed-{folder.name}")
-            shutil.rmtree(removed, ignore_errors=True)
-            folder.rename(removed)
-        shutil.rmtree(removed, ignore_errors=True)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What lineage.json says."""
-        facts = read_json(self.folder / FACTS)
-        assert isinstance(facts, dict), "lineage.json holds an object"
-        return facts
+        return read_facts(self.folder)
 
     @property
     def recipe(self) -> Recipe:
-        """The complete recipe."""
-        return Recipe.model_validate(yaml.safe_load((self.folder / RESOLVED).read_text(encoding="utf-8")))
+        """The complete recipe.
+
+        Raises:
+            KeMetricError: It is missing or damaged.
+        """
+        try:
+            return load_recipe(self.folder / RESOLVED)
+        except KeMetricError as error:
+            raise KeMetricError(f"the lineage is damaged: {error}", ExitCode.LINEAGE) from error
 
     @property
     def numbers(self) -> list[int]:
@@ -156,11 +129,7 @@ class Lineage:
         Raises:
             KeMetricError: One is missing in between.
         """
-        found = sorted(int(path.name.removeprefix("generation-")) for path in self.folder.glob("generation-*"))
-        if found != list(range(1, len(found) + 1)):
-            missing = sorted(set(range(1, found[-1])) - set(found))
-            raise KeMetricError(f"{self.folder}: generation {missing[0]} is missing", ExitCode.LINEAGE)
-        return found
+        return complete_generations(self.folder)
 
     def generation_folder(self, number: int) -> Path:
         """Return the folder of a generation."""
@@ -170,19 +139,19 @@ class Lineage:
         """Read a generation with its weights.
 
         Raises:
-            KeMetricError: It is not there, or its weights were not kept.
+            KeMetricError: It is not there, its weights were not kept, or a file of it is missing or damaged.
         """
         self._require(number)
-        return read_generation(self.generation_folder(number))
+        return read_generation(self.generation_folder(number), number)
 
     def scorecard(self, number: int) -> Scorecard:
         """Read a generation's scores.
 
         Raises:
-            KeMetricError: It is not there.
+            KeMetricError: It is not there, or the file is missing or damaged.
         """
         self._require(number)
-        return read_scorecard(self.generation_folder(number))
+        return read_scorecard(self.generation_folder(number), number)
 
     def _require(self, number: int) -> None:
         numbers = self.numbers
@@ -201,39 +170,49 @@ class Lineage:
         On a benchmark without a validation part this is a choice made on the test set: report the last generation.
 
         Raises:
-            KeMetricError: There is no generation yet.
+            KeMetricError: There is no generation yet, or none has that score.
         """
-        if not self.numbers:
-            raise KeMetricError(f"{self.folder}: there is no complete generation yet", ExitCode.LINEAGE)
-        score = f"recall@{min(self.recipe.evaluation.recall_at)}"
-        return max(self.numbers, key=lambda number: (self.scorecard(number).dense[score], -number))
+        best = self._best()
+        if best is None:
+            raise KeMetricError(
+                f"{self.folder}: no best generation: there is none yet that has a {self._decisive_score}",
+                ExitCode.LINEAGE,
+            )
+        return best
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def _best(self) -> int | None:
+        name = self._decisive_score
+        dense = {number: read_scorecard(self.generation_folder(number), number).dense for number in self.numbers}
+        scored = [number for number in dense if name in dense[number]]
+        return max(scored, key=lambda number: (dense[number][name], -number), default=None)
+
+    @property
+    def _decisive_score(self) -> str:
+        return f"recall@{min(self.recipe.evaluation.recall_at)}"
+
+    def writing(self) -> AbstractContextManager[None]:
         """Hold the lineage's lock; it is freed when the process ends, however it ends.
 
         Raises:
             KeMetricError: Another process is writing.
         """
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                yield
-        except Timeout:
-            raise KeMetricError(f"{self.folder}: another process is writing this lineage", ExitCode.LINEAGE) from None
+        return one_writer(self.folder)
 
     def append(self, generation: Generation) -> None:
         """Store the next generation, drop the weights the recipe does not keep, and end the progress in it.
 
         Raises:
-            KeMetricError: The disk is full; what was there before is complete.
+            KeMetricError: It is not the next one, or the disk is full; what was there before is complete.
         """
         expected = len(self.numbers) + 1
-        assert generation.number == expected, (generation.number, expected)
+        if generation.number != expected:
+            raise KeMetricError(
+                f"{self.folder}: generation {generation.number} cannot be stored, the next one is {expected}",
+                ExitCode.LINEAGE,
+            )
         write_generation(self.generation_folder(generation.number), generation)
-        kept = self._kept()
-        for number in self.numbers:
-            if number not in kept:
-                drop_weights(self.generation_folder(number))
+        for number in set(self.numbers) - self._kept():
+            drop_weights(self.generation_folder(number))
         shutil.rmtree(self.folder / IN_PROGRESS, ignore_errors=True)
         self.log(
             "generation",
@@ -244,47 +223,37 @@ class Lineage:
         )
 
     def _kept(self) -> set[int]:
-        numbers = self.numbers
-        keep = self.recipe.keep
+        numbers, keep = self.numbers, self.recipe.keep
         if keep == "all":
             return set(numbers)
-        return {numbers[-1], self.best} if keep == "best" else {numbers[-1]}
+        best = self._best() if keep == "best" else None
+        return {numbers[-1], best or numbers[-1]}
 
     def save_state(self, state: TrainingState) -> None:
-        """Store the state of the generation under way; older states go when it is complete."""
-        folder = self._state_folder(state.number, state.epoch)
-        shutil.rmtree(folder, ignore_errors=True)
-        write_state(folder, state)
-        for older in self._states():
-            if older != folder:
-                shutil.rmtree(older, ignore_errors=True)
+        """Store the state of the generation under way; it takes the place of the one before.
+
+        Raises:
+            KeMetricError: The disk is full; the state before is still there.
+        """
+        replace_state(self.folder / IN_PROGRESS, state)
 
     def load_state(self) -> TrainingState | None:
-        """Return the state to resume from; None when the next generation has not finished an epoch."""
+        """Return the state to resume from; None when the next generation has not finished an epoch.
+
+        Raises:
+            KeMetricError: It is damaged.
+        """
         number = len(self.numbers) + 1
-        states = [folder for folder in self._states() if folder.name.startswith(f"generation-{number:03d}-")]
-        return read_state(states[-1]) if states else None
-
-    def _state_folder(self, number: int, epoch: int) -> Path:
-        return self.folder / IN_PROGRESS / f"generation-{number:03d}-epoch-{epoch:05d}"
-
-    def _states(self) -> list[Path]:
-        return sorted((self.folder / IN_PROGRESS).glob("generation-*"))
+        folder = newest_state(self.folder / IN_PROGRESS, number)
+        return read_state(folder, number) if folder else None
 
     def set_status(self, status: str) -> None:
         """Record `running`, `interrupted`, `diverged`, `failed` or `finished`."""
-        write_json(self.folder / FACTS, self.facts | {"status": status})
+        write_text(self.folder / FACTS, to_json(self.facts | {"status": status}))
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one event to log.jsonl."""
-        line = json.dumps({"time": _now(), "event": event, **facts}, allow_nan=False) + "\n"
-        path = self.folder / LOG
-        try:
-            torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-            with path.open("a", encoding="utf-8") as log:
-                log.write("\n" + line if torn else line)
-        except OSError as error:
-            raise disk_error(path, error) from error
+        append_line(self.folder / LOG, json.dumps({"time": now(), "event": event, **facts}, allow_nan=False))
 
     def require_recipe(self, recipe: Recipe) -> None:
         """Check that `recipe` continues this lineage: the same but for more generations and where the data lie.
@@ -292,33 +261,15 @@ class Lineage:
         Raises:
             KeMetricError: It differs; the fields are named with both values.
         """
-        stored, given = _flatten(self.recipe.model_dump(mode="json")), _flatten(recipe.model_dump(mode="json"))
-        differing = [
-            name for name in stored | given if stored.get(name) != given.get(name) and name not in FREE_FIELDS
-        ]
-        if ("generations",) in differing and given[("generations",)] > stored[("generations",)]:
-            differing.remove(("generations",))
-        if differing:
-            told = "; ".join(
-                f"{'.'.join(name)} = {given.get(name)!r}, the lineage has {stored.get(name)!r}" for name in differing
+        changes = forbidden_changes(self.recipe, recipe)
+        if changes:
+            raise KeMetricError(
+                f"{self.folder}: a lineage of another recipe: {'; '.join(changes.values())}", ExitCode.LINEAGE
             )
-            raise KeMetricError(f"{self.folder}: a lineage of another recipe: {told}", ExitCode.LINEAGE)
 
     def continue_with(self, recipe: Recipe) -> None:
         """Record the recipe of a resume that `require_recipe` accepts."""
         self.require_recipe(recipe)
+        self.log("resumed", changes=list(changed_fields(self.recipe, recipe).values()))
         write_text(self.folder / RESOLVED, recipe.to_yaml())
-
-
-def _flatten(value: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    flat: dict[tuple[str, ...], Any] = {}
-    for name, part in value.items():
-        if isinstance(part, Mapping) and part:
-            flat |= _flatten(part, (*prefix, name))
-        else:
-            flat[*prefix, name] = part
-    return flat
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_text(self.folder / FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))

@@ -1,29 +1,27 @@
-"""How a generation lies on disk: folders that are complete when they exist.
+"""How a generation, and the training of one that is under way, lie on disk: one folder each.
 
-A folder is written under a temporary name beside its place and renamed when everything in it has reached the disk.
 Weights are safetensors, facts are JSON, optimizer state is read with `weights_only=True`: nothing here can run code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import json
-import os
+import pickle
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file, save
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
+from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState, Weights
+from ke_metric.lineage_disk import damage, read_object, read_text, to_json, whole_folder
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
@@ -34,92 +32,45 @@ TRAINING_LOG = "training.jsonl"
 PROVENANCE = "provenance.json"
 OPTIMIZER = "optimizer.pt"
 STATE = "state.json"
-TEMPORARY = ".writing-"
 
+STATE_FOLDER = re.compile(r"generation-(\d{3,})-epoch-(\d{5,})")
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success it becomes `folder`, on any error nothing is left of it.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written.
-    """
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            _reach_disk(path)
-        temporary.rename(folder)
-        _reach_disk(folder.parent)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written.
-    """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _reach_disk(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole; a number that is not finite is our own mistake."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def disk_error(path: Path, error: OSError) -> KeMetricError:
-    """Return the error a user sees when something could not be written."""
-    what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-    return KeMetricError(
-        f"{path}: cannot be written: {what}. Everything written before is complete; free some space and go on with "
-        "--resume",
-        ExitCode.ENVIRONMENT,
-    )
-
-
-def _reach_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# What a file raises that is good JSON but not what was written: a key missing or left over, another type, a broken
+# invariant of the records.
+MISFITS = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def write_generation(folder: Path, generation: Generation) -> None:
-    """Write a generation's folder, whole or not at all."""
+    """Write a generation's folder, whole or not at all.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written.
+    """
+    facts: dict[str, Any] = {"generation": generation.number}
+    facts |= {name: value for name, value in dataclasses.asdict(generation.scorecard).items() if value is not None}
+    facts["magnitudes"] = {name: list(pair) for name, pair in generation.magnitudes.items()}
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in generation.training_log]
     with whole_folder(folder) as temporary:
         _save(generation.weights, temporary / WEIGHTS)
         if generation.loss_weights:
             _save(generation.loss_weights, temporary / LOSS_WEIGHTS)
         if generation.split_bits:
             _save(generation.split_bits, temporary / SPLIT_BITS)
-        scorecard = {"generation": generation.number, **_drop_missing(dataclasses.asdict(generation.scorecard))}
-        scorecard["magnitudes"] = {name: list(pair) for name, pair in generation.magnitudes.items()}
-        write_text(temporary / SPLIT, generation.split + "\n")
-        write_json(temporary / SCORECARD, scorecard)
-        write_json(temporary / PROVENANCE, dataclasses.asdict(generation.provenance))
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in generation.training_log)
-        write_text(temporary / TRAINING_LOG, lines)
+        (temporary / SPLIT).write_text(generation.split, encoding="utf-8")
+        (temporary / SCORECARD).write_text(to_json(facts), encoding="utf-8")
+        (temporary / PROVENANCE).write_text(to_json(dataclasses.asdict(generation.provenance)), encoding="utf-8")
+        (temporary / TRAINING_LOG).write_text("".join(lines), encoding="utf-8")
 
 
-def read_generation(folder: Path) -> Generation:
+def read_generation(folder: Path, number: int) -> Generation:
     """Read a generation's folder.
 
+    Args:
+        folder: Its folder.
+        number: Which generation it must be.
+
     Raises:
-        KeMetricError: Its weights were not kept, or a file is damaged.
+        KeMetricError: Its weights were not kept, a file is missing or damaged, or it is another generation.
     """
     if not (folder / WEIGHTS).exists():
         raise KeMetricError(
@@ -127,30 +78,58 @@ def read_generation(folder: Path) -> Generation:
             "a recipe with keep: all keeps the weights of every generation",
             ExitCode.LINEAGE,
         )
-    facts = read_json(folder / SCORECARD)
-    log = (folder / TRAINING_LOG).read_text(encoding="utf-8").splitlines()
-    return Generation(
-        number=facts["generation"],
-        weights=_load(folder / WEIGHTS),
-        loss_weights=_load(folder / LOSS_WEIGHTS) if (folder / LOSS_WEIGHTS).exists() else {},
-        split=(folder / SPLIT).read_text(encoding="utf-8").strip(),
-        split_bits=_load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {},
-        scorecard=read_scorecard(folder),
-        training_log=tuple(json.loads(line) for line in log),
-        magnitudes={name: (pair[0], pair[1]) for name, pair in facts["magnitudes"].items()},
-        provenance=Provenance(**read_json(folder / PROVENANCE)),
-    )
+    scorecard, magnitudes = _read_scores(folder / SCORECARD, number)
+    facts = read_object(folder / PROVENANCE)
+    try:
+        return Generation(
+            number=number,
+            weights=_load(folder / WEIGHTS),
+            loss_weights=_load(folder / LOSS_WEIGHTS) if (folder / LOSS_WEIGHTS).exists() else {},
+            split=read_text(folder / SPLIT),
+            split_bits=_load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {},
+            scorecard=scorecard,
+            training_log=_read_log(folder / TRAINING_LOG),
+            magnitudes=magnitudes,
+            provenance=Provenance(**facts),
+        )
+    except (AssertionError, TypeError) as error:
+        raise damage(folder / PROVENANCE, error) from error
 
 
-def read_scorecard(folder: Path) -> Scorecard:
-    """Read the scores of a generation; they stay when its weights are dropped."""
-    facts = read_json(folder / SCORECARD)
-    return Scorecard(
-        dense=facts["dense"],
-        slim=facts.get("slim"),
-        dense_parameters=facts["dense_parameters"],
-        slim_parameters=facts.get("slim_parameters"),
-    )
+def read_scorecard(folder: Path, number: int) -> Scorecard:
+    """Read the scores of a generation; they stay when its weights are dropped.
+
+    Raises:
+        KeMetricError: They are missing or damaged, or those of another generation.
+    """
+    return _read_scores(folder / SCORECARD, number)[0]
+
+
+def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[float | None, float | None]]]:
+    facts = read_object(path)
+    try:
+        _require_number(facts["generation"], number)
+        scorecard = Scorecard(
+            dense=dict(facts["dense"]),
+            slim=dict(facts["slim"]) if "slim" in facts else None,
+            dense_parameters=facts["dense_parameters"],
+            slim_parameters=facts.get("slim_parameters"),
+        )
+        return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
+    except MISFITS as error:
+        raise damage(path, error) from error
+
+
+def _read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return tuple(json.loads(line) for line in read_text(path).splitlines())
+    except json.JSONDecodeError as error:
+        raise damage(path, error) from error
+
+
+def _require_number(found: object, number: int) -> None:
+    if found != number:
+        raise ValueError(f"generation {found} in the folder of generation {number}")
 
 
 def drop_weights(folder: Path) -> None:
@@ -159,68 +138,106 @@ def drop_weights(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def newest_state(in_progress: Path, number: int | None = None) -> Path | None:
+    """Return the folder of the last state, of generation `number` or of any; None when there is none."""
+    found = _states(in_progress)
+    chosen = [found[key] for key in sorted(found) if number in (None, key[0])]
+    return chosen[-1] if chosen else None
+
+
+def _states(in_progress: Path) -> dict[tuple[int, int], Path]:
+    """Folders of states by generation and epoch."""
+    paths = in_progress.iterdir() if in_progress.is_dir() else ()
+    return {(int(match[1]), int(match[2])): path for path in paths if (match := STATE_FOLDER.fullmatch(path.name))}
+
+
+def replace_state(in_progress: Path, state: TrainingState) -> None:
+    """Write the state of a generation under way, whole or not at all, then delete whatever else is there.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written; the state before is still there.
+    """
+    newest = in_progress / f"generation-{state.number:03d}-epoch-{state.epoch:05d}"
+    write_state(newest, state)
+    for path in in_progress.iterdir():
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def write_state(folder: Path, state: TrainingState) -> None:
-    """Write the state of a generation under way, whole or not at all."""
+    """Write the state of a generation under way, whole or not at all.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written.
+    """
+    facts = {
+        "number": state.number,
+        "epoch": state.epoch,
+        "training_log": list(state.training_log),
+        "seconds": state.seconds,
+    }
+    optimizer = io.BytesIO()
+    torch.save(dict(state.optimizer), optimizer)
     with whole_folder(folder) as temporary:
         _save(state.weights, temporary / WEIGHTS)
         _save(state.loss_weights, temporary / LOSS_WEIGHTS)
         # Through memory: torch.save hides the operating system's error when the disk is full.
-        buffer = io.BytesIO()
-        torch.save(dict(state.optimizer), buffer)
-        (temporary / OPTIMIZER).write_bytes(buffer.getbuffer())
-        facts = {
-            "number": state.number,
-            "epoch": state.epoch,
-            "training_log": list(state.training_log),
-            "seconds": state.seconds,
-        }
-        write_json(temporary / STATE, facts)
+        (temporary / OPTIMIZER).write_bytes(optimizer.getbuffer())
+        (temporary / STATE).write_text(to_json(facts), encoding="utf-8")
 
 
-def read_state(folder: Path) -> TrainingState:
-    """Read a state written by `write_state`."""
-    facts = read_json(folder / STATE)
-    return TrainingState(
-        number=facts["number"],
-        epoch=facts["epoch"],
-        weights=_load(folder / WEIGHTS),
-        loss_weights=_load(folder / LOSS_WEIGHTS),
-        optimizer=torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True),
-        training_log=tuple(facts["training_log"]),
-        seconds=facts["seconds"],
-    )
+def read_state(folder: Path, number: int) -> TrainingState:
+    """Read a state written by `write_state`.
 
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    Args:
+        folder: Its folder.
+        number: Which generation it must be of.
 
     Raises:
-        KeMetricError: It is missing or damaged.
+        KeMetricError: A file is missing or damaged; deleting the folder repeats the generation from its beginning.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise KeMetricError(f"{path}: no such file; the lineage is damaged", ExitCode.LINEAGE) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise KeMetricError(f"{path}: damaged: {error}", ExitCode.LINEAGE) from error
+        return _read_state(folder, number)
+    except KeMetricError as error:
+        raise KeMetricError(
+            f"{error}; delete {folder} to train generation {number} from its beginning", error.exit_code
+        ) from error
 
 
-def _drop_missing(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _save(weights: Mapping[str, Tensor], path: Path) -> None:
+def _read_state(folder: Path, number: int) -> TrainingState:
+    facts = read_object(folder / STATE)
     try:
-        save_file(dict(weights), path)
-    except SafetensorError as error:
-        # safetensors wraps the operating system's error, and its number is only in the text.
-        if "No space left" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise OSError(str(error)) from error
+        _require_number(facts["number"], number)
+        return TrainingState(
+            number=number,
+            epoch=facts["epoch"],
+            weights=_load(folder / WEIGHTS),
+            loss_weights=_load(folder / LOSS_WEIGHTS),
+            optimizer=_load_optimizer(folder / OPTIMIZER),
+            training_log=tuple(facts["training_log"]),
+            seconds=facts["seconds"],
+        )
+    except KeMetricError:
+        raise
+    except MISFITS as error:
+        raise damage(folder / STATE, error) from error
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _save(weights: Weights, path: Path) -> None:
+    # Through memory: safetensors' own writing hides the operating system's error, and makes files only we can read.
+    path.write_bytes(save(dict(weights)))
+
+
+def _load(path: Path) -> Weights:
     try:
         return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise KeMetricError(f"{path}: missing or damaged: {error}", ExitCode.LINEAGE) from error
+    except (OSError, SafetensorError) as error:
+        raise damage(path, error) from error
+
+
+def _load_optimizer(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *MISFITS) as error:
+        raise damage(path, error) from error
+    return state

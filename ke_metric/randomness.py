@@ -33,12 +33,16 @@ def numpy_generator(seed: int, generation: int, purpose: str) -> np.random.Gener
 
 @contextmanager
 def default_streams(seed: int, generation: int, purpose: str) -> Iterator[None]:
-    """Give torch's default generators (CPU and every CUDA device) a seed inside the block, and put them back.
+    """Give torch's default generators (CPU and the current CUDA device) a seed inside the block, and put them back.
 
     For code that takes no generator: the weight initialisation of torchvision and timm, dropout, the parameters
     of a loss.
     """
-    devices = list(range(torch.cuda.device_count()))
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # untyped in torch
+    devices = [torch.cuda.current_device()] if initialized else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, generation, purpose))
+        # torch.manual_seed would seed the other processes' devices too.
+        torch.default_generator.manual_seed(derive_seed(seed, generation, purpose))
+        if devices:
+            torch.cuda.manual_seed(derive_seed(seed, generation, purpose))
         yield

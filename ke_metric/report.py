@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.table import Table
+from rich import box
+from rich.table import Column, Table
+from rich.text import Text
 
 from ke_metric.generation import Scorecard, Scores
 
-# Shown in percent; NMI and AMI are customarily given as they are.
-SHARES = ("recall@", "map@r", "r_precision")
-# Beside the scores in a scorecard, but not a column of their own.
-HIDDEN = ("queries", "queries_without_match", "nmi_std", "ami_std")
+RECALL = "recall@"
+MISSING = "-"
 
 
 def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
@@ -24,13 +24,20 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
 
 
 def scorecards_table(title: str, scorecards: Mapping[int, Scorecard]) -> Table:
-    """Return the table of generation number to scorecard: R@K, MAP@R and R-precision in percent."""
-    table = Table(title=title, title_justify="left")
-    for column in ("generation", "network", "parameters"):
-        table.add_column(column, justify="right")
-    names = [name for name in next(iter(scorecards.values())).dense if name not in HIDDEN] if scorecards else []
-    for name in names:
-        table.add_column(f"{name} %" if name.startswith(SHARES) else name, justify="right")
+    """Return the table of generation number to scorecard: Recall@K in percent, NMI in [0, 1].
+
+    The other scores are in `scorecard_document`; with them the table would not fit into 80 columns.
+    """
+    names = _shown_names(score for card in scorecards.values() for score in (card.dense, card.slim or {}))
+    # Folded where it must be: a number that is cut short is a wrong number.
+    table = Table(
+        *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
+        *(Column(name.upper().replace("RECALL", "R"), justify="right", overflow="fold") for name in names),
+        title=Text(f"{title}, R@K in percent"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for number, card in scorecards.items():
         table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
         if card.slim is not None:
@@ -38,9 +45,16 @@ def scorecards_table(title: str, scorecards: Mapping[int, Scorecard]) -> Table:
     return table
 
 
+def _shown_names(cards: Iterable[Scores]) -> list[str]:
+    """Return the scores that have a column: every Recall@K, by K, and NMI."""
+    names = {name for scores in cards for name in scores}
+    recalls = [name for name in names if name.startswith(RECALL)]
+    return [*sorted(recalls, key=lambda name: int(name.removeprefix(RECALL))), *({"nmi"} & names)]
+
+
 def _cells(scores: Scores, names: list[str]) -> list[str]:
-    return [_cell(name, scores[name]) if name in scores else "-" for name in names]
+    return [_cell(name, scores[name]) if name in scores else MISSING for name in names]
 
 
 def _cell(name: str, value: float) -> str:
-    return f"{100 * value:.2f}" if name.startswith(SHARES) else f"{value:.3f}"
+    return f"{100 * value:.1f}" if name.startswith(RECALL) else f"{value:.3f}"

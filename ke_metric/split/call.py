@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -45,12 +46,12 @@ class Call:
         name: str = self.function._schema.name
         return name.removeprefix("aten::").removesuffix("_")
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
-    @property
+    @cached_property
     def labelled(self) -> list[tuple[Tensor, Tensor]]:
         """The arguments that depend on the network's input, with their collapsed labels."""
         return [(tensor, self.labels[tensor]) for tensor in self.tensors if tensor in self.labels]

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.call import Call
 from ke_metric.split.graph import ChannelGraph
-from ke_metric.split.labels import always
+from ke_metric.split.labels import collapsed_always
 from ke_metric.split.operations import follow
 
 
@@ -49,7 +49,7 @@ def follow_channels(network: nn.Module, example_input: Tensor) -> ChannelGraph:
             ExitCode.RECIPE,
         )
     for tensor in outputs:
-        mode.graph.keep_whole(mode.labels.get(tensor, always(tensor.ndim)))
+        mode.graph.keep_whole(mode.labels.get(tensor, collapsed_always(tensor.ndim)))
     _refuse_unused(network, mode.used)
     return mode.graph
 
@@ -68,7 +68,7 @@ class _ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyp
         self.graph = ChannelGraph()
         self.used: set[str] = set()
         self.labels: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
-        self.labels[example_input] = always(example_input.ndim)
+        self.labels[example_input] = collapsed_always(example_input.ndim)
         self._names = {id(tensor): name for name, tensor in named}
         self._modules = [type(network).__name__]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ke_metric.split.labels import ALWAYS, broadcast
+from ke_metric.split.labels import ALWAYS, always, broadcast
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ChannelGraph:
 
     def keep_whole(self, labels: Tensor) -> None:
         """Never drop any of the labels [...]."""
-        self.tie(labels, torch.tensor(ALWAYS))
+        self.tie(labels, always())
 
     def demand(self, labels: Tensor, reason: str, *, droppable: bool = False) -> None:
         """Note that each row of the labels [sets, channels] can only be kept as a whole."""
@@ -116,7 +116,7 @@ class ChannelGraph:
         first = self.labels
         self.origins[first] = (weight, channels)
         self.labels += channels
-        return torch.arange(first, self.labels)
+        return torch.arange(first, self.labels, device="cpu")
 
     def add_layer(self, weight: str, layer: Layer) -> None:
         """Record a layer; one that is called again ties the channels of its calls together."""

@@ -1,6 +1,6 @@
-"""KELS: kernel-level convolutional-aware splitting. Decides which channels of a network are fit.
+"""KELS, kernel-level convolutional-aware splitting: decides which channels of a network are fit.
 
-Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021, section 3.2.
+Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def fit_labels(graph: ChannelGraph, rate: float, keep_whole: Collection[str] = (
     Raises:
         KeMetricError: An operation needs channels that would be dropped, or a layer would lose all of its channels.
     """
-    ties = torch.cat([*graph.ties, torch.empty(2, 0, dtype=torch.long)], dim=1)
+    ties = torch.cat([*graph.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
     ties = torch.cat([ties, ties.flip(0)], dim=1)
-    prefixes = torch.zeros(graph.labels, dtype=torch.uint8)
-    whole = torch.zeros(graph.labels, dtype=torch.uint8)
+    prefixes = torch.zeros(graph.labels, dtype=torch.uint8, device="cpu")
+    whole = torch.zeros_like(prefixes)
     prefixes[ALWAYS] = whole[ALWAYS] = 1
     for first, (_, channels) in graph.origins.items():
         prefixes[first : first + prefix(rate, channels)] = 1

@@ -3,7 +3,8 @@
 While a network is followed, every tensor has a companion of integers, its labels. A label names one channel of the
 layer that made it; label `ALWAYS` is given to what can never be dropped, such as the network's input. A companion has
 as many dimensions as its tensor and is kept collapsed: a dimension along which the label does not change has size 1,
-so that the labels of a feature map [B, C, H, W] are stored as [1, C, 1, 1].
+so that the labels of a feature map [B, C, H, W] are stored as [1, C, 1, 1]. Labels live on the CPU, wherever the
+network is.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from torch import Tensor
 ALWAYS = 0
 
 
-def always(dimensions: int) -> Tensor:
+def always(*sizes: int) -> Tensor:
+    """Return labels [sizes] of what can never be dropped."""
+    return torch.full(sizes, ALWAYS, device="cpu")
+
+
+def collapsed_always(dimensions: int) -> Tensor:
     """Return the collapsed labels of a tensor with this many dimensions in which nothing can be dropped."""
-    return torch.full((1,) * dimensions, ALWAYS)
+    return always(*(1,) * dimensions)
 
 
 def collapse(labels: Tensor) -> Tensor:

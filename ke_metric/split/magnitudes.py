@@ -10,8 +10,8 @@ from ke_metric.split.plan import SplitPlan
 def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[float | None, float | None]]:
     """Return weight name -> (mean |w| in the fit part, mean |w| in the reset part); None where a part is empty.
 
-    Over the generations the reset part falls towards 0 beside the fit part, and the slim network closes in on the
-    dense one (Taha et al., CVPR 2021, section 3.3).
+    The slim network computes what the dense one does where the reset part is 0: how small it has become beside the
+    fit part says how far the two networks are apart.
 
     Raises:
         KeMetricError: The plan is of another network.

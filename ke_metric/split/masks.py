@@ -26,7 +26,7 @@ class ChannelSet:
     @classmethod
     def of(cls, kept: Tensor) -> Self:
         """Return the set of the channels that are True in a bool tensor [size]."""
-        edges = torch.diff(kept.to(torch.int8), prepend=torch.zeros(1), append=torch.zeros(1))
+        edges = torch.diff(torch.nn.functional.pad(kept.to(torch.int8), (1, 1)))
         starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
         return cls(len(kept), tuple(zip(starts, ends, strict=True)))
 
@@ -48,7 +48,7 @@ class ChannelSet:
     @property
     def flags(self) -> Tensor:
         """For every channel whether it is kept, bool [size]."""
-        flags = torch.zeros(self.size, dtype=torch.bool)
+        flags = torch.zeros(self.size, dtype=torch.bool, device="cpu")
         for start, end in self.ranges:
             flags[start:end] = True
         return flags
@@ -74,7 +74,7 @@ class ChannelMask:
         return self.outputs.count * self.inputs.count * prod(self.shape[2:])
 
     def expand(self) -> Tensor:
-        """Return the mask as a bool tensor of the weight's shape."""
+        """Return the mask as a bool tensor of the weight's shape, a view that is stored once per kernel."""
         plane = self.outputs.flags[:, None] & self.inputs.flags
         return plane.view(*plane.shape, *(1,) * (len(self.shape) - 2)).expand(self.shape)
 
@@ -122,41 +122,46 @@ class WeightMask:
 
     Attributes:
         shape: Shape of the weight.
-        bits: uint8 [ceil(entries / 8)]; entry i of the flattened weight is bit i % 8 of byte i // 8.
-        fit_count: Number of fit entries.
+        bits: ceil(entries / 8) bytes; entry i of the flattened weight is bit i % 8 of byte i // 8.
     """
 
     shape: tuple[int, ...]
-    bits: Tensor
-    fit_count: int
+    bits: bytes
 
     @classmethod
     def draw(cls, shape: Sequence[int], rate: float, generator: torch.Generator) -> Self:
         """Draw a subset of exactly round(rate x entries) entries, every such subset equally likely."""
         entries = prod(shape)
-        fit_count = round(rate * entries)
-        flags = torch.zeros(entries, dtype=torch.bool)
-        flags[torch.randperm(entries, generator=generator)[:fit_count]] = True
-        return cls(tuple(shape), _pack(flags), fit_count)
+        flags = torch.zeros(entries, dtype=torch.bool, device="cpu")
+        flags[torch.randperm(entries, generator=generator, device="cpu")[: round(rate * entries)]] = True
+        bits = torch.nn.functional.pad(flags.to(torch.uint8), (0, -entries % 8)).view(-1, 8) << _PLACES
+        return cls(tuple(shape), bits.sum(dim=1, dtype=torch.uint8).numpy().tobytes())
 
-    @classmethod
-    def of_bits(cls, shape: Sequence[int], bits: Tensor) -> Self:
-        """Return the mask that was stored as bits."""
-        return cls(tuple(shape), bits, int(_unpack(bits, prod(shape)).sum()))
+    @property
+    def fit_count(self) -> int:
+        """Number of fit entries."""
+        return int.from_bytes(self.bits, "little").bit_count()
+
+    def expand(self) -> Tensor:
+        """Return the mask as a bool tensor of the weight's shape."""
+        flags = (self.to_tensor()[:, None] >> _PLACES) & 1
+        return flags.bool().flatten()[: prod(self.shape)].view(self.shape)
+
+    def to_tensor(self) -> Tensor:
+        """Return the bits as a uint8 tensor [ceil(entries / 8)]."""
+        return torch.frombuffer(bytearray(self.bits), dtype=torch.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON holds of the mask: all but the bits, which go into a tensor file."""
         return {"shape": self.shape}
 
-    def expand(self) -> Tensor:
-        """Return the mask as a bool tensor of the weight's shape."""
-        return _unpack(self.bits, prod(self.shape)).view(self.shape)
+    @classmethod
+    def from_json(cls, entry: dict[str, Any], bits: Tensor) -> Self:
+        """Return the mask that `to_json` and `to_tensor` wrote."""
+        shape = tuple(entry["shape"])
+        if bits.dtype != torch.uint8 or bits.shape != (-(-prod(shape) // 8),):
+            raise ValueError(f"{bits.dtype} {list(bits.shape)} are not the bits of a weight {list(shape)}")
+        return cls(shape, bits.cpu().numpy().tobytes())
 
 
-def _pack(flags: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -len(flags) % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
-
-
-def _unpack(bits: Tensor, entries: int) -> Tensor:
-    return ((bits[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).bool().flatten()[:entries]
+_PLACES = torch.arange(8, dtype=torch.uint8, device="cpu")

@@ -18,7 +18,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ke_metric.split.call import Call
 from ke_metric.split.graph import Layer
-from ke_metric.split.labels import ALWAYS, align, always, broadcast, collapse, same_channels_in_order, varying
+from ke_metric.split.labels import (
+    ALWAYS,
+    align,
+    always,
+    broadcast,
+    collapse,
+    collapsed_always,
+    same_channels_in_order,
+    varying,
+)
 
 Rule = Callable[[Call], list[Tensor]]
 
@@ -53,7 +62,9 @@ def mix(call: Call) -> list[Tensor]:
     # Labels that must be kept anyway are passed on all the same: the last layer's reach the network's output through
     # a softmax or a layer norm, and that is how the last layer is known to be one.
     return [
-        labels if not others and output is not tensor and output.shape == tensor.shape else always(output.ndim)
+        labels
+        if not others and output is not tensor and output.shape == tensor.shape
+        else collapsed_always(output.ndim)
         for output in call.outputs
     ]
 
@@ -63,7 +74,7 @@ def _vector(call: Call, tensor: Tensor, dim: int) -> Tensor:
     labels = call.labels[tensor]
     if not set(varying(labels)) <= {dim}:
         call.demand(labels, f"needs the same channels at every position outside of dimension {dim}")
-        return torch.full((tensor.size(dim),), ALWAYS)
+        return always(tensor.size(dim))
     return labels.flatten().expand(tensor.size(dim))
 
 
@@ -89,7 +100,7 @@ def convolution(call: Call) -> list[Tensor]:
         reason = f"{call.place} has {groups} groups of {inputs.size(1)} channels, of which one is cut in two"
         call.graph.demand(inputs, reason, droppable=True)
     outputs = inputs[:, 0].repeat_interleave(weight.size(0) // groups)
-    return _record(call, name, bias, Layer(tuple(weight.shape), outputs, torch.full((weight.size(1),), ALWAYS)))
+    return _record(call, name, bias, Layer(tuple(weight.shape), outputs, always(weight.size(1))))
 
 
 def linear(call: Call) -> list[Tensor]:
@@ -132,7 +143,7 @@ def batch_norm(call: Call) -> list[Tensor]:
         if vector is not None:
             call.follow(vector, channels)
     normalized, *statistics = call.outputs
-    return [_along(channels, 1, normalized.ndim), *(always(each.ndim) for each in statistics)]
+    return [_along(channels, 1, normalized.ndim), *(collapsed_always(each.ndim) for each in statistics)]
 
 
 def spatial(call: Call) -> list[Tensor]:
@@ -201,7 +212,7 @@ def concatenate(call: Call) -> list[Tensor]:
     parts = []
     for tensor in call.args[0]:
         sizes = [tensor.size(dim) if each == dim else 1 for each in range(dimensions)]
-        parts.append(call.labels.get(tensor, always(dimensions)).expand(sizes))
+        parts.append(call.labels.get(tensor, collapsed_always(dimensions)).expand(sizes))
     return [collapse(torch.cat(parts, dim))]
 
 
@@ -227,7 +238,7 @@ def elementwise(call: Call) -> list[Tensor]:
             call.demand(labels, "spreads one channel over many")
         else:
             partners.append(labels)
-    merged = _tie(call, partners) if partners else always(output.ndim)
+    merged = _tie(call, partners) if partners else collapsed_always(output.ndim)
     for tensor in call.tensors:
         axes = _axes(tensor, across, output)
         if axes and tensor not in call.labels:
@@ -267,7 +278,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("linalg_vector_norm", "var", "std", "var_mean", "std_mean"), reduce),
 }
 
-SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z]+|upsample_[a-z]+_aa|reflection_pad|replication_pad)(\d)d\w*")
+SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z_]+|reflection_pad|replication_pad)(\d)d\w*")
 
 REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll"}
 

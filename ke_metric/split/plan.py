@@ -80,7 +80,7 @@ class SplitPlan:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the bits of a wels plan, weight name -> uint8 [ceil(entries / 8)]; nothing for kels."""
-        return {name: mask.bits for name, mask in self.weights.items() if isinstance(mask, WeightMask)}
+        return {name: mask.to_tensor() for name, mask in self.weights.items() if isinstance(mask, WeightMask)}
 
     @classmethod
     def from_json(cls, text: str, tensors: Mapping[str, Tensor] | None = None) -> Self:
@@ -95,7 +95,7 @@ class SplitPlan:
         """
         try:
             return cls._read(json.loads(text), tensors or {})
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise KeMetricError(
                 f"no split plan of format {FORMAT}: {error!r} while reading {text[:80]!r}", ExitCode.LINEAGE
             ) from error
@@ -105,7 +105,7 @@ class SplitPlan:
         if document["format"] != FORMAT or document["kind"] not in KINDS:
             raise ValueError(f"format {document['format']}, kind {document['kind']}")
         weights: dict[str, ChannelMask | WeightMask] = {
-            name: WeightMask.of_bits(entry["shape"], tensors[name])
+            name: WeightMask.from_json(entry, tensors[name])
             if document["kind"] == "wels"
             else ChannelMask.from_json(entry)
             for name, entry in document["weights"].items()
@@ -131,7 +131,7 @@ def plan_split(
     `kels` keeps the first ceil(rate x channels) output channels of every convolution and linear layer, and the input
     channels that are kept where they come from; the network's input and output are never narrowed. `wels` keeps
     round(rate x entries) single entries of every parameter with two or more dimensions, drawn at random.
-    (Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021, sections 3.1 and 3.2.)
+    (Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021.)
 
     Args:
         network: Any network; unchanged.

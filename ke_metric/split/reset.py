@@ -78,4 +78,4 @@ def _values(
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
     bound = prod(shape[1:]) ** -0.5
-    return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)

@@ -67,7 +67,10 @@ class Engine:
         return module.to(memory_format=torch.channels_last) if channels_last else module
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Wrap a placed network so that its gradients are averaged over the processes."""
+        """Wrap a placed network so that its gradients are averaged over the processes.
+
+        Batch norm goes by the images of one process: with it, P processes are not exactly one with P*B images.
+        """
         return network if self.processes == 1 else DistributedDataParallel(network)
 
     def gather(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

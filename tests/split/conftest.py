@@ -3,11 +3,15 @@
 import pytest
 import torch
 import torchvision
+from hypothesis import settings
 from torch import nn
 
 from ke_metric.split.plan import plan_split
 from ke_metric.split.reset import zero_reset
 from ke_metric.split.slim import extract_slim
+
+settings.register_profile("split", deadline=None)
+settings.load_profile("split")
 
 
 def _randomise(network, seed=0):

@@ -4,6 +4,9 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.channels import follow_channels
+from ke_metric.split.plan import plan_split
+from ke_metric.split.reset import redraw_reset
+from ke_metric.split.slim import extract_slim
 
 
 def test_the_network_is_as_before(small_network, images):
@@ -50,6 +53,16 @@ def test_inside_inference_mode(small_network, images):
         assert list(follow_channels(small_network, images).layers) == [
             f"{name}.weight" for name in ("stem", "inner", "widen", "hidden", "head")
         ]
+
+
+def test_the_default_device_does_not_matter(small_network, images):
+    """Labels, plan, new values and slim network come about on the CPU and go where the network is."""
+    with torch.device("meta"):
+        plan = plan_split(small_network, images, rate=0.5)
+        assert plan_split(small_network, images, rate=0.5, kind="wels", seed=0).fit_count > 0
+        redraw_reset(small_network, plan, generator=torch.Generator())
+        slim = extract_slim(small_network, plan)
+    assert {tensor.device.type for tensor in slim.state_dict().values()} == {"cpu"}
 
 
 def test_channels_last_weights(small_network, images):

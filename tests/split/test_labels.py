@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.split.labels import always, collapse, same_channels_in_order, varying
+from ke_metric.split.labels import collapse, collapsed_always, same_channels_in_order, varying
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
@@ -16,7 +16,7 @@ def test_collapsed_labels_expand_to_what_they_were(shape, data):
 
 
 def test_always_holds_for_every_position():
-    assert collapse(always(3).expand(4, 5, 6)).shape == (1, 1, 1)
+    assert collapse(collapsed_always(3).expand(4, 5, 6)).shape == (1, 1, 1)
 
 
 def channels(*labels):

@@ -36,11 +36,8 @@ def test_weight_mask_has_exactly_the_share(shape, rate, seed):
     entries = torch.Size(shape).numel()
     assert int(mask.expand().sum()) == mask.fit_count == round(rate * entries)
     assert mask.expand().shape == torch.Size(shape)
-    assert mask.bits.dtype == torch.uint8
     assert len(mask.bits) == -(-entries // 8)
-    again = WeightMask.of_bits(shape, mask.bits)
-    assert torch.equal(again.expand(), mask.expand())
-    assert again.fit_count == mask.fit_count
+    assert WeightMask.from_json(mask.to_json(), mask.to_tensor()) == mask
 
 
 def test_every_entry_is_equally_likely():

@@ -1,5 +1,6 @@
 """Every family of operations, in the smallest network that has it: the invariant holds, or the error is clear."""
 
+import ast
 import re
 
 import pytest
@@ -402,7 +403,7 @@ def test_refused_until_kept_whole(name, images, randomise, slim_is_dense_with_ze
     assert caught.value.exit_code == ExitCode.RECIPE
     assert "kind='wels'" in message
     proposed = re.search(r"keep_whole=\[(.*?)\]", message)
-    slim_is_dense_with_zeros(randomise(network), images, rate=0.5, keep_whole=eval(f"[{proposed[1]}]"))
+    slim_is_dense_with_zeros(randomise(network), images, rate=0.5, keep_whole=ast.literal_eval(f"[{proposed[1]}]"))
 
 
 @pytest.mark.parametrize("name", REFUSED)

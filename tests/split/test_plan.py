@@ -18,15 +18,6 @@ def wels(small_network, images):
     return plan_split(small_network, images, rate=0.7, kind="wels", seed=3)
 
 
-def same_plan(first, second):
-    masks, others = first.masks, second.masks
-    return (
-        (first.kind, first.rate) == (second.kind, second.rate)
-        and list(masks) == list(others)
-        and all(torch.equal(masks[name], others[name]) for name in masks)
-    )
-
-
 def test_kels_counts(kels):
     """c(C_out) x c(C_in) x k x k; the first layer keeps all inputs, the last all outputs."""
     fit = {name: int(mask.sum()) for name, mask in kels.masks.items()}
@@ -52,8 +43,8 @@ def test_wels_counts(wels, small_network):
 
 def test_wels_depends_on_seed_and_name_only(wels, small_network, images):
     torch.rand(5)
-    assert same_plan(wels, plan_split(small_network, images, rate=0.7, kind="wels", seed=3))
-    assert not same_plan(wels, plan_split(small_network, images, rate=0.7, kind="wels", seed=4))
+    assert plan_split(small_network, images, rate=0.7, kind="wels", seed=3) == wels
+    assert plan_split(small_network, images, rate=0.7, kind="wels", seed=4) != wels
 
 
 def test_wels_runs_nothing(images):
@@ -141,7 +132,8 @@ def test_kels_as_json(kels):
 
 def test_wels_as_json_and_tensors(wels, small_network):
     tensors = wels.to_tensors()
-    assert same_plan(SplitPlan.from_json(wels.to_json(), tensors), wels)
+    assert SplitPlan.from_json(wels.to_json(), tensors) == wels
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.uint8}
     assert (
         sum(tensor.numel() for tensor in tensors.values())
         <= sum(p.numel() * 4 for p in small_network.parameters()) / 32
@@ -156,6 +148,7 @@ def test_wels_as_json_and_tensors(wels, small_network):
         ('{"format": 1}', "KeyError('kind')"),
         ('{"format": 2, "kind": "kels"}', "format 2, kind kels"),
         ('{"format": 1, "kind": "other"}', "format 1, kind other"),
+        ('{"format": 1, "kind": "kels", "rate": 0.5, "weights": []}', "AttributeError"),
         ('{"format": 1, "kind": "kels", "rate": 0.5, "weights": {"a": {}}, "narrowings": {}}', "KeyError('shape')"),
     ],
 )
@@ -170,6 +163,12 @@ def test_wels_without_its_bits(wels):
     with pytest.raises(KeMetricError, match=r"stem\.weight") as caught:
         SplitPlan.from_json(wels.to_json())
     assert caught.value.exit_code == ExitCode.LINEAGE
+
+
+def test_wels_with_other_bits(wels):
+    for wrong in (torch.zeros(20, dtype=torch.uint8), torch.zeros(21)):
+        with pytest.raises(KeMetricError, match="are not the bits of a weight"):
+            SplitPlan.from_json(wels.to_json(), wels.to_tensors() | {"stem.weight": wrong})
 
 
 def test_check(kels, small_network):

@@ -30,19 +30,21 @@ class RandomNetwork(nn.Module):
         self.head = nn.Linear(hidden, 3)
 
     def _layer(self, kind, size, width):
-        if kind == "convolution":
-            return nn.Conv2d(width, size, 3, padding=1), size
-        if kind == "concatenation":
-            return nn.Conv2d(width, size, 1, bias=False), width + size
-        if kind in ("sum", "gate"):
-            return nn.Conv2d(width, width, 1), width
-        if kind == "bottleneck":
-            return nn.Sequential(nn.Conv2d(width, size, 1), nn.BatchNorm2d(size), nn.Conv2d(size, width, 1)), width
-        if kind == "norm":
-            return nn.BatchNorm2d(width), width
-        if kind == "depthwise":
-            return nn.Conv2d(width, width, 3, padding=1, groups=width), width
-        return nn.Identity(), width + 3 if kind == "input" else width
+        """Return the layer of a step and the width after it."""
+        layers = {
+            "convolution": lambda: (nn.Conv2d(width, size, 3, padding=1), size),
+            "concatenation": lambda: (nn.Conv2d(width, size, 1, bias=False), width + size),
+            "sum": lambda: (nn.Conv2d(width, width, 1), width),
+            "gate": lambda: (nn.Conv2d(width, width, 1), width),
+            "bottleneck": lambda: (
+                nn.Sequential(nn.Conv2d(width, size, 1), nn.BatchNorm2d(size), nn.Conv2d(size, width, 1)),
+                width,
+            ),
+            "norm": lambda: (nn.BatchNorm2d(width), width),
+            "depthwise": lambda: (nn.Conv2d(width, width, 3, padding=1, groups=width), width),
+            "input": lambda: (nn.Identity(), width + 3),
+        }
+        return layers.get(kind, lambda: (nn.Identity(), width))()
 
     def forward(self, images):
         x = images
@@ -72,7 +74,7 @@ def build(steps, ending, hidden):
         return RandomNetwork(steps, ending, hidden).double()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     steps=st.lists(STEP, min_size=1, max_size=7),
     ending=st.sampled_from(["flatten", "mean"]),

@@ -1,0 +1,232 @@
+"""Scoring: every picture once, in fp32, with the network left as it was."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from ke_metric.data.images import Benchmark, ImageSet
+from ke_metric.data.pictures import Pictures, evaluation_batches
+from ke_metric.data.pixels import PixelStore
+from ke_metric.evaluation.embed import embed
+from ke_metric.evaluation.embeddings import Embeddings
+from ke_metric.evaluation.retrieval import Scoring, score_retrieval
+from ke_metric.recipe import Recipe
+from ke_metric.scoring import Scorer, count_parameters
+from ke_metric.split.plan import plan_split
+from ke_metric.split.slim import extract_slim
+from ke_metric.training.engine import Engine
+
+SIZE = 16
+CPU = torch.device("cpu")
+
+
+def part(name, counts, seed):
+    """Noise whose tint depends a little on the class: neither all hits nor none."""
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    tint = 12 * np.stack([labels, -labels, labels % 2], axis=1)[:, None, None, :]
+    noise = np.random.default_rng(seed).integers(60, 190, (len(labels), SIZE, SIZE, 3))
+    sides = np.full(len(labels), SIZE, np.int64)
+    keys = tuple(f"{name}-{label}-{number}" for label, count in enumerate(counts) for number in range(count))
+    images = ImageSet(keys, labels, tuple("abcdef"[: len(counts)]), None)
+    return images, PixelStore((noise + tint).astype(np.uint8).reshape(-1), sides, widths=sides)
+
+
+def pictures_of(counts=(5, 4, 6), gallery_counts=None):
+    nothing, nothing_stored = part("train", (), 0)
+    query, query_stored = part("test", counts, 1)
+    gallery, gallery_stored = query, query_stored
+    if gallery_counts is not None:
+        # Of a class, items with one number have one key: they are the same picture.
+        gallery, gallery_stored = part("test", gallery_counts, 1)
+    return Pictures(Benchmark("noise", nothing, query, gallery), nothing_stored, query_stored, gallery_stored)
+
+
+class Network(nn.Module):
+    """Remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 6, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(6 * 49, 4)
+        self.given = []
+
+    def forward(self, images):
+        maps = self.dropout(torch.relu(self.norm(self.convolution(images))))
+        self.given.append((images, maps.dtype))
+        return normalize(self.head(maps.flatten(1)).float(), dim=1)
+
+
+@pytest.fixture
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Network()
+    nn.init.uniform_(network.norm.running_mean, generator=torch.Generator().manual_seed(1))
+    return network
+
+
+def scorer_of(pictures=None, *, slim=True, engine=None):
+    recipe = Recipe.model_validate(
+        {
+            "name": "noise",
+            "data": {"image_size": SIZE, "store_size": SIZE},
+            "evaluation": {
+                "recall_at": [1, 3],
+                "resize": SIZE,
+                "batch_size": 4,
+                "kmeans_seeds": 2,
+                "backend": "torch",
+                "slim": slim,
+            },
+        }
+    )
+    return Scorer(pictures or pictures_of(), recipe, engine or Engine("fp32", "cpu"))
+
+
+def plan_of(network, kind="kels"):
+    return plan_split(network, torch.zeros(1, 3, SIZE, SIZE), rate=0.5, kind=kind, seed=0)
+
+
+def vectors_of(network, store, scorer):
+    """Return embeddings, worked out picture by picture."""
+    batches = evaluation_batches(store, range(len(store)), recipe=scorer.recipe, device=CPU)
+    with torch.no_grad():
+        return torch.cat([network.eval()(image[None]) for batch in batches for image in batch]).numpy()
+
+
+def same(found, expected):
+    return found == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_are_those_of_the_embeddings(network):
+    scorer = scorer_of()
+    scores = scorer.score(network)
+    vectors = vectors_of(network, scorer.pictures.query, scorer)
+    labels = scorer.pictures.benchmark.query.labels
+    assert same(scores, score_retrieval(vectors, labels, (1, 3), scoring=Scoring("torch", CPU, (0, 1))))
+    assert 0 < scores["recall@1"] < 1
+
+
+def test_a_gallery_is_searched_without_the_query_itself(network):
+    scorer = scorer_of(pictures_of((5, 4, 6), gallery_counts=(5, 4, 6, 3)))
+    scores = scorer.score(network)
+    query, gallery = (
+        vectors_of(network, store, scorer) for store in (scorer.pictures.query, scorer.pictures.gallery)
+    )
+    benchmark = scorer.pictures.benchmark
+    expected = score_retrieval(
+        query,
+        benchmark.query.labels,
+        (1, 3),
+        gallery=Embeddings(gallery, benchmark.gallery.labels, benchmark.gallery.keys),
+        ids=benchmark.query.keys,
+        scoring=Scoring("torch", CPU, (0, 1)),
+    )
+    assert same(scores, expected)
+    assert scores["recall@1"] < 1, "a query has found itself"
+
+
+def test_dense_and_slim_side_by_side(network):
+    scorer, plan = scorer_of(), plan_of(network)
+    card = scorer.scorecard(network, plan)
+    slim = extract_slim(network, plan)
+    assert card.dense == scorer.score(network)
+    assert card.slim == scorer.score(slim)
+    assert card.dense != card.slim
+    assert (card.dense_parameters, card.slim_parameters) == (count_parameters(network), count_parameters(slim))
+    assert card.dense_parameters == 6 * 27 + 12 + 6 * 49 * 4 + 4
+    assert card.slim_parameters == 3 * 27 + 6 + 3 * 49 * 4 + 4
+
+
+@pytest.mark.parametrize(("kind", "slim"), [("wels", True), ("kels", False)])
+def test_no_slim_network(kind, slim, network):
+    card = scorer_of(slim=slim).scorecard(network, plan_of(network, kind))
+    assert card.slim is None
+    assert card.slim_parameters is None
+    assert card.dense["recall@1"] > 0
+
+
+def test_scores_do_not_depend_on_the_trainings_precision(network):
+    one, other = (scorer_of(engine=Engine(precision, "cpu")).score(network) for precision in ("fp32", "bf16"))
+    assert one == other
+    assert {dtype for _, dtype in network.given} == {torch.float32}
+
+
+def test_two_calls_give_the_same_scorecard(network):
+    scorer, plan = scorer_of(), plan_of(network)
+    assert scorer.scorecard(network, plan) == scorer.scorecard(network, plan)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_module_keeps_its_mode_and_its_statistics(training, network):
+    network.train(training)
+    network.norm.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    scorer_of().scorecard(network, plan_of(network))
+    modes = {name: module.training for name, module in network.named_modules()}
+    assert modes == dict.fromkeys(modes, training) | {"norm": False}
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_mode_comes_back_after_an_error(network):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    network.head.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        scorer_of().score(network)
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("gallery_counts", [None, (2, 2, 2)])
+def test_every_picture_is_embedded_once(gallery_counts, network):
+    scorer = scorer_of(pictures_of(gallery_counts=gallery_counts))
+    for look in (scorer.score, scorer.untrained):
+        network.given.clear()
+        look(network)
+        assert sum(len(images) for images, _ in network.given) == 15 + sum(gallery_counts or ())
+        assert max(len(images) for images, _ in network.given) == 4
+
+
+def test_untrained_has_no_clusters_and_a_spread(network):
+    scorer = scorer_of()
+    scores, spread = scorer.untrained(network)
+    trained = scorer.score(network)
+    assert not {"nmi", "ami"} & set(scores)
+    assert dict(scores) == {name: value for name, value in trained.items() if name[1:3] != "mi"}
+    vectors = vectors_of(network, scorer.pictures.query, scorer).astype(float)
+    distances = [1 - a @ b for i, a in enumerate(vectors) for j, b in enumerate(vectors) if i != j]
+    assert spread == pytest.approx(sum(distances) / len(distances), abs=1e-6)
+
+
+class Crowd:
+    """An engine whose other processes did their share, at once and by themselves."""
+
+    def __init__(self, rank, processes, network, scorer):
+        self.rank, self.processes, self.is_main, self.device = rank, processes, rank == 0, CPU
+        self._network, self._scorer = network, scorer
+
+    def gather_records(self, records):
+        if not records or isinstance(records[0], dict):
+            return records
+        store = self._scorer.pictures.query
+        shares = [range(rank, len(store), self.processes) for rank in range(self.processes)]
+        recipe = self._scorer.recipe
+        return [
+            (share, embed(self._network, evaluation_batches(store, share, recipe=recipe, device=CPU)))
+            for share in shares
+        ]
+
+
+@pytest.mark.parametrize(("counts", "processes"), [((5, 4, 6), 2), ((5, 4, 6), 4), ((2,), 3)])
+def test_shares_of_processes_make_one_whole(counts, processes, network):
+    """Also where some processes get no picture at all."""
+    alone = scorer_of(pictures_of(counts))
+    expected = alone.score(network)
+    scorer = scorer_of(alone.pictures, engine=Crowd(0, processes, network.eval(), alone))
+    assert same(scorer.score(network), expected)

@@ -1,0 +1,339 @@
+"""One generation: it learns, goes on exactly where it stopped, and stops where numbers end."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import normalize
+
+from ke_metric.data.pictures import DeviceBatch
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.losses.embedding import build_loss
+from ke_metric.randomness import default_streams, numpy_generator
+from ke_metric.recipe import Loss, Miner, Optimizer, Recipe, Training
+from ke_metric.training.engine import Engine
+from ke_metric.training.one_generation import GenerationTraining, embedding_spread, weights_of
+from ke_metric.training.watch import Watch
+
+CLASSES, BATCHES, BATCH = 4, 3, 8
+PROXIES = Loss(name="ProxyNCALoss", learning_rate_factor=5.0)
+
+
+class Toy(nn.Module):
+    """A convolution (so that there is a layout), batch norm (buffers), dropout (random numbers), a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(6 * 16, 8)
+
+    def forward(self, images):
+        maps = self.dropout(torch.relu(self.norm(self.convolution(images))))
+        return normalize(self.head(maps.flatten(1)).float(), dim=1)
+
+
+class ToyEpochs:
+    """Noise around one picture per class; every epoch draws its own. Picture `poisoned` of all is not a number."""
+
+    def __init__(self, poisoned=None):
+        self._poisoned = poisoned
+        self._centres = torch.randn(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(7))
+
+    def __len__(self):
+        return BATCHES
+
+    def epoch(self, number):
+        generator = numpy_generator(0, number, "toy")
+        for step in range(BATCHES):
+            labels = torch.from_numpy(generator.integers(0, CLASSES, BATCH))
+            noise = torch.from_numpy(generator.normal(size=(BATCH, 3, 4, 4)).astype(np.float32))
+            images = self._centres[labels] + 0.3 * noise
+            if self._poisoned == (number, step):
+                images[3] = torch.nan
+            keys = tuple(f"picture-{number}-{step}-{item}" for item in range(BATCH))
+            yield DeviceBatch(images.contiguous(memory_format=torch.channels_last), labels, keys)
+
+
+class Recorder(Watch):
+    def __init__(self):
+        self.steps, self.states, self.warnings = [], [], []
+
+    def step_done(self, step):
+        self.steps.append(step)
+
+    def epoch_done(self, state):
+        self.states.append(state)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def recipe_of(optimizer="sgd", *, loss=PROXIES, miner=None, learning_rate=0.05, **training):
+    return Recipe(
+        name="toy",
+        loss=loss,
+        miner=miner,
+        optimizer=Optimizer(name=optimizer, learning_rate=learning_rate),
+        training=Training(**{"epochs": 4, "warmup_epochs": 1, "precision": "fp32"} | training),
+    )
+
+
+def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None):
+    engine = Engine(recipe.training.precision, "cpu")
+    with default_streams(seed, 1, "toy"):
+        network = network or Toy()
+        loss = loss or build_loss(recipe.loss, recipe.miner, classes=CLASSES, embedding_size=8)
+    engine.place(network, channels_last=True)
+    return GenerationTraining(network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1)
+
+
+def flatten(value, path=""):
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, part in items for key, leaf in flatten(part, f"{path}/{name}").items()}
+    return {path: value}
+
+
+def contents(state):
+    """Everything of a state but how long it took."""
+    log = [{name: value for name, value in record.items() if name != "seconds"} for record in state.training_log]
+    return flatten([dict(state.weights), dict(state.loss_weights), dict(state.optimizer), log, state.epoch])
+
+
+def assert_identical(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
+        assert same, name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_the_loss_goes_down(optimizer):
+    recorder = Recorder()
+    rate = 0.05 if optimizer == "sgd" else 0.01
+    state = prepare(recipe_of(optimizer, learning_rate=rate, epochs=6)).train(recorder)
+    losses = [record["loss"] for record in state.training_log]
+    assert losses[-1] < 0.8 * losses[0]
+    assert not recorder.warnings
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_restored_training_goes_on_bit_for_bit(optimizer, on_disk):
+    recipe, recorder = recipe_of(optimizer, learning_rate=0.01), Recorder()
+    uninterrupted = prepare(recipe).train(recorder)
+    state = recorder.states[1]
+    assert state.epoch == 2
+    if on_disk:
+        file = io.BytesIO()
+        torch.save(dict(state.optimizer), file)
+        file.seek(0)
+        object.__setattr__(state, "optimizer", torch.load(file, weights_only=True))
+    # Other starting weights: all that counts must come from the state.
+    training = prepare(recipe, seed=1)
+    training.restore(state)
+    assert_identical(contents(training.train(Watch())), contents(uninterrupted))
+
+
+def test_a_state_is_a_record():
+    """Neither the training that made it nor one that goes on from it changes it."""
+    recipe = recipe_of("adamw")
+
+    class Keeper(Recorder):
+        def epoch_done(self, state):
+            super().epoch_done(state)
+            self.copies = [*getattr(self, "copies", []), copy.deepcopy(contents(state))]
+
+    keeper = Keeper()
+    prepare(recipe).train(keeper)
+    assert_identical(contents(keeper.states[0]), keeper.copies[0])
+    training = prepare(recipe)
+    training.restore(keeper.states[0])
+    training.train(Watch())
+    assert_identical(contents(keeper.states[0]), keeper.copies[0])
+
+
+def test_epochs_draw_different_dropout():
+    """A training restored after epoch 1 draws epoch 2, and not epoch 1 again."""
+    same_pictures = ToyEpochs()
+    first = list(same_pictures.epoch(1))
+    same_pictures.epoch = lambda number: iter(first)
+    training = prepare(recipe_of(learning_rate=1e-30, epochs=2, warmup_epochs=0), epochs=same_pictures)
+    one, two = training.train(Watch()).training_log
+    assert one["loss"] != two["loss"]
+
+
+def test_a_finished_training_is_left_alone():
+    recipe, recorder = recipe_of(), Recorder()
+    state = prepare(recipe).train(recorder)
+    training, silent = prepare(recipe), Recorder()
+    training.restore(state)
+    assert_identical(contents(training.train(silent)), contents(state))
+    assert not silent.steps
+
+
+def test_the_log_says_what_the_steps_said():
+    recorder = Recorder()
+    state = prepare(recipe_of(learning_rate=0.05)).train(recorder)
+    assert len(state.training_log) == len(recorder.states) == 4
+    for number, record in enumerate(state.training_log, start=1):
+        steps = [step for step in recorder.steps if step.epoch == number]
+        assert set(record) == {"generation", "epoch", "loss", "spread", "learning_rate", "images", "seconds"}
+        assert (record["generation"], record["epoch"]) == (1, number)
+        assert record["images"] == sum(step.images for step in steps) == BATCHES * BATCH
+        assert record["loss"] == pytest.approx(sum(step.loss for step in steps) / BATCHES)
+        assert record["learning_rate"] == steps[-1].learning_rate
+        assert 0 < record["spread"] < 2
+        assert record["seconds"] >= 0
+    assert [step.step for step in recorder.steps] == list(range(1, 4 * BATCHES + 1))
+    assert {step.steps for step in recorder.steps} == {4 * BATCHES}
+    assert {step.generation for step in recorder.steps} == {1}
+    assert max(step.learning_rate for step in recorder.steps) == pytest.approx(0.05)
+    assert recorder.states[-1].seconds == pytest.approx(sum(r["seconds"] for r in state.training_log), abs=0.01)
+
+
+def test_mined_tuples_are_logged():
+    recipe = recipe_of(loss=Loss(name="TripletMarginLoss"), miner=Miner(name="TripletMarginMiner"))
+    training = prepare(recipe)
+    counts = []
+    training.loss.register_forward_hook(lambda module, *_: counts.append(module.tuples))
+    record = training.train(Watch()).training_log[0]
+    assert record["tuples"] == sum(counts[:BATCHES]) / BATCHES > 0
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_does_harm():
+    class Weights(Recorder):
+        def step_done(self, step):
+            super().step_done(step)
+            self.before = weights_of(nn.ModuleList([training.network.convolution, training.network.head]))
+
+    training = prepare(recipe_of(schedule="constant"), epochs=ToyEpochs(poisoned=(2, 1)))
+    recorder = Weights()
+    with pytest.raises(KeMetricError) as raised:
+        training.train(recorder)
+    assert raised.value.exit_code == ExitCode.DIVERGED
+    message = str(raised.value)
+    assert "generation 1, epoch 2, step 2 of 3: the loss is nan at learning rate 0.05" in message
+    assert all(f"picture-2-1-{item}" in message for item in range(BATCH))
+    assert "optimizer.learning_rate" in message
+    assert [state.epoch for state in recorder.states] == [1]
+    assert recorder.steps[-1].step == BATCHES + 1
+    after = weights_of(nn.ModuleList([training.network.convolution, training.network.head]))
+    assert_identical(dict(after), dict(recorder.before))
+
+
+class Cliff(nn.Module):
+    """A loss that stays finite while its gradient, from one call on, is infinite: in the network or in its proxy."""
+
+    def __init__(self, calls, where):
+        super().__init__()
+        self.proxy = nn.Parameter(torch.ones(1))
+        self.calls, self.where = calls, where
+
+    def forward(self, embeddings, labels):
+        self.calls -= 1
+        value = embeddings.square().mean() + self.proxy.mean()
+        broken = embeddings.mean() if self.where == "network" else self.proxy.mean()
+        return value if self.calls >= 0 else value + (broken - broken.detach()).sqrt()
+
+
+@pytest.mark.parametrize(("where", "name"), [("network", "convolution.weight"), ("loss", "proxy")])
+def test_a_weight_that_is_not_finite_never_leaves_the_training(where, name):
+    # The last step of epoch 2: there is no later loss in which it would show.
+    loss = Cliff(2 * BATCHES - 1, where)
+    training, recorder = prepare(recipe_of(epochs=2), loss=loss), Recorder()
+    with pytest.raises(KeMetricError, match=rf"epoch 2, step 3 of 3: weight {name} is not finite") as raised:
+        training.train(recorder)
+    assert raised.value.exit_code == ExitCode.DIVERGED
+    assert [state.epoch for state in recorder.states] == [1]
+    kept = [*recorder.states[0].weights.values(), *recorder.states[0].loss_weights.values()]
+    assert all(torch.isfinite(value).all() for value in kept)
+
+
+def test_collapsed_embeddings_are_told():
+    network, recorder = Toy(), Recorder()
+    nn.init.zeros_(network.head.weight)
+    prepare(recipe_of(learning_rate=1e-12, epochs=1, warmup_epochs=0), network=network).train(recorder)
+    assert len(recorder.warnings) == 1
+    assert "generation 1, epoch 1: embeddings have collapsed" in recorder.warnings[0]
+
+
+def test_the_networks_gradient_is_clipped():
+    recipe = recipe_of("sgd", learning_rate=1.0, gradient_clip=1e-3, warmup_epochs=0)
+    training = prepare(recipe)
+    before, proxies = weights_of(training.network), weights_of(training.loss)
+    training.take_step(0, next(training.epochs.epoch(1)))
+    moved = [
+        (parameter.detach() - before[name]).square().sum() for name, parameter in training.network.named_parameters()
+    ]
+    # The step is the gradient and the weight decay of 1e-4 times the weights, whose norm is below 10.
+    assert float(sum(moved).sqrt()) == pytest.approx(1e-3, rel=1)
+    [(name, proxy)] = training.loss.named_parameters()
+    assert float((proxy.detach() - proxies[name]).norm()) > 1e-2
+    unclipped = prepare(recipe_of("sgd", learning_rate=1.0, warmup_epochs=0))
+    unclipped.take_step(0, next(unclipped.epochs.epoch(1)))
+    assert float(unclipped.network.head.weight.grad.norm()) > 2e-3
+
+
+def test_an_exception_in_a_watch_stops_at_once():
+    class Stop(Recorder):
+        def step_done(self, step):
+            super().step_done(step)
+            if step.step == 2:
+                raise KeyboardInterrupt
+
+    stop, training = Stop(), prepare(recipe_of())
+    with pytest.raises(KeyboardInterrupt):
+        training.train(stop)
+    assert len(stop.steps) == 2
+    assert not stop.states
+
+
+def test_random_streams_outside_stay_untouched():
+    training = prepare(recipe_of())
+    random = torch.get_rng_state()
+    training.train(Watch())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_sees_float32(precision):
+    seen = []
+
+    class Look(nn.Module):
+        def forward(self, embeddings, labels):
+            seen.append((embeddings.dtype, torch.is_autocast_enabled("cpu")))
+            return embeddings.square().mean()
+
+    prepare(recipe_of(precision=precision, epochs=1, warmup_epochs=0), loss=Look()).train(Watch())
+    assert set(seen) == {(torch.float32, False)}
+
+
+@given(st.integers(2, 12), st.integers(0, 10**6))
+@settings(deadline=None)
+def test_spread_is_the_mean_distance_of_pairs(count, seed):
+    drawn = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    embeddings = normalize(drawn, dim=1)
+    distances = [1 - float(embeddings[i] @ embeddings[j]) for i in range(count) for j in range(count) if i != j]
+    assert embedding_spread(embeddings) == pytest.approx(sum(distances) / len(distances))
+
+
+def test_a_single_item_has_no_spread():
+    assert embedding_spread(torch.ones(1, 1)) == 0
+
+
+def test_copied_weights_are_contiguous_and_apart():
+    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    copied = weights_of(layer)
+    expected = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert torch.equal(copied["weight"], expected)
+    assert copied["weight"].is_contiguous()

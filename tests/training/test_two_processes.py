@@ -1,0 +1,270 @@
+"""Two processes compute what one does (product notes D1 to D3), on the CPU over the loopback interface.
+
+This file is also the program that the processes run: `python test_two_processes.py FOLDER` writes what it found.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from ke_metric.data.images import Benchmark, ImageSet
+from ke_metric.data.pictures import DeviceBatch, Pictures
+from ke_metric.data.pixels import PixelStore
+from ke_metric.evolution import evolve
+from ke_metric.generation import weights_digest
+from ke_metric.losses.embedding import build_loss
+from ke_metric.networks.embedding import build_network
+from ke_metric.randomness import default_streams
+from ke_metric.recipe import Loss, Optimizer, Recipe, Training
+from ke_metric.scoring import Scorer
+from ke_metric.training.engine import Engine
+from ke_metric.training.one_generation import GenerationTraining, weights_of
+from ke_metric.training.watch import Watch
+
+LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss")
+SIZE = 32
+# In halves every class has one image: all positive pairs lie across the processes.
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+
+
+class Network(nn.Module):
+    """Without batch norm, whose statistics are those of a process's own images."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(12, 16)
+        self.head = nn.Linear(16, 6)
+        self.images = 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return normalize(self.head(torch.tanh(self.hidden(images.flatten(1)))), dim=1)
+
+
+class Halves:
+    """Two batches of 8 images in each epoch, of which every process takes its share."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __len__(self):
+        return 2
+
+    def epoch(self, number):
+        for step in range(2):
+            images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(10 * number + step))
+            share = slice(self._engine.rank * 8 // self._engine.processes, None)
+            share = slice(share.start, share.start + 8 // self._engine.processes)
+            labels = LABELS[share]
+            yield DeviceBatch(images[share], labels, tuple(f"{step}-{label}" for label in labels.tolist()))
+
+
+def training_of(loss, engine):
+    recipe = Recipe(
+        name="halves",
+        loss=Loss(name=loss),
+        optimizer=Optimizer(learning_rate=0.1),
+        training=Training(epochs=2, precision="fp32"),
+    )
+    with default_streams(0, 1, "two processes"):
+        network, built = Network(), build_loss(recipe.loss, None, classes=4, embedding_size=6)
+    return GenerationTraining(network, built, Halves(engine), recipe=recipe, engine=engine, number=1)
+
+
+def gradients(loss, engine):
+    training = training_of(loss, engine)
+    value, _ = training.take_step(0, next(training.epochs.epoch(1)))
+    modules = {"network": training.network, "loss": training.loss}
+    return {"value": torch.tensor(value)} | {
+        f"{module}.{name}": parameter.grad
+        for module, part in modules.items()
+        for name, parameter in part.named_parameters()
+    }
+
+
+def trained(loss, engine):
+    state = training_of(loss, engine).train(Watch())
+    images = {"images": torch.tensor(state.training_log[-1]["images"])}
+    return {**state.weights, **state.loss_weights, **images}
+
+
+def noise():
+    """Pictures of 7 test images, which two processes cannot share evenly, and of 16 training images."""
+
+    def part(name, counts, seed):
+        labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+        tint = 40 * np.stack([labels, labels % 2, -labels], axis=1)[:, None, None, :]
+        pixels = np.random.default_rng(seed).integers(130, 160, (len(labels), SIZE, SIZE, 3)) + tint
+        sides = np.full(len(labels), SIZE, np.int64)
+        keys = tuple(f"{name}-{number}" for number in range(len(labels)))
+        images = ImageSet(keys, labels, tuple("abcd"[: len(counts)]), None)
+        return images, PixelStore(pixels.astype(np.uint8).reshape(-1), sides, widths=sides)
+
+    (train, train_store), (test, test_store) = part("train", (4, 4, 4, 4), 0), part("test", (3, 4), 1)
+    return Pictures(Benchmark("noise", train, test, test), train_store, test_store, test_store)
+
+
+def recipe_of_noise():
+    return Recipe.model_validate(
+        {
+            "name": "noise",
+            "generations": 2,
+            "data": {"image_size": SIZE, "store_size": SIZE},
+            "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+            "batches": {"size": 8, "images_per_class": 2},
+            "optimizer": {"learning_rate": 0.05},
+            "training": {"epochs": 1, "precision": "fp32"},
+            "evaluation": {"recall_at": [1], "resize": SIZE, "kmeans_seeds": 1, "backend": "torch"},
+        }
+    )
+
+
+def scores_of(engine):
+    """Score a network, and count the images that this process sent through it."""
+    recipe, pictures = recipe_of_noise(), noise()
+    with default_streams(0, 1, "scores"):
+        network = build_network(recipe.network, SIZE)
+    seen = []
+    network.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    scores = Scorer(pictures, recipe, engine).score(network)
+    return {"scores": dict(scores), "images": sum(seen)}
+
+
+def grown(engine):
+    """Grow two generations with batch norm; score the stored weights of the last one again."""
+    recipe, pictures = recipe_of_noise(), noise()
+    generations = list(evolve(recipe, pictures, device="cpu"))
+    with default_streams(0, 1, "again"):
+        network = build_network(recipe.network, SIZE)
+    network.load_state_dict(generations[-1].weights)
+    engine.place(network, channels_last=True)
+    return {
+        "digests": [weights_digest({**part.weights, **part.loss_weights}) for part in generations],
+        "scores": dict(generations[-1].scorecard.dense),
+        "again": dict(Scorer(pictures, recipe, engine).score(network)),
+    }
+
+
+def main(folder):
+    engine = Engine("fp32", "cpu")
+    found = {
+        "processes": engine.processes,
+        "gradients": {loss: gradients(loss, engine) for loss in LOSSES},
+        "trained": {loss: trained(loss, engine) for loss in LOSSES},
+        "scores": scores_of(engine),
+        "grown": grown(engine),
+        "records": engine.gather_records([engine.rank, "record"]),
+        "left over": weights_of(nn.Linear(1, 1)).keys() == {"weight", "bias"},
+    }
+    torch.save(found, folder / f"{engine.rank}.pt")
+    engine.wait()
+    if engine.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two processes found, by rank."""
+    folder = tmp_path_factory.mktemp("two-processes")
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, __file__, str(folder)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        output = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine("fp32", "cpu")
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_those_of_one_process_with_the_whole_batch(loss, found, engine):
+    expected = gradients(loss, engine)
+    assert all(value.abs().max() > 0 for value in expected.values())
+    for process in found:
+        assert process["processes"] == 2
+        assert_close(process["gradients"][loss], expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_ends_at_the_same_weights(loss, found, engine):
+    expected = trained(loss, engine)
+    assert int(expected["images"]) == 16
+    for process in found:
+        assert_close(process["trained"][loss], expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_processes_have_the_same_weights_to_the_last_bit(loss, found):
+    one, other = (process["trained"][loss] for process in found)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_every_picture_is_scored_once(found, engine):
+    expected = scores_of(engine)
+    assert expected["images"] == 7
+    assert [process["scores"]["images"] for process in found] == [4, 3]
+    for process in found:
+        assert process["scores"]["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+
+
+def test_a_lineage_of_two_processes_is_one_lineage(found):
+    """Norm statistics differ from process to process within an epoch; what is stored and scored is one network."""
+    one, other = (process["grown"] for process in found)
+    assert one == other
+    assert one["scores"] == one["again"]
+
+
+def test_records_come_in_the_order_of_the_processes(found):
+    for process in found:
+        assert process["records"] == [0, "record", 1, "record"]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
