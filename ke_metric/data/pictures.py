@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ke_metric.data.augmentation import Augmenter
-from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, ShuffledBatches, TrainingBatches
+from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, ShuffledBatches
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.pixels import PixelStore, evaluation_pixels, normalize, standardize, unit_range
+from ke_metric.data.training_batches import TrainingBatches
 from ke_metric.recipe import Recipe
 
 
