@@ -33,7 +33,7 @@ def scorecards_table(title: str, scorecards: Mapping[int, Scorecard]) -> Table:
     table = Table(
         *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
         *(Column(name.upper().replace("RECALL", "R"), justify="right", overflow="fold") for name in names),
-        title=Text(f"{title}, R@K in percent"),
+        title=Text(f"{title}, R@K in percent", no_wrap=True, overflow="ignore"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

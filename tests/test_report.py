@@ -40,7 +40,7 @@ def test_the_table_to_the_letter():
 
 @pytest.mark.parametrize("ranks", [(1, 2, 4, 8), (1, 10, 20, 30, 40, 50), (1, 10, 100, 1000), (1,)])
 def test_eighty_columns_are_enough_for_the_customary_ranks(ranks):
-    card = Scorecard(scores(0.9, ranks), scores(0.8, ranks), 88_591_464, 22_050_664)
+    card = Scorecard(scores(0.45, ranks), scores(0.4, ranks), 88_591_464, 22_050_664)
     lines = printed("lineages/inshop_convnext_base-s0", {100: card, 1000: card})
     assert len(lines) == 1 + 2 + 4
     assert max(map(len, lines)) <= 80
@@ -65,8 +65,9 @@ def test_without_any_score_and_without_any_generation():
     assert printed("x", {})[1].split() == ["generation", "network", "parameters"]
 
 
-def test_the_title_is_shown_as_it_is():
-    assert printed("lineages/[red]x[/red]", {})[0] == "lineages/[red]x[/red], R@K in percent"
+@pytest.mark.parametrize("title", ["lineages/[red]x[/red]", "/a folder/with a very long name/" * 4])
+def test_the_title_is_shown_as_it_is(title):
+    assert printed(title, {}, width=200)[0] == f"{title}, R@K in percent"
 
 
 def test_the_document_has_every_score_as_it_was_computed():

@@ -154,6 +154,10 @@ def check(name_or_path: str, root: str | None, as_json: bool) -> None:
 
 def _print(result: Any, as_json: bool) -> None:
     """Print a result, which has a `document` for programs and a `show()` for people."""
+    from ke_metric.cli.display import IS_FIRST_PROCESS
+
+    if not IS_FIRST_PROCESS:
+        return
     if as_json:
         click.echo(json.dumps(result.document, indent=2, allow_nan=False))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.training.watch import Step, Watch
 
-CONSOLE = Console(stderr=True, highlight=False)
+# Under torchrun one process speaks for all.
+IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+CONSOLE = Console(stderr=True, highlight=False, quiet=not IS_FIRST_PROCESS)
 # Share of the new value in the running means of loss and speed.
 SMOOTHING = 0.05
 

@@ -13,7 +13,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -42,7 +41,8 @@ class Engine:
 
     def __init__(self, precision: str = "auto", device: str | None = None) -> None:
         wanted = None if device is None else _find_device(device)
-        state = PartialState(cpu=wanted is not None and wanted.type == "cpu")
+        # Accelerate finds the other processes on a CPU only if it is told that there is no other device to use.
+        state = PartialState(cpu=not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu")
         self.device = torch.device(state.device) if wanted is None else wanted
         self.processes = int(state.num_processes)
         self.rank = int(state.process_index)
@@ -76,13 +76,23 @@ class Engine:
     def gather(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings [P*B, D] and labels [P*B] of all P processes, gradients flowing back to each.
 
-        Every process computes the loss of the whole batch. Gathering sums a process's gradient over the P equal
-        losses and DistributedDataParallel divides by P, so that P processes with B images each give the gradient
-        of one process with P*B images.
+        Every process computes the loss of the whole batch, and its gradient flows into its own B images.
+        DistributedDataParallel divides by P, so it is multiplied by P before: P processes with B images each give
+        the gradient of one process with P*B images.
         """
         if self.processes == 1:
             return embeddings, labels
-        return torch.cat(all_gather(embeddings)), torch.cat(all_gather(labels))  # type: ignore[no-untyped-call]
+        parts, all_labels = self._gather(embeddings.detach()), self._gather(labels)
+        if embeddings.requires_grad:
+            embeddings.register_hook(lambda gradient: gradient * self.processes)  # type: ignore[no-untyped-call]
+        parts[self.rank] = embeddings
+        return torch.cat(parts), torch.cat(all_labels)
+
+    def _gather(self, share: Tensor) -> list[Tensor]:
+        """Return the tensors of all processes, each of the shape of this one's."""
+        parts = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(self.processes)]
+        distributed.all_gather(parts, share.contiguous())
+        return parts
 
     def average_gradients(self, module: nn.Module) -> None:
         """Average the gradients of a module that is not wrapped: a loss, whose batch every process has whole.
