@@ -12,7 +12,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', PACKAGE, re.MULTILINE)[1]
 setup(
     name="ke_metric",
     version=VERSION,
-    description="Knowledge Evolution for image retrieval and classification on small data sets",
+    description="Knowledge Evolution for image retrieval on small data sets",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -48,7 +48,6 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
             "ruff>=0.15",
             "types-PyYAML",
         ],

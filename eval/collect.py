@@ -43,7 +43,7 @@ def collect(method: str, lineage: Lineage) -> dict[str, object]:
         generations.append(
             scorecard_document(number, card)
             | {"dense_parameters": card.dense_parameters, "slim_parameters": card.slim_parameters}
-            | {"seconds": provenance["seconds"], "training": provenance["training"]}
+            | {name: provenance[name] for name in ("seconds", "training", "environment")}
         )
     return {
         "method": method,

@@ -52,10 +52,10 @@ def main() -> None:
         "slim_parameters": count_parameters(slim),
         "seconds": {"training": round(trained.seconds, 1)},
         "training": engine.describe(),
+        "environment": describe_environment(),
     }
     document = {
         "method": "slim_alone",
-        "lineage": describe_environment(),
         "recipe": recipe.model_dump(mode="json"),
         "generations": [generation],
     }

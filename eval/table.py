@@ -36,6 +36,7 @@ def table(documents: list[dict[str, Any]]) -> str:
     ]
     for method in dict.fromkeys(document["method"] for document in documents):
         same = [document for document in documents if document["method"] == method]
+        require_one_recipe(same)
         for number in shown(min(len(document["generations"]) for document in same)):
             lines += rows(method, number, same)
     return "\n".join(lines)
@@ -66,17 +67,35 @@ def spread(values: list[float], scale: float, digits: int) -> str:
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+def require_one_recipe(documents: list[dict[str, Any]]) -> None:
+    """Make sure that what is averaged differs in the seed alone."""
+    first, *others = [{**document["recipe"], "seed": None} for document in documents]
+    if any(other != first for other in others):
+        raise SystemExit(f"{documents[0]['method']}: the recipes differ in more than the seed")
+
+
 def facts(documents: list[dict[str, Any]]) -> Iterable[str]:
-    """Yield what the numbers depend on: seeds, hardware, versions, commit, time."""
+    """Yield what the numbers depend on: seeds, hardware, versions, commits, time."""
     for document in documents:
-        lineage, training = document["lineage"], document["generations"][0]["training"]
-        seconds = sum(sum(generation["seconds"].values()) for generation in document["generations"])
-        versions = ", ".join(f"{name} {lineage['versions'][name]}" for name in ("torch", "torchvision", "faiss-cpu"))
-        yield (
-            f"- {document['method']}, seed {document['recipe']['seed']}: {seconds / 60:.0f} minutes on "
-            f"{training['threads']} thread(s) of {lineage['processor']}, {training['precision']}; {versions}; commit "
-            f"{lineage['commit'][:12]}{' (changed)' if lineage['commit_changed'] else ''}"
-        )
+        generations = document["generations"]
+        minutes = sum(sum(generation["seconds"].values()) for generation in generations) / 60
+        places = {place(generation) for generation in generations}
+        where = "; ".join(sorted(places))
+        yield f"- {document['method']}, seed {document['recipe']['seed']}: {minutes:.0f} minutes; {where}"
+
+
+def place(generation: dict[str, Any]) -> str:
+    """Return where a generation was trained, in words."""
+    training, environment = generation["training"], generation["environment"]
+    versions = environment["versions"]
+    named = [
+        f"{name} {versions[name]}" for name in ("torch", "torchvision", "faiss-cpu", "faiss-gpu") if name in versions
+    ]
+    changed = " (changed)" if environment.get("commit_changed") else ""
+    return (
+        f"{training['threads']} thread(s) of {environment['processor']}, {training['device_name']}, "
+        f"{training['precision']}, {', '.join(named)}, commit {environment.get('commit', 'unknown')[:12]}{changed}"
+    )
 
 
 if __name__ == "__main__":

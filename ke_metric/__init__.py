@@ -1,4 +1,4 @@
-"""Knowledge Evolution for image retrieval and classification on small data sets.
+"""Knowledge Evolution for image retrieval on small data sets.
 
 The public names below are imported when they are first used: `import ke_metric` loads neither torch nor FAISS.
 """

@@ -137,10 +137,20 @@ class Nursery:
                 parent_digest=weights_digest(parent.weights) if parent else None,
                 seed=self.recipe.seed,
                 environment=describe_environment(),
-                training=self.engine.describe(),
+                training={**self.engine.describe(), "search_backend": scorer.backend},
                 seconds=seconds,
             ),
         )
+
+    def require_buildable(self) -> None:
+        """Build everything that generation 1 needs, and drop it: what a recipe gets wrong shows before any harm.
+
+        Raises:
+            KeMetricError: Whatever `grow` would raise before its first step.
+        """
+        network, _ = self.build_child(1, None)
+        self.prepare(network, self.build_loss(1, None), 1)
+        assert Scorer(self.pictures, self.recipe, self.engine).backend, "a backend has a name"
 
     def build_child(self, number: int, parent: Generation | None) -> tuple[nn.Module, SplitPlan]:
         """Return generation `number`'s starting network, placed, and the lineage's split plan.
@@ -183,6 +193,7 @@ class Nursery:
             torch.zeros(1, 3, size, size),
             rate=recipe.split.rate,
             kind=recipe.split.kind,
+            keep_whole=recipe.split.keep_whole,
             seed=derive_seed(recipe.seed, 1, "split"),
         )
 
@@ -219,5 +230,6 @@ class Nursery:
         found = f"{100 * scores[first]:.1f} %" if first in scores else "not defined (no query has anything to find)"
         watch.note(
             f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, "
-            f"{count_parameters(network):,} parameters; {self.engine.describe()['device']}, {self.engine.precision}"
+            f"{count_parameters(network):,} parameters; {self.engine.describe()['device']}, {self.engine.precision}, "
+            f"neighbours by {scorer.backend}"
         )

@@ -57,7 +57,7 @@ class Provenance:
         recipe_digest: SHA-256 of the recipe.
         parent_digest: SHA-256 of the parent's weights; None for generation 1.
         seed: Seed of the lineage.
-        environment: Versions, hardware, commit; see `lineage.describe_environment`.
+        environment: Versions, hardware, commit; see `environment.describe_environment`.
         training: Device, precision, processes and search backend that were used.
         seconds: Wall-clock seconds by phase: `training`, `scoring`.
     """

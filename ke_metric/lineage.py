@@ -80,6 +80,8 @@ class Lineage:
             KeMetricError: There is none.
         """
         found = [path for path in parent.glob(f"*/{FACTS}") if not path.parent.name.startswith(TEMPORARY)]
+        # One that failed before its first generation has nothing to show while another has.
+        found = [path for path in found if any(path.parent.glob("generation-*"))] or found
         if not found:
             raise KeMetricError(
                 f"no lineage under {parent}/; name one with --lineage, or train one with ke-metric train",

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState, Weights
-from ke_metric.lineage_disk import damage, read_object, read_text, to_json, whole_folder
+from ke_metric.lineage_disk import damage, disk_error, read_object, read_text, to_json, whole_folder
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
@@ -133,9 +133,16 @@ def _require_number(found: object, number: int) -> None:
 
 
 def drop_weights(folder: Path) -> None:
-    """Delete the weights of a generation and leave everything else."""
-    for name in (WEIGHTS, LOSS_WEIGHTS):
-        (folder / name).unlink(missing_ok=True)
+    """Delete the weights of a generation and leave everything else.
+
+    Raises:
+        KeMetricError: They cannot be deleted.
+    """
+    try:
+        for name in (WEIGHTS, LOSS_WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
 
 
 def newest_state(in_progress: Path, number: int | None = None) -> Path | None:
@@ -239,5 +246,8 @@ def _load_optimizer(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *MISFITS) as error:
-        raise damage(path, error) from error
+        # Not torch's own words: they recommend to read the file in a way that can run code.
+        raise KeMetricError(
+            f"{path}: damaged: torch cannot read it ({type(error).__name__})", ExitCode.LINEAGE
+        ) from error
     return state

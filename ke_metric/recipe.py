@@ -13,7 +13,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
-from ke_metric.recipe_section import ConflictError, Pair, Section, Triple, WholeNumbers, folder_name, not_a_bool
+from ke_metric.recipe_section import (
+    ConflictError,
+    Names,
+    Pair,
+    Section,
+    Triple,
+    WholeNumbers,
+    folder_name,
+    not_a_bool,
+)
 from ke_metric.recipe_yaml import write_yaml
 
 
@@ -110,6 +119,8 @@ class Split(Section):
     """kels: whole channels (gives a slim network). wels: single weights drawn at random (gives none)."""
     rate: float = Field(0.5, gt=0, le=1)
     """Split rate: share of the channels (kels, rounded up per layer) or weights (wels) that is fit."""
+    keep_whole: Names = ()
+    """Modules that keep all their outputs (kels) or weights (wels), by name: backbone.layer4, for example."""
 
 
 class Method(Section):
@@ -182,7 +193,7 @@ class Training(Section):
     warmup_epochs: float = Field(0.0, ge=0)
     """Epochs over which the learning rate rises linearly from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine down to 0 at the last step, or constant."""
+    """After the warm-up: cosine down to 0 after the last step, or constant."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the network's forward pass; the loss is always fp32. auto: bf16 where the device has it."""
     channels_last: bool = True

@@ -39,6 +39,7 @@ def not_a_bool(value: object) -> object:
 Pair = Annotated[tuple[float, float], Strict(False)]
 Triple = Annotated[tuple[float, float, float], Strict(False)]
 WholeNumbers = Annotated[tuple[int, ...], Strict(False)]
+Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 class Section(BaseModel):

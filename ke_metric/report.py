@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -23,7 +23,9 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     return document
 
 
-def scorecards_table(title: str, scorecards: Mapping[int, Scorecard]) -> Table:
+def scorecards_table(
+    title: str, scorecards: Mapping[int, Scorecard], *, networks: Collection[str] = ("dense", "slim")
+) -> Table:
     """Return the table of generation number to scorecard: Recall@K in percent, NMI in [0, 1].
 
     The other scores are in `scorecard_document`; with them the table would not fit into 80 columns.
@@ -39,9 +41,11 @@ def scorecards_table(title: str, scorecards: Mapping[int, Scorecard]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for number, card in scorecards.items():
-        table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
-        if card.slim is not None:
-            table.add_row("", "slim", f"{card.slim_parameters:,}", *_cells(card.slim, names))
+        if "dense" in networks:
+            table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
+        if "slim" in networks and card.slim is not None:
+            label = "" if "dense" in networks else str(number)
+            table.add_row(label, "slim", f"{card.slim_parameters:,}", *_cells(card.slim, names))
     return table
 
 

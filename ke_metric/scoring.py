@@ -14,6 +14,7 @@ from torch import nn
 
 from ke_metric.data.pictures import Pictures, evaluation_batches
 from ke_metric.data.pixels import PixelStore
+from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.embed import embed
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
@@ -39,6 +40,15 @@ class Scorer:
     pictures: Pictures
     recipe: Recipe
     engine: Engine
+
+    @property
+    def backend(self) -> str:
+        """The search backend in use, never `auto`.
+
+        Raises:
+            KeMetricError: The one the recipe asks for is not usable here.
+        """
+        return choose_backend(self.recipe.evaluation.backend, self.engine.device).name
 
     def scorecard(self, network: nn.Module, plan: SplitPlan) -> Scorecard:
         """Score a network and, where the recipe asks for it and KELS gives one, its slim network."""

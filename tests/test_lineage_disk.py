@@ -98,9 +98,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), KeMetricError("x")])
 def test_after_an_error_nothing_is_left(tmp_path, error):
-    with pytest.raises(type(error)), whole_folder(tmp_path / "folder") as temporary:
-        (temporary / "a").write_text("a")
-        raise error
+    def fail():
+        with whole_folder(tmp_path / "folder") as temporary:
+            (temporary / "a").write_text("a")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert names(tmp_path) == []
 
 
@@ -110,12 +114,10 @@ def test_on_a_full_disk_nothing_is_left(tmp_path, monkeypatch, failing, number):
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(KeMetricError, match="folder: .*disk is full.*--resume") as full,
-    ):
+    with monkeypatch.context() as patch:
         patch.setattr(*failing, fail)
-        fill(tmp_path / "folder")
+        with pytest.raises(KeMetricError, match=r"folder: .*disk is full.*--resume") as full:
+            fill(tmp_path / "folder")
     assert full.value.exit_code == ExitCode.ENVIRONMENT
     assert names(tmp_path) == []
 
@@ -231,9 +233,10 @@ def test_on_a_full_disk_a_file_stays_as_it_was(tmp_path, monkeypatch, failing):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(KeMetricError, match="file: .*disk is full"):
+    with monkeypatch.context() as patch:
         patch.setattr(*failing, fail)
-        write_text(tmp_path / "file", "new")
+        with pytest.raises(KeMetricError, match=r"file: .*disk is full"):
+            write_text(tmp_path / "file", "new")
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ class Commands(click.Group):
             click.echo(f"ke-metric: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
+            click.echo(
+                "ke-metric: stopped at once; a training goes on with --resume, after its last finished epoch",
+                err=True,
+            )
             ctx.exit(ExitCode.INTERRUPTED)
 
 
@@ -101,16 +106,14 @@ def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: An
 
 
 def _gate(text: str) -> tuple[str, float]:
-    score, separator, value = text.partition("=")
+    score, _, value = text.partition("=")
     try:
-        return score, float(value)
+        minimum = float(value)
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min"
-        ) from None
-    finally:
-        if not separator or not score:
-            raise click.BadParameter(f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min")
+        minimum = math.nan
+    if not score or not math.isfinite(minimum):
+        raise click.BadParameter(f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min")
+    return score, minimum
 
 
 @main.group()

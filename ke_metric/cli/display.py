@@ -20,6 +20,8 @@ IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 CONSOLE = Console(stderr=True, highlight=False, quiet=not IS_FIRST_PROCESS)
 # Share of the new value in the running means of loss and speed.
 SMOOTHING = 0.05
+# Where there is no live line.
+SECONDS_BETWEEN_LINES = 60
 
 
 def say(text: str, *, style: str | None = None) -> None:
@@ -57,6 +59,8 @@ class TrainingDisplay(Watch):
         self._last = time.perf_counter()
         self._generation_started = self._last
         self._scoring_seconds = 0.0
+        self._said = self._last
+        self._facts = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -85,26 +89,27 @@ class TrainingDisplay(Watch):
         lineage_left = left + (self._generations - step.generation) * (
             step.steps * self._seconds_per_step + self._scoring_seconds
         )
-        self._progress.update(
-            self._task,
-            description=f"generation {step.generation}/{self._generations} epoch {step.epoch}",
-            completed=step.step,
-            total=step.steps,
-            facts=f"loss {self._loss:.3f}  lr {step.learning_rate:.2e}  "
+        where = f"generation {step.generation}/{self._generations} epoch {step.epoch}"
+        self._facts = (
+            f"loss {self._loss:.3f}  lr {step.learning_rate:.2e}  "
             f"{step.images / self._seconds_per_step:,.0f} images/s  "
-            f"left {_duration(left)}, lineage {_duration(lineage_left)}",
+            f"left {_duration(left)}, lineage {_duration(lineage_left)}"
         )
+        self._progress.update(self._task, description=where, completed=step.step, total=step.steps, facts=self._facts)
+        if self._progress.disable and now - self._said > SECONDS_BETWEEN_LINES:
+            self._say(f"{where} step {step.step}/{step.steps}  {self._facts}")
 
     def epoch_done(self, state: TrainingState) -> None:
         """Print a line for the epoch where there is no live line."""
-        now = time.perf_counter()
         if self._progress.disable:
-            record = state.training_log[-1]
-            say(
-                f"generation {state.number}/{self._generations} epoch {state.epoch} loss {record['loss']:.4f} "
-                f"spread {record['spread']:.3f} {record['images'] / record['seconds']:,.0f} images/s"
-            )
-        self._last = now
+            spread = state.training_log[-1]["spread"]
+            where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
+            self._say(f"{where}  {self._facts}  spread {spread:.3f}")
+        self._last = time.perf_counter()
+
+    def _say(self, line: str) -> None:
+        say(line)
+        self._said = time.perf_counter()
 
     def generation_done(self, generation: Generation) -> None:
         """Print the generation's line."""

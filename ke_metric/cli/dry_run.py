@@ -16,7 +16,7 @@ from ke_metric.data.pictures import first_pictures
 from ke_metric.evolution import Nursery
 from ke_metric.lineage import default_folder
 from ke_metric.recipe import Recipe
-from ke_metric.scoring import count_parameters
+from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
@@ -31,12 +31,14 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
     """Do everything `train` does up to the second optimizer step, and report what it would take.
 
     Raises:
-        KeMetricError: Whatever would stop the training before its first epoch.
+        KeMetricError: A file, a field of the recipe or a part of the environment that the first step or the scoring
+            needs is wrong. Only the pictures of the first batch are decoded: `ke-metric data check` looks at all.
     """
     benchmark = load_benchmark(recipe.data)
     engine = Engine(recipe.training.precision, device)
     pictures, batches = first_pictures(benchmark, recipe)
     nursery = Nursery(recipe, pictures, engine)
+    backend = Scorer(pictures, recipe, engine).backend
     network, plan = nursery.build_child(1, None)
     loss = nursery.build_loss(1, None)
     training = nursery.prepare(network, loss, 1)
@@ -51,6 +53,7 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         "seconds_per_step": round(seconds, 4),
         "estimated_training_seconds": round(seconds * batches * recipe.training.epochs * recipe.generations),
         **engine.describe(),
+        "search_backend": backend,
     }
     return Result(document, _table(document))
 

@@ -11,7 +11,7 @@ from torch import nn
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures
+from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
@@ -21,6 +21,8 @@ from ke_metric.report import scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
+
+NETWORKS = {"dense": ("dense",), "slim": ("slim",), "both": ("dense", "slim")}
 
 
 def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: str | None) -> Result:
@@ -40,21 +42,25 @@ def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: 
         say(f"newest lineage: {store.folder}")
     numbers = _numbers(store, which)
     recipe = store.recipe
-    if network == "slim" and recipe.split.kind != "kels":
+    if network == "slim" and (recipe.split.kind != "kels" or not recipe.evaluation.slim):
         raise KeMetricError(
-            f"{store.folder}: split.kind = {recipe.split.kind!r} gives no slim network", ExitCode.LINEAGE
+            f"{store.folder}: no slim network is scored: split.kind = {recipe.split.kind!r}, evaluation.slim = "
+            f"{recipe.evaluation.slim}",
+            ExitCode.LINEAGE,
         )
-    benchmark = load_benchmark(recipe.data)
+    generations = {number: store.load(number) for number in numbers}
+    benchmark = without_training(load_benchmark(recipe.data))
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(benchmark, recipe.data.store_size, progress=progress)
-    scorer = Scorer(pictures, recipe, Engine(recipe.training.precision, device))
-    cards = {number: _score(store.load(number), scorer) for number in numbers}
+    scorer = Scorer(pictures, recipe, Engine("fp32", device))
+    cards = {number: _score(generation, scorer) for number, generation in generations.items()}
     for number, card in cards.items():
-        say(_compare(number, card, store.scorecard(number)))
-    documents = [_only(scorecard_document(number, card), network) for number, card in cards.items()]
+        say(_compare(card, generations[number], scorer.backend))
+    networks = NETWORKS[network]
+    documents = [_only(scorecard_document(number, card), networks) for number, card in cards.items()]
     document: dict[str, object] = {"lineage": str(store.folder)}
     document |= {"generations": documents} if which == "all" else documents[0]
-    return Result(document, scorecards_table(str(store.folder), cards))
+    return Result(document, scorecards_table(str(store.folder), cards, networks=networks))
 
 
 def _numbers(store: Lineage, which: str) -> list[int]:
@@ -86,21 +92,23 @@ def _score(generation: Generation, scorer: Scorer) -> Scorecard:
     return scorer.scorecard(scorer.engine.place(network, channels_last=recipe.training.channels_last), plan)
 
 
-def _compare(number: int, card: Scorecard, stored: Scorecard) -> str:
+def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
     """Say whether the scores are those that were stored, and the largest difference if not."""
+    stored = generation.scorecard
     pairs = [(card.dense, stored.dense), (card.slim or {}, stored.slim or {})]
     if all(dict(new) == dict(old) for new, old in pairs):
-        return f"generation {number}: equal to the stored scorecard"
-    largest = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
+        return f"generation {generation.number}: equal to the stored scorecard"
+    largest, name = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
+    before = generation.provenance
     return (
-        f"generation {number}: differs from the stored scorecard, most in {largest[1]}: {largest[0]:.2g} "
-        f"(torch {torch.__version__}; another device, thread count or version rounds differently)"
+        f"generation {generation.number}: differs from the stored scorecard, most in {name}: {largest:.2g}. Scored "
+        f"with {before.training.get('search_backend', 'an unknown backend')} on {before.training['device']} and "
+        f"torch {before.environment['versions']['torch']} then, with {backend} and torch {torch.__version__} now"
     )
 
 
-def _only(document: dict[str, object], network: str) -> dict[str, object]:
-    dropped = {"dense": "slim", "slim": "dense"}.get(network)
-    return {name: value for name, value in document.items() if name != dropped}
+def _only(document: dict[str, object], networks: Sequence[str]) -> dict[str, object]:
+    return {name: value for name, value in document.items() if name in ("generation", *networks)}
 
 
 def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None:
@@ -109,11 +117,11 @@ def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None
     Raises:
         KeMetricError: One does not (exit code 7), or a score of that name was not computed (exit code 2).
     """
-    documents = result.document.get("generations", [result.document])
-    for document in documents:
-        for network in ("dense", "slim"):
-            scores = document.get(network)
-            for name, minimum in gates if scores is not None else ():
+    for document in result.document.get("generations", [result.document]):
+        scored = {network: document[network] for network in ("dense", "slim") if network in document}
+        assert scored, "a gate without scores would always be met"
+        for network, scores in scored.items():
+            for name, minimum in gates:
                 _require(scores, name, minimum, f"generation {document['generation']} {network}")
 
 

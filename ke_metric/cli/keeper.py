@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ke_metric.cli.display import say
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage import Lineage
 from ke_metric.training.watch import Watch
@@ -22,7 +25,9 @@ class Keeper(Watch):
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._epochs = lineage.recipe.training.epochs
-        self._board = SummaryWriter(str(lineage.folder / "tensorboard"))
+        self._board: SummaryWriter | None = None
+        with self._harmless():
+            self._board = SummaryWriter(str(lineage.folder / "tensorboard"))
 
     def __enter__(self) -> Self:
         return self
@@ -30,7 +35,18 @@ class Keeper(Watch):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board.close()
+        if self._board is not None:
+            with self._harmless():
+                self._board.close()
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Go on without TensorBoard when its files cannot be written: the lineage's own are what counts."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            say(f"warning: no more TensorBoard events: {error}", style="yellow")
 
     def note(self, text: str) -> None:
         """Log a line."""
@@ -60,7 +76,11 @@ class Keeper(Watch):
             for part, mean in zip(("fit", "reset"), parts, strict=True):
                 if mean is not None:
                     self._scalar(f"mean_weight_{part}/{name}", mean, generation.number)
-        self._board.flush()
+        if self._board is not None:
+            with self._harmless():
+                self._board.flush()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
-        self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            with self._harmless():
+                self._board.add_scalar(name, value, step)

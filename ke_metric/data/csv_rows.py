@@ -34,6 +34,8 @@ def read_csv_rows(path: Path) -> list[LabelledPath]:
         raise KeMetricError(
             f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
         ) from error
+    except OSError as error:
+        raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
     except csv.Error as error:
         raise KeMetricError(f"{path}: not a CSV file: {error}", ExitCode.DATA) from error
     if not rows:

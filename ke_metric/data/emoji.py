@@ -55,7 +55,7 @@ def read(data: Data) -> Benchmark:
     Raises:
         KeMetricError: The folder is missing or its index is not as `prepare_emoji` writes it (DATA).
     """
-    root = Path(data.root or "data/emoji")
+    root = Path(data.root or "data/emoji").expanduser()
     rows = read_index(root)
     train_ids, test_ids = split_classes({row.code_points for row in rows}, data.test_fraction, "emoji")
     test = _image_set(rows, test_ids, root)

@@ -6,7 +6,7 @@ Shapes: B batch, N items, S image size in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,12 @@ class Pictures:
         if benchmark.leave_one_out:
             return cls(benchmark, train, query, query)
         return cls(benchmark, train, query, PixelStore.build(benchmark.gallery, store_size, progress=progress))
+
+
+def without_training(benchmark: Benchmark) -> Benchmark:
+    """Return the benchmark with an empty training part: a scoring has no need to decode it."""
+    train = benchmark.train
+    return replace(benchmark, train=ImageSet((), train.labels[:0], train.class_names, train.source))
 
 
 class DeviceBatch(NamedTuple):

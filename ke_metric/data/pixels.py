@@ -71,8 +71,21 @@ class PixelStore:
             The store; the same one whatever the number of threads.
 
         Raises:
-            KeMetricError: A picture cannot be decoded (DATA); the message names the file.
+            KeMetricError: A picture cannot be decoded (DATA); the message names the file. Or the disk of temporary
+                files is full (ENVIRONMENT).
         """
+        try:
+            return cls._build(images, store_size, progress)
+        except OSError as error:
+            raise KeMetricError(
+                f"the decoded pictures do not fit into {MEMORY_LIMIT / 1e9:.1f} GB of memory, and not on the disk of "
+                f"temporary files either ({tempfile.gettempdir()}: {error}); name a larger one in the environment "
+                "variable TMPDIR, or choose a smaller data.store_size",
+                ExitCode.ENVIRONMENT,
+            ) from error
+
+    @classmethod
+    def _build(cls, images: ImageSet, store_size: int, progress: Callable[[int, int], None] | None) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
         for index, picture in enumerate(_decoded(images, store_size)):

@@ -44,6 +44,9 @@ class Engine:
         # Accelerate finds the other processes on a CPU only if it is told that there is no other device to use.
         state = PartialState(cpu=not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu")
         self.device = torch.device(state.device) if wanted is None else wanted
+        if self.device.type == "cuda":
+            # Default random streams are those of the current device.
+            torch.cuda.set_device(self.device)
         self.processes = int(state.num_processes)
         self.rank = int(state.process_index)
         self.precision = _choose_precision(precision, self.device)
@@ -112,6 +115,14 @@ class Engine:
     def gather_records(self, records: list[Record]) -> list[Record]:
         """Return the records of all processes, in order of rank, on every process."""
         return list(gather_object(records)) if self.processes > 1 else records
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process, the same answer in all of them."""
+        if self.processes == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self.device)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return bool(flags)
 
     def wait(self) -> None:
         """Wait until every process is here."""

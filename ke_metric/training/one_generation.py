@@ -71,6 +71,7 @@ class GenerationTraining:
         self.scaler = engine.new_scaler()
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
+        self._last_keys: tuple[str, ...] = ()
 
     def restore(self, state: TrainingState) -> None:
         """Continue from a state of the same generation; every tensor must match."""
@@ -140,13 +141,16 @@ class GenerationTraining:
         Raises:
             KeMetricError: The loss is not finite; the weights are as they were.
         """
+        self._last_keys = batch.keys
         factor = learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         with self.engine.autocast():
             embeddings = self.parallel(batch.images)
         embeddings, labels = self.engine.gather(embeddings, batch.labels)
-        loss = self.loss(embeddings, labels)
+        # Every process computes the loss of the whole batch, and must draw the same for it.
+        with default_streams(self.recipe.seed, self.number, f"loss-{step}"):
+            loss = self.loss(embeddings, labels)
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {value}", step, batch.keys)
@@ -171,9 +175,9 @@ class GenerationTraining:
         )
 
     def _require_finite_weights(self, epoch: int) -> None:
-        for name, parameter in [*self.network.named_parameters(), *self.loss.named_parameters()]:
-            if not torch.isfinite(parameter).all():
-                raise self._diverged(f"weight {name} is not finite", epoch * len(self.epochs) - 1, ())
+        for name, value in [*self.network.state_dict().items(), *self.loss.state_dict().items()]:
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise self._diverged(f"{name} is not finite", epoch * len(self.epochs) - 1, self._last_keys)
 
     def _diverged(self, what: str, step: int, keys: tuple[str, ...]) -> KeMetricError:
         epoch, index = divmod(step, len(self.epochs))

@@ -150,6 +150,59 @@ def test_a_lineage_is_not_replaced_continued_or_mixed_by_mistake(grown, recipe):
     assert json.loads((folder / "lineage.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize(
+    "setting", ["network.backbone=resnt50", "loss.name=Typo", "batches.size=4096", "evaluation.backend=faiss-gpu"]
+)
+def test_overwrite_deletes_nothing_before_the_new_recipe_is_known_to_work(grown, recipe, tmp_path, setting):
+    kept = tmp_path / "kept"
+    shutil.copytree(grown[0], kept)
+    before = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.name != ".lock")
+    arguments = ("--set", "data.benchmark=glyphs", "--set", "data.train_classes=8", "--set", "data.test_classes=4")
+    result = run("train", recipe, "--lineage", kept, "--overwrite", *arguments, "--set", setting)
+    assert result.exit_code in (ExitCode.RECIPE, ExitCode.ENVIRONMENT), result.output
+    assert sorted(path.relative_to(kept) for path in kept.rglob("*") if path.name != ".lock") == before
+
+
+def test_a_complete_lineage_whose_end_was_not_recorded_is_finished_by_resume(grown, recipe, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(grown[0], copied)
+    facts = json.loads((copied / "lineage.json").read_text())
+    (copied / "lineage.json").write_text(json.dumps(facts | {"status": "running"}))
+    told = expect(ExitCode.LINEAGE, "train", copied / "recipe.resolved.yaml", "--lineage", copied, "--resume")
+    assert "finished" in told
+    assert json.loads((copied / "lineage.json").read_text())["status"] == "finished"
+
+
+def test_the_current_folder_is_no_lineage(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "one of the lineage's own" in expect(ExitCode.USAGE, "train", recipe, "--lineage", ".")
+
+
+def test_a_gate_needs_a_number_and_a_network_that_is_scored(grown, tmp_path):
+    folder, _ = grown
+    assert "SCORE=VALUE" in expect(ExitCode.USAGE, "eval", "--lineage", folder, "--gen", 1, "--min", "recall@1=nan")
+    unscored = tmp_path / "unscored"
+    shutil.copytree(folder, unscored)
+    resolved = unscored / "recipe.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("slim: true", "slim: false"))
+    told = expect(
+        ExitCode.LINEAGE, "eval", "--lineage", unscored, "--gen", 1, "--network", "slim", "--min", "recall@1=0.99"
+    )
+    assert "no slim network is scored" in told
+
+
+def test_modules_can_be_kept_whole(recipe, images):
+    counts = []
+    for setting in ("split.keep_whole=[]", "split.keep_whole=[backbone.features.3]"):
+        arguments = ("--dry-run", "--json", "--set", f"data.root={images}", "--set", setting)
+        counts.append(json.loads(expect(ExitCode.OK, "train", recipe, *arguments))["parameters_reset"])
+    assert counts[1] < counts[0]
+    told = expect(
+        ExitCode.RECIPE, "train", recipe, "--dry-run", "--set", f"data.root={images}", "--set", "split.keep_whole=[x]"
+    )
+    assert "'x'" in told
+
+
 def test_more_generations_can_be_asked_for(grown, recipe, tmp_path):
     folder, document = grown
     longer = tmp_path / "longer"

@@ -55,7 +55,7 @@ def torchvision_network():
     """Build a torchvision classifier with random weights and few classes."""
 
     def build(name, **arguments):
-        if name == "googlenet":
+        if name in ("googlenet", "inception_v3"):
             arguments |= {"aux_logits": False, "init_weights": False}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

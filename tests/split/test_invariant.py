@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, VisionTransformer
 
 ARCHITECTURES = [
     "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "googlenet",
     "densenet121", "densenet169", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
-    "squeezenet1_1", "alexnet", "mnasnet1_0",
+    "squeezenet1_1", "alexnet", "mnasnet1_0", "inception_v3",
 ]  # fmt: skip
 
 
@@ -48,6 +48,16 @@ def test_small_vgg(rate, randomise, slim_is_dense_with_zeros):
     assert plan.weights["9.weight"].inputs.ranges == ((0, 9 * kept),)
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.7])
+def test_transformer(rate, randomise, slim_is_dense_with_zeros):
+    """Attention and layer norms mix all channels of the residual stream: it stays whole, the inner layers do not."""
+    network = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=5)
+    nn.init.normal_(network.heads.head.weight)
+    plan, slim = slim_is_dense_with_zeros(randomise(network), pictures(32), rate=rate)
+    assert plan.weights["conv_proj.weight"].fit_count == network.conv_proj.weight.numel()
+    assert slim.encoder.layers[0].mlp[0].out_features == {0.5: 12, 0.7: 17}[rate]
+
+
 class Embedding(nn.Module):
     """Backbone -> linear layer F -> D -> embedding on the unit sphere."""
 
@@ -79,7 +89,7 @@ def test_double_precision_agrees_to_rounding(rate, torchvision_network, slim_is_
 @pytest.mark.parametrize("rate", [0.5, 0.7, 0.8])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture(name, rate, dtype, torchvision_network, slim_is_dense_with_zeros):
-    slim_is_dense_with_zeros(torchvision_network(name).to(dtype), pictures(64, dtype), rate=rate)
+    slim_is_dense_with_zeros(torchvision_network(name).to(dtype), pictures(96, dtype), rate=rate)
 
 
 @pytest.mark.slow

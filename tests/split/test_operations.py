@@ -174,12 +174,12 @@ FOLLOWED = {
         c=conv(8, 6),
         head=nn.Linear(6, 4),
     ),
-    "norm called twice": Network(
-        lambda n, x: ending(n, n.norm(n.a(x)) * n.norm(n.b(x))),
-        a=conv(3, 6),
-        b=conv(3, 6),
-        norm=nn.BatchNorm2d(6),
-        head=nn.Linear(6, 4),
+    "norm called on unlike channels": Network(
+        lambda n, x: ending(n, torch.cat([n.norm(n.a(x)), n.norm(torch.cat([n.b(x), x], 1))], 1)),
+        a=conv(3, 8),
+        b=conv(3, 5),
+        norm=nn.BatchNorm2d(8),
+        head=nn.Linear(16, 4),
     ),
     "norm without parameters": Network(
         lambda n, x: ending(n, n.norm(n.a(x)).abs()),
