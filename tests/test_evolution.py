@@ -222,13 +222,14 @@ def test_going_on_from_a_generation_is_never_having_stopped(pictures, lineage):
 
 
 def test_going_on_from_an_epoch_is_never_having_stopped(pictures, lineage):
-    (one, two, _), recorder = lineage
+    (one, two, three), recorder = lineage
     state = recorder.states[2]
     assert (state.number, state.epoch) == (2, 1)
     listener = Recorder()
-    found = next(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", watch=listener))
-    assert_same_generation(found, two)
-    assert [(state.number, state.epoch) for state in listener.states] == [(2, 2)]
+    found = list(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", watch=listener))
+    assert [(state.number, state.epoch) for state in listener.states] == [(2, 2), (3, 1), (3, 2)]
+    for generation, expected in zip(found, (two, three), strict=True):
+        assert_same_generation(generation, expected)
     assert not listener.notes
 
 

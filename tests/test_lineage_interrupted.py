@@ -1,7 +1,6 @@
 """A lineage survives: whenever its writer is killed, wherever the disk is full, whoever else wants to write."""
 
 import functools
-import itertools
 import os
 import resource
 import shutil
@@ -146,13 +145,14 @@ def _no_git(monkeypatch):
 
 def kill_everywhere(copy, action, check):
     """Kill `action` at its every change to the disk in turn, each time on a new copy, and `check` what is left."""
-    for step in itertools.count():
+    codes = [-signal.SIGKILL]
+    while codes[-1] == -signal.SIGKILL:
+        step = len(codes) - 1
         lineage = copy(step)
-        code = in_a_child(functools.partial(action, lineage), at_change(step, die))
-        assert code in (0, -signal.SIGKILL)
+        codes.append(in_a_child(functools.partial(action, lineage), at_change(step, die)))
         check(lineage.folder)
-        if code == 0:
-            return step
+    assert codes[-1] == 0
+    return step
 
 
 def finish(lineage):

@@ -1,0 +1,261 @@
+"""A resumed lineage equals an uninterrupted one, bit for bit, whatever interrupted it and whenever.
+
+The network has batch norm and dropout, the optimizer two moments, the loss parameters of its own: all of them must
+come back from disk as they were.
+"""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ke_metric.errors import ExitCode
+
+RECIPE = """
+generations: 2
+keep: all
+data: {benchmark: folder, image_size: 32, store_size: 32}
+augmentation: {flip: 0.5, brightness: 0.2, contrast: 0.2}
+network: {backbone: mnasnet0_5, embedding_size: 8}
+loss: {name: ProxyAnchorLoss, learning_rate_factor: 10}
+batches: {size: 8, images_per_class: 2}
+optimizer: {name: adamw, learning_rate: 1e-3}
+training: {epochs: 3, warmup_epochs: 1}
+evaluation: {resize: 32, recall_at: [1, 2], kmeans_seeds: 1}
+"""
+# Imports once what takes seconds, and forks a process for every command.
+LAUNCHER = """
+import json, os, resource, sys
+import ke_metric.cli.train
+from ke_metric.cli import main
+for line in sys.stdin:
+    order = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if order["largest_file"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+        main(order["arguments"], prog_name="ke-metric")
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+FIRST_EPOCH = "in-progress/generation-001-epoch-00001"
+SECOND_EPOCH = "in-progress/generation-001-epoch-00002"
+FIRST_GENERATION = "generation-001"
+LATER_EPOCH = "in-progress/generation-002-epoch-00002"
+SECONDS_AT_MOST = 300
+
+
+class Launcher:
+    """Runs `ke-metric` in processes of their own that can be killed."""
+
+    def __init__(self, folder):
+        self._output = folder / "output.txt"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+    def run(self, arguments, *, until=None, send=signal.SIGKILL, largest_file=None):
+        """Run a command, send a signal when `until()` is true, and return exit code and output."""
+        order = {"arguments": arguments, "output": str(self._output), "largest_file": largest_file}
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        process = int(self._process.stdout.readline())
+        if until is not None:
+            wait_for(until)
+            os.kill(process, send)
+        code = int(self._process.stdout.readline())
+        return code, self._output.read_text()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + SECONDS_AT_MOST
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for never happens"
+        time.sleep(0.001)
+
+
+class Training:
+    """The training of one lineage in the tests' folder."""
+
+    def __init__(self, launcher, recipe, folder):
+        self.launcher, self.recipe, self.folder = launcher, recipe, folder
+
+    def go(self, *options, **how):
+        arguments = ["train", str(self.recipe), "--lineage", str(self.folder), *options]
+        return self.launcher.run(arguments, **how)
+
+    def go_on(self, **how):
+        """Resume, or begin where nothing was written yet."""
+        return self.go(*(["--resume"] if self.folder.exists() else []), **how)
+
+    def finish(self):
+        code, output = self.go_on()
+        assert code == 0, output
+        return results(self.folder)
+
+    def exists(self, name):
+        return lambda: (self.folder / name).exists()
+
+    @property
+    def status(self):
+        return json.loads((self.folder / "lineage.json").read_text())["status"]
+
+
+def results(folder):
+    """Everything in a finished lineage but the seconds it took."""
+    found = {}
+    for generation in sorted(folder.glob("generation-*")):
+        for path in sorted(generation.iterdir()):
+            name = f"{generation.name}/{path.name}"
+            if path.name == "training.jsonl":
+                found[name] = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
+            elif path.name == "provenance.json":
+                found[name] = json.loads(path.read_text()) | {"seconds": 0}
+            else:
+                found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe of 8 classes with 4 random pictures each."""
+    folder = tmp_path_factory.mktemp("recipe")
+    generator = np.random.default_rng(0)
+    for number in range(32):
+        path = folder / "images" / f"class_{number // 4}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    (folder / "tiny.yaml").write_text(RECIPE.replace("folder,", f"folder, root: {folder / 'images'},"))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(launcher, recipe, tmp_path_factory):
+    """A lineage that nothing interrupted, and the seconds it took."""
+    training = Training(launcher, recipe, tmp_path_factory.mktemp("uninterrupted") / "lineage")
+    started = time.monotonic()
+    training.finish()
+    return training, time.monotonic() - started
+
+
+@pytest.fixture
+def training(launcher, recipe, tmp_path):
+    return Training(launcher, recipe, tmp_path / "lineage")
+
+
+@pytest.fixture
+def expected(uninterrupted):
+    return results(uninterrupted[0].folder)
+
+
+def test_there_is_something_to_compare(expected):
+    for number in (1, 2):
+        for name in ("weights.safetensors", "loss.safetensors", "scorecard.json", "split.json", "training.jsonl"):
+            assert expected[f"generation-00{number}/{name}"]
+    for name in ("weights.safetensors", "loss.safetensors", "scorecard.json"):
+        assert expected[f"generation-001/{name}"] != expected[f"generation-002/{name}"]
+
+
+def test_killed_again_and_again(training, expected):
+    """During the first epochs, between epochs, between generations and in the second one; resumed after each."""
+    for moment in (FIRST_EPOCH, SECOND_EPOCH, FIRST_GENERATION, LATER_EPOCH):
+        code, output = training.go_on(until=training.exists(moment))
+        assert code == -signal.SIGKILL, output
+        assert training.status == "running"
+    assert training.finish() == expected
+    assert training.status == "finished"
+    assert not (training.folder / "in-progress").exists()
+
+
+def test_killed_at_a_random_moment(training, uninterrupted, expected):
+    moment = time.monotonic() + random.Random().uniform(0.2, 1) * uninterrupted[1]
+    code, output = training.go(until=lambda: time.monotonic() > moment)
+    assert code in (0, -signal.SIGKILL), output
+    if code:
+        assert training.finish() == expected
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(training, expected, launcher):
+    code, output = training.go(until=training.exists(SECOND_EPOCH), send=signal.SIGINT)
+    assert code == ExitCode.INTERRUPTED, output
+    assert "SIGINT: finishing the step" in output
+    assert "interrupted in generation 1, epoch 3" in output
+    assert training.status == "interrupted"
+    command = shlex.split(output.partition("Go on with: ")[2].splitlines()[0])
+    assert command[0] == "ke-metric"
+    code, output = launcher.run(command[1:])
+    assert code == 0, output
+    assert "training from generation 1, epoch 2 of it finished" in output
+    assert results(training.folder) == expected
+
+
+def test_a_full_disk_stops_with_its_own_exit_code_and_costs_an_epoch_at_most(training, expected):
+    training.go(until=training.exists(FIRST_EPOCH))
+    code, output = training.go_on(largest_file=1_000_000)
+    assert code == ExitCode.ENVIRONMENT, output
+    assert "cannot be written: File too large" in output
+    assert "--resume" in output
+    assert (training.folder / FIRST_EPOCH).exists()
+    assert training.status == "failed"
+    assert training.finish() == expected
+
+
+def test_the_resolved_recipe_gives_the_same_lineage(launcher, uninterrupted, expected, tmp_path):
+    resolved = uninterrupted[0].folder / "recipe.resolved.yaml"
+    assert Training(launcher, resolved, tmp_path / "lineage").finish() == expected
+
+
+def test_a_second_writer_is_refused(training, launcher, uninterrupted):
+    """While one process trains, another one that resumes or replaces the lineage is sent away."""
+    shutil.copytree(uninterrupted[0].folder, training.folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n print(flush=True)\n input()",
+         str(training.folder / ".lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as writer:  # fmt: skip
+        writer.stdout.readline()
+        for options in (["--resume", "--set", "generations=3"], ["--overwrite"]):
+            code, output = training.go(*options)
+            assert code == ExitCode.LINEAGE, output
+            assert "another process is writing this lineage" in output
+        writer.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_random_moments_until_it_is_finished(training, uninterrupted, expected, seed):
+    draw = random.Random(seed)
+    for _ in range(3):
+        moment = time.monotonic() + draw.uniform(0, 1) * uninterrupted[1]
+        code, output = training.go_on(until=lambda moment=moment: time.monotonic() > moment)
+        assert code in (0, -signal.SIGKILL, ExitCode.LINEAGE), output
+    if training.status != "finished":
+        training.finish()
+    assert results(training.folder) == expected
