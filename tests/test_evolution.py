@@ -117,6 +117,7 @@ def test_generations_are_counted_and_know_their_parents(lineage):
         assert generation.provenance.recipe_digest == recipe_of().digest
         assert generation.provenance.seed == 0
         assert generation.provenance.training["precision"] == "fp32"
+        assert generation.provenance.training["search_backend"] == "torch"
         assert set(generation.provenance.seconds) == {"training", "scoring"}
         assert [record["epoch"] for record in generation.training_log] == [1, 2]
         assert {record["generation"] for record in generation.training_log} == {generation.number}
@@ -283,6 +284,28 @@ def test_a_lineage_of_single_weights(pictures):
     for name, mask in plan.masks.items():
         assert int(mask.sum()) == round(0.7 * mask.numel())
         assert torch.equal(child.state_dict()[name][mask], one.weights[name][mask])
+
+
+def test_modules_the_recipe_keeps_whole(nursery):
+    _, plan = nursery(split={"rate": 0.5, "keep_whole": ["backbone.layer4"]}).build_child(1, None)
+    kept = {name: mask.outputs.count == mask.shape[0] for name, mask in plan.weights.items()}
+    assert kept.pop("head.weight")
+    assert {name.split(".")[1] for name, whole in kept.items() if whole} == {"layer4"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"batches": {"size": 64, "images_per_class": 2}}, "the training part has 4"),
+        ({"loss": {"name": "ProxyAnchorLos"}}, "ProxyAnchorLoss"),
+        ({"network": {"backbone": "resnet81"}}, "resnet81"),
+    ],
+)
+def test_what_cannot_be_built_shows_before_any_harm(sections, words, nursery):
+    nursery().require_buildable()
+    with pytest.raises(KeMetricError, match=words) as raised:
+        nursery(**sections).require_buildable()
+    assert raised.value.exit_code == ExitCode.RECIPE
 
 
 def test_only_generation_1_asks_for_pretrained_weights(nursery, lineage, monkeypatch):

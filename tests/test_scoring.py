@@ -204,6 +204,14 @@ def test_untrained_has_no_clusters_and_a_spread(network):
     assert spread == pytest.approx(sum(distances) / len(distances), abs=1e-6)
 
 
+def test_the_backend_is_told_by_its_own_name():
+    scorer = scorer_of()
+    assert scorer.backend == "torch"
+    evaluation = scorer.recipe.evaluation.model_copy(update={"backend": "auto"})
+    anywhere = Scorer(scorer.pictures, scorer.recipe.model_copy(update={"evaluation": evaluation}), scorer.engine)
+    assert anywhere.backend in {"faiss-cpu", "torch"}
+
+
 class Crowd:
     """An engine whose other processes did their share, at once and by themselves."""
 

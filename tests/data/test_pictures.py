@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures, TrainingEpochs, evaluation_batches, first_pictures
+from ke_metric.data.pictures import (
+    Pictures,
+    TrainingEpochs,
+    evaluation_batches,
+    first_pictures,
+    without_training,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Recipe
 
@@ -89,6 +95,14 @@ def test_a_gallery_of_its_own_is_decoded_too(benchmark, source):
     pictures = Pictures.decode(replace(benchmark, gallery=gallery), 32)
     assert pictures.gallery is not pictures.query
     np.testing.assert_array_equal(pictures.gallery.picture(7), np.asarray(gallery.read(7)))
+
+
+def test_a_scoring_decodes_no_training_picture(benchmark, source):
+    small = without_training(benchmark)
+    assert small.leave_one_out
+    assert len(Pictures.decode(small, 32).train) == 0
+    assert sorted(source.reads) == sorted(benchmark.query.keys)
+    assert len(benchmark.train) == 24
 
 
 def test_progress_is_told_for_every_part(benchmark):

@@ -1,8 +1,4 @@
-"""A resumed lineage equals an uninterrupted one, bit for bit, whatever interrupted it and whenever.
-
-The network has batch norm and dropout, the optimizer two moments, the loss parameters of its own: all of them must
-come back from disk as they were.
-"""
+"""A resumed lineage equals an uninterrupted one, bit for bit, whatever interrupted it and whenever."""
 
 import json
 import os
@@ -13,29 +9,35 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ke_metric.errors import ExitCode
+from ke_metric.recipe_file import load_recipe
 
 RECIPE = """
 generations: 2
 keep: all
 data: {benchmark: folder, image_size: 32, store_size: 32}
 augmentation: {flip: 0.5, brightness: 0.2, contrast: 0.2}
-network: {backbone: mnasnet0_5, embedding_size: 8}
+network: {embedding_size: 8}
 loss: {name: ProxyAnchorLoss, learning_rate_factor: 10}
 batches: {size: 8, images_per_class: 2}
-optimizer: {name: adamw, learning_rate: 1e-3}
 training: {epochs: 3, warmup_epochs: 1}
 evaluation: {resize: 32, recall_at: [1, 2], kmeans_seeds: 1}
 """
+# What must come back from disk as it was: running means and two moments; what dropout draws and a momentum. Both have
+# parameters of the loss besides.
+KINDS = {
+    "batch norm and AdamW": ["network.backbone=timm/test_resnet", "optimizer={name: adamw, learning_rate: 1e-3}"],
+    "dropout and SGD": ["network.backbone=squeezenet1_1", "optimizer={name: sgd, learning_rate: 1e-2}"],
+}
 # Imports once what takes seconds, and forks a process for every command.
 LAUNCHER = """
 import json, os, resource, sys
+import timm
 import ke_metric.cli.train
 from ke_metric.cli import main
 for line in sys.stdin:
@@ -49,7 +51,15 @@ for line in sys.stdin:
             resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
         main(order["arguments"], prog_name="ke-metric")
     print(process, flush=True)
+    sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+WRITER = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1] + "/.lock"):
+    print(flush=True)
+    sys.stdin.read()
 """
 FIRST_EPOCH = "in-progress/generation-001-epoch-00001"
 SECOND_EPOCH = "in-progress/generation-001-epoch-00002"
@@ -83,6 +93,8 @@ class Launcher:
         if until is not None:
             wait_for(until)
             os.kill(process, send)
+        # Only now may the launcher take notice of its end: until then nobody else gets its number.
+        print("wait", file=self._process.stdin, flush=True)
         code = int(self._process.stdout.readline())
         return code, self._output.read_text()
 
@@ -114,7 +126,7 @@ class Training:
         return results(self.folder)
 
     def exists(self, name):
-        return lambda: (self.folder / name).exists()
+        return (self.folder / name).exists
 
     @property
     def status(self):
@@ -143,17 +155,21 @@ def launcher(tmp_path_factory):
     launcher.close()
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    """A recipe of 8 classes with 4 random pictures each."""
+@pytest.fixture(scope="module", params=KINDS)
+def recipe(tmp_path_factory, request):
+    """A recipe for pictures of 16 classes: 4 each of one colour, with noise."""
     folder = tmp_path_factory.mktemp("recipe")
     generator = np.random.default_rng(0)
-    for number in range(32):
-        path = folder / "images" / f"class_{number // 4}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    (folder / "tiny.yaml").write_text(RECIPE.replace("folder,", f"folder, root: {folder / 'images'},"))
-    return folder / "tiny.yaml"
+    for number in range(16):
+        (folder / "images" / f"class_{number}").mkdir(parents=True)
+        colour = generator.integers(0, 256, 3)
+        for picture in range(4):
+            pixels = (colour + generator.normal(0, 40, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"class_{number}" / f"{picture}.png")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    overrides = (f"data.root={folder / 'images'}", *KINDS[request.param])
+    (folder / "complete.yaml").write_text(load_recipe(folder / "tiny.yaml", overrides).to_yaml())
+    return folder / "complete.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +251,8 @@ def test_the_resolved_recipe_gives_the_same_lineage(launcher, uninterrupted, exp
 def test_a_second_writer_is_refused(training, launcher, uninterrupted):
     """While one process trains, another one that resumes or replaces the lineage is sent away."""
     shutil.copytree(uninterrupted[0].folder, training.folder)
-    with subprocess.Popen(
-        [sys.executable, "-c", "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n print(flush=True)\n input()",
-         str(training.folder / ".lock")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as writer:  # fmt: skip
+    command = [sys.executable, "-c", WRITER, str(training.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         writer.stdout.readline()
         for options in (["--resume", "--set", "generations=3"], ["--overwrite"]):
             code, output = training.go(*options)

@@ -87,6 +87,7 @@ def test_one_process_needs_nobody():
     assert torch.equal(network.weight.grad, before)
     assert engine.gather(embeddings, labels) == (embeddings, labels)
     assert engine.gather_records([1, 2]) == [1, 2]
+    assert [engine.any(True), engine.any(False)] == [True, False]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

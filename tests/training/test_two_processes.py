@@ -26,7 +26,7 @@ from ke_metric.randomness import default_streams
 from ke_metric.recipe import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
-from ke_metric.training.one_generation import GenerationTraining, weights_of
+from ke_metric.training.one_generation import GenerationTraining
 from ke_metric.training.watch import Watch
 
 LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss")
@@ -162,7 +162,7 @@ def main(folder):
         "scores": scores_of(engine),
         "grown": grown(engine),
         "records": engine.gather_records([engine.rank, "record"]),
-        "left over": weights_of(nn.Linear(1, 1)).keys() == {"weight", "bias"},
+        "any": [engine.any(engine.rank == 1), engine.any(False)],
     }
     torch.save(found, folder / f"{engine.rank}.pt")
     engine.wait()
@@ -264,6 +264,10 @@ def test_a_lineage_of_two_processes_is_one_lineage(found):
 def test_records_come_in_the_order_of_the_processes(found):
     for process in found:
         assert process["records"] == [0, "record", 1, "record"]
+
+
+def test_a_flag_of_one_is_a_flag_of_all(found):
+    assert [process["any"] for process in found] == [[True, False], [True, False]]
 
 
 if __name__ == "__main__":
