@@ -6,12 +6,13 @@ Plain data, whole or not at all: what `evolution` yields, `lineage` stores and `
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
@@ -27,6 +28,16 @@ def weights_digest(weights: Weights) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def as_state_dict(weights: Weights, module: nn.Module) -> Weights:
+    """Return weights as `module.load_state_dict` takes them: with the version numbers of its layers.
+
+    Files hold tensors alone, and a few networks (MNASNet) refuse a state dict without the versions torch gives it.
+    """
+    versioned = OrderedDict(weights)
+    versioned._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    return versioned
 
 
 @dataclass(frozen=True)

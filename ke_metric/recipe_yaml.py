@@ -17,6 +17,7 @@ import yaml
 from ke_metric.errors import ExitCode, KeMetricError
 
 MAX_DEPTH = 32
+UNICODE_LINE_BREAKS = {"\x85", "\u2028", "\u2029"}
 TEXT_TAG = "tag:yaml.org,2002:str"
 NUMBER = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 PLAIN_VALUES = {
@@ -119,6 +120,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Write text; PyYAML folds the line breaks of Unicode in single quotes, which loses them."""
+        style = '"' if UNICODE_LINE_BREAKS & set(data) else None
+        return self.represent_scalar(TEXT_TAG, data, style=style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 for tag, pattern in PLAIN_VALUES.items():
     _Dumper.add_implicit_resolver(tag, pattern, None)

@@ -181,6 +181,14 @@ def test_every_generation_draws_its_own_reset_hypothesis(nursery, lineage):
             assert (drawn[0] != drawn[2]).float().mean() > 0.99 or not len(drawn[0])
 
 
+def test_every_generation_draws_its_own_batches(nursery):
+    grower = nursery()
+    network, _ = grower.build_child(1, None)
+    loss = grower.build_loss(1, None)
+    drawn = [[batch.keys for batch in grower.prepare(network, loss, number).epochs.epoch(1)] for number in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_generation_1_knows_nothing_of_the_split(nursery):
     """It is the plain baseline: the same for every split rate and kind."""
     starts = [

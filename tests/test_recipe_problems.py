@@ -50,7 +50,7 @@ def problems_of(fields):
         ({"task": "x"}, "task = 'x', must be retrieval"),
         ({"network": {"stem_stride": 3}}, "network.stem_stride = 3, must be 1 or 2"),
         ({"network": {"stem_stride": True}}, "network.stem_stride = true, must be a whole number"),
-        ({"split": None}, "split = null, must be a mapping with fields of split: kind, rate"),
+        ({"split": None}, "split = null, must be a mapping with fields of split: kind, rate, keep_whole"),
         ({"miner": 3}, "miner = 3, must be a mapping with fields of miner: name, arguments"),
         ({"miner": {}}, "miner.name is missing"),
         ({"data": {"mean": 1}}, "data.mean = 1, must be a list of 3 numbers"),
@@ -60,14 +60,17 @@ def problems_of(fields):
         ({"data": {"std": [1, 0, 3]}}, "data.std = [1, 0, 3], must be three numbers greater than 0"),
         ({"evaluation": {"recall_at": []}}, "evaluation.recall_at = [], must be a list of one or more whole numbers"),
         ({"evaluation": {"recall_at": [0]}}, "evaluation.recall_at = [0], must be whole numbers of at least 1"),
-        ({"split": {"rat": 1}}, "unknown field 'split.rat'; did you mean 'rate'? Fields of split: kind, rate"),
-        ({"split": {"zork": 1}}, "unknown field 'split.zork'. Fields of split: kind, rate"),
+        (
+            {"split": {"rat": 1}},
+            "unknown field 'split.rat'; did you mean 'rate'? Fields of split: kind, rate, keep_whole",
+        ),
+        ({"split": {"zork": 1}}, "unknown field 'split.zork'. Fields of split: kind, rate, keep_whole"),
         ({"splt": {}}, f"unknown field 'splt'; did you mean 'split'? Fields of a recipe: {ROOT_FIELDS}"),
         ({"epochs": 3}, f"unknown field 'epochs'; did you mean 'training.epochs'? Fields of a recipe: {ROOT_FIELDS}"),
         (
             {"split": {"arguments": {}}},
             "unknown field 'split.arguments'; did you mean 'loss.arguments' or 'miner.arguments'? "
-            "Fields of split: kind, rate",
+            "Fields of split: kind, rate, keep_whole",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def _numbers(store: Lineage, which: str) -> list[int]:
 
 def _score(generation: Generation, scorer: Scorer) -> Scorecard:
     recipe = scorer.recipe
-    network: nn.Module = build_network(recipe.network, recipe.data.image_size)
+    network: nn.Module = build_network(recipe.network, recipe.data.image_size, load_pretrained=False)
     load_whole(network, generation.weights, "the stored weights")
     plan = SplitPlan.from_json(generation.split, generation.split_bits)
     plan.check(network)

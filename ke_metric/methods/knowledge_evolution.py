@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Weights
+from ke_metric.generation import Weights, as_state_dict
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import redraw_reset
 
@@ -43,6 +43,6 @@ def load_whole(network: nn.Module, weights: Weights, what: str) -> None:
         KeMetricError: A tensor is missing, left over or of another shape.
     """
     try:
-        network.load_state_dict(weights, strict=True)
+        network.load_state_dict(as_state_dict(weights, network), strict=True)
     except RuntimeError as error:
         raise KeMetricError(f"{what} do not fit the recipe's network: {error}", ExitCode.LINEAGE) from error

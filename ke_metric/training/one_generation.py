@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import TrainingState, Weights
+from ke_metric.generation import TrainingState, Weights, as_state_dict
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 from ke_metric.training.engine import Engine
@@ -76,8 +76,8 @@ class GenerationTraining:
     def restore(self, state: TrainingState) -> None:
         """Continue from a state of the same generation; every tensor must match."""
         assert state.number == self.number, (state.number, self.number)
-        self.network.load_state_dict(state.weights)
-        self.loss.load_state_dict(state.loss_weights)
+        self.network.load_state_dict(as_state_dict(state.weights, self.network))
+        self.loss.load_state_dict(as_state_dict(state.loss_weights, self.loss))
         # A copy: the optimizer works on the very tensors that it is given.
         self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
         self.scaler.load_state_dict(state.optimizer["scaler"])

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
+from ke_metric.losses.embedding import build_loss
+from ke_metric.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = """
@@ -360,3 +363,11 @@ def test_data_prepare_of_an_archive(make_cub, tmp_path):
     told = expect(ExitCode.DATA, "data", "prepare", "cub", "--from", archive, "--to", tmp_path / "cub")
     assert "cub" in told.lower()  # the fixture is not the published data set, and the counts say so
     assert not (tmp_path / "cub").exists()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_complete_and_builds_its_loss(path):
+    recipe = load_recipe(path)
+    loss = build_loss(recipe.loss, recipe.miner, classes=9, embedding_size=recipe.network.embedding_size)
+    assert loss(torch.randn(8, recipe.network.embedding_size), torch.arange(8) // 2).isfinite()
+    assert path.read_text().startswith("# ")

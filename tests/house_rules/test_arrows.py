@@ -21,7 +21,7 @@ LAYER_0 = {
     "recipe_yaml",
 }
 LAYER_1 = {"data", "networks", "split", "methods", "losses", "training", "evaluation"}
-LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_recipe"}
+LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
 LAYER_2 = {"evolution", "scoring"} | LINEAGE
 LAYER_3 = {"report", "retrieval"}
 # What a room may import besides layer 0 and itself.
