@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "accelerate>=1.10",
         "click>=8.1",
-        "filelock>=3.12",
+        "filelock>=4.0",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "pillow>=11.0",

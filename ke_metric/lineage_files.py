@@ -75,7 +75,7 @@ def read_generation(folder: Path, number: int) -> Generation:
     if not (folder / WEIGHTS).exists():
         raise KeMetricError(
             f"{folder}: the weights of this generation were not kept (its scores are in {SCORECARD}); "
-            "a recipe with keep: all keeps the weights of every generation",
+            "a recipe with keep: best keeps the best beside the last, keep: all keeps every one",
             ExitCode.LINEAGE,
         )
     scorecard, magnitudes = _read_scores(folder / SCORECARD, number)

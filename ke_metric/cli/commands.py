@@ -26,7 +26,7 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo(
-                "ke-metric: stopped at once; a training goes on with --resume, after its last finished epoch",
+                "ke-metric: stopped at once; a training that has finished an epoch goes on after it with --resume",
                 err=True,
             )
             ctx.exit(ExitCode.INTERRUPTED)
@@ -39,7 +39,7 @@ def main() -> None:
 
     \b
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
-    ke-metric eval --gen best                       score a generation again
+    ke-metric eval --gen 3                          score a generation again
     ke-metric data check ~/my_images                look for bad files before training
     """
 

@@ -94,7 +94,8 @@ def _expected_disk(recipe: Recipe, network: nn.Module, loss: nn.Module) -> int:
 
 
 def _table(document: dict[str, Any]) -> Table:
-    table = Table(show_header=False, title="dry run: nothing was written", title_justify="left")
+    title = "dry run: nothing was written; pictures beyond the first batch were not decoded (ke-metric data check)"
+    table = Table(show_header=False, title=title, title_justify="left")
     for name, value in document.items():
         table.add_row(name.removesuffix("_bytes").replace("_", " "), _shown(name, value))
     return table
@@ -104,5 +105,7 @@ def _shown(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['images']:,} images, {value['classes']:,} classes"
     if name == "expected_disk_bytes":
-        return f"{value / 1e6:,.0f} MB"
+        return f"{value / 1e6:,.0f} MB at most"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ke_metric.cli.display import say
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage import Lineage
+from ke_metric.lineage_folder import TENSORBOARD
 from ke_metric.training.watch import Watch
 
 
@@ -27,7 +28,7 @@ class Keeper(Watch):
         self._epochs = lineage.recipe.training.epochs
         self._board: SummaryWriter | None = None
         with self._harmless():
-            self._board = SummaryWriter(str(lineage.folder / "tensorboard"))
+            self._board = SummaryWriter(str(lineage.folder / TENSORBOARD))
 
     def __enter__(self) -> Self:
         return self

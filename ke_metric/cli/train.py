@@ -144,14 +144,16 @@ def _recorded_status(lineage: Lineage) -> Iterator[None]:
     except BaseException as error:
         code = error.exit_code if isinstance(error, KeMetricError) else ExitCode.UNEXPECTED
         stopped = isinstance(error, KeyboardInterrupt)
-        _try_to_record(lineage, "interrupted" if stopped else STATUS.get(code, "failed"))
+        status = "interrupted" if stopped else STATUS.get(code, "failed")
+        _try_to_record(lineage, status, str(error) or type(error).__name__)
         raise
     lineage.set_status("finished")
 
 
-def _try_to_record(lineage: Lineage, status: str) -> None:
+def _try_to_record(lineage: Lineage, status: str, reason: str) -> None:
     """Record why a training ended, unless what ended it (a full disk) forbids that too."""
     try:
         lineage.set_status(status)
+        lineage.log("stopped", status=status, reason=reason)
     except KeMetricError as error:
         say(f"the status '{status}' was not recorded: {error}", style="yellow")

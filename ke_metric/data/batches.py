@@ -148,7 +148,8 @@ def _check_classes(classes: int, classes_per_batch: int, *, images_per_class: in
     if classes < classes_per_batch:
         raise KeMetricError(
             f"batches.size = {classes_per_batch * images_per_class} with batches.images_per_class = "
-            f"{images_per_class} asks for {classes_per_batch} classes in a batch, the training part has {classes}",
+            f"{images_per_class} asks for {classes_per_batch} classes in a batch, the training part has {classes}; "
+            f"allowed is batches.size = {classes * images_per_class} or less",
             ExitCode.RECIPE,
         )
     if classes_per_batch % processes:
