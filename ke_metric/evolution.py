@@ -16,6 +16,7 @@ from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import Generation, Provenance, TrainingState, weights_digest
 from ke_metric.losses.embedding import build_loss
 from ke_metric.methods.knowledge_evolution import inherit, load_whole
@@ -150,7 +151,7 @@ class Nursery:
         """
         network, _ = self.build_child(1, None)
         self.prepare(network, self.build_loss(1, None), 1)
-        assert Scorer(self.pictures, self.recipe, self.engine).backend, "a backend has a name"
+        choose_backend(self.recipe.evaluation.backend, self.engine.device)
 
     def build_child(self, number: int, parent: Generation | None) -> tuple[nn.Module, SplitPlan]:
         """Return generation `number`'s starting network, placed, and the lineage's split plan.
