@@ -49,6 +49,7 @@ setup(
             "mypy>=1.11",
             "pytest>=8.0",
             "ruff>=0.15",
+            "torch_geometric>=2.8",
             "types-PyYAML",
         ],
     },

@@ -12,31 +12,42 @@ if TYPE_CHECKING:
     from ke_metric.evaluation.retrieval import score_retrieval
     from ke_metric.evolution import evolve
     from ke_metric.lineage import Lineage
+    from ke_metric.networks.architecture import Architecture
+    from ke_metric.networks.description import NetworkCard
+    from ke_metric.networks.storage import load_network, save_network
     from ke_metric.recipe_file import load_recipe
-    from ke_metric.split.plan import plan_split
+    from ke_metric.split.planning import plan_split
     from ke_metric.split.reset import redraw_reset
     from ke_metric.split.slim import extract_slim
 
 __all__ = [
+    "Architecture",
     "Lineage",
+    "NetworkCard",
     "__version__",
     "evolve",
     "extract_slim",
+    "load_network",
     "load_recipe",
     "plan_split",
     "redraw_reset",
+    "save_network",
     "score_retrieval",
 ]
 
 __version__ = "0.1.0"  # setup.py reads it here
 
 _HOMES = {
+    "Architecture": "ke_metric.networks.architecture",
     "Lineage": "ke_metric.lineage",
+    "NetworkCard": "ke_metric.networks.description",
     "evolve": "ke_metric.evolution",
     "extract_slim": "ke_metric.split.slim",
+    "load_network": "ke_metric.networks.storage",
     "load_recipe": "ke_metric.recipe_file",
-    "plan_split": "ke_metric.split.plan",
+    "plan_split": "ke_metric.split.planning",
     "redraw_reset": "ke_metric.split.reset",
+    "save_network": "ke_metric.networks.storage",
     "score_retrieval": "ke_metric.evaluation.retrieval",
 }
 

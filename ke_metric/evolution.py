@@ -25,7 +25,8 @@ from ke_metric.randomness import default_streams, derive_seed, torch_generator
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.magnitudes import mean_magnitudes
-from ke_metric.split.plan import SplitPlan, plan_split
+from ke_metric.split.plan import SplitPlan
+from ke_metric.split.planning import plan_split
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import GenerationTraining
 from ke_metric.training.watch import Watch

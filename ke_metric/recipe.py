@@ -128,7 +128,7 @@ class Method(Section):
 
     name: Literal["knowledge_evolution"] = "knowledge_evolution"
     """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn."""
-    reset: Literal["official", "same_as_init", "zero"] = "official"
+    reset: Literal["official", "same_as_init", "orthogonal", "zero"] = "official"
     """How the reset hypothesis is redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code."""
     reset_loss: bool = True
     """Redraw the loss's own parameters (proxies) in every generation; false: the child inherits them."""

@@ -14,7 +14,7 @@ from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import Scorer, count_parameters
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 

@@ -40,6 +40,7 @@ def main() -> None:
     \b
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
     ke-metric eval --gen 3                          score a generation again
+    ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
     ke-metric data check ~/my_images                look for bad files before training
     """
 
@@ -103,6 +104,24 @@ def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: An
     result = evaluate_lineage(which=which, **options)
     _print(result, as_json)
     require_minimums(result, gates)
+
+
+@main.command()
+@click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
+@click.option("--gen", "which", required=True, metavar="N|best", help="Which generation to cut the network out of.")
+@click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+def slim(as_json: bool, **options: Any) -> None:
+    """Store the slim network of a generation as config.json and model.safetensors.
+
+    \b
+    ke-metric slim --gen 10 -o slim
+    python -c "from ke_metric import load_network; print(load_network('slim'))"
+    """
+    from ke_metric.cli.slim import store_slim
+
+    _print(store_slim(**options), as_json)
 
 
 def _gate(text: str) -> tuple[str, float]:

@@ -25,7 +25,7 @@ def inherit(child: nn.Module, parent: Weights, plan: SplitPlan, *, reset: str, g
         child: A newly built network of the parent's architecture; its weights are what `same_as_init` redraws from.
         parent: State dict of the parent after its last epoch.
         plan: Which entries are the fit hypothesis.
-        reset: `official`, `same_as_init` or `zero`, see `split.reset.redraw_reset`.
+        reset: `official`, `same_as_init`, `orthogonal` or `zero`, see `split.reset.redraw_reset`.
         generator: Draws the new reset hypothesis; a stream of its own in every generation.
 
     Raises:

@@ -1,17 +1,59 @@
-"""One aten operation of a followed run, as the rules in `operations.py` see it."""
+"""One aten operation of a followed run, as the rules see it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from ke_metric.split.graph import ChannelGraph, Follower, Layer
+from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen
+from ke_metric.split.labels import always, collapse, collapsed_always, varying
+
+# Labels of a position embedding or a table of relative positions: one for every entry. More than this is a weight.
+LARGEST_LABELLED = 1 << 20
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A parameter or buffer of the followed network.
+
+    Attributes:
+        name: Its name.
+        module: The module that it belongs to.
+    """
+
+    name: str
+    module: nn.Module
+
+
+@dataclass(frozen=True)
+class Place:
+    """The innermost module that is running.
+
+    Attributes:
+        name: Its name in the network; the class of the network for the network itself.
+        module: The module.
+        root: Whether it is the network itself.
+    """
+
+    name: str
+    module: nn.Module
+    root: bool
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the module holds no other modules: a norm, say, rather than a block of layers."""
+        return not self.root and next(self.module.children(), None) is None
+
+
+def _is_matrix(owned: Owned, sizes: Sequence[int]) -> bool:
+    return isinstance(owned.module, nn.Linear) and len(sizes) > 1
 
 
 @dataclass(frozen=True)
@@ -23,10 +65,13 @@ class Call:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         outputs: The tensors it returned.
-        labels: Tensor -> collapsed labels, for every tensor that depends on the network's input.
-        names: id of a parameter or buffer of the network -> its name.
+        labels: Tensor -> collapsed labels, for every tensor that depends on the network's input or on a parameter
+            that is not a layer's weight.
+        owned: id of a parameter or buffer of the network -> what it is.
         graph: Where layers, followers, ties and demands are recorded.
-        module: Name of the module that is running, for messages.
+        place: The module that is running.
+        standardised: Tensor computed from a weight alone, row by row -> the weight it comes from.
+        depends_on_input: Whether an argument depends on the network's input.
         recorded: Names of the parameters and buffers that a rule has recorded as layer or follower.
     """
 
@@ -34,10 +79,12 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: list[Tensor]
-    labels: Mapping[Tensor, Tensor]
-    names: Mapping[int, str]
+    labels: MutableMapping[Tensor, Tensor]
+    owned: Mapping[int, Owned]
     graph: ChannelGraph
-    module: str
+    place: Place
+    standardised: MutableMapping[Tensor, Owned]
+    depends_on_input: bool
     recorded: set[str] = field(default_factory=set)
 
     @property
@@ -51,22 +98,30 @@ class Call:
         """All tensors among the arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
-    @cached_property
+    @property
     def labelled(self) -> list[tuple[Tensor, Tensor]]:
-        """The arguments that depend on the network's input, with their collapsed labels."""
+        """The arguments that have labels, with their collapsed labels."""
         return [(tensor, self.labels[tensor]) for tensor in self.tensors if tensor in self.labels]
 
     @property
     def used(self) -> set[str]:
         """Names of the parameters and buffers among the arguments, and of those whose views are."""
-        tensors = (tensor if tensor._base is None else tensor._base for tensor in self.tensors)
-        return {self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names}
+        return self._names_of(self.tensors)
 
     @property
-    def place(self) -> str:
+    def used_at_full_size(self) -> set[str]:
+        """Those of the names in `used` whose tensors have no labels."""
+        return self._names_of([tensor for tensor in self.tensors if tensor not in self.labels])
+
+    def _names_of(self, tensors: Sequence[Tensor]) -> set[str]:
+        bases = (tensor if tensor._base is None else tensor._base for tensor in tensors)
+        return {self.owned[id(base)].name for base in bases if id(base) in self.owned}
+
+    @property
+    def where(self) -> str:
         """Module, operation and shapes of its operands, for messages."""
         shapes = ", ".join(str(list(tensor.shape)) for tensor in self.tensors)
-        return f"{self.module}: {self.function} of {shapes}"
+        return f"{self.place.name}: {self.function} of {shapes}"
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Return an argument by its name in the operation's schema."""
@@ -75,11 +130,62 @@ class Call:
 
     def name_of(self, tensor: Tensor | None) -> str | None:
         """Return the name of a parameter or buffer of the network, None for any other tensor."""
-        return self.names.get(id(tensor))
+        owned = self.owned.get(id(tensor))
+        return owned.name if owned else None
 
     def demand(self, labels: Tensor, why: str) -> None:
         """Demand that all of the labels [...] are kept."""
-        self.graph.demand(labels.reshape(1, -1), f"{self.place} {why}")
+        self.graph.demand(labels, f"{self.where} {why}")
+
+    def label_parameters(self) -> None:
+        """Give labels to the parameters and buffers among the arguments that have none and may follow channels."""
+        for tensor in self.tensors:
+            owned = self.owned.get(id(tensor))
+            if owned is None or tensor in self.labels or not tensor.is_floating_point():
+                continue
+            sizes = [size for size in tensor.shape if size > 1]
+            if isinstance(owned.module, _ConvNd) and owned.name.endswith("weight") and len(sizes) > 1:
+                self._label_rows(tensor, owned)
+            elif sizes and tensor.numel() <= LARGEST_LABELLED and not _is_matrix(owned, sizes):
+                self.labels[tensor] = self.graph.new_follower(owned.name, tuple(tensor.shape))
+                self.recorded.add(owned.name)
+
+    def _label_rows(self, weight: Tensor, owned: Owned) -> None:
+        """Label the output channels of a weight that is computed with before it is used as a weight."""
+        rows = self.graph.new_outputs(owned.name, weight.size(0))
+        self.labels[weight] = rows.view(-1, *(1,) * (weight.ndim - 1))
+        self.standardised[weight] = owned
+
+    def along(self, tensor: Tensor, dims: Sequence[int]) -> Tensor | None:
+        """Return the labels of a tensor without the dimensions `dims`, which become size 1.
+
+        Labels that vary there as well as elsewhere, such as the channels of every head, are tied along `dims`: all or
+        none of them are kept. None where the labels vary along these dimensions only.
+        """
+        labels = self.labels.get(tensor)
+        if labels is None:
+            return collapsed_always(tensor.ndim)
+        inside = [dim for dim in dims if labels.size(dim) > 1]
+        first = labels
+        for dim in inside:
+            first = first.narrow(dim, 0, 1)
+        if inside and len(inside) == len(varying(labels)) and not self.graph.are_one(labels, first):
+            return None
+        self.graph.tie(labels, first)
+        return first
+
+    def vector(self, tensor: Tensor, dim: int) -> Tensor:
+        """Return the labels along one dimension, [tensor.shape[dim]]; those at other positions are tied to them."""
+        labels = self.labels.get(tensor, collapsed_always(tensor.ndim))
+        first = labels
+        for other in range(labels.ndim):
+            if other != dim:
+                first = first.narrow(other, 0, 1)
+        if labels.size(dim) == 1 and labels.numel() > 1:
+            self.demand(labels, f"needs the same channels at every position outside of dimension {dim}")
+            return always(tensor.size(dim))
+        self.graph.tie(labels, first)
+        return first.flatten().expand(tensor.size(dim))
 
     def add_layer(self, name: str, layer: Layer) -> None:
         """Record a convolution or linear layer under the name of its weight."""
@@ -88,9 +194,16 @@ class Call:
 
     def follow(self, tensor: Tensor, labels: Tensor, axis: int = 0) -> None:
         """Let a parameter or buffer follow labels [tensor.shape[axis]]; another constant cannot be narrowed."""
+        along = collapse(labels.view([-1 if dim == axis else 1 for dim in range(tensor.ndim)]))
         name = self.name_of(tensor)
-        if name is None:
-            self.demand(labels, "meets a constant that has a value for every channel")
-        else:
-            self.graph.add_follower(name, Follower(tuple(tensor.shape), axis, labels))
+        if tensor in self.labels:
+            self.graph.tie(self.labels[tensor], along)
+        elif name is not None:
+            self.graph.add_follower(name, Follower(tuple(tensor.shape), along))
             self.recorded.add(name)
+        elif tensor.size(axis) > 1 and tensor.stride(axis) > 0:
+            self.demand(labels, "meets a constant that has a value for every channel")
+
+    def add_norm(self, tensor: Tensor, dim: int) -> None:
+        """Note that a statistic is taken over the channels of a tensor, along a dimension."""
+        self.graph.add_norm(self.place.name, Seen(tuple(tensor.shape), self.labels[tensor]), dim)

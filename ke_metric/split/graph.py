@@ -5,12 +5,13 @@ Nothing here depends on the split rate. `kels.py` decides, from this record, whi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ke_metric.split.labels import ALWAYS, always, broadcast
+from ke_metric.split.labels import ALWAYS, always, broadcast, varying
 
 
 @dataclass(frozen=True)
@@ -18,45 +19,60 @@ class Layer:
     """A convolution or linear layer.
 
     Attributes:
-        shape: Shape of the weight, [C_out, C_in / groups, ...].
-        outputs: Labels of the output channels, [C_out].
-        inputs: Labels of the weight's second axis, [C_in / groups]; all `ALWAYS` in a grouped convolution, whose
-            groups are kept or dropped as a whole.
+        shape: Shape of the weight, [C_out, C_in / groups, ...], or [C_in, C_out / groups, ...] if transposed.
+        outputs: Labels along the weight's axis of output channels; all `ALWAYS` where that axis is within a group.
+        inputs: Labels along its axis of input channels; likewise. Groups are kept or dropped as a whole.
+        transposed: Whether this is a transposed convolution, whose first axis holds the input channels.
     """
 
     shape: tuple[int, ...]
     outputs: Tensor
     inputs: Tensor
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Follower:
-    """A bias, norm parameter or norm statistic: narrowed with the channels it acts on, never reset.
+    """A bias, norm parameter, norm statistic, embedding, ...: narrowed with the channels it meets, never reset.
 
     Attributes:
         shape: Shape of the parameter or buffer.
-        axis: Its axis that holds the channels.
-        labels: Labels along that axis, [shape[axis]].
+        labels: Its collapsed labels.
     """
 
     shape: tuple[int, ...]
-    axis: int
     labels: Tensor
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Labels that an operation can only serve together.
+    """Labels that an operation can only serve if all of them are kept.
 
     Attributes:
-        labels: [sets, channels]. Each row must be kept as a whole; it may be dropped as a whole if `droppable`.
+        labels: The labels, [channels].
         reason: Where and why, for the error message.
-        droppable: Whether a whole row may be dropped.
     """
 
     labels: Tensor
     reason: str
-    droppable: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor whose channels can be narrowed, as it came by.
+
+    Attributes:
+        shape: Its shape.
+        labels: Its collapsed labels.
+    """
+
+    shape: tuple[int, ...]
+    labels: Tensor
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What two equal records have in common."""
+        return self.shape, tuple(self.labels.shape), self.labels.numpy().tobytes()
 
 
 @dataclass
@@ -65,21 +81,35 @@ class ChannelGraph:
 
     Attributes:
         layers: Weight name -> layer, in the order of first use.
+        calls: Weight name -> the layer as each of its calls saw it.
         followers: Parameter or buffer name -> follower.
         origins: First label of the channels a layer made -> (weight name, number of channels).
         labels: How many labels were given out, `ALWAYS` included.
         ties: Pairs of labels, each [2, n]: both are kept or both are dropped.
         demands: What operations need of the labels.
+        parts: Module -> channels that it splits: label tensors of the parts, of which each keeps a prefix of its own.
+        boxes: Module -> collapsed labels that vary along more than one dimension, such as heads x channels of a head.
+        norms: Module -> what it takes a statistic over that is along channels, and the dimension of the channels.
+        grouped: Names of the weights of grouped convolutions: a narrow one may have a single group left.
         fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
+        seen: Module -> tensors that came by while it was the innermost one that ran.
+        returned: Module -> what each of its calls returned.
     """
 
     layers: dict[str, Layer] = field(default_factory=dict)
+    calls: dict[str, list[Layer]] = field(default_factory=lambda: defaultdict(list))
     followers: dict[str, Follower] = field(default_factory=dict)
     origins: dict[int, tuple[str, int]] = field(default_factory=dict)
     labels: int = 1
     ties: list[Tensor] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
+    parts: dict[str, list[list[Tensor]]] = field(default_factory=lambda: defaultdict(list))
+    boxes: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    norms: dict[str, tuple[Seen, int]] = field(default_factory=dict)
+    grouped: set[str] = field(default_factory=set)
     fixed: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
+    returned: dict[str, list[list[Seen]]] = field(default_factory=lambda: defaultdict(list))
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Keep or drop the channels of two broadcastable label tensors together, element by element."""
@@ -88,21 +118,25 @@ class ChannelGraph:
         pairs = torch.stack([labels.flatten() for labels in broadcast(first, second)])
         pairs = pairs[:, pairs[0] != pairs[1]]
         if pairs.numel():
-            self.ties.append(pairs)
+            self.ties.append(pairs.unique(dim=1) if pairs.size(1) > 4096 else pairs)  # type: ignore[no-untyped-call]  # untyped in torch
+
+    def are_one(self, _labels: Tensor, _first: Tensor) -> bool:
+        """Tell whether labels are known to be one group or head; one that is left alone does not show it."""
+        return False
 
     def keep_whole(self, labels: Tensor) -> None:
         """Never drop any of the labels [...]."""
         self.tie(labels, always())
 
-    def demand(self, labels: Tensor, reason: str, *, droppable: bool = False) -> None:
-        """Note that each row of the labels [sets, channels] can only be kept as a whole."""
+    def demand(self, labels: Tensor, reason: str) -> None:
+        """Note that all of the labels [...] are needed."""
         if bool((labels != ALWAYS).any()):
-            self.demands.append(Demand(labels, reason, droppable))
+            self.demands.append(Demand(labels.flatten(), reason))
 
     def all_demands(self) -> list[Demand]:
         """Return the demands of operations, and that what is used at its full size is kept whole."""
         return self.demands + [
-            Demand(labels.reshape(1, -1), f"{place} uses {name} at its full size")
+            Demand(labels.flatten(), f"{place} uses {name} at its full size")
             for name, place in self.fixed.items()
             for labels in self._labels_of(name)
         ]
@@ -113,17 +147,47 @@ class ChannelGraph:
 
     def new_outputs(self, weight: str, channels: int) -> Tensor:
         """Give every output channel of a layer a label of its own; return them as [channels]."""
+        known = self.layers.get(weight)
+        if known is not None:
+            return known.outputs
         first = self.labels
         self.origins[first] = (weight, channels)
         self.labels += channels
         return torch.arange(first, self.labels, device="cpu")
+
+    def new_follower(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Give every entry of a parameter or buffer a label of its own; return them, [shape]."""
+        labels = torch.arange(self.labels, self.labels + torch.Size(shape).numel(), device="cpu").view(shape)
+        self.labels += labels.numel()
+        self.add_follower(name, Follower(shape, labels))
+        return labels
 
     def add_layer(self, weight: str, layer: Layer) -> None:
         """Record a layer; one that is called again ties the channels of its calls together."""
         known = self.layers.setdefault(weight, layer)
         self.tie(known.outputs, layer.outputs)
         self.tie(known.inputs, layer.inputs)
+        self.calls[weight].append(layer)
 
     def add_follower(self, name: str, follower: Follower) -> None:
-        """Record a bias or norm tensor; one that is used again ties the channels of its uses together."""
+        """Record a follower; one that is used again ties the channels of its uses together."""
         self.tie(self.followers.setdefault(name, follower).labels, follower.labels)
+
+    def add_parts(self, module: str, parts: list[Tensor]) -> None:
+        """Record that a module splits channels into parts, each a label tensor."""
+        self.parts[module].append(parts)
+
+    def add_norm(self, module: str, tensor: Seen, dim: int) -> None:
+        """Record that a module takes a statistic over the channels of a tensor, along a dimension."""
+        self.norms.setdefault(module, (tensor, dim))
+
+    def see(self, module: str, tensor: Seen) -> None:
+        """Record a tensor that came by in a module."""
+        if tensor.key not in self.seen[module]:
+            self.seen[module][tensor.key] = tensor
+            if len(varying(tensor.labels)) > 1:
+                self.boxes[module].append(tensor.labels)
+
+    def leave(self, module: str, outputs: list[Seen]) -> None:
+        """Record what a call of a module returned."""
+        self.returned[module].append(outputs)

@@ -9,6 +9,8 @@ network is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,19 +51,44 @@ def broadcast(*labels: Tensor) -> list[Tensor]:
     return list(torch.broadcast_tensors(*labels))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
-def same_channels_in_order(before: Tensor, after: Tensor) -> bool:
-    """Tell whether rearranged labels still name every channel, in the same order.
+def restrict(labels: Tensor, kept: Tensor) -> Tensor | None:
+    """Return the labels that the narrow tensor has, in the order of the wide one; None if they make no tensor.
 
-    Flattening repeats a channel (c0 c0 c1 c1) or the whole sequence (c0 c1 c0 c1): both are the same channels in
-    order, and a slim network that does the same arrives at the narrow version of the same tensor. Slicing or
-    regrouping channels is not: there the numbers written in the network would mean something else when it is narrow.
+    What is kept of a tensor is a tensor again where, in every dimension, the same positions are kept all over the
+    others.
 
     Args:
-        before: Collapsed labels of the tensor that was rearranged, changing along one dimension at most.
-        after: Collapsed labels of the result.
+        labels: Collapsed labels of the wide tensor.
+        kept: For every label whether it is kept, bool [labels].
     """
-    if len(varying(after)) > 1:
-        return False
-    sequence, result = (torch.unique_consecutive(labels.flatten()) for labels in (before, after))
-    times, rest = divmod(result.numel(), sequence.numel())
-    return rest == 0 and torch.equal(result, sequence.repeat(times))
+    flags = kept[labels]
+    if not bool(flags.any()):
+        return None
+    for dim in varying(labels):
+        others = [each for each in range(flags.ndim) if each != dim]
+        positions = (flags.any(dim=others) if others else flags).nonzero().flatten()
+        flags, labels = flags.index_select(dim, positions), labels.index_select(dim, positions)
+    return labels if bool(flags.all()) else None
+
+
+def narrow_shape(shape: Sequence[int], labels: Tensor, narrow: Tensor) -> tuple[int, ...]:
+    """Return the shape of the narrow tensor, from the wide one's and the labels of both."""
+    return tuple(narrow.size(dim) if labels.size(dim) > 1 else size for dim, size in enumerate(shape))
+
+
+def families(pairs: Tensor, labels: int) -> Tensor:
+    """Return for every label the smallest label that it is tied to, directly or over others: int64 [labels].
+
+    Args:
+        pairs: Labels that are tied, [2, n].
+        labels: How many labels there are.
+    """
+    smallest = torch.arange(labels, device="cpu")
+    pairs = torch.cat([pairs, pairs.flip(0)], dim=1)
+    while True:
+        spread = smallest.scatter_reduce(0, pairs[0], smallest[pairs[1]], "amin")
+        # Following the pointers halves the length of chains that are tied one after another.
+        spread = spread[spread]
+        if torch.equal(spread, smallest):
+            return smallest
+        smallest = spread

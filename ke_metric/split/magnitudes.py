@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.wrappers import unwrapped
 
 
 def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[float | None, float | None]]:
@@ -16,6 +17,7 @@ def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[floa
     Raises:
         KeMetricError: The plan is of another network.
     """
+    network = unwrapped(network)
     plan.check(network)
     parameters = dict(network.named_parameters())
     means = {}

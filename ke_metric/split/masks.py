@@ -59,14 +59,21 @@ class ChannelMask:
     """Fit part of a weight by whole channels (KELS): kept rows x kept columns, whole kernels.
 
     Attributes:
-        shape: Shape of the weight, [C_out, C_in / groups, ...].
-        outputs: Kept rows.
-        inputs: Kept columns.
+        shape: Shape of the weight, [C_out, C_in / groups, ...]; [C_in, C_out / groups, ...] if transposed.
+        outputs: Kept output channels.
+        inputs: Kept input channels.
+        transposed: Whether the input channels come first, as in a transposed convolution.
     """
 
     shape: tuple[int, ...]
     outputs: ChannelSet
     inputs: ChannelSet
+    transposed: bool = False
+
+    @property
+    def axes(self) -> tuple[ChannelSet, ChannelSet]:
+        """What is kept along the first and along the second axis of the weight."""
+        return (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
 
     @property
     def fit_count(self) -> int:
@@ -75,19 +82,25 @@ class ChannelMask:
 
     def expand(self) -> Tensor:
         """Return the mask as a bool tensor of the weight's shape, a view that is stored once per kernel."""
-        plane = self.outputs.flags[:, None] & self.inputs.flags
+        first, second = self.axes
+        plane = first.flags[:, None] & second.flags
         return plane.view(*plane.shape, *(1,) * (len(self.shape) - 2)).expand(self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Return the mask as JSON values; `from_json` reads them."""
-        return {"shape": self.shape, "outputs": self.outputs.ranges, "inputs": self.inputs.ranges}
+        entry = {"shape": self.shape, "outputs": self.outputs.ranges, "inputs": self.inputs.ranges}
+        return entry | {"transposed": True} if self.transposed else entry
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Self:
         """Return the mask that `to_json` wrote."""
-        shape = tuple(entry["shape"])
+        shape, transposed = tuple(entry["shape"]), bool(entry.get("transposed", False))
+        inputs, outputs = shape[:2] if transposed else (shape[1], shape[0])
         return cls(
-            shape, ChannelSet.of_ranges(shape[0], entry["outputs"]), ChannelSet.of_ranges(shape[1], entry["inputs"])
+            shape,
+            ChannelSet.of_ranges(outputs, entry["outputs"]),
+            ChannelSet.of_ranges(inputs, entry["inputs"]),
+            transposed,
         )
 
 

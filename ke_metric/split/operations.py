@@ -1,15 +1,16 @@
 """What each family of aten operations does to the labels of its operands.
 
-Layers give out new labels; batch norms, spatial operations, reductions, rearrangements, concatenations and
-elementwise operations pass labels on. Everything else demands that all channels of its operands are kept, which is so
-where nothing is dropped, and a clear error where something is. No family guesses: where labels cannot be passed on
-exactly, it demands.
+Layers give out new labels (`layers.py`), norms and statistics are in `norms.py`; spatial operations, rearrangements,
+concatenations and elementwise operations, which pass labels on, are here. Everything else demands that all of the
+channels of its operands are kept, which is so where nothing is dropped, and a clear error where something is. No
+family guesses: where labels cannot be passed on exactly, it demands. Whether a narrow network moves its channels as
+the wide one does is not decided here: `rehearsal.py` runs it and compares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,156 +18,65 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ke_metric.split.call import Call
-from ke_metric.split.graph import Layer
-from ke_metric.split.labels import (
-    ALWAYS,
-    align,
-    always,
-    broadcast,
-    collapse,
-    collapsed_always,
-    same_channels_in_order,
-    varying,
-)
-
-Rule = Callable[[Call], list[Tensor]]
+from ke_metric.split.labels import ALWAYS, align, collapse, collapsed_always, varying
+from ke_metric.split.layers import convolution, linear, matrix_product, pixel_shuffle, pixel_unshuffle
+from ke_metric.split.norms import batch_norm, group_norm, layer_norm, reduce, softmax
+from ke_metric.split.rules import Rule, along_channels, meet, mix
 
 
-def follow(call: Call) -> list[Tensor]:
-    """Return collapsed labels for every output of an operation, and record what it ties together or demands."""
-    labels = _rule(call)(call)
+def follow(call: Call) -> list[Tensor | None]:
+    """Return collapsed labels for every output of an operation, and record what it ties together or demands.
+
+    None for outputs that depend on nothing that has labels.
+    """
+    rule = _rule(call)
+    if rule not in CONSUMERS and call.kind != "t":
+        call.label_parameters()
+    labelled = len(call.labelled)
+    if not labelled and not (rule in LAYERS and call.used):
+        return [None for _ in call.outputs]
+    if labelled > 1 and rule not in SEVERAL:
+        rule = mix
+    labels = rule(call)
     assert [each.ndim for each in labels] == [output.ndim for output in call.outputs]
-    return labels
+    _keep_track_of_weights(call, rule)
+    return list(labels)
 
 
 def _rule(call: Call) -> Rule:
     kind, function = call.kind, call.function
     if torch.Tag.pointwise in function.tags or kind in ELEMENTWISE:
-        rule: Rule = elementwise
-    elif kind in RULES:
-        rule = RULES[kind]
-    elif SPATIAL.fullmatch(kind):
-        rule = spatial
-    elif function.is_view or kind in REARRANGEMENTS:
-        rule = rearrange
-    else:
-        rule = mix
-    return rule if len(call.labelled) == 1 or rule in (elementwise, concatenate, stack) else mix
+        return elementwise
+    if kind in RULES:
+        return RULES[kind]
+    if SPATIAL.fullmatch(kind):
+        return spatial
+    if kind in BY_STRIDES or function._overloadname == "dtype":
+        # Pooling to one position restores the memory format of its result in this way.
+        same = [list(output.shape) for output in call.outputs] == [list(call.tensors[0].shape)]
+        return elementwise if same and kind == "as_strided" else mix
+    return rearrange if function.is_view or kind in REARRANGEMENTS else mix
 
 
-def mix(call: Call) -> list[Tensor]:
-    """Every other operation: each element of the result may depend on all channels."""
-    for _, labels in call.labelled:
-        call.demand(labels, "mixes channels, or moves them in a way that is not followed")
-    [(tensor, labels), *others] = call.labelled
-    # Labels that must be kept anyway are passed on all the same: the last layer's reach the network's output through
-    # a softmax or a layer norm, and that is how the last layer is known to be one.
-    return [
-        labels
-        if not others and output is not tensor and output.shape == tensor.shape
-        else collapsed_always(output.ndim)
-        for output in call.outputs
-    ]
-
-
-def _vector(call: Call, tensor: Tensor, dim: int) -> Tensor:
-    """Return the labels along one dimension, [tensor.shape[dim]]; they may vary along no other."""
-    labels = call.labels[tensor]
-    if not set(varying(labels)) <= {dim}:
-        call.demand(labels, f"needs the same channels at every position outside of dimension {dim}")
-        return always(tensor.size(dim))
-    return labels.flatten().expand(tensor.size(dim))
-
-
-def _along(labels: Tensor, dim: int, dimensions: int) -> Tensor:
-    """Return collapsed labels that vary along one dimension, from the labels [n] along it."""
-    return collapse(labels.view([-1 if each == dim else 1 for each in range(dimensions)]))
-
-
-# --- layers -------------------------------------------------------------------------------------------------------
-
-
-def convolution(call: Call) -> list[Tensor]:
-    """Convolution: new channels. In a grouped one, the outputs of a group are kept with the inputs of that group."""
-    image, weight, bias = call.args[:3]
-    name = call.name_of(weight)
-    if name is None or image not in call.labels or call.argument("transposed"):
-        return mix(call)
-    inputs, groups = _vector(call, image, 1), call.argument("groups")
-    if groups == 1:
-        return _layer(call, name, weight, bias, inputs)
-    inputs = inputs.view(groups, -1)
-    if inputs.size(1) > 1:
-        reason = f"{call.place} has {groups} groups of {inputs.size(1)} channels, of which one is cut in two"
-        call.graph.demand(inputs, reason, droppable=True)
-    outputs = inputs[:, 0].repeat_interleave(weight.size(0) // groups)
-    return _record(call, name, bias, Layer(tuple(weight.shape), outputs, always(weight.size(1))))
-
-
-def linear(call: Call) -> list[Tensor]:
-    """Matrix product [N, C_in] x [C_in, C_out] with the transposed weight of a linear layer: new channels."""
-    *bias, features, matrix = call.args
-    weight = matrix._base
-    name = call.name_of(weight)
-    if name is None or features not in call.labels or not _is_transposed(weight, matrix):
-        return mix(call)
-    return _layer(call, name, weight, bias[0] if bias else None, _vector(call, features, 1))
-
-
-def _is_transposed(weight: Tensor, matrix: Tensor) -> bool:
-    return weight.ndim == 2 and (matrix.shape, matrix.stride()) == (weight.t().shape, weight.t().stride())
-
-
-def _layer(call: Call, name: str, weight: Tensor, bias: Tensor | None, inputs: Tensor) -> list[Tensor]:
-    known = call.graph.layers.get(name)
-    outputs = call.graph.new_outputs(name, weight.size(0)) if known is None else known.outputs
-    return _record(call, name, bias, Layer(tuple(weight.shape), outputs, inputs))
-
-
-def _record(call: Call, name: str, bias: Tensor | None, layer: Layer) -> list[Tensor]:
-    call.add_layer(name, layer)
-    if bias is not None:
-        call.follow(bias, layer.outputs)
-    return [_along(layer.outputs, 1, call.outputs[0].ndim)]
+def _keep_track_of_weights(call: Call, rule: Rule) -> None:
+    """Know what is computed from a weight alone, row by row and with its columns in place: a weight as well."""
+    sources = [call.standardised[tensor] for tensor in call.tensors if tensor in call.standardised]
+    in_place = rule in (elementwise, batch_norm, reduce) or call.kind in COLUMNS_IN_PLACE
+    if sources and in_place and not call.depends_on_input and all(source is sources[0] for source in sources):
+        for output in call.outputs:
+            call.standardised[output] = sources[0]
 
 
 # --- what leaves channels as they are -----------------------------------------------------------------------------
 
 
-def batch_norm(call: Call) -> list[Tensor]:
-    """Batch norm: scale, shift and running statistics follow the channels of the input."""
-    image, *vectors = call.args[:5]
-    if image not in call.labels:
-        return mix(call)
-    channels = _vector(call, image, 1)
-    for vector in vectors:
-        if vector is not None:
-            call.follow(vector, channels)
-    normalized, *statistics = call.outputs
-    return [_along(channels, 1, normalized.ndim), *(collapsed_always(each.ndim) for each in statistics)]
-
-
 def spatial(call: Call) -> list[Tensor]:
     """Pooling, resizing, reflecting: acts on the last dimensions, on each channel by itself."""
-    [(_, labels)] = call.labelled
+    [(tensor, _)] = call.labelled
     found = SPATIAL.fullmatch(call.kind)
     assert found is not None
-    if any(dim >= labels.ndim - int(found[1]) for dim in varying(labels)):
-        return mix(call)
-    return [labels for _ in call.outputs]
-
-
-def reduce(call: Call) -> list[Tensor]:
-    """Mean, sum, norm, ... over dimensions that hold no channels."""
-    [(tensor, labels)] = call.labelled
-    dims = call.argument("dim")
-    dims = [dims] if isinstance(dims, int) else dims or range(tensor.ndim)
-    reduced = {dim % tensor.ndim for dim in dims}
-    if reduced & set(varying(labels)):
-        return mix(call)
-    if not call.argument("keepdim"):
-        labels = labels.reshape([size for dim, size in enumerate(labels.shape) if dim not in reduced])
-    return [labels for _ in call.outputs]
+    labels = call.along(tensor, range(tensor.ndim - int(found[1]), tensor.ndim))
+    return mix(call) if labels is None else [labels for _ in call.outputs]
 
 
 # --- what moves elements ------------------------------------------------------------------------------------------
@@ -175,6 +85,8 @@ def reduce(call: Call) -> list[Tensor]:
 def rearrange(call: Call) -> list[Tensor]:
     """Views, shapes, slices: labels move as the elements do."""
     [(tensor, labels)] = call.labelled
+    if not varying(labels):
+        return [labels.reshape((1,) * output.ndim) for output in call.outputs]
     full = labels.expand(tensor.shape).contiguous()
 
     def on_labels(argument: Any) -> Any:
@@ -184,7 +96,18 @@ def rearrange(call: Call) -> list[Tensor]:
 
     moved = tree_leaves(call.function(*tree_map(on_labels, call.args), **call.kwargs))
     results = [collapse(each) for each in moved]
-    return results if all(same_channels_in_order(labels, each) for each in results) else mix(call)
+    if call.kind in PARTS:
+        _note_parts(call, labels, results)
+    return results
+
+
+def _note_parts(call: Call, labels: Tensor, parts: list[Tensor]) -> None:
+    """Let every part that channels are split into keep a prefix of its own."""
+    present = torch.cat([part.flatten() for part in parts])
+    rest = labels.flatten()[~torch.isin(labels.flatten(), present)]
+    parts = [part.flatten() for part in parts] + ([rest] if rest.numel() else [])
+    if any(not torch.equal(parts[0], part) for part in parts):
+        call.graph.add_parts(call.place.name, parts)
 
 
 def pad(call: Call) -> list[Tensor]:
@@ -195,8 +118,6 @@ def pad(call: Call) -> list[Tensor]:
         if labels.size(dim) == 1:
             start = 2 * (tensor.ndim - 1 - dim)
             amounts[start : start + 2] = [0, 0]
-    if min(amounts) < 0:
-        return mix(call)
     return [torch.nn.functional.pad(labels, amounts, value=ALWAYS)]
 
 
@@ -207,11 +128,9 @@ def concatenate(call: Call) -> list[Tensor]:
     across = {each for _, labels in call.labelled for each in varying(labels)}
     if across and dim not in across:
         return elementwise(call)
-    if not across <= {dim}:
-        return mix(call)
     parts = []
     for tensor in call.args[0]:
-        sizes = [tensor.size(dim) if each == dim else 1 for each in range(dimensions)]
+        sizes = [tensor.size(each) if each == dim or each in across else 1 for each in range(dimensions)]
         parts.append(call.labels.get(tensor, collapsed_always(dimensions)).expand(sizes))
     return [collapse(torch.cat(parts, dim))]
 
@@ -220,8 +139,34 @@ def stack(call: Call) -> list[Tensor]:
     """Stacking: channel by channel."""
     if len(call.labelled) < len(call.tensors):
         return mix(call)
-    partners = [labels for _, labels in call.labelled]
-    return [_tie(call, partners).unsqueeze(call.argument("dim", 0))]
+    output = call.outputs[0].select(call.argument("dim", 0), 0)
+    labels = meet(call, [(tensor, labels) for tensor, labels in call.labelled], output)
+    return [labels.unsqueeze(call.argument("dim", 0))]
+
+
+def channel_shuffle(call: Call) -> list[Tensor]:
+    """Channels of all groups in turn: the same of every group are kept."""
+    [(tensor, _)] = call.labelled
+    groups = call.vector(tensor, 1).view(call.argument("groups"), -1)
+    call.graph.boxes[call.place.name].append(groups)
+    return [along_channels(groups.t().flatten(), tensor.ndim)]
+
+
+def gated_halves(call: Call) -> list[Tensor]:
+    """Gated linear unit: the first half is kept where its gate, the second, is."""
+    [(tensor, labels)] = call.labelled
+    dim = call.argument("dim", -1) % tensor.ndim
+    if labels.size(dim) == 1:
+        return [labels]
+    halves = labels.chunk(2, dim)
+    call.graph.tie(*halves)
+    call.graph.add_parts(call.place.name, [half.flatten() for half in halves])
+    return [halves[0]]
+
+
+def blank(call: Call) -> list[Tensor]:
+    """New tensors filled with one value: nothing of their operand is in them."""
+    return [collapsed_always(output.ndim) for output in call.outputs]
 
 
 # --- elementwise --------------------------------------------------------------------------------------------------
@@ -231,56 +176,74 @@ def elementwise(call: Call) -> list[Tensor]:
     """Sums, products, activations, ...: channels that meet are kept or dropped together."""
     output = call.outputs[0]
     operands = [(tensor, align(labels, output.ndim)) for tensor, labels in call.labelled]
-    across = varying(broadcast(*(labels for _, labels in operands))[0])
-    partners = []
-    for tensor, labels in operands:
-        if len(_axes(tensor, across, output)) < len(across):
-            call.demand(labels, "spreads one channel over many")
-        else:
-            partners.append(labels)
-    merged = _tie(call, partners) if partners else collapsed_always(output.ndim)
+    merged = meet(call, operands, output)
+    across = varying(merged)
     for tensor in call.tensors:
-        axes = _axes(tensor, across, output)
-        if axes and tensor not in call.labels:
-            _follow_constant(call, tensor, axes, merged)
+        if tensor not in call.labels and _is_wide(tensor, across, output):
+            call.demand(merged, "meets a constant that has a value for every channel")
     return [merged for _ in call.outputs]
 
 
-def _axes(tensor: Tensor, across: Sequence[int], output: Tensor) -> list[int]:
-    """Return the tensor's own dimensions that lie along the channels of the output and are not broadcast there."""
-    axes = [dim - output.ndim + tensor.ndim for dim in across]
-    return [axis for axis in axes if axis >= 0 and tensor.size(axis) > 1 and tensor.stride(axis) > 0]
-
-
-def _tie(call: Call, partners: Sequence[Tensor]) -> Tensor:
-    for other in partners[1:]:
-        call.graph.tie(partners[0], other)
-    return broadcast(*partners)[0]
-
-
-def _follow_constant(call: Call, tensor: Tensor, axes: Sequence[int], labels: Tensor) -> None:
-    """Let a parameter that has a value for every channel follow the channels it meets."""
-    if len(varying(labels)) == 1:
-        call.follow(tensor, labels.flatten(), axes[0])
-    else:
-        call.demand(labels, "meets a constant that has a value for every channel")
+def _is_wide(constant: Tensor, across: Sequence[int], output: Tensor) -> bool:
+    """Tell whether a constant has several values along the channels of the output."""
+    axes = [dim - output.ndim + constant.ndim for dim in across]
+    return any(axis >= 0 and constant.size(axis) > 1 and constant.stride(axis) > 0 for axis in axes)
 
 
 RULES: dict[str, Rule] = {
     "cat": concatenate,
     "stack": stack,
     "convolution": convolution,
-    "addmm": linear,
-    "mm": linear,
+    **dict.fromkeys(("addmm", "mm"), linear),
+    **dict.fromkeys(("bmm", "baddbmm"), matrix_product),
     "constant_pad_nd": pad,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    "glu": gated_halves,
     **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), batch_norm),
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
+    "native_group_norm": group_norm,
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min"), reduce),
     **dict.fromkeys(("linalg_vector_norm", "var", "std", "var_mean", "std_mean"), reduce),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), blank),
 }
+
+LAYERS = (convolution, linear)
+"""Rules that look for weights among the parameters themselves."""
+
+CONSUMERS = (*LAYERS, batch_norm, layer_norm, group_norm)
+"""Rules that let parameters follow the channels they are given."""
+
+SEVERAL = (
+    elementwise,
+    concatenate,
+    stack,
+    convolution,
+    linear,
+    matrix_product,
+    batch_norm,
+    layer_norm,
+    group_norm,
+    mix,
+)
+"""Rules that take several operands with labels."""
 
 SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z_]+|reflection_pad|replication_pad)(\d)d\w*")
 
-REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll"}
+REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll", "split_with_sizes_copy"}
 
-ELEMENTWISE = {"hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like"}
+PARTS = {"slice", "split", "split_with_sizes", "narrow", "chunk", "unsafe_chunk", "unsafe_split"}
+"""Rearrangements that take channels apart."""
+
+COLUMNS_IN_PLACE = {"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias", "detach"}
+
+BY_STRIDES = {"as_strided", "_reshape_alias", "view_as_real", "view_as_complex"}
+"""Views that say nothing about channels: they name strides, or pair elements."""
+
+ELEMENTWISE = {
+    "hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "clone",
+    "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
+}  # fmt: skip
 """Elementwise operations that torch does not tag as pointwise."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self
@@ -11,11 +11,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.randomness import torch_generator
-from ke_metric.split.channels import follow_channels
-from ke_metric.split.kels import fit_labels
-from ke_metric.split.masks import ChannelMask, ChannelSet, Narrowing, WeightMask
+from ke_metric.split.masks import ChannelMask, Narrowing, WeightMask
 from ke_metric.split.table import split_table
+from ke_metric.split.wrappers import unwrapped
 
 FORMAT = 1
 KINDS = ("kels", "wels")
@@ -29,13 +27,23 @@ class SplitPlan:
         kind: `kels` (whole channels) or `wels` (single weights).
         rate: Split rate in (0, 1].
         weights: Weight name -> its mask in compact form, in parameter order.
-        narrowings: Name of a bias, norm parameter or norm statistic -> its kept channels; none for wels.
+        narrowings: Name of a bias, norm parameter, norm statistic, embedding, ... -> its kept channels; wels: none.
+        norms: Module -> the channels of its input that it takes a statistic over: there the slim network, which has
+            no others, differs from the dense one with its reset hypothesis at zero.
+        settings: Module -> attribute -> value: numbers of heads, split sizes and other widths that a module of the
+            slim network holds beside its tensors.
+        kept_whole: Module -> why no narrower width can serve what it does with its channels.
+        channel_multiple: Numbers of kept channels were rounded up to a multiple of this.
     """
 
     kind: str
     rate: float
     weights: Mapping[str, ChannelMask | WeightMask]
     narrowings: Mapping[str, Narrowing] = field(default_factory=dict)
+    norms: Mapping[str, Narrowing] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, int | list[int]]] = field(default_factory=dict)
+    kept_whole: Mapping[str, str] = field(default_factory=dict)
+    channel_multiple: int = 1
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -58,6 +66,7 @@ class SplitPlan:
         Raises:
             KeMetricError: A parameter or buffer of the plan is missing or has another shape.
         """
+        network = unwrapped(network)
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         start = f"the split plan belongs to another network than this {type(network).__name__}"
         for name, entry in {**self.weights, **self.narrowings}.items():
@@ -75,6 +84,10 @@ class SplitPlan:
             "rate": self.rate,
             "weights": {name: mask.to_json() for name, mask in self.weights.items()},
             "narrowings": {name: narrowing.to_json() for name, narrowing in self.narrowings.items()},
+            "norms": {name: narrowing.to_json() for name, narrowing in self.norms.items()},
+            "settings": self.settings,
+            "kept_whole": self.kept_whole,
+            "channel_multiple": self.channel_multiple,
         }
         return json.dumps(document)
 
@@ -110,97 +123,35 @@ class SplitPlan:
             else ChannelMask.from_json(entry)
             for name, entry in document["weights"].items()
         }
-        narrowings = {name: Narrowing.from_json(entry) for name, entry in document["narrowings"].items()}
-        return cls(document["kind"], document["rate"], weights, narrowings)
+        # Plans of before these fields were there have none of what they hold.
+        narrowings, norms = (
+            {name: Narrowing.from_json(entry) for name, entry in document.get(key, {}).items()}
+            for key in ("narrowings", "norms")
+        )
+        return cls(
+            document["kind"],
+            document["rate"],
+            weights,
+            narrowings,
+            norms,
+            _settings(document.get("settings", {})),
+            {str(name): str(reason) for name, reason in document.get("kept_whole", {}).items()},
+            int(document.get("channel_multiple", 1)),
+        )
 
     def __str__(self) -> str:
         return split_table(self)
 
 
-def plan_split(
-    network: nn.Module,
-    example_input: Tensor,
-    *,
-    rate: float = 0.5,
-    kind: str = "kels",
-    keep_whole: Collection[str] = (),
-    seed: int | None = None,
-) -> SplitPlan:
-    """Plan which part of every weight of a network is the fit hypothesis.
-
-    `kels` keeps the first ceil(rate x channels) output channels of every convolution and linear layer, and the input
-    channels that are kept where they come from; the network's input and output are never narrowed. `wels` keeps
-    round(rate x entries) single entries of every parameter with two or more dimensions, drawn at random.
-    (Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021.)
-
-    Args:
-        network: Any network; unchanged.
-        example_input: What it takes, for example images [B, 3, H, W]; kels runs the network on it once.
-        rate: Split rate in (0, 1]; 1 keeps everything.
-        kind: `kels` or `wels`.
-        keep_whole: Names of modules whose layers keep all of their outputs (kels) or weights (wels).
-        seed: Seed of the wels masks; unused by kels, which draws nothing.
-
-    Raises:
-        KeMetricError: A bad argument, or a network that kels cannot follow.
-    """
-    if kind not in KINDS:
-        raise KeMetricError(
-            f"split kind {kind!r} is none of {', '.join(KINDS)}{closest(kind, KINDS)}", ExitCode.RECIPE
-        )
-    if not 0 < rate <= 1:
-        raise KeMetricError(f"split rate = {rate}: must be greater than 0 and at most 1", ExitCode.RECIPE)
-    whole = _weights_inside(network, keep_whole)
-    if kind == "wels":
-        return _plan_wels(network, rate, whole, seed)
-    return _plan_kels(network, example_input, rate, whole)
-
-
-def _plan_kels(network: nn.Module, example_input: Tensor, rate: float, keep_whole: set[str]) -> SplitPlan:
-    graph = follow_channels(network, example_input)
-    fit = fit_labels(graph, rate, keep_whole)
-    weights: dict[str, ChannelMask | WeightMask] = {}
-    for name, _ in network.named_parameters():
-        if name in graph.layers:
-            layer = graph.layers[name]
-            weights[name] = ChannelMask(
-                layer.shape, ChannelSet.of(fit[layer.outputs]), ChannelSet.of(fit[layer.inputs])
-            )
-    narrowings = {
-        name: Narrowing(follower.shape, follower.axis, ChannelSet.of(fit[follower.labels]))
-        for name, follower in graph.followers.items()
-    }
-    return SplitPlan("kels", rate, weights, narrowings)
-
-
-def _plan_wels(network: nn.Module, rate: float, keep_whole: set[str], seed: int | None) -> SplitPlan:
-    if seed is None:
-        raise KeMetricError("kind='wels' draws its masks at random and needs seed=", ExitCode.RECIPE)
-    weights: dict[str, ChannelMask | WeightMask] = {
-        name: WeightMask.draw(parameter.shape, rate, torch_generator(seed, 0, f"wels mask of {name}"))
-        for name, parameter in network.named_parameters()
-        if parameter.ndim >= 2 and name not in keep_whole
-    }
-    return SplitPlan("wels", rate, weights)
-
-
-def _weights_inside(network: nn.Module, modules: Collection[str]) -> set[str]:
-    """Return the names of the weights (two or more dimensions) in the named modules."""
-    known = dict(network.named_modules())
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    inside: set[str] = set()
-    for module in modules:
-        if module not in known:
-            raise KeMetricError(
-                f"keep_whole names {module!r}; {type(network).__name__} has no such module{closest(module, known)}",
-                ExitCode.RECIPE,
-            )
-        weights = {names[parameter] for parameter in known[module].parameters() if parameter.ndim >= 2}
-        if not weights:
-            raise KeMetricError(
-                f"keep_whole names {module!r}, a {type(known[module]).__name__} without weights: there is nothing in "
-                "it to split or keep; name the convolution or linear layer before it",
-                ExitCode.RECIPE,
-            )
-        inside |= weights
-    return inside
+def _settings(document: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | list[int]]]:
+    """Return settings as JSON holds them, once they are seen to hold nothing but widths."""
+    for name, attributes in document.items():
+        for attribute, value in attributes.items():
+            values = value if isinstance(value, list) else [value]
+            if (
+                not attribute.isidentifier()
+                or attribute.startswith("_")
+                or not all(type(each) is int for each in values)
+            ):
+                raise ValueError(f"settings of {name}: {attribute} = {value!r} is no width")
+    return {name: dict(attributes) for name, attributes in document.items()}

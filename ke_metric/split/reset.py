@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.randomness import default_streams
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.wrappers import unwrapped
 
-INITS = ("official", "same_as_init", "zero")
+INITS = ("official", "same_as_init", "orthogonal", "zero")
 
 
 def redraw_reset(
@@ -24,29 +27,44 @@ def redraw_reset(
 ) -> None:
     """Give the reset hypothesis new values; the fit hypothesis, biases, norms and buffers stay bit-identical.
 
-    `official` draws from U(-b, b) with b = 1 / sqrt(fan_in) and the dense layer's fan_in, as the code of Taha et al.
-    does (kaiming_uniform_ with a = sqrt(5)) whatever the network was initialised with. `same_as_init` takes the
-    values of a newly built network. `zero` sets them to 0.
+    - `official` draws from U(-b, b) with b = 1 / sqrt(fan_in) and the dense layer's fan_in, as the code of Taha et
+      al. does (kaiming_uniform_ with a = sqrt(5)) whatever the network was initialised with; fan_in is the product
+      of all dimensions but the first, as torch counts it.
+    - `same_as_init` takes the values of `fresh`. Without `fresh` every module draws them by its own rule
+      (`reset_parameters`, the outermost module that has one first): right for recurrent and graph layers and for
+      networks that leave their layers as these initialise themselves; a network that overwrites them when it is
+      built, such as torchvision's ResNet, needs `fresh`.
+    - `orthogonal` takes the entries of a random (semi-)orthogonal matrix [rows, all other dimensions] of gain 1, as
+      `torch.nn.init.orthogonal_` draws it (Saxe et al., ICLR 2014): one matrix for every gate of a recurrent weight
+      and for each of the stacked query, key and value weights of nn.MultiheadAttention.
+    - `zero` sets them to 0.
+
+    The row of an embedding table that stands for padding stays as it is.
 
     Args:
-        network: The network; changed in place, its parameters keep their storage.
+        network: The network, wrapped (DistributedDataParallel, torch.compile) or not; changed in place, its
+            parameters keep their storage.
         plan: A plan of this network.
-        generator: CPU generator that official draws from, weight after weight, so that the values are the same on
+        generator: CPU generator that random values come from, weight after weight, so that they are the same on
             every device.
-        init: `official`, `same_as_init` or `zero`.
+        init: `official`, `same_as_init`, `orthogonal` or `zero`.
         fresh: A newly built network of the same architecture, for same_as_init.
 
     Raises:
-        KeMetricError: The plan is of another network, or what `init` needs is missing.
+        KeMetricError: The plan is of another network, what `init` needs is missing, or the network is sharded.
     """
+    network = unwrapped(network)
     plan.check(network)
     values = _values(network, plan, generator, init, fresh)
-    parameters = dict(network.named_parameters())
     with torch.no_grad():
         for name, mask in plan.weights.items():
-            old = parameters[name]
-            new = values(name, old).to(device=old.device, dtype=old.dtype)
-            old.copy_(torch.where(mask.expand().to(old.device), old, new))
+            owner, old = _owner(network, name), network.get_parameter(name)
+            new = values(name, owner, old).to(device=old.device, dtype=old.dtype)
+            fit = mask.expand().to(old.device)
+            if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.padding_idx is not None:
+                # No gradient ever reaches this row: a random one would stay.
+                fit[owner.padding_idx] = True
+            old.copy_(torch.where(fit, old, new))
 
 
 def zero_reset(network: nn.Module, plan: SplitPlan) -> None:
@@ -54,28 +72,102 @@ def zero_reset(network: nn.Module, plan: SplitPlan) -> None:
     redraw_reset(network, plan, init="zero")
 
 
+# New values for a whole weight, from its name, the module that owns it and its present values.
+_Values = Callable[[str, nn.Module, Tensor], Tensor]
+
+
 def _values(
     network: nn.Module, plan: SplitPlan, generator: torch.Generator | None, init: str, fresh: nn.Module | None
-) -> Callable[[str, Tensor], Tensor]:
-    """Return the function that yields new values for a whole weight, from its name and present values."""
+) -> _Values:
+    if init not in INITS:
+        raise KeMetricError(f"reset {init!r} is none of {', '.join(INITS)}{closest(init, INITS)}", ExitCode.RECIPE)
     if init == "zero":
-        return lambda _, old: torch.zeros_like(old)
-    if init == "official":
-        if generator is None:
-            raise KeMetricError("init='official' draws random values and needs generator=", ExitCode.RECIPE)
-        return lambda _, old: _uniform(old.shape, generator)
+        return lambda _, __, old: torch.zeros_like(old)
+    if init == "same_as_init" and fresh is not None:
+        return _of_fresh(network, plan, unwrapped(fresh))
+    if generator is None:
+        instead = ", or fresh=, a newly built network of the same architecture" if init == "same_as_init" else ""
+        raise KeMetricError(f"init={init!r} draws random values and needs generator={instead}", ExitCode.RECIPE)
     if init == "same_as_init":
-        if fresh is None or fresh is network:
-            raise KeMetricError(
-                "init='same_as_init' takes its values from fresh=, a newly built network of the same architecture",
-                ExitCode.RECIPE,
-            )
-        plan.check(fresh)
-        parameters = dict(fresh.named_parameters())
-        return lambda name, _: parameters[name].detach()
-    raise KeMetricError(f"reset {init!r} is none of {', '.join(INITS)}{closest(init, INITS)}", ExitCode.RECIPE)
+        drawn = _by_own_rules(network, plan, generator)
+        return lambda name, _, __: drawn[name]
+    if init == "orthogonal":
+        return lambda _, owner, old: _orthogonal(owner, old.shape, generator)
+    return lambda _, __, old: _uniform(old.shape, generator)
+
+
+def _of_fresh(network: nn.Module, plan: SplitPlan, fresh: nn.Module) -> _Values:
+    if fresh is network:
+        raise KeMetricError(
+            "init='same_as_init' takes its values from fresh=, a newly built network of the same architecture; it "
+            "was given the network itself",
+            ExitCode.RECIPE,
+        )
+    plan.check(fresh)
+    return lambda name, _, __: fresh.get_parameter(name).detach()
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
     bound = prod(shape[1:]) ** -0.5
     return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
+
+
+def _orthogonal(owner: nn.Module, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    new = torch.empty(shape, dtype=torch.float32, device="cpu")
+    blocks = 1
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        # The projection of an LSTM has fewer rows than one gate.
+        blocks = max(1, shape[0] // owner.hidden_size)
+    elif isinstance(owner, nn.MultiheadAttention):
+        blocks = shape[0] // owner.embed_dim
+    for block in new.chunk(blocks):
+        nn.init.orthogonal_(block, generator=generator)
+    return new
+
+
+def _by_own_rules(network: nn.Module, plan: SplitPlan, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return new values for the weights of a plan, drawn as the network's own modules initialise them.
+
+    All of them before any is used, so that an error leaves the network as it was.
+    """
+    drawn: dict[str, Tensor] = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        missing = [name for name in plan.weights if name.startswith(prefix) and name not in drawn]
+        rule = next((name for name in ("reset_parameters", "_reset_parameters") if hasattr(module, name)), None)
+        if missing and rule:
+            own_names = [name.removeprefix(prefix) for name in missing]
+            drawn |= {prefix + name: new for name, new in _initialised(module, rule, own_names, generator).items()}
+    for name in plan.weights:
+        if name not in drawn:
+            raise KeMetricError(
+                f"init='same_as_init': {name} belongs to a {type(_owner(network, name)).__name__}, and no "
+                "reset_parameters() draws it; pass fresh=, a newly built network of the same architecture",
+                ExitCode.RECIPE,
+            )
+    return drawn
+
+
+def _initialised(module: nn.Module, rule: str, names: list[str], generator: torch.Generator) -> dict[str, Tensor]:
+    """Return those of the named weights that a module's rule initialises, on the CPU in float32."""
+    copy = deepcopy(module).to("cpu", torch.float32)
+    with torch.no_grad():
+        for name in names:
+            # What is still NaN afterwards the rule does not touch: timm's blocks reset only what they own themselves.
+            copy.get_parameter(name).fill_(torch.nan)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    try:
+        with default_streams(seed, 0, "weights by their module's rule"):
+            getattr(copy, rule)()
+    except TypeError as error:
+        raise KeMetricError(
+            f"init='same_as_init': {rule}() of {type(module).__name__} failed: {error}; pass fresh=, a newly built "
+            "network of the same architecture",
+            ExitCode.RECIPE,
+        ) from error
+    new = {name: copy.get_parameter(name).detach() for name in names}
+    return {name: weight for name, weight in new.items() if bool(weight.isfinite().all())}
+
+
+def _owner(network: nn.Module, name: str) -> nn.Module:
+    return network.get_submodule(name.rpartition(".")[0])

@@ -7,11 +7,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.masks import ChannelMask, ChannelSet
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.wrappers import unwrapped
 
 
 def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
@@ -33,37 +34,40 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
             "(kind='kels' has one)",
             ExitCode.RECIPE,
         )
+    network = unwrapped(network)
     plan.check(network)
-    slim = deepcopy(network)
+    narrow = _narrow_tensors(network, plan)
+    # What deepcopy finds in its memo it takes as the copy: wide tensors are never copied only to be cut.
+    slim = deepcopy(network, {id(wide): tensor for wide, tensor in narrow})
     slim.zero_grad(set_to_none=True)
-    narrow = _narrow_tensors(slim, plan)
+    narrowed = {id(tensor) for _, tensor in narrow}
     for module in slim.modules():
-        changed = False
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor in narrow:
-                setattr(module, name, narrow[tensor])
-                changed = True
-        if changed:
+        if any(id(tensor) in narrowed for tensor in [*module._parameters.values(), *module._buffers.values()]):
             _state_widths(module)
+    for name, attributes in plan.settings.items():
+        module = slim.get_submodule(name)
+        for attribute, value in attributes.items():
+            setattr(module, attribute, value if isinstance(value, int) else type(getattr(module, attribute))(value))
     return slim
 
 
-def _narrow_tensors(network: nn.Module, plan: SplitPlan) -> dict[Tensor | None, Tensor]:
-    """Return, for every parameter and buffer of the plan, its narrow version."""
+def _narrow_tensors(network: nn.Module, plan: SplitPlan) -> list[tuple[Tensor, Tensor]]:
+    """Return every parameter and buffer that the plan narrows, with its narrow version."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    narrow: dict[Tensor | None, Tensor] = {}
+    narrow = []
     for name, mask in plan.weights.items():
         assert isinstance(mask, ChannelMask)
-        narrow[tensors[name]] = _narrow(tensors[name], [(0, mask.outputs), (1, mask.inputs)])
+        narrow.append((tensors[name], _narrow(tensors[name], list(enumerate(mask.axes)))))
     for name, narrowing in plan.narrowings.items():
-        narrow[tensors[name]] = _narrow(tensors[name], [(narrowing.axis, narrowing.channels)])
+        narrow.append((tensors[name], _narrow(tensors[name], [(narrowing.axis, narrowing.channels)])))
     return narrow
 
 
 def _narrow(tensor: Tensor, kept: list[tuple[int, ChannelSet]]) -> Tensor:
     values = tensor.detach()
     for axis, channels in kept:
-        values = values.index_select(axis, channels.index.to(tensor.device))
+        if channels.count < channels.size:
+            values = values.index_select(axis, channels.index.to(tensor.device))
     values = values.clone(memory_format=_memory_format(tensor))
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
@@ -80,7 +84,12 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 def _state_widths(module: nn.Module) -> None:
     """Let a layer's own attributes say how wide it is now."""
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _ConvTransposeNd):
+        if module.groups > 1:
+            module.groups = module.groups * len(module.weight) // module.in_channels
+        module.in_channels = len(module.weight)
+        module.out_channels = module.weight.size(1) * module.groups
+    elif isinstance(module, _ConvNd):
         if module.groups > 1:
             module.groups = module.groups * len(module.weight) // module.out_channels
         module.out_channels = len(module.weight)
@@ -91,3 +100,16 @@ def _state_widths(module: nn.Module) -> None:
         module.num_features = len(
             next(tensor for tensor in (module.weight, module.running_mean) if tensor is not None)
         )
+    else:
+        _state_norm_widths(module)
+
+
+def _state_norm_widths(module: nn.Module) -> None:
+    if isinstance(module, nn.GroupNorm):
+        if module.num_groups > 1:
+            module.num_groups = module.num_groups * len(module.weight) // module.num_channels
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def split_table(plan: SplitPlan) -> str:
-    """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit."""
+    """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit.
+
+    Below the table: what is kept whole because nothing narrower works, and which norms see the fit channels only.
+    """
     rows = [("weight", "outputs", "inputs", "fit")]
     rows += [
         (name, *_channels(mask), _share(mask.fit_count, prod(mask.shape))) for name, mask in plan.weights.items()
@@ -25,7 +28,10 @@ def split_table(plan: SplitPlan) -> str:
         )
         for row in rows
     ]
-    return "\n".join([f"{plan.kind} at split rate {plan.rate}", *lines])
+    notes = [f"{module} keeps all of its channels: {reason}" for module, reason in plan.kept_whole.items()]
+    if plan.norms:
+        notes.append(f"statistics over the fit channels only: {', '.join(plan.norms)}")
+    return "\n".join([f"{plan.kind} at split rate {plan.rate}", *lines, *notes])
 
 
 def _channels(mask: ChannelMask | WeightMask) -> tuple[str, str]:
@@ -35,4 +41,4 @@ def _channels(mask: ChannelMask | WeightMask) -> tuple[str, str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %"
+    return f"{100 * part / whole:.1f} %" if whole else "-"

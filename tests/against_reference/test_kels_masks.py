@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 
 RATES = (0.5, 0.7, 0.8)
 

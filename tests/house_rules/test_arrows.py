@@ -77,7 +77,7 @@ def package_of(path):
         ("data", "from .images import ImageSet", set()),
         ("data", "from ke_metric import evolve", {"evolve"}),
         ("recipe", "from ke_metric.data import images", {"data"}),
-        ("methods", "from ke_metric.split.plan import plan_split", set()),
+        ("methods", "from ke_metric.split.planning import plan_split", set()),
         ("lineage", "from ke_metric.evolution import evolve", {"evolution"}),
         ("evolution", "from ke_metric.lineage import Lineage\nfrom ke_metric.training import engine", {"lineage"}),
         ("scoring", "from ke_metric.evolution import evolve", {"evolution"}),

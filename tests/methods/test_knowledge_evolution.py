@@ -6,7 +6,7 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.knowledge_evolution import inherit, load_whole
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 
 
 class Small(nn.Module):

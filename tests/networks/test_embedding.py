@@ -8,7 +8,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.embedding import EmbeddingNetwork, build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Network
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
 
 NETWORK = Network(backbone="timm/test_resnet", embedding_size=24)

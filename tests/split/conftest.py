@@ -1,12 +1,14 @@
 """Networks with statistics that are not the initial ones, and the invariant that proves a split right."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torchvision
 from hypothesis import settings
 from torch import nn
 
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import zero_reset
 from ke_metric.split.slim import extract_slim
 
@@ -25,13 +27,39 @@ def _randomise(network, seed=0):
     return network.eval()
 
 
+@contextmanager
+def _norms_over_fit_channels(network, slim, plan):
+    """Let the norms that the plan names, and nothing else, see the fit channels only."""
+
+    def over_fit(narrow, norm, weight):
+        def hook(_module, inputs, output):
+            kept = norm.channels.index
+            result = narrow(inputs[0].index_select(norm.axis, kept))
+            kept = kept if weight is None else weight.outputs.index
+            return torch.zeros_like(output).index_copy(norm.axis, kept, result)
+
+        return hook
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            over_fit(slim.get_submodule(name), norm, plan.weights.get(f"{name}.weight"))
+        )
+        for name, norm in plan.norms.items()
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 def _slim_is_dense_with_zeros(network, images, **arguments):
     """Demand that slim == dense with its reset hypothesis zeroed; return plan and slim network."""
     plan = plan_split(network, images[:1], **arguments)
     slim = extract_slim(network, plan)
     zero_reset(network, plan)
-    with torch.no_grad():
-        dense_output, slim_output = network.eval()(images), slim.eval()(images)
+    network.eval()
+    slim.eval()
+    with torch.no_grad(), _norms_over_fit_channels(network, slim, plan):
+        dense_output, slim_output = network(images), slim(images)
     assert dense_output.shape == slim_output.shape
     assert dense_output.abs().max() > 0
     assert dense_output.std() > 0

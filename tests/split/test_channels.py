@@ -4,7 +4,7 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.channels import follow_channels
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.slim import extract_slim
 

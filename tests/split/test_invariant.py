@@ -50,11 +50,12 @@ def test_small_vgg(rate, randomise, slim_is_dense_with_zeros):
 
 @pytest.mark.parametrize("rate", [0.5, 0.7])
 def test_transformer(rate, randomise, slim_is_dense_with_zeros):
-    """Attention and layer norms mix all channels of the residual stream: it stays whole, the inner layers do not."""
+    """Heads are kept as a whole, and torch's attention keeps as many channels outside as its heads have."""
     network = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=5)
     nn.init.normal_(network.heads.head.weight)
     plan, slim = slim_is_dense_with_zeros(randomise(network), pictures(32), rate=rate)
-    assert plan.weights["conv_proj.weight"].fit_count == network.conv_proj.weight.numel()
+    assert plan.weights["conv_proj.weight"].outputs.count == {0.5: 8, 0.7: 16}[rate]
+    assert slim.encoder.layers[0].self_attention.num_heads == {0.5: 1, 0.7: 2}[rate]
     assert slim.encoder.layers[0].mlp[0].out_features == {0.5: 12, 0.7: 17}[rate]
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import KeMetricError
 from ke_metric.split.graph import ChannelGraph, Layer
 from ke_metric.split.kels import fit_labels, prefix
 
@@ -42,16 +42,24 @@ def tied_layers(draw):
 
 
 def families_fit(widths, ties, rate):
-    """The slow, obvious twin: gather families of tied channels, then decide family by family."""
-    family = {(i, c): {(i, c)} for i, width in enumerate(widths) for c in range(width)} | {None: {None}}
+    """The slow, obvious twin: gather families of tied channels, then decide section by section."""
+    nodes = [(i, c) for i, width in enumerate(widths) for c in range(width)]
+    family = {node: {node} for node in [*nodes, None]}
     for first, second in ties:
         union = family[first] | family[second]
         for node in union:
             family[node] = union
-    return {
-        node: None in members or all(c < prefix(rate, widths[i]) for i, c in members)
-        for node, members in family.items()
-    }
+    fit = dict.fromkeys(nodes, True)
+    sections = {}
+    for node in nodes:
+        members = family[node]
+        if None not in members and node == min(members):
+            sections.setdefault(frozenset(i for i, _ in members), []).append(members)
+    for layers, several in sections.items():
+        sizes = [sum(i == min(layers) for i, _ in members) for members in several]
+        for number, members in enumerate(several):
+            fit |= dict.fromkeys(members, sum(sizes[:number]) < prefix(rate, sum(sizes)))
+    return fit
 
 
 @given(tied_layers(), st.sampled_from([0.3, 0.5, 0.7, 1.0]))
@@ -59,28 +67,27 @@ def test_tied_channels_are_decided_family_by_family(network, rate):
     widths, ties = network
     expected = families_fit(widths, ties, rate)
     graph, outputs = graph_of(widths, ties)
-    if any(not any(expected[i, c] for c in range(width)) for i, width in enumerate(widths)):
-        with pytest.raises(KeMetricError, match="would keep none"):
-            fit_labels(graph, rate)
-        return
     fit = fit_labels(graph, rate)
     for i, labels in enumerate(outputs):
         assert fit[labels].tolist() == [expected[i, c] for c in range(widths[i])]
 
 
-def test_a_layer_that_would_lose_every_channel_is_an_error():
+def test_kept_whole_keeps_what_is_tied_to_it():
     graph, _ = graph_of([4, 4], [((0, 0), (1, 2)), ((0, 1), (1, 3))])
-    with pytest.raises(KeMetricError, match=r"layer0\.weight would keep none of its 4 output channels") as caught:
-        fit_labels(graph, 0.5)
-    assert caught.value.exit_code == ExitCode.RECIPE
-    assert "keep_whole=['layer0']" in str(caught.value)
-    assert bool(fit_labels(graph, 0.5, {"layer0.weight"})[1:5].all())
+    assert fit_labels(graph, 0.5)[1:].tolist() == [True, False, True, False, True, False, True, False]
+    assert fit_labels(graph, 0.5, {"layer0.weight"})[1:].tolist() == [True] * 4 + [True, False, True, True]
+
+
+@given(st.integers(1, 64), st.integers(1, 16))
+def test_kept_channels_are_rounded_up_to_a_multiple(channels, multiple):
+    count = prefix(0.5, channels, multiple)
+    assert count == channels or (count % multiple == 0 and count - multiple < math.ceil(channels / 2) <= count)
 
 
 def test_one_error_names_every_place_and_every_layer():
     graph, outputs = graph_of([4, 4, 4], [])
     for labels in outputs[:2]:
-        graph.demand(labels.view(1, -1), "softmax mixes channels")
+        graph.demand(labels, "softmax mixes channels")
     with pytest.raises(KeMetricError, match="only 2 of these 4 channels are fit") as caught:
         fit_labels(graph, 0.5)
     assert "and 1 more such places" in str(caught.value)

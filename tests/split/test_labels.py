@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.split.labels import collapse, collapsed_always, same_channels_in_order, varying
+from ke_metric.split.labels import collapse, collapsed_always, families, restrict, varying
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
@@ -19,18 +19,21 @@ def test_always_holds_for_every_position():
     assert collapse(collapsed_always(3).expand(4, 5, 6)).shape == (1, 1, 1)
 
 
-def channels(*labels):
-    return torch.tensor([labels])
+def test_restricted_labels_are_those_of_the_narrow_tensor():
+    labels = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    kept = torch.tensor([True, True, False, True, True, False, True])
+    assert restrict(labels, kept).tolist() == [[1, 3], [4, 6]]
+    kept[6] = False
+    assert restrict(labels, kept) is None
+    assert restrict(labels, torch.zeros(7, dtype=torch.bool)) is None
 
 
-def test_repeated_channels_are_in_order():
-    assert same_channels_in_order(channels(1, 2), channels(1, 1, 1, 2, 2, 2))
-    assert same_channels_in_order(channels(1, 2), channels(1, 2, 1, 2))
-    assert same_channels_in_order(channels(1, 1, 2), channels(1, 1, 2))
-
-
-def test_missing_moved_or_regrouped_channels_are_not():
-    assert not same_channels_in_order(channels(1, 2, 3), channels(1, 2))
-    assert not same_channels_in_order(channels(1, 2), channels(2, 1))
-    assert not same_channels_in_order(channels(1, 2), channels(1, 2, 1))
-    assert not same_channels_in_order(channels(1, 2, 3, 4), torch.tensor([[1, 2], [3, 4]]))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
+def test_families_have_their_smallest_member_in_common(pairs):
+    members = {label: {label} for label in range(10)}
+    for first, second in pairs:
+        union = members[first] | members[second]
+        for label in union:
+            members[label] = union
+    found = families(torch.tensor(pairs, dtype=torch.int64).view(-1, 2).t(), 10)
+    assert found.tolist() == [min(members[label]) for label in range(10)]

@@ -4,7 +4,7 @@ from torch import nn
 
 from ke_metric.errors import KeMetricError
 from ke_metric.split.magnitudes import mean_magnitudes
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import zero_reset
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.plan import SplitPlan, plan_split
+from ke_metric.split.plan import SplitPlan
+from ke_metric.split.planning import plan_split
 
 
 @pytest.fixture

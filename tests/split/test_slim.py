@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.plan import plan_split
+from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
 
 

@@ -1,0 +1,187 @@
+"""Architectures: how to build a dense network from a few plain words, so that a stored network needs no pickle.
+
+The builders are a closed set: the embedding network of a recipe, and the classifiers of torchvision and timm by name.
+Nothing is importable by a path, and no argument can make a builder fetch or read a file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+import torchvision
+from pydantic import Field, JsonValue, ValidationError, field_validator
+from torch import nn
+
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.networks.backbones import AUXILIARY_HEADS
+from ke_metric.networks.embedding import build_network
+from ke_metric.randomness import default_streams
+from ke_metric.recipe import Network, Recipe
+from ke_metric.recipe_problems import dotted, shown
+from ke_metric.recipe_section import Section
+
+SCALARS = (bool, int, float, str, type(None))
+# Arguments of the libraries' builders that name a file or an address to read weights from.
+FETCHING = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress"})
+# What the libraries raise for arguments that they do not know or cannot take.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Architecture(Section):
+    """How to build a dense network. Made by `of_recipe`, `torchvision` or `timm`."""
+
+    @staticmethod
+    def of_recipe(recipe: Recipe) -> Architecture:
+        """Return the architecture of the embedding network that a recipe grows."""
+        return EmbeddingArchitecture(network=recipe.network, image_size=recipe.data.image_size)
+
+    @staticmethod
+    def torchvision(name: str, **arguments: Any) -> Architecture:
+        """Return that of a classifier of torchvision: `Architecture.torchvision("resnet50", num_classes=7)`.
+
+        Args:
+            name: A name in `torchvision.models.list_models(module=torchvision.models)`.
+            **arguments: Numbers, text, True, False, None, or lists of them, which the library's builder is given.
+
+        Raises:
+            KeMetricError: An argument of another type, or one that would make the builder read weights.
+        """
+        return _classifier(TorchvisionArchitecture, name, arguments)
+
+    @staticmethod
+    def timm(name: str, **arguments: Any) -> Architecture:
+        """Return that of a model of timm: `Architecture.timm("convnext_tiny", num_classes=7)`; see `torchvision`."""
+        return _classifier(TimmArchitecture, name, arguments)
+
+    @property
+    def embedding_size(self) -> int | None:
+        """Length D of the embedding; None for a classifier."""
+        return None
+
+    def build(self) -> nn.Module:
+        """Build the dense network for its structure: its tensors have no values, or arbitrary ones.
+
+        Its tensors are on torch's meta device and take no memory, but for the few architectures (RegNet) that work
+        out their widths with tensors. Nothing is fetched or read, and no default generator of torch is moved on.
+
+        Raises:
+            KeMetricError: An unknown name, arguments that the library refuses, or timm missing.
+        """
+        try:
+            try:
+                with torch.device("meta"):
+                    return self._build()
+            except NotImplementedError:  # torch's answer to who wants to know the value of a tensor that has none
+                with torch.device("cpu"), default_streams(0, 1, "architecture"):
+                    return self._build()
+        except KeMetricError:
+            raise
+        except _MISFITS as error:
+            raise KeMetricError(
+                f"architecture {self.model_dump_json()}: cannot be built ({type(error).__name__}: {error})",
+                ExitCode.RECIPE,
+            ) from error
+
+    def _build(self) -> nn.Module:
+        raise NotImplementedError
+
+
+class EmbeddingArchitecture(Architecture):
+    """The embedding network of a recipe."""
+
+    builder: Literal["ke_metric"] = "ke_metric"
+    network: Network
+    image_size: int = Field(ge=16, le=1024)
+
+    @property
+    def embedding_size(self) -> int:
+        """Length D of the embedding."""
+        return self.network.embedding_size
+
+    def _build(self) -> nn.Module:
+        return build_network(self.network, self.image_size, load_pretrained=False)
+
+
+class _Classifier(Architecture):
+    """A network of a library, by name."""
+
+    name: str
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _plain(cls, arguments: Any) -> Any:
+        if not isinstance(arguments, dict):
+            return arguments
+        for name, value in arguments.items():
+            if name in FETCHING or "pretrained" in name:
+                raise ValueError(f"{name!r} would make the builder read weights; the weights are stored here")
+            items = value if isinstance(value, list | tuple) else [value]
+            if not all(map(_is_plain, items)):
+                raise ValueError(f"{name} must be a finite number, text, True, False, None, or a list of these")
+        # Lists, as they come back from JSON.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in SCALARS and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _classifier(kind: type[_Classifier], name: str, arguments: dict[str, Any]) -> Architecture:
+    try:
+        return kind(name=name, arguments=arguments)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise KeMetricError(
+            f"architecture of {name!r}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}",
+            ExitCode.RECIPE,
+        ) from error
+
+
+class TorchvisionArchitecture(_Classifier):
+    """A classifier of torchvision. Its other models fetch the weights of their backbones unasked."""
+
+    builder: Literal["torchvision"] = "torchvision"
+
+    def _build(self) -> nn.Module:
+        names = torchvision.models.list_models(module=torchvision.models)
+        if self.name not in names:
+            raise KeMetricError(
+                f"architecture: {self.name!r} is no classifier of torchvision{closest(self.name, names)}",
+                ExitCode.RECIPE,
+            )
+        # They complain when not told; without values it makes no difference.
+        told = {"init_weights": False} if self.name in AUXILIARY_HEADS else {}
+        network: nn.Module = torchvision.models.get_model(self.name, weights=None, **(told | self.arguments))
+        return network
+
+
+class TimmArchitecture(_Classifier):
+    """A model of timm."""
+
+    builder: Literal["timm"] = "timm"
+
+    def _build(self) -> nn.Module:
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise KeMetricError(
+                f"architecture: {self.name!r} is a model of timm, which is missing: pip install 'ke_metric[timm]'",
+                ExitCode.ENVIRONMENT,
+            ) from error
+        # Names with a scheme (hf-hub:, local-dir:), which timm would follow, are no models of its registry.
+        if not timm.is_model(self.name):
+            raise KeMetricError(
+                f"architecture: {self.name!r} is no model of timm{closest(self.name, timm.list_models())}",
+                ExitCode.RECIPE,
+            )
+        arguments: dict[str, Any] = self.arguments
+        network: nn.Module = timm.create_model(self.name, pretrained=False, **arguments)
+        return network
+
+
+AnyArchitecture = Annotated[
+    EmbeddingArchitecture | TorchvisionArchitecture | TimmArchitecture, Field(discriminator="builder")
+]

@@ -1,0 +1,103 @@
+"""The folder of a stored network: whole or not there at all, and never in the place of something else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.networks.description import CONFIG, WEIGHTS
+
+TEMPORARY = ".writing-"
+
+
+def require_free(path: Path, *, overwrite: bool) -> Path:
+    """Return where a network can be stored, links followed.
+
+    Raises:
+        KeMetricError: Something is there, and is no stored network or may not be replaced.
+    """
+    place = path.resolve()
+    if place == Path.cwd():
+        raise KeMetricError(f"{path}: is the current folder; name one of the network's own", ExitCode.USAGE)
+    if not place.exists() or _is_empty_folder(place):
+        return place
+    if not _is_stored_network(place):
+        raise KeMetricError(
+            f"{path}: exists and is not just a stored network ({CONFIG}, {WEIGHTS} and nothing else), so it is never "
+            "replaced; choose another folder, or delete it yourself",
+            ExitCode.USAGE,
+        )
+    if not overwrite:
+        raise KeMetricError(
+            f"{path}: there is a stored network already; choose another folder, or replace it (overwrite=True, "
+            "--overwrite)",
+            ExitCode.USAGE,
+        )
+    return place
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _is_stored_network(path: Path) -> bool:
+    if not path.is_dir() or {entry.name for entry in path.iterdir()} != {CONFIG, WEIGHTS}:
+        return False
+    try:
+        document = json.loads((path / CONFIG).read_bytes())
+    except (OSError, RecursionError, ValueError):
+        return False
+    # Other libraries use the same two names.
+    return isinstance(document, dict) and {"format_version", "architecture", "tensors", "weights"} <= document.keys()
+
+
+@contextmanager
+def whole_folder(place: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it becomes `place`, on any error nothing is left of it.
+
+    Args:
+        place: What it becomes, see `require_free`.
+        overwrite: Whether it takes the place of a folder; that one is gone only when the new one is in its place.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written, or something has come into `place` in between.
+    """
+    token = f"{TEMPORARY}{secrets.token_hex(4)}-"
+    temporary, former = place.with_name(token + place.name), place.with_name(f"{token}former-{place.name}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            _reach_disk(path)
+        if overwrite and place.exists():
+            place.rename(former)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if former.exists():
+                former.rename(place)
+            raise
+        _reach_disk(place.parent)
+        shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else error.strerror or str(error)
+        raise KeMetricError(f"{place}: cannot be written: {what}", ExitCode.ENVIRONMENT) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reach_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""Rules for what has weights, or multiplies matrices: where channels begin and end."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ke_metric.split.call import Call
+from ke_metric.split.graph import Layer
+from ke_metric.split.labels import ALWAYS, align, always, collapse, varying
+from ke_metric.split.rules import along_channels, meet, mix
+
+
+def convolution(call: Call) -> list[Tensor]:
+    """Convolution: new channels. In a grouped one, the outputs of a group are kept with the inputs of that group."""
+    image, weight, bias = call.args[:3]
+    groups = call.argument("groups")
+    name = _weight_name(call, weight)
+    if name is None:
+        return _filter(call) if groups == image.size(1) == weight.size(0) else mix(call)
+    inputs, transposed = call.vector(image, 1), call.argument("transposed")
+    if groups > 1 or name in call.graph.grouped:
+        call.graph.grouped.add(name)
+        return _grouped(call, name, inputs.view(groups, -1))
+    if weight in call.standardised and bool((inputs != ALWAYS).any()):
+        call.add_norm(image, 1)
+    outputs = call.graph.new_outputs(name, weight.size(1 if transposed else 0))
+    return _record(call, name, bias, Layer(tuple(weight.shape), outputs, inputs, transposed))
+
+
+def _weight_name(call: Call, weight: Tensor) -> str | None:
+    """Return the name of the parameter that is a weight, or that a weight is the standardised version of."""
+    if isinstance(weight, nn.Parameter):
+        return call.name_of(weight)
+    owned = call.standardised.get(weight)
+    if owned is None or weight.shape != owned.module.get_parameter("weight").shape:
+        return None
+    call.recorded.add(owned.name)
+    return owned.name
+
+
+def _grouped(call: Call, name: str, groups: Tensor) -> list[Tensor]:
+    """Whole groups, from the labels [groups, C_in / groups] of the inputs; none of them is cut."""
+    _, weight, bias = call.args[:3]
+    call.graph.tie(groups, groups[:, :1])
+    shape, within, first = tuple(weight.shape), always(weight.size(1)), groups[:, 0]
+    if call.argument("transposed"):
+        outputs = first.repeat_interleave(weight.size(1))
+        layer = Layer(shape, within, groups.flatten(), transposed=True)
+    else:
+        outputs = first.repeat_interleave(weight.size(0) // len(groups))
+        layer = Layer(shape, outputs, within)
+    return _record(call, name, bias, layer, outputs)
+
+
+def _filter(call: Call) -> list[Tensor]:
+    """Depthwise convolution with a constant, such as blurring: each channel by itself."""
+    image, weight, bias = call.args[:3]
+    channels = call.vector(image, 1)
+    for constant in (weight, bias):
+        if constant is None:
+            continue
+        if constant in call.labels:
+            rows = call.along(constant, range(1, constant.ndim))
+            if rows is None:
+                call.demand(call.labels[constant], "filters with it")
+            elif varying(rows):
+                call.graph.tie(rows.flatten(), channels)
+        else:
+            call.follow(constant, channels)
+    return [along_channels(channels, call.outputs[0].ndim)]
+
+
+def linear(call: Call) -> list[Tensor]:
+    """Matrix product [N, C_in] x [C_in, C_out] with the transposed weight of a linear layer: new channels."""
+    *bias, features, matrix = call.args
+    weight = matrix._base
+    name = call.name_of(weight)
+    if name is None or not _is_transposed(weight, matrix):
+        return mix(call) if bias or not call.labelled else matrix_product(call)
+    inputs = call.vector(features, 1)
+    outputs = call.graph.new_outputs(name, weight.size(0))
+    if isinstance(call.place.module, nn.MultiheadAttention) and len(outputs) == 3 * len(inputs):
+        # torch's attention is as wide inside as outside: its input keeps the channels that its heads keep.
+        call.graph.tie(outputs.view(3, -1), inputs)
+    return _record(call, name, bias[0] if bias else None, Layer(tuple(weight.shape), outputs, inputs))
+
+
+def _is_transposed(weight: Tensor, matrix: Tensor) -> bool:
+    return weight.ndim == 2 and (matrix.shape, matrix.stride()) == (weight.t().shape, weight.t().stride())
+
+
+def _record(call: Call, name: str, bias: Tensor | None, layer: Layer, outputs: Tensor | None = None) -> list[Tensor]:
+    call.add_layer(name, layer)
+    outputs = layer.outputs if outputs is None else outputs
+    if bias is not None:
+        call.follow(bias, outputs)
+    return [along_channels(outputs, call.outputs[0].ndim)]
+
+
+def matrix_product(call: Call) -> list[Tensor]:
+    """Product of activations [..., n, k] x [..., k, m]: what is summed over is kept as a whole.
+
+    The queries of a head meet its keys, and its attention its values: heads are kept or dropped as a whole.
+    """
+    *added, first, second = call.args
+    if first.ndim != second.ndim or not call.labelled:
+        return mix(call)
+    left, right = call.along(first, [first.ndim - 1]), call.along(second, [second.ndim - 2])
+    if left is None or right is None or (left.size(-2) > 1 and right.size(-1) > 1):
+        return mix(call)
+    output = call.outputs[0]
+    # As tensors, rows [..., n, 1] and columns [..., 1, m] stand for what they contribute to the product.
+    operands = [(first[..., :1], left), (second[..., :1, :], right)]
+    operands += [(tensor, align(call.labels[tensor], output.ndim)) for tensor in added if tensor in call.labels]
+    return [collapse(meet(call, operands, output))]
+
+
+def pixel_shuffle(call: Call) -> list[Tensor]:
+    """Depth to space: the r x r channels that become one are kept or dropped together."""
+    [(tensor, _)] = call.labelled
+    groups = call.vector(tensor, tensor.ndim - 3).view(-1, call.argument("upscale_factor") ** 2)
+    call.graph.tie(groups, groups[:, :1])
+    return [along_channels(groups[:, 0], tensor.ndim, tensor.ndim - 3)]
+
+
+def pixel_unshuffle(call: Call) -> list[Tensor]:
+    """Space to depth: every channel becomes r x r."""
+    [(tensor, _)] = call.labelled
+    channels = call.vector(tensor, tensor.ndim - 3).repeat_interleave(call.argument("downscale_factor") ** 2)
+    return [along_channels(channels, tensor.ndim, tensor.ndim - 3)]

@@ -1,0 +1,252 @@
+"""WELS, weight-level splitting: decides which parameters of a network are multiplicative weights, and masks those.
+
+Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021. What multiplies activations is split;
+biases, norms, scales and position tables belong to the fit hypothesis as a whole. Which is which is read from the
+kind of the layer, never from the name of a parameter alone: a parameter that no rule covers is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.randomness import torch_generator
+from ke_metric.split.masks import WeightMask
+from ke_metric.split.wrappers import class_names
+
+
+class _Role(Enum):
+    WEIGHT = "multiplies activations"
+    TABLE = "embedding table, a weight on request only"
+    WHOLE = "bias, norm, scale, token or position table"
+    UNKNOWN = "two or more dimensions, and no rule covers it"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the parameters of one kind of layer are, as name patterns separated by spaces."""
+
+    weights: str = ""
+    tables: str = ""
+    whole: str = "bias"
+
+    def role(self, name: str) -> _Role | None:
+        patterns = {_Role.WEIGHT: self.weights, _Role.TABLE: self.tables, _Role.WHOLE: self.whole}
+        for role, names in patterns.items():
+            if any(fnmatchcase(name, pattern) for pattern in names.split()):
+                return role
+        return None
+
+
+_NORM = _Kind(whole="weight bias")
+_RECURRENT = _Kind("weight_*", whole="bias_*")
+_ATTENTION = _Kind("att att_src att_dst att_edge")
+_POSITIONS = _Kind(whole="relative_position_bias_table rel_pos_? pos_embedding spatial_pos temporal_pos")
+
+# (top-level package, class) -> its parameters. A class is also what it inherits from; "*" is any class of a package.
+# Layers that own no parameter of two or more dimensions themselves (GCNConv, SAGEConv, ...) need no entry: their
+# weights are those of the linear layers in them.
+_KINDS = {
+    ("torch", "Linear"): _Kind("weight"),
+    ("torch", "Bilinear"): _Kind("weight"),
+    ("torch", "_ConvNd"): _Kind("weight"),
+    ("torch", "RNNBase"): _RECURRENT,
+    ("torch", "RNNCellBase"): _RECURRENT,
+    ("torch", "MultiheadAttention"): _Kind("in_proj_weight ?_proj_weight", whole="in_proj_bias bias_k bias_v"),
+    ("torch", "Embedding"): _Kind(tables="weight"),
+    ("torch", "EmbeddingBag"): _Kind(tables="weight"),
+    ("torch", "_NormBase"): _NORM,
+    ("torch", "GroupNorm"): _NORM,
+    ("torch", "LayerNorm"): _NORM,
+    ("torch", "RMSNorm"): _NORM,
+    ("torch", "PReLU"): _Kind(whole="weight"),
+    ("torchvision", "Encoder"): _POSITIONS,
+    ("torchvision", "ShiftedWindowAttention"): _POSITIONS,
+    ("torchvision", "ShiftedWindowAttention3d"): _POSITIONS,
+    ("torchvision", "RelativePositionalMultiHeadAttention"): _POSITIONS,
+    ("torchvision", "MultiscaleAttention"): _POSITIONS,
+    ("torchvision", "PositionalEncoding"): _POSITIONS,
+    ("timm", "CondConv2d"): _Kind("weight"),
+    ("timm", "EfficientAdditiveAttention"): _Kind("w_g"),
+    ("timm", "MultiQueryAttentionV2"): _Kind("query_proj key_proj value_proj out_proj"),
+    ("timm", "EfficientViMBlock"): _Kind(whole="alpha"),
+    ("timm", "*"): _Kind(
+        whole="pos_embed* pos_emb patch_pos pixel_pos position_embedding_table relative_position_bias_table "
+        "attention_biases rel_pos_? height_rel width_rel freqs cls_token* reg_token dist_token latent"
+    ),
+    ("torch_geometric", "Linear"): _Kind("weight"),
+    ("torch_geometric", "HeteroLinear"): _Kind("weight"),
+    ("torch_geometric", "GATConv"): _ATTENTION,
+    ("torch_geometric", "GATv2Conv"): _ATTENTION,
+    ("torch_geometric", "RGCNConv"): _Kind("weight comp root"),
+    ("torch_geometric", "ARMAConv"): _Kind("weight init_weight root_weight"),
+    ("torch_geometric", "GatedGraphConv"): _Kind("weight"),
+    ("torch_geometric", "HeteroBatchNorm"): _NORM,
+    ("torch_geometric", "HeteroLayerNorm"): _NORM,
+}
+
+# Hook of torch.nn.utils that computes a weight from other parameters -> what makes it an ordinary weight again.
+_REMOVERS = {
+    ("torch", "WeightNorm"): "torch.nn.utils.remove_weight_norm",
+    ("torch", "SpectralNorm"): "torch.nn.utils.remove_spectral_norm",
+    ("torch", "BasePruningMethod"): "torch.nn.utils.prune.remove",
+}
+
+
+def plan_wels(
+    network: nn.Module,
+    *,
+    rate: float,
+    keep_whole: Collection[str],
+    seed: int | None,
+    embeddings: bool = False,
+) -> dict[str, WeightMask]:
+    """Draw for every multiplicative weight which round(rate x entries) of its entries are fit.
+
+    Args:
+        network: The network; it is not run.
+        rate: Share of the entries that are fit, in (0, 1].
+        keep_whole: Names of parameters that are left as they are, whatever they are.
+        seed: Every mask has a stream of its own, derived from this seed and the weight's name.
+        embeddings: Whether embedding tables are split too.
+
+    Returns:
+        Weight name -> mask, in parameter order.
+
+    Raises:
+        KeMetricError: No seed, or a parameter of which no rule says what it is.
+    """
+    if seed is None:
+        raise KeMetricError("kind='wels' draws its masks at random and needs seed=", ExitCode.RECIPE)
+    weights = multiplicative_weights(network, embeddings=embeddings, keep_whole=keep_whole)
+    return {
+        name: WeightMask.draw(weight.shape, rate, torch_generator(seed, 0, f"wels mask of {name}"))
+        for name, weight in weights.items()
+    }
+
+
+def multiplicative_weights(
+    network: nn.Module, *, embeddings: bool = False, keep_whole: Collection[str] = ()
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that multiply activations, name -> parameter in parameter order.
+
+    By kind of layer, subclasses included: the weights of linear and bilinear layers, convolutions (transposed too),
+    recurrent layers and cells, nn.MultiheadAttention, and torch_geometric's convolutions with their attention
+    vectors. Left whole are biases, norms, PReLU, and the tokens, scales and position tables of torchvision and timm.
+
+    A parameter that no kind covers is left whole where it can be a bias or scale only: no or one dimension, or three
+    and more of which at most one is larger than 1, such as a class token [1, 1, C] or a layer scale [C, 1, 1]. Any
+    other is an error, never skipped in silence; `keep_whole` lists what is to be left as it is.
+
+    A weight that several layers share appears once, under its first name, and is a weight if one of them makes it
+    one; an embedding table is left alone unless asked for, even where a linear layer shares it.
+
+    Args:
+        network: The network; it is not run.
+        embeddings: Whether embedding tables are among the weights.
+        keep_whole: Names of parameters that are left out.
+
+    Raises:
+        KeMetricError: A parameter that no rule covers, that has no shape yet, that is computed from others
+            (torch.nn.utils.parametrize, weight_norm, prune) or that holds no floating-point numbers.
+    """
+    weights, unknown = {}, {}
+    for names in _names_of_parameters(network):
+        parameter = network.get_parameter(names[0])
+        if parameter.numel() == 0 or not set(names).isdisjoint(keep_whole):
+            continue
+        roles = {_role(*_owner(network, name), parameter.shape) for name in names}
+        wanted = _Role.TABLE in roles and embeddings
+        if wanted or (_Role.WEIGHT in roles and _Role.TABLE not in roles):
+            weights[names[0]] = parameter
+        elif _Role.UNKNOWN in roles and _Role.TABLE not in roles:
+            unknown[names[0]] = parameter
+    _refuse_unknown(network, unknown)
+    _refuse_whole_numbers(weights)
+    return weights
+
+
+def _names_of_parameters(network: nn.Module) -> list[list[str]]:
+    """Return the names of every parameter, in parameter order; several where modules share it or its memory."""
+    names: dict[tuple[torch.device, int, int], list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if is_lazy(parameter):
+            raise KeMetricError(
+                f"{name} of this {type(network).__name__} has no shape before the first forward pass: run the "
+                "network once before it is split",
+                ExitCode.RECIPE,
+            )
+        # Where memory is not allocated (no entries, device "meta") the address is 0 for all.
+        pointer = parameter.data_ptr()
+        names.setdefault((parameter.device, pointer, 0 if pointer else id(parameter)), []).append(name)
+    return list(names.values())
+
+
+def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that registers a parameter, and the parameter's name there."""
+    path, _, own_name = name.rpartition(".")
+    return network.get_submodule(path), own_name
+
+
+def _role(module: nn.Module, name: str, shape: torch.Size) -> _Role:
+    role = None if _computed(module, name) else _kind_role(module, name)
+    if role is not None:
+        return role
+    dimensions = [size for size in shape if size > 1]
+    return _Role.WHOLE if len(shape) < 2 or (len(shape) > 2 and len(dimensions) < 2) else _Role.UNKNOWN
+
+
+def _kind_role(module: nn.Module, name: str) -> _Role | None:
+    for package, class_name in class_names(module):
+        for key in ((package, class_name), (package, "*")):
+            if key in _KINDS and (role := _KINDS[key].role(name)):
+                return role
+    return None
+
+
+def _computed(module: nn.Module, name: str) -> str:
+    """Return the function that turns the parameter back into an ordinary weight, "" if it is one."""
+    if isinstance(module, ParametrizationList):
+        return "torch.nn.utils.parametrize.remove_parametrizations"
+    if name.endswith(("_g", "_v", "_orig")):
+        for hook in module._forward_pre_hooks.values():
+            for key in class_names(hook):
+                if key in _REMOVERS:
+                    return _REMOVERS[key]
+    return ""
+
+
+def _refuse_unknown(network: nn.Module, unknown: dict[str, nn.Parameter]) -> None:
+    if not unknown:
+        return
+    name, parameter = next(iter(unknown.items()))
+    module, own_name = _owner(network, name)
+    path = name.rpartition(".")[0]
+    where = f"module {path!r}" if path else "the network itself"
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    others = f" (and {len(unknown) - 1} more such parameters)" if len(unknown) > 1 else ""
+    remover = _computed(module, own_name)
+    advice = f"{remover} makes it an ordinary weight again; " if remover else ""
+    raise KeMetricError(
+        f"kind='wels' splits what multiplies activations, and no rule says whether {name} {list(parameter.shape)} of "
+        f"{where}, a {kind}, does{others}. {advice}keep_whole={list(unknown)} leaves what is unknown as it is",
+        ExitCode.RECIPE,
+    )
+
+
+def _refuse_whole_numbers(weights: dict[str, nn.Parameter]) -> None:
+    wrong = [name for name, weight in weights.items() if not weight.is_floating_point()]
+    if wrong:
+        raise KeMetricError(
+            f"{wrong[0]} is {weights[wrong[0]].dtype}: only real floating-point weights can be redrawn; "
+            f"keep_whole={wrong} leaves such weights as they are",
+            ExitCode.RECIPE,
+        )

@@ -1,0 +1,170 @@
+"""`ke-metric slim`: which generation, where to, what is printed, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ke_metric import Lineage, extract_slim, load_network, plan_split
+from ke_metric.cli import main
+from ke_metric.errors import ExitCode
+from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.networks.description import read_description
+from ke_metric.networks.embedding import build_network
+from ke_metric.randomness import default_streams
+from ke_metric.recipe import Recipe
+
+FIELDS = {
+    "name": "x",
+    "generations": 3,
+    "keep": "best",
+    "data": {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]},
+    "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+    "evaluation": {"resize": 48},
+}
+RECALLS = (0.5, 0.75, 0.25)
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["slim", *map(str, arguments)])
+
+
+def expect(code, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    return result.stderr if code else result.stdout
+
+
+def grow(folder, *, scored=True, **fields):
+    """Store a lineage whose generations were drawn, not trained; return it and the slim networks."""
+    recipe = Recipe.model_validate(FIELDS | fields)
+    lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
+    slims = {}
+    for number, recall in enumerate(RECALLS, start=1):
+        with default_streams(0, number, "network"):
+            network = build_network(recipe.network, 32).eval()
+        kind = recipe.split.kind
+        plan = plan_split(network, IMAGES[:1], rate=recipe.split.rate, kind=kind, seed=0 if kind == "wels" else None)
+        if kind == "kels":
+            slims[number] = extract_slim(network, plan)
+        lineage.append(
+            Generation(
+                number=number,
+                weights=network.state_dict(),
+                loss_weights={},
+                split=plan.to_json(),
+                split_bits=plan.to_tensors(),
+                scorecard=Scorecard(
+                    {"recall@1": recall}, {"recall@1": recall / 2} if scored else None, 9, 3 if scored else None
+                ),
+                training_log=(),
+                magnitudes={},
+                provenance=Provenance("x", None if number == 1 else "x", 0, environment={}, training={}, seconds={}),
+            )
+        )
+    return lineage, slims
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    return grow(tmp_path_factory.mktemp("grown") / "lineage")
+
+
+@pytest.mark.parametrize(("which", "number"), [(3, 3), ("best", 2)])
+def test_the_generation_asked_for_is_stored_and_told(which, number, grown, tmp_path):
+    lineage, slims = grown
+    folder = tmp_path / "slim"
+    arguments = ("--lineage", lineage.folder, "--gen", which, "-o", folder)
+    document = json.loads(expect(ExitCode.OK, *arguments, "--json"))
+    loaded = load_network(folder)
+    for ours, theirs in zip(slims[number].state_dict().values(), loaded.state_dict().values(), strict=True):
+        assert ours.equal(theirs)
+    weights = lineage.generation_folder(number) / "weights.safetensors"
+    assert document == {
+        "lineage": str(lineage.folder),
+        "generation": number,
+        "folder": str(folder),
+        "dense_parameters": 469688 - 96 * 1000 - 1000 + 96 * 8 + 8,
+        "slim_parameters": sum(parameter.numel() for parameter in loaded.parameters()),
+        "dense_bytes": pytest.approx(weights.stat().st_size, rel=0.02),
+        "slim_bytes": (folder / "model.safetensors").stat().st_size,
+        "slim": {"recall@1": RECALLS[number - 1] / 2},
+    }
+    table = expect(ExitCode.OK, *arguments, "--overwrite")
+    assert f"{document['slim_parameters']:,}" in table
+    assert "slim recall@1" in table
+
+
+def test_the_stored_network_says_how_its_images_are_prepared(grown, tmp_path):
+    expect(ExitCode.OK, "--lineage", grown[0].folder, "--gen", 3, "-o", tmp_path / "n")
+    described = read_description(tmp_path / "n")
+    assert described.normalization.model_dump() == {
+        "resize": 48, "image_size": 32, "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3),
+    }  # fmt: skip
+    assert described.split.model_dump() == {"kind": "kels", "rate": 0.5}
+    assert described.embedding_size == 8
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_network_is_laid_out_as_it_was_when_it_was_scored(channels_last, tmp_path):
+    lineage, _ = grow(tmp_path / "l", training={"channels_last": channels_last})
+    expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
+    weight = load_network(tmp_path / "n").get_parameter("backbone.layer1.0.conv2.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+def test_scores_that_were_not_computed_are_absent(tmp_path):
+    lineage, _ = grow(tmp_path / "l", scored=False)
+    document = json.loads(
+        expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n", "--json")
+    )
+    assert "slim" not in document
+
+
+def test_the_newest_lineage_is_taken_and_named(grown, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grow(tmp_path / "lineages" / "newest")
+    result = run("--gen", 3, "-o", "n")
+    assert result.exit_code == 0, result.output
+    assert "newest lineage: lineages/newest" in result.stderr
+    assert load_network("n")
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(grown, tmp_path):
+    lineage, _ = grown
+    arguments = ("--lineage", lineage.folder, "-o", tmp_path / "n")
+    expect(ExitCode.OK, *arguments, "--gen", 3)
+    assert "--overwrite" in expect(ExitCode.USAGE, *arguments, "--gen", 2)
+    expect(ExitCode.OK, *arguments, "--gen", 2, "--overwrite")
+    # Told before anything is looked for or loaded.
+    assert "--overwrite" in expect(ExitCode.USAGE, "--lineage", tmp_path / "none", "-o", tmp_path / "n", "--gen", 2)
+    (tmp_path / "n" / "notes.txt").write_text("mine")
+    assert "never replaced" in expect(ExitCode.USAGE, *arguments, "--gen", 2, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--gen", 4), ExitCode.LINEAGE, "no generation 4; there are generations 1 to 3"),
+        (("--gen", 1), ExitCode.LINEAGE, "weights of this generation were not kept"),
+        (("--gen", "bset"), ExitCode.USAGE, "must be a number or best; did you mean 'best'"),
+        (("--gen", "all"), ExitCode.USAGE, "must be a number or best"),
+        ((), ExitCode.USAGE, "--gen"),
+    ],
+)
+def test_generations_that_cannot_be_stored(arguments, code, words, grown, tmp_path):
+    assert words in expect(code, "--lineage", grown[0].folder, "-o", tmp_path / "n", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_single_weights_make_no_slim_network(tmp_path):
+    lineage, _ = grow(tmp_path / "l", split={"kind": "wels"}, scored=False)
+    told = expect(ExitCode.LINEAGE, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
+    assert "no slim network: split.kind = 'wels'" in told
+    assert not (tmp_path / "n").exists()
+
+
+def test_no_lineage(tmp_path):
+    assert "no lineage here" in expect(ExitCode.LINEAGE, "--lineage", tmp_path, "--gen", 1, "-o", tmp_path / "n")
