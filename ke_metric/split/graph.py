@@ -84,6 +84,7 @@ class ChannelGraph:
         calls: Weight name -> the layer as each of its calls saw it.
         followers: Parameter or buffer name -> follower.
         origins: First label of the channels a layer made -> (weight name, number of channels).
+        made: Weight name -> the labels of its output channels, [channels].
         labels: How many labels were given out, `ALWAYS` included.
         ties: Pairs of labels, each [2, n]: both are kept or both are dropped.
         demands: What operations need of the labels.
@@ -100,6 +101,7 @@ class ChannelGraph:
     calls: dict[str, list[Layer]] = field(default_factory=lambda: defaultdict(list))
     followers: dict[str, Follower] = field(default_factory=dict)
     origins: dict[int, tuple[str, int]] = field(default_factory=dict)
+    made: dict[str, Tensor] = field(default_factory=dict)
     labels: int = 1
     ties: list[Tensor] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
@@ -147,13 +149,11 @@ class ChannelGraph:
 
     def new_outputs(self, weight: str, channels: int) -> Tensor:
         """Give every output channel of a layer a label of its own; return them as [channels]."""
-        known = self.layers.get(weight)
-        if known is not None:
-            return known.outputs
-        first = self.labels
-        self.origins[first] = (weight, channels)
-        self.labels += channels
-        return torch.arange(first, self.labels, device="cpu")
+        if weight not in self.made:
+            self.origins[self.labels] = (weight, channels)
+            self.made[weight] = torch.arange(self.labels, self.labels + channels, device="cpu")
+            self.labels += channels
+        return self.made[weight]
 
     def new_follower(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Give every entry of a parameter or buffer a label of its own; return them, [shape]."""

@@ -48,6 +48,8 @@ def _grouped(call: Call, name: str, groups: Tensor) -> list[Tensor]:
         layer = Layer(shape, within, groups.flatten(), transposed=True)
     else:
         outputs = first.repeat_interleave(weight.size(0) // len(groups))
+        if weight in call.labels:
+            call.graph.tie(call.labels[weight].flatten(), outputs)
         layer = Layer(shape, outputs, within)
     return _record(call, name, bias, layer, outputs)
 
@@ -79,9 +81,6 @@ def linear(call: Call) -> list[Tensor]:
         return mix(call) if bias or not call.labelled else matrix_product(call)
     inputs = call.vector(features, 1)
     outputs = call.graph.new_outputs(name, weight.size(0))
-    if isinstance(call.place.module, nn.MultiheadAttention) and len(outputs) == 3 * len(inputs):
-        # torch's attention is as wide inside as outside: its input keeps the channels that its heads keep.
-        call.graph.tie(outputs.view(3, -1), inputs)
     return _record(call, name, bias[0] if bias else None, Layer(tuple(weight.shape), outputs, inputs))
 
 

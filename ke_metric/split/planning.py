@@ -71,6 +71,7 @@ def _plan_kels(
     """Plan, rehearse, and keep whole what turns out not to work at any narrower width, until it works."""
     graph = follow_channels(network, example_input)
     whole: dict[str, str] = {}
+    as_wide: set[type[nn.Module]] = set()
     while True:
         labels = [each for module in whole for each in _taken_apart(graph, module)]
         fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
@@ -83,12 +84,38 @@ def _plan_kels(
         try:
             settings = rehearse(extract_slim(network, plan), example_input, graph, fit)
         except MisfitError as misfit:
+            kind = _kind_of(network, misfit.module)
+            if kind not in as_wide and _tie_inside_to_outside(network, graph, kind):
+                as_wide.add(kind)
+                continue
             module = _culprit(graph, misfit.module, whole, root=type(network).__name__)
             if module is None:
                 raise _refusal(graph, fit, misfit) from misfit
             whole[module] = str(misfit)
         else:
             return replace(plan, settings=_as_json(settings))
+
+
+def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
+    return type(dict(network.named_modules()).get(name, network))
+
+
+def _tie_inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> bool:
+    """Let all modules of a kind be as wide inside as outside; tell whether they have layers to which that applies.
+
+    Most attention is written so: channels divided by heads is the width of a head. There queries, keys, values and
+    projections, made from as many channels as each of them has, keep the channels that their inputs keep, which are
+    those of whole heads.
+    """
+    found = False
+    for name in (name for name, module in network.named_modules() if type(module) is kind and module is not network):
+        inside = [layer for weight, layer in graph.layers.items() if weight.startswith(f"{name}.")]
+        for layer in inside if len(inside) > 1 else ():
+            times, rest = divmod(len(layer.outputs), len(layer.inputs))
+            if rest == 0 and times <= 3:
+                graph.tie(layer.outputs.view(times, -1), layer.inputs)
+                found = True
+    return found
 
 
 def _taken_apart(graph: ChannelGraph, module: str) -> list[Tensor]:

@@ -68,13 +68,14 @@ class _Expectation(ChannelGraph):
         self.dense, self.kept, self.grouped = dense, kept, dense.grouped
         self.returns: Counter[str] = Counter()
         self.place = ""
+        self.passed: set[str] = set()
         pairs = torch.cat([*dense.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
         self._ties = _encoded(pairs, dense.labels).unique()  # type: ignore[no-untyped-call]  # untyped in torch
 
     def new_outputs(self, weight: str, channels: int) -> Tensor:
         """Return the labels of the channels that the narrow layer has kept."""
-        layer = self.dense.layers.get(weight)
-        labels = None if layer is None else _kept_only(layer.outputs, self.kept)
+        made = self.dense.made.get(weight)
+        labels = None if made is None else _kept_only(made, self.kept)
         return self._demand_fit(labels, (channels,), weight)
 
     def new_follower(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -145,6 +146,7 @@ class _Expectation(ChannelGraph):
                 raise MisfitError(module, f"returns {list(narrow.shape)} instead of {list(shape)}")
             if not torch.equal(collapse(labels), collapse(narrow.labels)):
                 raise MisfitError(module, "returns other channels")
+        self.passed.add(module)
 
 
 def _encoded(pairs: Tensor, labels: int) -> Tensor:
@@ -163,6 +165,8 @@ class _Rehearsal:
         self._expectation = _Expectation(dense, kept)
         self._mode = ChannelMode(slim, example_input, self._expectation)
         self._given_up: set[nn.Module] = set()
+        # Attributes that had to be changed in another module of the same class.
+        self._habits: dict[type[nn.Module], tuple[str, ...]] = {}
         self._attempts = 0
         self.settings: Settings = {}
 
@@ -184,7 +188,7 @@ class _Rehearsal:
                 try:
                     result = self._once(module, forward, args, kwargs)
                 except MisfitError as misfit:
-                    progress = self._expectation.returns.total()
+                    progress = len(self._expectation.passed)
                     if furthest is None or progress > furthest[0]:
                         furthest = progress, misfit
                     module.__dict__.update(before)
@@ -193,6 +197,7 @@ class _Rehearsal:
                     continue
                 if changes:
                     self.settings[name] = self.settings.get(name, {}) | changes
+                    self._habits[type(module)] = tuple(changes)
                 return result
             self._given_up.add(module)
             assert furthest is not None
@@ -218,17 +223,19 @@ class _Rehearsal:
         return result
 
     def _possible_changes(self, module: nn.Module) -> Iterator[dict[str, Any]]:
-        """Yield no change first, then changes of attributes that equal the width of a tensor that was narrowed."""
+        """Yield changes of attributes that equal the width of a tensor that was narrowed.
+
+        First those that another module of the class has needed, then none at all, then everything that may be.
+        """
+        habit = self._habits.get(type(module), ())
+        options = self._options(module) if habit else {}
+        if habit and set(habit) <= set(options):
+            for values in itertools.islice(itertools.product(*(options[each] for each in habit)), MOST_CHANGES):
+                yield dict(zip(habit, values, strict=True))
         yield {}
         if module in self._given_up or self._attempts > MOST_ATTEMPTS:
             return
-        with _disable_current_modes():
-            widths = self._widths(module)
-        options = {
-            attribute: values
-            for attribute, value in module.__dict__.items()
-            if not attribute.startswith("_") and (values := list(_narrowed(value, widths)))
-        }
+        options = options or self._options(module)
         every = itertools.islice(itertools.product(*options.values()), MOST_CHANGES)
         combined = [dict(zip(options, values, strict=True)) for values in every] if len(options) > 1 else []
         single = [{attribute: value} for attribute, values in options.items() for value in values]
@@ -236,6 +243,15 @@ class _Rehearsal:
         for changes in [*combined, *single, *pairs[:MOST_CHANGES]]:
             self._attempts += 1
             yield changes
+
+    def _options(self, module: nn.Module) -> dict[str, list[Any]]:
+        with _disable_current_modes():
+            widths = self._widths(module)
+        return {
+            attribute: values
+            for attribute, value in module.__dict__.items()
+            if not attribute.startswith("_") and (values := list(_narrowed(value, widths)))
+        }
 
     def _widths(self, module: nn.Module) -> Mapping[int, list[int]]:
         """Return width of the dense network -> widths in the slim one, for what came by in a module."""

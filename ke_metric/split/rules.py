@@ -56,9 +56,12 @@ def meet(call: Call, operands: Sequence[tuple[Tensor, Tensor]], output: Tensor) 
             call.demand(labels, "spreads one channel over many")
         else:
             partners.append(labels)
-    # The smallest of the labels that meet stands for all of them, whichever order the operands come in.
-    merged = partners[0]
     for other in partners[1:]:
         call.graph.tie(partners[0], other)
+    # The labels that change along the fewest positions, and of those the smallest, stand for all that they are tied
+    # to, whichever order the operands come in: a table of relative positions has those of the heads it is added to.
+    fewest = min(labels.numel() for labels in partners)
+    merged, *others = (labels for labels in partners if labels.numel() == fewest)
+    for other in others:
         merged = torch.minimum(merged, other)
     return collapse(merged)
