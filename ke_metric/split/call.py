@@ -40,11 +40,13 @@ class Place:
         name: Its name in the network; the class of the network for the network itself.
         module: The module.
         root: Whether it is the network itself.
+        given: The first tensor it was called with, if any.
     """
 
     name: str
     module: nn.Module
     root: bool
+    given: Tensor | None
 
     @property
     def is_leaf(self) -> bool:
@@ -205,5 +207,12 @@ class Call:
             self.demand(labels, "meets a constant that has a value for every channel")
 
     def add_norm(self, tensor: Tensor, dim: int) -> None:
-        """Note that a statistic is taken over the channels of a tensor, along a dimension."""
+        """Note that the module takes a statistic over the channels of a tensor, which are along a dimension.
+
+        What is noted are the channels of the module's input, which it may have turned before.
+        """
+        given = self.place.given
+        across = varying(self.labels[given]) if given is not None and given in self.labels else []
+        if given is not None and len(across) == 1:
+            tensor, dim = given, across[0]
         self.graph.add_norm(self.place.name, Seen(tuple(tensor.shape), self.labels[tensor]), dim)

@@ -23,7 +23,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.call import Call, Owned, Place
 from ke_metric.split.graph import ChannelGraph, Seen
 from ke_metric.split.labels import collapsed_always
-from ke_metric.split.operations import follow
+from ke_metric.split.operations import computes, follow
 
 
 def follow_channels(network: nn.Module, example_input: Tensor) -> ChannelGraph:
@@ -68,7 +68,7 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
         self.used: set[str] = set()
         self.labels: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self.labels[example_input] = collapsed_always(example_input.ndim)
-        self.places = [Place(type(network).__name__, network, root=True)]
+        self.places = [Place(type(network).__name__, network, root=True, given=example_input)]
         self._names = {module: name for name, module in network.named_modules()}
         self._owned = {
             id(tensor): Owned(f"{name}.{own}" if name else own, module)
@@ -87,8 +87,8 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
     def watch_modules(self, network: nn.Module) -> Iterator[None]:
         """Know which module is running and what it returns."""
 
-        def enter(module: nn.Module, _inputs: Any) -> None:
-            self.enter(module)
+        def enter(module: nn.Module, inputs: Any) -> None:
+            self.enter(module, inputs)
 
         def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.leave(output)
@@ -102,10 +102,11 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
             for handle in handles:
                 handle.remove()
 
-    def enter(self, module: nn.Module) -> None:
-        """Note that a module starts running."""
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        """Note that a module starts running on some inputs."""
         name = self._names[module]
-        self.places.append(Place(name or type(module).__name__, module, root=not name))
+        given = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+        self.places.append(Place(name or type(module).__name__, module, root=not name, given=given))
 
     def leave(self, output: Any) -> None:
         """Note what the innermost module returns."""
@@ -150,6 +151,8 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
         for tensor, labels in labelled:
             if labels.numel() > 1:
                 self.graph.see(call.place.name, Seen(tuple(tensor.shape), labels))
+        if computes(call):
+            self.graph.steps.append((call.place.name, call.kind))
         self.used |= call.used
         if not call.function.is_view:
             for name in call.used_at_full_size - call.recorded:

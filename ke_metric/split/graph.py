@@ -94,6 +94,7 @@ class ChannelGraph:
         grouped: Names of the weights of grouped convolutions: a narrow one may have a single group left.
         fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
         seen: Module -> tensors that came by while it was the innermost one that ran.
+        steps: Module and operation of everything that was computed, in order.
         returned: Module -> what each of its calls returned.
     """
 
@@ -111,6 +112,7 @@ class ChannelGraph:
     grouped: set[str] = field(default_factory=set)
     fixed: dict[str, str] = field(default_factory=dict)
     seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
+    steps: list[tuple[str, str]] = field(default_factory=list)
     returned: dict[str, list[list[Seen]]] = field(default_factory=lambda: defaultdict(list))
 
     def tie(self, first: Tensor, second: Tensor) -> None:

@@ -43,6 +43,12 @@ def follow(call: Call) -> list[Tensor | None]:
     return list(labels)
 
 
+def computes(call: Call) -> bool:
+    """Tell whether an operation computes something, rather than moving or copying it."""
+    rule = _rule(call)
+    return rule not in (rearrange, blank, mix) and call.kind not in COPIES
+
+
 def _rule(call: Call) -> Rule:
     kind, function = call.kind, call.function
     if torch.Tag.pointwise in function.tags or kind in ELEMENTWISE:
@@ -247,3 +253,15 @@ ELEMENTWISE = {
     "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
 }  # fmt: skip
 """Elementwise operations that torch does not tag as pointwise."""
+
+COPIES = {
+    "clone",
+    "_to_copy",
+    "copy",
+    "lift_fresh",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "as_strided",
+}

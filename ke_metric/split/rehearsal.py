@@ -133,6 +133,9 @@ class _Expectation(ChannelGraph):
     def leave(self, module: str, outputs: list[Seen]) -> None:
         """Compare what a module returns."""
         calls = self.dense.returned[module]
+        if not calls:
+            # Its forward was called past the hooks that note what a module returns; what comes after it is compared.
+            return
         number = min(self.returns[module], len(calls) - 1)
         self.returns[module] += 1
         if len(outputs) != len(calls[number]):
@@ -147,6 +150,15 @@ class _Expectation(ChannelGraph):
             if not torch.equal(collapse(labels), collapse(narrow.labels)):
                 raise MisfitError(module, "returns other channels")
         self.passed.add(module)
+
+    def compare_steps(self) -> None:
+        """Demand that as much of everything was computed in every module."""
+        wide, narrow = Counter(self.dense.steps), Counter(self.steps)
+        if wide != narrow:
+            (module, kind), _ = next(iter(((wide - narrow) + (narrow - wide)).items()))
+            raise MisfitError(
+                module, f"{kind} is computed {narrow[module, kind]} times instead of {wide[module, kind]}"
+            )
 
 
 def _encoded(pairs: Tensor, labels: int) -> Tensor:
@@ -176,11 +188,13 @@ class _Rehearsal:
             module.forward = self._watched(module, name, module.forward)
         with undisturbed(self._slim), self._mode:
             self._slim(example_input)
+        self._expectation.compare_steps()
         return self.settings
 
     def _watched(self, module: nn.Module, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
             depth, returns = len(self._mode.places), self._expectation.returns.copy()
+            steps = len(self._expectation.steps)
             furthest: tuple[int, MisfitError] | None = None
             for changes in self._possible_changes(module):
                 before = {attribute: module.__dict__[attribute] for attribute in changes}
@@ -194,6 +208,7 @@ class _Rehearsal:
                     module.__dict__.update(before)
                     del self._mode.places[depth:]
                     self._expectation.returns = returns.copy()
+                    del self._expectation.steps[steps:]
                     continue
                 if changes:
                     self.settings[name] = self.settings.get(name, {}) | changes
@@ -208,7 +223,7 @@ class _Rehearsal:
     def _once(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self._mode.enter(module)
+        self._mode.enter(module, (args, kwargs))
         self._expectation.place = place = self._mode.places[-1].name
         try:
             result = forward(*args, **kwargs)
