@@ -17,7 +17,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_example_runs(capsys):
+def test_the_python_example_runs(capsys, tmp_path, monkeypatch):
+    """Three lines in a foreign training loop; the slim network comes back from the disk bit for bit."""
+    monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
@@ -25,7 +27,7 @@ def test_the_python_example_runs(capsys):
     assert dense / slim > 3.5
     printed = capsys.readouterr().out
     assert "conv1" in printed
-    assert "recall@4" in printed
+    assert printed.splitlines()[-1] == "True"
 
 
 def test_the_recipe_example_is_a_recipe(tmp_path):

@@ -22,7 +22,7 @@ def _randomise(network, seed=0):
     tensors = [*network.named_parameters(), *network.named_buffers()]
     with torch.no_grad():
         for _, tensor in tensors:
-            if tensor.ndim == 1:
+            if tensor.ndim == 1 and tensor.is_floating_point():
                 tensor.copy_(torch.empty_like(tensor).uniform_(0.5, 1.5, generator=generator))
     return network.eval()
 

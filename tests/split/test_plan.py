@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.magnitudes import mean_magnitudes
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.planning import plan_split
+from ke_metric.split.slim import extract_slim
 
 
 @pytest.fixture
@@ -191,3 +193,68 @@ def test_table(kels, wels):
     assert lines[-1].split()[0] == "all"
     assert len({len(line) for line in lines[1:]}) == 1
     assert str(wels).splitlines()[2].split() == ["stem.weight", "6", "3", "69.8", "%"]
+
+
+def test_a_compiled_network_is_split_as_the_network_in_it(small_network, images, kels, wels):
+    compiled = torch.compile(small_network, backend="eager")
+    assert plan_split(compiled, images, rate=0.5) == kels
+    assert plan_split(compiled, images, rate=0.7, kind="wels", seed=3) == wels
+    kels.check(compiled)
+    assert type(extract_slim(compiled, kels)) is type(small_network)
+    assert mean_magnitudes(compiled, kels) == mean_magnitudes(small_network, kels)
+
+
+def test_widths_are_rounded_up_to_a_multiple(small_network, images):
+    plan = plan_split(small_network, images, rate=0.5, channel_multiple=4)
+    kept = {name: (mask.outputs.count, mask.inputs.count) for name, mask in plan.weights.items()}
+    # stem and inner have 6 channels, widen 10, hidden 8; the positions of widen's channels are kept with them
+    assert kept == {
+        "stem.weight": (4, 3),
+        "inner.weight": (4, 4),
+        "widen.weight": (8, 4),
+        "hidden.weight": (4, 72),
+        "head.weight": (5, 4),
+    }
+    assert SplitPlan.from_json(plan.to_json()).channel_multiple == 4
+    with pytest.raises(KeMetricError, match="channel_multiple = 0: must be at least 1"):
+        plan_split(small_network, images, channel_multiple=0)
+
+
+def test_a_plan_of_before_norms_and_settings_is_read(kels):
+    document = json.loads(kels.to_json())
+    for key in ("norms", "settings", "kept_whole", "channel_multiple"):
+        del document[key]
+    assert SplitPlan.from_json(json.dumps(document)) == kels
+
+
+@pytest.mark.parametrize("settings", [{"a": {"__class__": 1}}, {"a": {"width": "x"}}, {"a": {"width": [1.5]}}])
+def test_settings_that_are_no_widths_are_refused(kels, settings):
+    """A plan is data: reading it sets nothing but numbers of channels."""
+    document = json.loads(kels.to_json()) | {"settings": settings}
+    with pytest.raises(KeMetricError, match="is no width"):
+        SplitPlan.from_json(json.dumps(document))
+
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.width = 4
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images):
+        first, second = self.stem(images).split(self.width, dim=1)
+        return self.head((first * torch.sigmoid(second)).mean((2, 3)))
+
+
+def test_numbers_that_a_module_holds_are_part_of_the_plan(images, randomise, slim_is_dense_with_zeros):
+    class Outer(nn.Sequential):
+        pass
+
+    network = randomise(Outer(Halves()))
+    plan, slim = slim_is_dense_with_zeros(network, images, rate=0.5)
+    assert plan.settings == {"0": {"width": 2}}
+    assert (slim[0].width, network[0].width) == (2, 4)
+    again = SplitPlan.from_json(plan.to_json())
+    assert again == plan
+    assert extract_slim(network, again)[0].width == 2
