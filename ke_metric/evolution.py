@@ -197,6 +197,7 @@ class Nursery:
             kind=recipe.split.kind,
             keep_whole=recipe.split.keep_whole,
             seed=derive_seed(recipe.seed, 1, "split"),
+            channel_multiple=recipe.split.channel_multiple,
         )
 
     def build_loss(self, number: int, parent: Generation | None) -> nn.Module:

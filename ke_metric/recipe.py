@@ -121,6 +121,8 @@ class Split(Section):
     """Split rate: share of the channels (kels, rounded up per layer) or weights (wels) that is fit."""
     keep_whole: Names = ()
     """Modules that keep all their outputs (kels) or weights (wels), by name: backbone.layer4, for example."""
+    channel_multiple: int = Field(1, ge=1)
+    """kels: numbers of kept channels are rounded up to a multiple of this (8 suits tensor cores)."""
 
 
 class Method(Section):

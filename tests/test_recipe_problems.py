@@ -50,7 +50,10 @@ def problems_of(fields):
         ({"task": "x"}, "task = 'x', must be retrieval"),
         ({"network": {"stem_stride": 3}}, "network.stem_stride = 3, must be 1 or 2"),
         ({"network": {"stem_stride": True}}, "network.stem_stride = true, must be a whole number"),
-        ({"split": None}, "split = null, must be a mapping with fields of split: kind, rate, keep_whole"),
+        (
+            {"split": None},
+            "split = null, must be a mapping with fields of split: kind, rate, keep_whole, channel_multiple",
+        ),
         ({"miner": 3}, "miner = 3, must be a mapping with fields of miner: name, arguments"),
         ({"miner": {}}, "miner.name is missing"),
         ({"data": {"mean": 1}}, "data.mean = 1, must be a list of 3 numbers"),
@@ -62,15 +65,19 @@ def problems_of(fields):
         ({"evaluation": {"recall_at": [0]}}, "evaluation.recall_at = [0], must be whole numbers of at least 1"),
         (
             {"split": {"rat": 1}},
-            "unknown field 'split.rat'; did you mean 'rate'? Fields of split: kind, rate, keep_whole",
+            "unknown field 'split.rat'; did you mean 'rate'? Fields of split: kind, rate, "
+            "keep_whole, channel_multiple",
         ),
-        ({"split": {"zork": 1}}, "unknown field 'split.zork'. Fields of split: kind, rate, keep_whole"),
+        (
+            {"split": {"zork": 1}},
+            "unknown field 'split.zork'. Fields of split: kind, rate, keep_whole, channel_multiple",
+        ),
         ({"splt": {}}, f"unknown field 'splt'; did you mean 'split'? Fields of a recipe: {ROOT_FIELDS}"),
         ({"epochs": 3}, f"unknown field 'epochs'; did you mean 'training.epochs'? Fields of a recipe: {ROOT_FIELDS}"),
         (
             {"split": {"arguments": {}}},
             "unknown field 'split.arguments'; did you mean 'loss.arguments' or 'miner.arguments'? "
-            "Fields of split: kind, rate, keep_whole",
+            "Fields of split: kind, rate, keep_whole, channel_multiple",
         ),
     ],
 )

@@ -27,6 +27,7 @@ OF_ONE_FIELD = {
     "ratio": st.tuples(SHARES, SHARES).map(sorted),
     "recall_at": st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
     "keep_whole": st.lists(TEXT, max_size=3),
+    "channel_multiple": st.integers(1, 64),
 }
 
 

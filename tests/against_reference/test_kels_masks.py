@@ -13,8 +13,9 @@ import torch
 import torchvision
 
 from ke_metric.split.planning import plan_split
+from ke_metric.split.slim import extract_slim
 
-RATES = (0.5, 0.7, 0.8)
+RATES = (0.5, 0.7, 0.75, 0.8)
 
 
 def prefix(rate, channels):
@@ -145,6 +146,19 @@ def test_googlenet(rate):
 def test_densenet(name, blocks, rate):
     network = build(name, device="cpu")  # hundreds of batch norms, which are slow on the meta device
     demand_equal(network, lambda network, rate: densenet_masks(network, rate, blocks), rate)
+
+
+@pytest.mark.parametrize(("rate", "theirs", "mask"), [(0.8, 104, 103), (0.7, 92, 90), (0.5, 64, 64), (0.75, 96, 96)])
+def test_slim_densenet_follows_the_mask(rate, theirs, mask):
+    """The authors build their slim DenseNet 4 x ceil(rate x 32) wide inside, and mask ceil(rate x 128) channels.
+
+    At 0.8 and 0.7 their slim network has rows outside of its fit hypothesis. Ours has those of the mask.
+    """
+    assert theirs == 4 * prefix(rate, 32)
+    with torch.random.fork_rng(devices=[]):
+        network = torchvision.models.DenseNet(block_config=(2, 2), num_classes=3)
+    slim = extract_slim(network, plan_split(network, torch.zeros(1, 3, 32, 32), rate=rate))
+    assert slim.features.denseblock1.denselayer1.conv1.out_channels == mask
 
 
 def test_vgg(rate):
