@@ -295,7 +295,7 @@ def test_a_lineage_of_single_weights(pictures):
 
 
 def test_modules_the_recipe_keeps_whole(nursery):
-    split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 24}
+    split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
     _, plan = nursery(split=split).build_child(1, None)
     assert plan.weights["backbone.layer1.0.conv1.weight"].outputs.count == 24  # of 32: 16 rounded up
     kept = {name: mask.outputs.count == mask.shape[0] for name, mask in plan.weights.items()}
