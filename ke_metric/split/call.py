@@ -50,8 +50,9 @@ class Place:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether the module holds no other modules: a norm, say, rather than a block of layers."""
-        return not self.root and next(self.module.children(), None) is None
+        """Whether the module holds no other modules with parameters: a norm, say, rather than a block of layers."""
+        inside = (parameter for child in self.module.children() for parameter in child.parameters())
+        return not self.root and next(inside, None) is None
 
 
 def _is_matrix(owned: Owned, sizes: Sequence[int]) -> bool:
@@ -158,11 +159,12 @@ class Call:
         self.labels[weight] = rows.view(-1, *(1,) * (weight.ndim - 1))
         self.standardised[weight] = owned
 
-    def along(self, tensor: Tensor, dims: Sequence[int]) -> Tensor | None:
+    def along(self, tensor: Tensor, dims: Sequence[int], *, alone: bool = False) -> Tensor | None:
         """Return the labels of a tensor without the dimensions `dims`, which become size 1.
 
         Labels that vary there as well as elsewhere, such as the channels of every head, are tied along `dims`: all or
-        none of them are kept. None where the labels vary along these dimensions only.
+        none of them are kept. Where the labels vary along these dimensions only, that is so if they may be `alone`,
+        such as the channels of a single head; otherwise None is returned.
         """
         labels = self.labels.get(tensor)
         if labels is None:
@@ -171,7 +173,8 @@ class Call:
         first = labels
         for dim in inside:
             first = first.narrow(dim, 0, 1)
-        if inside and len(inside) == len(varying(labels)) and not self.graph.are_one(labels, first):
+        is_alone = bool(inside) and len(inside) == len(varying(labels))
+        if is_alone and not alone and not self.graph.are_one(labels, first):
             return None
         self.graph.tie(labels, first)
         return first

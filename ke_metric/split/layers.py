@@ -104,7 +104,8 @@ def matrix_product(call: Call) -> list[Tensor]:
     *added, first, second = call.args
     if first.ndim != second.ndim or not call.labelled:
         return mix(call)
-    left, right = call.along(first, [first.ndim - 1]), call.along(second, [second.ndim - 2])
+    left = call.along(first, [first.ndim - 1], alone=True)
+    right = call.along(second, [second.ndim - 2], alone=True)
     if left is None or right is None or (left.size(-2) > 1 and right.size(-1) > 1):
         return mix(call)
     output = call.outputs[0]

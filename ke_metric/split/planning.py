@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -134,7 +135,9 @@ def _culprit(graph: ChannelGraph, module: str, whole: Collection[str], *, root: 
 
 
 def _refusal(graph: ChannelGraph, fit: Tensor, misfit: MisfitError) -> KeMetricError:
-    labels = {label for seen in graph.seen[misfit.module].values() for label in seen.labels.flatten().tolist()}
+    returned = (seen for call in graph.returned[misfit.module] for seen in call)
+    here = itertools.chain(graph.seen[misfit.module].values(), returned)
+    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
     cut = sources(graph, {label for label in labels if not fit[label]}) or [misfit.module]
     return KeMetricError(
         f"{misfit.module}: the slim network does not work on the channels that are kept ({misfit}): what is done "

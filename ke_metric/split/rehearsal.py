@@ -186,8 +186,13 @@ class _Rehearsal:
         names = {module: name for name, module in self._slim.named_modules()}
         for module, name in names.items():
             module.forward = self._watched(module, name, module.forward)
-        with undisturbed(self._slim), self._mode:
-            self._slim(example_input)
+        try:
+            with undisturbed(self._slim), self._mode:
+                self._slim(example_input)
+        finally:
+            # A module that holds its own wrapper would live, with its weights, until the next garbage collection.
+            for module in names:
+                del module.__dict__["forward"]
         self._expectation.compare_steps()
         return self.settings
 
@@ -195,7 +200,8 @@ class _Rehearsal:
         def watched(*args: Any, **kwargs: Any) -> Any:
             depth, returns = len(self._mode.places), self._expectation.returns.copy()
             steps = len(self._expectation.steps)
-            furthest: tuple[int, MisfitError] | None = None
+            # Not the error itself: its traceback would lead back here, and keep the slim network alive.
+            furthest: tuple[int, str, str] | None = None
             for changes in self._possible_changes(module):
                 before = {attribute: module.__dict__[attribute] for attribute in changes}
                 module.__dict__.update(changes)
@@ -204,7 +210,7 @@ class _Rehearsal:
                 except MisfitError as misfit:
                     progress = len(self._expectation.passed)
                     if furthest is None or progress > furthest[0]:
-                        furthest = progress, misfit
+                        furthest = progress, misfit.module, str(misfit)
                     module.__dict__.update(before)
                     del self._mode.places[depth:]
                     self._expectation.returns = returns.copy()
@@ -216,7 +222,7 @@ class _Rehearsal:
                 return result
             self._given_up.add(module)
             assert furthest is not None
-            raise furthest[1]
+            raise MisfitError(*furthest[1:])
 
         return watched
 

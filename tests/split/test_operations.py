@@ -408,6 +408,7 @@ ALL_OR_NOTHING = {
         "half of the channels",
         "outer product of channels",
         "constant that varies over tokens and channels",
+        "a matrix that is no linear layer",
     )
 }
 FOLLOWED["a group that is cut"] = REFUSED.pop("a group that is cut")[0]

@@ -1,0 +1,120 @@
+"""A slim network is proved by running it: what the labels cannot know is found here."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from ke_metric.errors import KeMetricError
+from ke_metric.split import planning
+from ke_metric.split.planning import plan_split
+
+
+class Network(nn.Module):
+    """A convolution, what is done with its channels, and a last layer that takes as many as there are after it."""
+
+    def __init__(self, body, channels, left=None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 1)
+        self.body = body
+        self.head = nn.Linear(left or channels, 2)
+
+    def forward(self, images):
+        return self.head(self.body(self.stem(images)).mean((2, 3)))
+
+
+class Parity(nn.Module):
+    """What it computes depends on the number of channels."""
+
+    def forward(self, x):
+        return torch.tanh(x) if x.size(1) % 2 else x
+
+
+class Regroup(nn.Module):
+    """Holds two numbers that must be changed together, and one that only looks like a width."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.groups, self.inside, self.side = 2, channels // 2, channels
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        assert self.side == x.size(-1)
+        y = x.reshape(len(x), self.groups, self.inside, *x.shape[2:]).transpose(1, 2)
+        return y.reshape(x.shape) * self.scale[:, None, None]
+
+
+class Split(nn.Module):
+    """Split sizes of unlike parts."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        self.sizes = sizes
+
+    def forward(self, x):
+        first, *others = x.split(self.sizes, dim=1)
+        return torch.cat([*others, first.relu()], dim=1)
+
+
+class Hidden(nn.Module):
+    """Cuts its channels at a number that it holds nowhere."""
+
+    def forward(self, x):
+        return x[:, :4]
+
+
+def test_numbers_are_found_and_what_only_looks_like_one_stays(images, randomise, slim_is_dense_with_zeros):
+    plan, slim = slim_is_dense_with_zeros(randomise(Network(Regroup(8), 8)), images, rate=0.5)
+    assert plan.settings == {"body": {"inside": 2}}
+    assert (slim.body.inside, slim.body.side) == (2, 8)
+
+
+def test_lists_of_widths(images, randomise, slim_is_dense_with_zeros):
+    plan, slim = slim_is_dense_with_zeros(randomise(Network(Split(2, 6, 4), 12)), images, rate=0.5)
+    assert plan.settings == {"body": {"sizes": [1, 3, 2]}}
+    assert slim.body.sizes == (1, 3, 2)
+
+
+def test_what_depends_on_the_number_of_channels_is_refused(images):
+    """6 channels pass as they are, 3 through a tanh: the labels are the same, the function is not."""
+    with pytest.raises(KeMetricError, match=r"body: .*tanh is computed 1 times instead of 0.*keep_whole=\['stem'\]"):
+        plan_split(Network(Parity(), 6), images[:1], rate=0.5)
+    plan = plan_split(Network(Parity(), 6), images[:1], rate=0.5, keep_whole=["stem"])
+    assert plan.weights["stem.weight"].outputs.count == 6
+
+
+def test_what_nothing_narrower_can_serve_is_kept_whole_and_said(images, randomise, slim_is_dense_with_zeros):
+    plan, _ = slim_is_dense_with_zeros(randomise(Network(Hidden(), 8, left=4)), images, rate=0.5)
+    assert plan.weights["stem.weight"].outputs.count == 8
+    assert list(plan.kept_whole) == ["body"]
+    assert "body keeps all of its channels: " in str(plan)
+
+
+def test_nothing_of_a_rehearsal_stays_in_memory(images, monkeypatch):
+    """Attempts that fail, too, are freed at once, not at the next garbage collection."""
+    slims = []
+    extract_slim = planning.extract_slim
+
+    def remember(network, plan):
+        slim = extract_slim(network, plan)
+        slims.append(weakref.ref(slim))
+        return slim
+
+    monkeypatch.setattr(planning, "extract_slim", remember)
+    gc.collect()
+    gc.disable()
+    try:
+        plan_split(Network(Hidden(), 8, left=4), images[:1], rate=0.5)
+        assert slims
+        assert all(slim() is None for slim in slims)
+    finally:
+        gc.enable()
+
+
+def test_the_network_keeps_its_numbers(images):
+    network = Network(Split(2, 6, 4), 12)
+    plan_split(network, images[:1], rate=0.5)
+    assert network.body.sizes == (2, 6, 4)
+    assert "forward" not in network.body.__dict__
