@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ke_metric.split.labels import ALWAYS, always, broadcast, varying
+from ke_metric.split.labels import ALWAYS, always, meetings, varying
+
+# So many pairs are worth sorting, to keep each only once.
+MANY_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,14 @@ class ChannelGraph:
         """Keep or drop the channels of two broadcastable label tensors together, element by element."""
         if first is second:
             return
-        pairs = torch.stack([labels.flatten() for labels in broadcast(first, second)])
-        pairs = pairs[:, pairs[0] != pairs[1]]
+        pairs = meetings(first, second)
         if pairs.numel():
-            self.ties.append(pairs.unique(dim=1) if pairs.size(1) > 4096 else pairs)  # type: ignore[no-untyped-call]  # untyped in torch
+            self.ties.append(self._once(pairs) if pairs.size(1) > MANY_PAIRS else pairs)
+
+    def _once(self, pairs: Tensor) -> Tensor:
+        """Return each of the pairs [2, n] once."""
+        codes = torch.unique(pairs[0] * self.labels + pairs[1])
+        return torch.stack([codes // self.labels, codes % self.labels])
 
     def are_one(self, _labels: Tensor, _first: Tensor) -> bool:
         """Tell whether labels are known to be one group or head; one that is left alone does not show it."""

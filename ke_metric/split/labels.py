@@ -46,6 +46,35 @@ def align(labels: Tensor, dimensions: int) -> Tensor:
     return labels.reshape((1,) * (dimensions - labels.ndim) + labels.shape)
 
 
+def meetings(first: Tensor, second: Tensor, *, through_one: bool = False) -> Tensor:
+    """Return the pairs of different labels that meet when two label tensors are broadcast: [2, n].
+
+    Where one of them does not change along a dimension, all labels of the other along it meet the same one, and so
+    each other: they are paired with the first of them, which alone is paired with the other tensor's. That ties the
+    same labels together with far fewer pairs.
+
+    Args:
+        first: Labels [...].
+        second: Labels [...] of a broadcastable shape.
+        through_one: Whether labels are paired through one of them even if the other tensor has a single label; by
+            default they are paired with that one.
+    """
+    dimensions = max(first.ndim, second.ndim)
+    both = [align(first, dimensions), align(second, dimensions)]
+    pairs = []
+    for dim in range(dimensions) if through_one or min(first.numel(), second.numel()) > 1 else ():
+        for number, labels in enumerate(both):
+            if labels.size(dim) > 1 and both[1 - number].size(dim) == 1:
+                both[number] = labels.narrow(dim, 0, 1)
+                pairs += [_flat(labels, both[number])]
+    found = torch.cat([*pairs, _flat(*both)], dim=1)
+    return found[:, found[0] != found[1]]
+
+
+def _flat(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([labels.flatten() for labels in broadcast(first, second)])
+
+
 def broadcast(*labels: Tensor) -> list[Tensor]:
     """Expand labels [...] to the shape they have together."""
     return list(torch.broadcast_tensors(*labels))  # type: ignore[no-untyped-call]  # untyped in torch

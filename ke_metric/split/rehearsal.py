@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ke_metric.split.channels import ChannelMode, undisturbed
 from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen
-from ke_metric.split.labels import broadcast, collapse, narrow_shape, restrict, varying
+from ke_metric.split.labels import collapse, meetings, narrow_shape, restrict, varying
 
 Settings = dict[str, dict[str, Any]]
 
@@ -112,8 +112,11 @@ class _Expectation(ChannelGraph):
 
     def are_one(self, labels: Tensor, first: Tensor) -> bool:
         """Tell whether all labels that meet here have met in the dense network."""
-        pairs = torch.stack([each.flatten() for each in broadcast(labels, first)])
-        wanted = _encoded(pairs[:, pairs[0] != pairs[1]], self.dense.labels)
+        # Of the heads that were paired through one of their channels each, one may be left.
+        return any(self._have_met(meetings(labels, first, through_one=through)) for through in (False, True))
+
+    def _have_met(self, pairs: Tensor) -> bool:
+        wanted = _encoded(pairs, self.dense.labels)
         if not wanted.numel():
             return True
         found = torch.searchsorted(self._ties, wanted).clamp(max=max(len(self._ties) - 1, 0))

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.split.labels import collapse, collapsed_always, families, restrict, varying
+from ke_metric.split.labels import collapse, collapsed_always, families, meetings, restrict, varying
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
@@ -37,3 +37,16 @@ def test_families_have_their_smallest_member_in_common(pairs):
             members[label] = union
     found = families(torch.tensor(pairs, dtype=torch.int64).view(-1, 2).t(), 10)
     assert found.tolist() == [min(members[label]) for label in range(10)]
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.data())
+def test_meetings_tie_what_meets_when_tensors_are_broadcast(shape, data):
+    """Against the obvious twin: every pair of the broadcast tensors."""
+    tensors = []
+    for _ in range(2):
+        inner = shape[data.draw(st.integers(0, len(shape) - 1)) :]
+        mine = torch.Size(data.draw(st.sampled_from([size, 1])) for size in inner)
+        labels = data.draw(st.lists(st.integers(0, 9), min_size=mine.numel(), max_size=mine.numel()))
+        tensors.append(torch.tensor(labels).view(mine))
+    every = torch.stack([each.flatten() for each in torch.broadcast_tensors(*tensors)])
+    assert torch.equal(families(meetings(*tensors), 10), families(every, 10))
