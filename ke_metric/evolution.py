@@ -5,31 +5,37 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ke_metric.blueprint import Blueprint
 from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import Generation, Provenance, TrainingState, weights_digest
+from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
-from ke_metric.methods.knowledge_evolution import inherit, load_whole
-from ke_metric.networks.embedding import build_network
-from ke_metric.randomness import default_streams, derive_seed, torch_generator
+from ke_metric.methods.method import Birth, load_whole
+from ke_metric.methods.table import METHODS
+from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.magnitudes import mean_magnitudes
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.planning import plan_split
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import GenerationTraining
+from ke_metric.training.saliency import mean_gradients
 from ke_metric.training.watch import Watch
+
+# Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
+SALIENCY_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,10 @@ def evolve(
     """
     watch = watch or Watch()
     start = start or Start()
-    pictures = benchmark if isinstance(benchmark, Pictures) else Pictures.decode(benchmark, recipe.data.store_size)
-    nursery = Nursery(recipe, pictures, Engine(recipe.training.precision, device))
+    data = recipe.data
+    if isinstance(benchmark, Benchmark):
+        benchmark = Pictures.decode(benchmark, data.store_size, store_shape=data.store_shape)
+    nursery = Nursery(recipe, benchmark, Engine(recipe.training.precision, device))
     parent, state = start.parent, start.state
     for number in range(start.number, recipe.generations + 1):
         parent = nursery.grow(number, parent, state=state, watch=watch)
@@ -113,16 +121,18 @@ class Nursery:
             state: Where its training goes on; None to begin it.
             watch: Hears of steps and epochs.
         """
-        network, plan = self.build_child(number, parent)
+        birth = self.birth(number, parent)
+        network = self.build_child(birth)
         loss = self.build_loss(number, parent)
         scorer = Scorer(self.pictures, self.recipe, self.engine)
         if number == 1 and state is None:
             self._introduce(network, scorer, watch)
-        training = self.prepare(network, loss, number)
+        training = self.prepare(network, loss, birth)
         if state is not None:
             training.restore(state)
         trained = training.train(watch)
         started = time.perf_counter()
+        plan = birth.plan
         scorecard = scorer.scorecard(network, plan)
         seconds = {"training": round(trained.seconds, 1), "scoring": round(time.perf_counter() - started, 1)}
         return Generation(
@@ -139,10 +149,18 @@ class Nursery:
                 parent_digest=weights_digest(parent.weights) if parent else None,
                 seed=self.recipe.seed,
                 environment=describe_environment(),
-                training={**self.engine.describe(), "search_backend": scorer.backend},
+                training={**self.engine.describe(), **self._search(scorer)},
                 seconds=seconds,
+                class_names=self.pictures.benchmark.train.class_names if self._classifies else (),
             ),
         )
+
+    @property
+    def _classifies(self) -> bool:
+        return self.recipe.task == "classification"
+
+    def _search(self, scorer: Scorer) -> dict[str, str]:
+        return {} if self._classifies else {"search_backend": scorer.backend}
 
     def require_buildable(self) -> None:
         """Build everything that generation 1 needs, and drop it: what a recipe gets wrong shows before any harm.
@@ -150,15 +168,16 @@ class Nursery:
         Raises:
             KeMetricError: Whatever `grow` would raise before its first step.
         """
-        network, _ = self.build_child(1, None)
-        self.prepare(network, self.build_loss(1, None), 1)
-        choose_backend(self.recipe.evaluation.backend, self.engine.device)
+        birth = self.birth(1, None)
+        self.prepare(self.build_child(birth), self.build_loss(1, None), birth)
+        if not self._classifies:
+            choose_backend(self.recipe.evaluation.backend, self.engine.device)
 
-    def build_child(self, number: int, parent: Generation | None) -> tuple[nn.Module, SplitPlan]:
-        """Return generation `number`'s starting network, placed, and the lineage's split plan.
+    def birth(self, number: int, parent: Generation | None) -> Birth:
+        """Return what there is to make generation `number` of.
 
         Raises:
-            KeMetricError: The parent is missing or does not fit the recipe.
+            KeMetricError: The parent is missing or does not fit the recipe, or the network cannot be split.
         """
         recipe = self.recipe
         if (parent.number if parent else 0) != number - 1:
@@ -167,56 +186,103 @@ class Nursery:
                 f"{f'generation {parent.number}' if parent else 'none'} is there",
                 ExitCode.LINEAGE,
             )
-        with default_streams(recipe.seed, number, "network"):
-            # A child redraws what is random: pretrained values would be the same ones in every generation.
-            network: nn.Module = build_network(recipe.network, recipe.data.image_size, load_pretrained=parent is None)
-        plan = self._plan(network, parent)
-        if parent is not None:
-            generator = torch_generator(recipe.seed, number, "reset")
-            inherit(network, parent.weights, plan, reset=recipe.method.reset, generator=generator)
-        return self.engine.place(network, channels_last=recipe.training.channels_last), plan
+        return Birth(
+            number=number,
+            generations=recipe.generations,
+            seed=recipe.seed,
+            task=recipe.task,
+            recipe=recipe.method,
+            plan=self._plan(number, parent),
+            parent=parent.weights if parent else None,
+            build=self._build,
+            channels=self.blueprint.channels,
+            gradients=lambda: self._gradients(parent),
+        )
 
-    def _plan(self, network: nn.Module, parent: Generation | None) -> SplitPlan:
+    @property
+    def blueprint(self) -> Blueprint:
+        """What builds the lineage's networks."""
+        return Blueprint(self.recipe, len(self.pictures.benchmark.train.class_names))
+
+    def build_child(self, birth: Birth) -> nn.Module:
+        """Return a generation's starting network, placed.
+
+        Raises:
+            KeMetricError: The parent does not fit the recipe, or the method does not fit the network.
+        """
+        recipe = self.recipe
+        network, method = self._build(birth.number), METHODS[recipe.method.name]
+        birth.plan.check(network)
+        method.check(network, recipe.method)
+        if birth.parent is not None:
+            method.inherit(network, birth)
+        return self.engine.place(network, channels_last=recipe.training.channels_last)
+
+    def _build(self, number: int) -> nn.Module:
+        """Return a network with the weights that generation `number` begins with, but for what it inherits."""
+        # A child redraws what is random: pretrained values would be the same ones in every generation.
+        return self.blueprint.build(number, load_pretrained=number == 1)
+
+    def _plan(self, number: int, parent: Generation | None) -> SplitPlan:
         """Return the parent's plan, or the first generation's own: the masks never change in a lineage."""
         recipe = self.recipe
-        if parent is not None:
-            plan = SplitPlan.from_json(parent.split, parent.split_bits)
-            if (plan.kind, plan.rate) != (recipe.split.kind, recipe.split.rate):
-                raise KeMetricError(
-                    f"split.kind = {recipe.split.kind!r}, split.rate = {recipe.split.rate}: generation "
-                    f"{parent.number} was split with {plan.kind!r}, {plan.rate}, and a lineage keeps its split",
-                    ExitCode.LINEAGE,
-                )
-            plan.check(network)
-            return plan
-        size = recipe.data.image_size
-        return plan_split(
-            network,
-            torch.zeros(1, 3, size, size),
-            rate=recipe.split.rate,
-            kind=recipe.split.kind,
-            keep_whole=recipe.split.keep_whole,
-            seed=derive_seed(recipe.seed, 1, "split"),
-            channel_multiple=recipe.split.channel_multiple,
-        )
+        if parent is None:
+            return self.blueprint.plan(self.blueprint.build(number))
+        plan = SplitPlan.from_json(parent.split, parent.split_bits)
+        rate = plan.rate if METHODS[recipe.method.name].changes_architecture else recipe.split.rate
+        if (plan.kind, plan.rate) != (recipe.split.kind, rate):
+            raise KeMetricError(
+                f"split.kind = {recipe.split.kind!r}, split.rate = {recipe.split.rate}: generation "
+                f"{parent.number} was split with {plan.kind!r}, {plan.rate}, and a lineage keeps its split",
+                ExitCode.LINEAGE,
+            )
+        return plan
+
+    def _gradients(self, parent: Generation | None) -> dict[str, Tensor]:
+        """Return the mean absolute gradients of a parent's weights over an epoch's first batches, 20 % of them."""
+        assert parent is not None, "generation 1 has no parent"
+        network = self.blueprint.build(parent.number)
+        load_whole(network, parent.weights, "the parent's weights")
+        network = self.engine.place(network, channels_last=self.recipe.training.channels_last)
+        loss = self.build_loss(parent.number, None)
+        load_whole(loss, parent.loss_weights, "the parent's loss parameters")
+        epochs = self._epochs(parent.number)
+        count = math.ceil(SALIENCY_SHARE * len(epochs))
+        # An epoch that was not trained on: the batches are drawn anew.
+        batches = itertools.islice(epochs.epoch(self.recipe.training.epochs + 1), count)
+        # A miner or a loss may draw.
+        with default_streams(self.recipe.seed, parent.number, "saliency"):
+            return mean_gradients(network, loss, batches, self.engine)
 
     def build_loss(self, number: int, parent: Generation | None) -> nn.Module:
         """Return generation `number`'s loss, placed: its parameters new, or inherited if the recipe says so."""
-        recipe = self.recipe
+        recipe, classes = self.recipe, len(self.pictures.benchmark.train.class_names)
         with default_streams(recipe.seed, number, "loss"):
-            loss: nn.Module = build_loss(
-                recipe.loss,
-                recipe.miner,
-                classes=len(self.pictures.benchmark.train.class_names),
-                embedding_size=recipe.network.embedding_size,
-            )
+            loss: nn.Module
+            if self._classifies:
+                loss = build_classification_loss(recipe.loss, classes=classes)
+                require_fit(loss, recipe)
+            else:
+                size = recipe.network.embedding_size
+                loss = build_loss(recipe.loss, recipe.miner, classes=classes, embedding_size=size)
         if parent is not None and not recipe.method.reset_loss:
             load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         return self.engine.place(loss)
 
-    def prepare(self, network: nn.Module, loss: nn.Module, number: int) -> GenerationTraining:
-        """Return the training of generation `number`, ready to begin."""
-        epochs = TrainingEpochs(
+    def prepare(self, network: nn.Module, loss: nn.Module, birth: Birth) -> GenerationTraining:
+        """Return the training of a generation, ready to begin."""
+        return GenerationTraining(
+            network,
+            loss,
+            self._epochs(birth.number),
+            recipe=self.recipe,
+            engine=self.engine,
+            number=birth.number,
+            regime=METHODS[self.recipe.method.name].regime(network, birth),
+        )
+
+    def _epochs(self, number: int) -> TrainingEpochs:
+        return TrainingEpochs(
             self.pictures,
             self.recipe,
             generation=number,
@@ -224,15 +290,18 @@ class Nursery:
             rank=self.engine.rank,
             processes=self.engine.processes,
         )
-        return GenerationTraining(network, loss, epochs, recipe=self.recipe, engine=self.engine, number=number)
 
     def _introduce(self, network: nn.Module, scorer: Scorer, watch: Watch) -> None:
         """Say what a reader compares the first numbers with."""
         scores, spread = scorer.untrained(network)
+        device = f"{self.engine.describe()['device']}, {self.engine.precision}"
+        parameters = f"{count_parameters(network):,} parameters"
+        if spread is None:
+            watch.note(f"untrained network: top1 {100 * scores['top1']:.1f} %, {parameters}; {device}")
+            return
         first = f"recall@{min(self.recipe.evaluation.recall_at)}"
         found = f"{100 * scores[first]:.1f} %" if first in scores else "not defined (no query has anything to find)"
         watch.note(
-            f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, "
-            f"{count_parameters(network):,} parameters; {self.engine.describe()['device']}, {self.engine.precision}, "
-            f"neighbours by {scorer.backend}"
+            f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, {parameters}; "
+            f"{device}, neighbours by {scorer.backend}"
         )

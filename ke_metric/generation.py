@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,7 @@ class Provenance:
         environment: Versions, hardware, commit; see `environment.describe_environment`.
         training: Device, precision, processes and search backend that were used.
         seconds: Wall-clock seconds by phase: `training`, `scoring`.
+        class_names: Names of the classes in the order of the logits; empty for retrieval.
     """
 
     recipe_digest: str
@@ -79,6 +80,7 @@ class Provenance:
     environment: Mapping[str, Any]
     training: Mapping[str, Any]
     seconds: Mapping[str, float]
+    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class TrainingState:
         optimizer: State dict of the optimizer (and of the fp16 loss scaler, where there is one).
         training_log: One record per finished epoch.
         seconds: Wall-clock seconds trained so far.
+        method_weights: What the method needs beside the weights to go on, name to tensor.
     """
 
     number: int
@@ -135,3 +138,4 @@ class TrainingState:
     optimizer: Mapping[str, Any] = field(repr=False)
     training_log: tuple[Mapping[str, Any], ...] = field(repr=False)
     seconds: float
+    method_weights: Weights = field(default_factory=dict, repr=False)

@@ -169,7 +169,9 @@ class Lineage:
     def best(self) -> int:
         """The generation with the highest dense Recall@K of the recipe's smallest K; the first of equals.
 
-        On a benchmark without a validation part this is a choice made on the test set: report the last generation.
+        Of a classification, the one with the highest top-1 accuracy on the validation part, or on the test part where
+        there is none. On a benchmark without a validation part this is a choice made on the test set: report the last
+        generation.
 
         Raises:
             KeMetricError: There is no generation yet, or none has that score.
@@ -183,14 +185,17 @@ class Lineage:
         return best
 
     def _best(self) -> int | None:
-        name = self._decisive_score
         dense = {number: read_scorecard(self.generation_folder(number), number).dense for number in self.numbers}
+        name = self._decisive_score
+        if any(f"validation_{name}" in scores for scores in dense.values()):
+            name = f"validation_{name}"
         scored = [number for number in dense if name in dense[number]]
         return max(scored, key=lambda number: (dense[number][name], -number), default=None)
 
     @property
     def _decisive_score(self) -> str:
-        return f"recall@{min(self.recipe.evaluation.recall_at)}"
+        recipe = self.recipe
+        return "top1" if recipe.task == "classification" else f"recall@{min(recipe.evaluation.recall_at)}"
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the lineage's lock; it is freed when the process ends, however it ends.

@@ -25,6 +25,7 @@ from ke_metric.lineage_disk import damage, disk_error, read_object, read_text, t
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
+METHOD_WEIGHTS = "method.safetensors"
 SPLIT = "split.json"
 SPLIT_BITS = "split.safetensors"
 SCORECARD = "scorecard.json"
@@ -90,10 +91,18 @@ def read_generation(folder: Path, number: int) -> Generation:
             scorecard=scorecard,
             training_log=_read_log(folder / TRAINING_LOG),
             magnitudes=magnitudes,
-            provenance=Provenance(**facts),
+            provenance=Provenance(**facts | {"class_names": _class_names(facts)}),
         )
     except (AssertionError, TypeError) as error:
         raise damage(folder / PROVENANCE, error) from error
+
+
+def _class_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes; none for a lineage of before classifications."""
+    names = facts.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names = {names!r}, not a list of names")
+    return tuple(names)
 
 
 def read_scorecard(folder: Path, number: int) -> Scorecard:
@@ -182,12 +191,15 @@ def write_state(folder: Path, state: TrainingState) -> None:
         "epoch": state.epoch,
         "training_log": list(state.training_log),
         "seconds": state.seconds,
+        "method_weights": bool(state.method_weights),
     }
     optimizer = io.BytesIO()
     torch.save(dict(state.optimizer), optimizer)
     with whole_folder(folder) as temporary:
         _save(state.weights, temporary / WEIGHTS)
         _save(state.loss_weights, temporary / LOSS_WEIGHTS)
+        if state.method_weights:
+            _save(state.method_weights, temporary / METHOD_WEIGHTS)
         # Through memory: torch.save hides the operating system's error when the disk is full.
         (temporary / OPTIMIZER).write_bytes(optimizer.getbuffer())
         (temporary / STATE).write_text(to_json(facts), encoding="utf-8")
@@ -223,6 +235,8 @@ def _read_state(folder: Path, number: int) -> TrainingState:
             optimizer=_load_optimizer(folder / OPTIMIZER),
             training_log=tuple(facts["training_log"]),
             seconds=facts["seconds"],
+            # States of before methods kept something do not say.
+            method_weights=_load(folder / METHOD_WEIGHTS) if facts.get("method_weights") else {},
         )
     except KeMetricError:
         raise

@@ -25,9 +25,14 @@ def changed_fields(stored: Recipe, given: Recipe) -> dict[str, str]:
 
 
 def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
-    """Return the changes that make it another lineage: all but `FREE_FIELDS` and more generations."""
+    """Return the changes that make it another lineage: all but `FREE_FIELDS` and more generations.
+
+    What layer_wise keeps of a parent depends on how many generations there are in all: they may not become more.
+    """
     changed = {name: text for name, text in changed_fields(stored, given).items() if name not in FREE_FIELDS}
-    if given.generations > stored.generations:
+    if "generations" in changed and stored.method.name == "layer_wise":
+        changed["generations"] += " (layer_wise shares its units out among the generations it was begun with)"
+    elif given.generations > stored.generations:
         del changed["generations"]
     elif "generations" in changed:
         changed["generations"] += " (it may grow, not shrink)"

@@ -30,21 +30,33 @@ class Data(Section):
     """Which images, and at which size."""
 
     benchmark: str = "glyphs"
-    """Name of a benchmark: glyphs, emoji, folder, cub, cars, sop, inshop."""
+    """Name of a benchmark: glyphs, emoji, folder, cub, cars, sop, inshop, flowers, aircraft, mit67, dogs."""
     root: str | None = None
     """Folder with the files as they lie on disk; `data/<benchmark>` when left out. Glyphs need none."""
     test_fraction: float = Field(0.5, gt=0, lt=1)
-    """Share of the classes kept for testing, where the benchmark has no split of its own."""
+    """Share kept for testing, where the benchmark has no split of its own: of the classes in retrieval; in
+    classification of the faces (glyphs), of the styles (emoji) or of the images of every class (folder)."""
     train_classes: int | None = Field(None, ge=2)
-    """Keep only this many training classes, drawn once and for all; all when left out."""
+    """Keep only this many training classes, drawn once and for all; all when left out. In classification the
+    validation and test parts keep the same ones."""
     test_classes: int | None = Field(None, ge=2)
-    """Keep only this many test classes, drawn once and for all; all when left out."""
+    """retrieval: keep only this many test classes, drawn once and for all; all when left out."""
+    train_on: Literal["train", "trainval"] = "train"
+    """classification: what to learn from where there is an official validation part. train: it is kept apart.
+    trainval: it is joined to the training part."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """classification: share of the images of every training class that is held out for validation, where the
+    benchmark has no validation part of its own."""
+    crop_banner: bool = False
+    """aircraft: cut the copyright strip, the lowest 20 pixels, off every picture."""
     verify_counts: bool = True
     """Refuse files whose image and class counts are not those of the published benchmark."""
     image_size: int = Field(224, ge=16, le=1024)
     """Height and width in pixels of what the network sees."""
     store_size: int = Field(256, ge=16, le=2048)
     """Shorter side in pixels of the decoded pictures that are kept; training crops are cut from these."""
+    store_shape: Literal["keep", "square"] = "keep"
+    """keep: decoded pictures keep their aspect ratio. square: they are squashed to store_size x store_size."""
     workers: int = Field(0, ge=0, le=64)
     """Processes that cut and augment the training crops; 0: in the training process."""
     mean: Triple = (0.485, 0.456, 0.406)
@@ -98,12 +110,14 @@ class Augmentation(Section):
 
 
 class Network(Section):
-    """Backbone and embedding head."""
+    """Backbone and head."""
 
     backbone: str = "resnet50"
     """A torchvision classifier (`resnet50`, `googlenet`, ...) or a timm one (`timm/convnext_tiny`)."""
     embedding_size: int = Field(128, ge=2, le=8192)
-    """Length D of the embedding."""
+    """retrieval: length D of the embedding."""
+    head: Literal["linear", "cosine"] = "linear"
+    """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
     stem: Literal["standard", "small"] = "standard"
     """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
     stem_stride: Annotated[Literal[1, 2], BeforeValidator(not_a_bool)] = 1
@@ -126,14 +140,92 @@ class Split(Section):
 
 
 class Method(Section):
-    """What a child takes from its parent."""
+    """What a child takes from its parent, and what else a method does while a generation trains."""
 
-    name: Literal["knowledge_evolution"] = "knowledge_evolution"
-    """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn."""
+    name: Literal[
+        "knowledge_evolution",
+        "born_again",
+        "dense_sparse_dense",
+        "repr",
+        "later_layer_forgetting",
+        "layer_wise",
+        "neural_regeneration",
+        "restarts",
+        "repeats",
+        "shrink_and_perturb",
+        "slim_alone",
+    ] = "knowledge_evolution"
+    """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn. The others are
+    described in docs/methods.md."""
     reset: Literal["official", "same_as_init", "orthogonal", "zero"] = "official"
-    """How the reset hypothesis is redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code."""
+    """How weights are redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code."""
     reset_loss: bool = True
     """Redraw the loss's own parameters (proxies) in every generation; false: the child inherits them."""
+    layers: Names = ()
+    """later_layer_forgetting: the first layer that is redrawn. layer_wise: where units begin, every layer when
+    empty."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """Share of weights held at zero (dense_sparse_dense, 0.3), filters dropped (repr, 0.3) or weights redrawn
+    (neural_regeneration, 0.2); the method's own when left out."""
+    full_epochs: int = Field(20, ge=1)
+    """repr: epochs of the full network in a cycle."""
+    dropped_epochs: int = Field(10, ge=1)
+    """repr: epochs without the dropped filters in a cycle."""
+    cycles: int = Field(3, ge=1)
+    """repr: cycles in a generation; the epochs after them train the full network."""
+    shrink: float = Field(0.4, ge=0, le=1)
+    """shrink_and_perturb: what is left of every inherited weight."""
+    perturb: float = Field(0.1, ge=0, le=1)
+    """shrink_and_perturb: how much of a new random weight is added."""
+    teacher_weight: float = Field(0.0, ge=0)
+    """Weight of the parent's outputs in the loss of its child; born_again takes 1 where this is 0."""
+    teacher_temperature: float | None = Field(None, gt=0)
+    """Temperature of the teacher's outputs; 1 for logits, 0.1 for similarities when left out."""
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        unread = [name for name in READERS if name in self.model_fields_set and self.name not in READERS[name]]
+        # A recipe with every default written out is the same recipe.
+        unread = [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]
+        if unread:
+            readers = ", ".join(READERS[unread[0]])
+            message = f"{unread[0]} = {getattr(self, unread[0])!r}, is not read by {self.name} (but by {readers})"
+            raise ConflictError(message, (unread[0], "name"))
+        if self.teacher_temperature is not None and not self.teacher_weight and self.name != "born_again":
+            message = f"teacher_temperature = {self.teacher_temperature}, has no effect where teacher_weight = 0"
+            raise ConflictError(message, ("teacher_temperature", "teacher_weight"))
+        if self.name == "later_layer_forgetting" and len(self.layers) != 1:
+            message = (
+                f"layers = {list(self.layers)}, must be one layer, the first that later_layer_forgetting redraws"
+            )
+            raise ConflictError(message, ("layers", "name"))
+        return self
+
+
+_TAUGHT = (
+    "knowledge_evolution",
+    "later_layer_forgetting",
+    "layer_wise",
+    "neural_regeneration",
+    "restarts",
+    "shrink_and_perturb",
+)
+# They begin every generation with nothing of its parent.
+_ANEW = ("born_again", "repeats")
+READERS = {
+    "reset_loss": (*_TAUGHT, "dense_sparse_dense", "repr", "slim_alone"),
+    "reset": ("knowledge_evolution", "later_layer_forgetting", "neural_regeneration"),
+    "layers": ("later_layer_forgetting", "layer_wise"),
+    "share": ("dense_sparse_dense", "repr", "neural_regeneration"),
+    "full_epochs": ("repr",),
+    "dropped_epochs": ("repr",),
+    "cycles": ("repr",),
+    "shrink": ("shrink_and_perturb",),
+    "perturb": ("shrink_and_perturb",),
+    "teacher_weight": (*_TAUGHT, "born_again"),
+    "teacher_temperature": (*_TAUGHT, "born_again"),
+}
+"""Fields of `method` that only some methods read, and which."""
 
 
 class Loss(Section):
@@ -159,10 +251,11 @@ class Miner(Section):
 class Batches(Section):
     """How an epoch is cut into batches."""
 
-    sampler: Literal["class_balanced", "shuffled"] = "class_balanced"
-    """class_balanced: P classes with M images each, every class equally often. shuffled: every image once."""
+    sampler: Literal["class_balanced", "shuffled", "paired"] = "class_balanced"
+    """class_balanced: P classes with M images each, every class equally often. shuffled: every image once. paired:
+    every image once, each with a partner of its class (CSKDLoss)."""
     size: int = Field(64, ge=2)
-    """Images in a batch, over all processes."""
+    """Images in a batch, over all processes; paired: without their partners, which come on top."""
     images_per_class: int = Field(4, ge=1)
     """M of class_balanced; size / M classes share a batch."""
 
@@ -235,8 +328,8 @@ class Recipe(Section):
     """Version of this schema."""
     name: Annotated[str, AfterValidator(folder_name)]
     """Names the lineage folder; the recipe's file name when left out."""
-    task: Literal["retrieval"] = "retrieval"
-    """What the network is for."""
+    task: Literal["retrieval", "classification"] = "retrieval"
+    """retrieval: embeddings that are searched with, test classes unseen. classification: logits of known classes."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of everything random."""
     generations: int = Field(10, ge=1, le=1000)
@@ -281,6 +374,41 @@ class Recipe(Section):
             message = f"evaluation.resize = {resize}, must be at least data.image_size = {image_size}"
             raise ConflictError(message, ("evaluation.resize", "data.image_size"))
         return self
+
+    @model_validator(mode="after")
+    def _method_fits_the_split(self) -> Self:
+        if self.method.name == "slim_alone" and self.split.kind != "kels":
+            message = "method.name = 'slim_alone', needs split.kind = 'kels': single weights leave no slim network"
+            raise ConflictError(message, ("method.name", "split.kind"))
+        cycled = self.method.cycles * (self.method.full_epochs + self.method.dropped_epochs)
+        if self.method.name == "repr" and cycled >= self.training.epochs:
+            message = (
+                f"training.epochs = {self.training.epochs}, must be more than method.cycles * (method.full_epochs + "
+                f"method.dropped_epochs) = {cycled}, so that the full network trains last"
+            )
+            raise ConflictError(message, ("training.epochs", "method.cycles"))
+        if self.method.name in _ANEW and self.network.pretrained:
+            message = (
+                f"network.pretrained = true, does not go with method.name = {self.method.name!r}, which begins every "
+                "generation but the first from random weights"
+            )
+            raise ConflictError(message, ("network.pretrained", "method.name"))
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        if self.task == "classification" and self.miner is not None:
+            message = (
+                f"miner = {self.miner.name!r}, picks tuples of embeddings and has no use where task = "
+                "'classification'"
+            )
+            raise ConflictError(message, ("miner", "task"))
+        return self
+
+    @property
+    def has_slim(self) -> bool:
+        """Whether every generation has a slim network that is scored beside the dense one."""
+        return self.split.kind == "kels" and self.evaluation.slim and self.method.name != "slim_alone"
 
     def to_yaml(self) -> str:
         """Return the recipe with every default written out; loading it gives an equal recipe."""

@@ -125,6 +125,8 @@ def _choices(field: FieldInfo, value: Any) -> str:
 def _list_of(field: FieldInfo) -> str:
     items = get_args(field.annotation)
     count = "one or more" if Ellipsis in items else str(len(items))
+    if str in items:
+        return "must be a list of names"
     return f"must be a list of {count} {'whole numbers' if int in items else 'numbers'}"
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from ke_metric.generation import Scorecard, Scores
 
 RECALL = "recall@"
+ACCURACIES = ("top1", "top5", "validation_top1", "validation_top5")
 MISSING = "-"
 
 
@@ -26,7 +27,7 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
 def scorecards_table(
     title: str, scorecards: Mapping[int, Scorecard], *, networks: Collection[str] = ("dense", "slim")
 ) -> Table:
-    """Return the table of generation number to scorecard: Recall@K in percent, NMI in [0, 1].
+    """Return the table of generation number to scorecard: Recall@K and accuracies in percent, NMI in [0, 1].
 
     The other scores are in `scorecard_document`; with them the table would not fit into 80 columns.
     """
@@ -34,8 +35,8 @@ def scorecards_table(
     # Folded where it must be: a number that is cut short is a wrong number.
     table = Table(
         *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
-        *(Column(name.upper().replace("RECALL", "R"), justify="right", overflow="fold") for name in names),
-        title=Text(f"{title}, R@K in percent", no_wrap=True, overflow="ignore"),
+        *(Column(_header(name), justify="right", overflow="fold") for name in names),
+        title=Text(f"{title}, {_unit(names)} in percent", no_wrap=True, overflow="ignore"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -50,10 +51,26 @@ def scorecards_table(
 
 
 def _shown_names(cards: Iterable[Scores]) -> list[str]:
-    """Return the scores that have a column: every Recall@K, by K, and NMI."""
+    """Return the scores that have a column: every Recall@K, by K, and NMI; accuracies."""
     names = {name for scores in cards for name in scores}
     recalls = [name for name in names if name.startswith(RECALL)]
-    return [*sorted(recalls, key=lambda name: int(name.removeprefix(RECALL))), *({"nmi"} & names)]
+    recalls.sort(key=lambda name: int(name.removeprefix(RECALL)))
+    return [*recalls, *({"nmi"} & names), *(name for name in ACCURACIES if name in names)]
+
+
+def _unit(names: list[str]) -> str:
+    return "top-1 and top-5" if set(names) & set(ACCURACIES) else "R@K"
+
+
+def _header(name: str) -> str:
+    if name in ACCURACIES:
+        return name.replace("validation_", "val ").replace("top", "top-")
+    return name.upper().replace("RECALL", "R")
+
+
+def is_share(name: str) -> bool:
+    """Whether a score is a share of the queries or images, shown in percent."""
+    return name.startswith(RECALL) or name in ACCURACIES
 
 
 def _cells(scores: Scores, names: list[str]) -> list[str]:
@@ -61,4 +78,4 @@ def _cells(scores: Scores, names: list[str]) -> list[str]:
 
 
 def _cell(name: str, value: float) -> str:
-    return f"{100 * value:.1f}" if name.startswith(RECALL) else f"{value:.3f}"
+    return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"

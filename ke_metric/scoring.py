@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from ke_metric.data.images import IntArray
 from ke_metric.data.pictures import Pictures, evaluation_batches
 from ke_metric.data.pixels import PixelStore
 from ke_metric.evaluation.backend import choose_backend
+from ke_metric.evaluation.classification import score_classification
 from ke_metric.evaluation.embed import embed
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
@@ -27,7 +29,7 @@ from ke_metric.training.engine import Engine
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores networks on the query and gallery of a benchmark.
+    """Scores networks on the query and gallery of a benchmark, or on its test part where classes are predicted.
 
     Embeddings are computed in fp32 whatever the training's precision, so that a stored network gives them again.
 
@@ -53,7 +55,7 @@ class Scorer:
     def scorecard(self, network: nn.Module, plan: SplitPlan) -> Scorecard:
         """Score a network and, where the recipe asks for it and KELS gives one, its slim network."""
         dense = self.score(network)
-        if plan.kind != "kels" or not self.recipe.evaluation.slim:
+        if plan.kind != "kels" or not self.recipe.has_slim:
             return Scorecard(dense=dense, slim=None, dense_parameters=count_parameters(network), slim_parameters=None)
         slim = extract_slim(network, plan)
         return Scorecard(
@@ -64,14 +66,36 @@ class Scorer:
         )
 
     def score(self, network: nn.Module) -> Scores:
-        """Return the scores of a network."""
+        """Return the scores of a network.
+
+        Those of a classification are `top1` and `top5` on the test part, and `validation_top1` and `validation_top5`
+        where the benchmark has a validation part.
+        """
+        if self.recipe.task == "classification":
+            return self._classify(network)
         return self._compare(*self._embed_all(network), clusters=True)
 
-    def untrained(self, network: nn.Module) -> tuple[Scores, float]:
+    def _classify(self, network: nn.Module) -> Scores:
+        benchmark, pictures = self.pictures.benchmark, self.pictures
+        with _evaluating(network):
+            scores = self._accuracies(self._embed(network, pictures.query), benchmark.query.labels)
+            if benchmark.validation is not None and pictures.validation is not None:
+                held_out = self._accuracies(self._embed(network, pictures.validation), benchmark.validation.labels)
+                scores |= {f"validation_{name}": value for name, value in held_out.items()}
+        return scores
+
+    def _accuracies(self, logits: FloatArray, labels: IntArray) -> dict[str, float]:
+        """Return the scores of logits [N, C], computed by the first process and given to all."""
+        scores = [score_classification(logits, labels)] if self.engine.is_main else []
+        return self.engine.gather_records(scores)[0]
+
+    def untrained(self, network: nn.Module) -> tuple[Scores, float | None]:
         """Return scores without clusters, and embedding spread, of a network before any training.
 
-        The spread is the mean cosine distance of two different queries.
+        The spread is the mean cosine distance of two different queries; None for a classification.
         """
+        if self.recipe.task == "classification":
+            return self._classify(network), None
         query, gallery = self._embed_all(network)
         vectors = query.astype(np.float64)
         count = len(vectors)
@@ -88,7 +112,7 @@ class Scorer:
             return query, self._embed(network, self.pictures.gallery)
 
     def _embed(self, network: nn.Module, store: PixelStore) -> FloatArray:
-        """Return embeddings [N, D] of all pictures, each process having done its share."""
+        """Return embeddings [N, D], or logits [N, C], of all pictures, each process having done its share."""
         share = range(self.engine.rank, len(store), self.engine.processes)
         vectors = embed(network, evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device))
         # With more processes than pictures some have no vector, and do not know how long one is.

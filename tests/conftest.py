@@ -1,8 +1,9 @@
 """Small copies of the benchmarks, in exactly the layouts in which the real ones lie on disk.
 
-Every fixture is a function that writes the files below a folder and returns what `data.root` should be. There are
-always 4 training classes of 4 pictures and 3 test classes of 4 (In-Shop: 2 queries and 2 in the gallery), so that one
-step can be trained; counts must not be verified (`data.verify_counts: false`).
+Every fixture is a function that writes the files below a folder and returns what `data.root` should be. Counts must
+not be verified (`data.verify_counts: false`). There is enough to train one step: for retrieval always 4 training
+classes of 4 pictures and 3 test classes of 4 (In-Shop: 2 queries and 2 in the gallery); for classification 6 classes,
+each with 4 training pictures, 2 for validation where the benchmark has that part, and 2 for testing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,20 @@ SOP_CLASSES = (1, 2, 3, 11318, 11319, 11320, 22634)
 INSHOP_TRAIN = (1, 2, 3, 4)
 INSHOP_LONE = 5
 INSHOP_TEST = (6, 7, 8)
+CLASSIFICATION_PARTS = {"train": 4, "val": 2, "test": 2}
+FLOWERS_CLASSES = (1, 2, 3, 4, 5, 6)
+# In an order that no sorting gives: a label is the position in this list. Some have a blank or a slash.
+AIRCRAFT_VARIANTS = ("Fokker 100", "707-320", "F-16A/B", "Cessna 172", "DR-400", "A318")
+MIT67_CATEGORIES = ("winecellar", "bar", "church_inside", "tv_studio", "children_room", "mall")
+# WordNet folder to label: real labels follow the order of the folders, a reader must not rely on it.
+DOGS_LABELS = {
+    "n02085620-Chihuahua": 3,
+    "n02085782-Japanese_spaniel": 1,
+    "n02105855-Shetland_sheepdog": 6,
+    "n02106662-German_shepherd": 2,
+    "n02113712-miniature_poodle": 5,
+    "n02116738-African_hunting_dog": 4,
+}
 
 
 def write_picture(path: Path, *, mode: str = "RGB", size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> None:
@@ -184,6 +199,90 @@ def write_inshop(root: Path, prefix: str = "Img/img") -> Path:
     return root
 
 
+def write_flowers(root: Path) -> Path:
+    """Flowers102: image numbers of a part in no order; one picture is a PNG with transparency, one is in no part."""
+    numbers: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    labels: list[int] = []
+    for part, count in CLASSIFICATION_PARTS.items():
+        for class_id in reversed(FLOWERS_CLASSES):
+            for _ in range(count):
+                labels.append(class_id)
+                numbers[part].insert(len(labels) % 3, len(labels))
+    labels.append(FLOWERS_CLASSES[0])
+    for number in range(1, len(labels) + 1):
+        kind = {"mode": "RGBA", "kind": "PNG"} if number == 2 else {}
+        write_picture(root / "jpg" / f"image_{number:05d}.jpg", **kind)
+    savemat(root / "imagelabels.mat", {"labels": np.array([labels], dtype=np.uint8)})
+    keys = {"train": "trnid", "val": "valid", "test": "tstid"}
+    savemat(root / "setid.mat", {keys[part]: np.array([ids], dtype=np.uint16) for part, ids in numbers.items()})
+    return root
+
+
+def write_aircraft(root: Path) -> Path:
+    """FGVC-Aircraft: ids with leading zeros; one list with CRLF and one without a last line end; one GIF."""
+    data = root / "fgvc-aircraft-2013b" / "data"
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    number = 0
+    for variant in sorted(AIRCRAFT_VARIANTS):
+        for part, count in CLASSIFICATION_PARTS.items():
+            for _ in range(count):
+                number += 1
+                image_id = f"{34309 + 7919 * (number % 13) + number:07d}"
+                lines[part].insert(number % 4, f"{image_id} {variant}")
+                kind = {"mode": "P", "kind": "GIF"} if number == 1 else {}
+                write_picture(data / "images" / f"{image_id}.jpg", size=(40, 50), **kind)
+    write_picture(data / "images" / "0000001.jpg")
+    write_lines(data / "variants.txt", AIRCRAFT_VARIANTS)
+    write_lines(data / "families.txt", [variant[:5].strip() for variant in AIRCRAFT_VARIANTS])
+    line_ends = {"train": "\n", "val": "\r\n", "test": "\n"}
+    for part, rows in lines.items():
+        write_lines(data / f"images_variant_{part}.txt", rows, line_ends[part])
+    drop_last_line_end(data / "images_variant_test.txt")
+    write_lines(data / "images_variant_trainval.txt", sorted(lines["train"] + lines["val"]))
+    return root / "fgvc-aircraft-2013b"
+
+
+def write_mit67(root: Path) -> Path:
+    """MIT Indoor-67: lists without a last line end, one with CRLF; a blank in a path, a grey picture and a GIF."""
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for category in MIT67_CATEGORIES:
+        odd = {"bar": {"mode": "L"}, "tv_studio": {"mode": "P", "kind": "GIF"}}.get(category, {})
+        for part, paths in lines.items():
+            for number in range(CLASSIFICATION_PARTS[part]):
+                blank = " " if (category, part, number) == ("mall", "train", 0) else "_"
+                paths.append(f"{category}/{part}{blank}{category}_{number}_altavista.jpg")
+                write_picture(root / "Images" / paths[-1], **(odd if (part, number) == ("train", 0) else {}))
+    write_picture(root / "Images" / "bar" / "in_no_list.jpg")
+    for part, line_end in (("train", "\n"), ("test", "\r\n")):
+        write_lines(root / f"{part.capitalize()}Images.txt", lines[part], line_end)
+        drop_last_line_end(root / f"{part.capitalize()}Images.txt")
+    return root
+
+
+def write_dogs(root: Path) -> Path:
+    """Stanford Dogs: labels as fractions in one list and as bytes in the other; one PNG with transparency."""
+    for part, kind in (("train", np.float64), ("test", np.uint8)):
+        paths, labels = [], []
+        for position, (folder, label) in enumerate(DOGS_LABELS.items()):
+            for number in range(CLASSIFICATION_PARTS[part]):
+                paths.append(f"{folder}/{folder.partition('-')[0]}_{10 * number + (part == 'test')}.jpg")
+                labels.append(label)
+                odd = {"mode": "RGBA", "kind": "PNG"} if (part, position, number) == ("train", 2, 0) else {}
+                write_picture(root / "Images" / paths[-1], **odd)
+        content = {
+            "file_list": _cell_array(paths).T,
+            "annotation_list": _cell_array([path.removesuffix(".jpg") for path in paths]).T,
+            "labels": np.array([labels], dtype=kind).T,
+        }
+        savemat(root / f"{part}_list.mat", content)
+    write_picture(root / "Images" / "n02085620-Chihuahua" / "n02085620_99.jpg")
+    return root
+
+
+def drop_last_line_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes().rstrip(b"\r\n"))
+
+
 def write_class_folders(
     root: Path, classes: int | Sequence[str] = 7, images_per_class: int = IMAGES_PER_CLASS
 ) -> Path:
@@ -218,6 +317,30 @@ def make_sop() -> Callable[[Path], Path]:
 def make_inshop() -> Callable[..., Path]:
     """Write In-Shop: `make_inshop(root, prefix="Img/img")`; the prefix is where the pictures lie."""
     return write_inshop
+
+
+@pytest.fixture
+def make_flowers() -> Callable[[Path], Path]:
+    """Write Flowers102: `make_flowers(root)`."""
+    return write_flowers
+
+
+@pytest.fixture
+def make_aircraft() -> Callable[[Path], Path]:
+    """Write FGVC-Aircraft below a folder: `make_aircraft(root)`."""
+    return write_aircraft
+
+
+@pytest.fixture
+def make_mit67() -> Callable[[Path], Path]:
+    """Write MIT Indoor-67: `make_mit67(root)`."""
+    return write_mit67
+
+
+@pytest.fixture
+def make_dogs() -> Callable[[Path], Path]:
+    """Write Stanford Dogs: `make_dogs(root)`."""
+    return write_dogs
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ke_metric import evolution
+from ke_metric import blueprint
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.pictures import Pictures
 from ke_metric.errors import ExitCode, KeMetricError
@@ -93,6 +93,12 @@ def nursery(pictures):
     return lambda **sections: Nursery(recipe_of(**sections), pictures, Engine("fp32", "cpu"))
 
 
+def child_of(nursery, number, parent):
+    """Return a generation's starting network and its split plan."""
+    birth = nursery.birth(number, parent)
+    return nursery.build_child(birth), birth.plan
+
+
 def masks_of(generation):
     return SplitPlan.from_json(generation.split, generation.split_bits).masks
 
@@ -158,7 +164,7 @@ def test_training_moves_both_hypotheses(lineage):
 
 def test_a_child_starts_with_its_parents_fit_hypothesis(nursery, lineage):
     parent = lineage[0][0]
-    child, plan = nursery().build_child(2, parent)
+    child, plan = child_of(nursery(), 2, parent)
     masks = plan.masks
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, value in child.state_dict().items():
@@ -172,9 +178,9 @@ def test_every_generation_draws_its_own_reset_hypothesis(nursery, lineage):
     older = replace(parent, number=2, provenance=replace(parent.provenance, parent_digest="0" * 64))
     for reset in ("official", "same_as_init"):
         grower = nursery(method={"reset": reset})
-        one, plan = grower.build_child(2, parent)
-        again, _ = grower.build_child(2, parent)
-        other, _ = grower.build_child(3, older)
+        one, plan = child_of(grower, 2, parent)
+        again, _ = child_of(grower, 2, parent)
+        other, _ = child_of(grower, 3, older)
         for name, mask in plan.masks.items():
             drawn = [network.state_dict()[name][~mask] for network in (one, again, other)]
             assert torch.equal(drawn[0], drawn[1])
@@ -182,24 +188,26 @@ def test_every_generation_draws_its_own_reset_hypothesis(nursery, lineage):
 
 
 def test_every_generation_draws_its_own_batches(nursery):
-    grower = nursery()
-    network, _ = grower.build_child(1, None)
-    loss = grower.build_loss(1, None)
-    drawn = [[batch.keys for batch in grower.prepare(network, loss, number).epochs.epoch(1)] for number in (1, 1, 2)]
+    grower, drawn = nursery(), []
+    birth = grower.birth(1, None)
+    network, loss = grower.build_child(birth), grower.build_loss(1, None)
+    for number in (1, 1, 2):
+        training = grower.prepare(network, loss, replace(birth, number=number))
+        drawn.append([batch.keys for batch in training.epochs.epoch(1)])
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_generation_1_knows_nothing_of_the_split(nursery):
     """It is the plain baseline: the same for every split rate and kind."""
     starts = [
-        nursery(split=split).build_child(1, None)[0].state_dict()
+        child_of(nursery(split=split), 1, None)[0].state_dict()
         for split in ({"rate": 0.5}, {"rate": 0.8}, {"kind": "wels", "rate": 0.5})
     ]
     assert len({weights_digest(start) for start in starts}) == 1
 
 
 def test_seeds_give_other_networks(nursery):
-    starts = [nursery(seed=seed).build_child(1, None)[0].state_dict() for seed in (0, 0, 1)]
+    starts = [child_of(nursery(seed=seed), 1, None)[0].state_dict() for seed in (0, 0, 1)]
     digests = [weights_digest(start) for start in starts]
     assert digests[0] == digests[1] != digests[2]
 
@@ -207,7 +215,7 @@ def test_seeds_give_other_networks(nursery):
 def test_a_split_rate_of_1_changes_nothing(nursery):
     grower = nursery(split={"rate": 1.0}, training={"epochs": 1, "precision": "fp32"})
     parent = grower.grow(1, None, state=None, watch=Watch())
-    child, plan = grower.build_child(2, parent)
+    child, plan = child_of(grower, 2, parent)
     assert plan.reset_count == 0
     assert weights_digest(child.state_dict()) == weights_digest(parent.weights)
 
@@ -252,7 +260,7 @@ def test_going_on_after_the_last_epoch_scores(pictures, lineage):
 @pytest.mark.parametrize(("number", "with_parent"), [(2, False), (3, True), (1, True)])
 def test_without_its_parent_there_is_no_child(number, with_parent, nursery, lineage):
     with pytest.raises(KeMetricError, match=rf"generation {number} needs generation {number - 1}") as raised:
-        nursery().build_child(number, lineage[0][0] if with_parent else None)
+        child_of(nursery(), number, lineage[0][0] if with_parent else None)
     assert raised.value.exit_code == ExitCode.LINEAGE
 
 
@@ -263,11 +271,14 @@ def test_without_its_parent_there_is_no_child(number, with_parent, nursery, line
         ({"split": {"kind": "wels"}}, r"split\.kind = 'wels'"),
         ({"network": {"backbone": "timm/test_resnet", "embedding_size": 9}}, r"head\.weight"),
         ({"network": {"backbone": "timm/test_efficientnet", "embedding_size": 8}}, "another network"),
+        # These load nothing of their parent, or nothing before the training.
+        ({"method": {"name": "repeats"}, "network": {"backbone": "timm/test_efficientnet"}}, "another network"),
+        ({"method": {"name": "born_again"}, "network": {"backbone": "timm/test_efficientnet"}}, "another network"),
     ],
 )
 def test_a_parent_of_another_recipe(sections, words, nursery, lineage):
     with pytest.raises(KeMetricError, match=words):
-        nursery(**sections).build_child(2, lineage[0][0])
+        child_of(nursery(**sections), 2, lineage[0][0])
 
 
 def test_pictures_are_decoded_once_and_nothing_is_written(tmp_path, monkeypatch):
@@ -288,7 +299,7 @@ def test_a_lineage_of_single_weights(pictures):
     one, two = evolve(recipe, pictures, device="cpu")
     assert one.scorecard.slim is None
     assert weights_digest(one.split_bits) == weights_digest(two.split_bits)
-    child, plan = Nursery(recipe, pictures, Engine("fp32", "cpu")).build_child(2, one)
+    child, plan = child_of(Nursery(recipe, pictures, Engine("fp32", "cpu")), 2, one)
     for name, mask in plan.masks.items():
         assert int(mask.sum()) == round(0.7 * mask.numel())
         assert torch.equal(child.state_dict()[name][mask], one.weights[name][mask])
@@ -296,7 +307,7 @@ def test_a_lineage_of_single_weights(pictures):
 
 def test_modules_the_recipe_keeps_whole(nursery):
     split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
-    _, plan = nursery(split=split).build_child(1, None)
+    _, plan = child_of(nursery(split=split), 1, None)
     assert plan.weights["backbone.layer1.0.conv1.weight"].outputs.count == 24  # of 32: 16 rounded up
     kept = {name: mask.outputs.count == mask.shape[0] for name, mask in plan.weights.items()}
     assert kept.pop("head.weight")
@@ -309,6 +320,12 @@ def test_modules_the_recipe_keeps_whole(nursery):
         ({"batches": {"size": 64, "images_per_class": 2}}, "the training part has 4"),
         ({"loss": {"name": "ProxyAnchorLos"}}, "ProxyAnchorLoss"),
         ({"network": {"backbone": "resnet81"}}, "resnet81"),
+        ({"method": {"name": "later_layer_forgetting", "layers": ["layer5"]}}, "no weights in a layer 'layer5'"),
+        ({"method": {"name": "layer_wise", "layers": ["layer1", "haed"]}}, "did you mean 'head'"),
+        (
+            {"method": {"name": "repr", "share": 0.001, "cycles": 1}, "training": {"epochs": 31}},
+            r"method\.share = 0\.001, of the \d+ filters",
+        ),
     ],
 )
 def test_what_cannot_be_built_shows_before_any_harm(sections, words, nursery):
@@ -319,16 +336,20 @@ def test_what_cannot_be_built_shows_before_any_harm(sections, words, nursery):
 
 
 def test_only_generation_1_asks_for_pretrained_weights(nursery, lineage, monkeypatch):
-    asked, build = [], evolution.build_network
+    asked, build = [], blueprint.build_network
 
     def note(*arguments, load_pretrained):
         asked.append(load_pretrained)
         return build(*arguments, load_pretrained=False)
 
-    monkeypatch.setattr(evolution, "build_network", note)
-    nursery().build_child(1, None)
-    nursery().build_child(2, lineage[0][0])
+    monkeypatch.setattr(blueprint, "build_network", note)
+    one, two = nursery().birth(1, None), nursery().birth(2, lineage[0][0])
+    asked.clear()
+    nursery().build_child(one)
+    nursery().build_child(two)
     assert asked == [True, False]
+    two.build(1)
+    assert asked == [True, False, True], "a method that looks back at the first weights sees others"
 
 
 def test_a_test_set_in_which_nothing_can_be_found():

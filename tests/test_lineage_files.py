@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
 from ke_metric.lineage_files import (
     LOSS_WEIGHTS,
+    METHOD_WEIGHTS,
     OPTIMIZER,
     PROVENANCE,
     SCORECARD,
@@ -85,6 +87,7 @@ def generations(draw):
             environment=draw(JSON),
             training=draw(JSON),
             seconds=draw(st.dictionaries(st.text(), FINITE)),
+            class_names=tuple(draw(st.lists(st.text(), max_size=3))),
         ),
     )
 
@@ -123,7 +126,7 @@ def generation():
         scorecard=Scorecard({"recall@1": 0.5}, {"recall@1": 0.25}, 9, 4),
         training_log=({"epoch": 1, "loss": 2.5},),
         magnitudes={"w": (0.5, None)},
-        provenance=Provenance("digest", "parent", 7, environment={}, training={}, seconds={"training": 1.5}),
+        provenance=Provenance("digest", "parent", 7, {}, {}, seconds={"training": 1.5}, class_names=("a", "b")),
     )
 
 
@@ -160,6 +163,7 @@ def state_of(network, optimizer, *, number=2, epoch=3):
         optimizer={"optimizer": optimizer.state_dict(), "scaler": {}},
         training_log=({"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1 / 3}),
         seconds=12.75,
+        method_weights={"old": torch.ones(2, 3), "dropped": torch.tensor([True, False])},
     )
 
 
@@ -250,6 +254,8 @@ def test_a_damaged_file_of_a_generation_is_named(tmp_path, generation, name, con
         (SCORECARD, {"magnitudes": 3}),
         (PROVENANCE, {"parent_digest": None}),
         (PROVENANCE, {"more": 1}),
+        (PROVENANCE, {"class_names": "ab"}),
+        (PROVENANCE, {"class_names": [1]}),
     ],
 )
 def test_good_json_of_the_wrong_kind_is_damage(tmp_path, generation, name, change):
@@ -287,15 +293,31 @@ def test_a_training_goes_on_bit_for_bit_from_a_stored_state(tmp_path, name):
 
 
 @settings(max_examples=20, deadline=None)
-@given(weights(), weights(), st.lists(JSON, max_size=2), FINITE)
-def test_a_state_is_read_again(tmp_path_factory, network, loss, log, seconds):
+@given(weights(), weights(), weights(), st.lists(JSON, max_size=2), FINITE)
+def test_a_state_is_read_again(tmp_path_factory, network, loss, method, log, seconds):
     folder = tmp_path_factory.mktemp("files") / "state"
-    state = TrainingState(1, 2, network, loss, {"scaler": {"scale": 1.5}}, tuple(log), seconds)
+    state = TrainingState(1, 2, network, loss, {"scaler": {"scale": 1.5}}, tuple(log), seconds, method)
     write_state(folder, state)
     assert_same(read_state(folder, 1), state)
 
 
-@pytest.mark.parametrize("name", [STATE, OPTIMIZER, WEIGHTS, LOSS_WEIGHTS])
+def test_files_of_before_classifications_and_methods_are_read(tmp_path, generation):
+    """They say nothing of class names and of what a method keeps."""
+    write_generation(tmp_path / "generation", generation)
+    state = replace(state_of(*trained("sgd")), method_weights={})
+    write_state(tmp_path / "state", state)
+    paths = {"class_names": tmp_path / "generation" / PROVENANCE, "method_weights": tmp_path / "state" / STATE}
+    for name, path in paths.items():
+        facts = json.loads(path.read_text())
+        del facts[name]
+        path.write_text(json.dumps(facts))
+    assert not (tmp_path / "state" / METHOD_WEIGHTS).exists()
+    old = read_generation(tmp_path / "generation", 2)
+    assert_same(replace(old, provenance=replace(old.provenance, class_names=("a", "b"))), generation)
+    assert_same(read_state(tmp_path / "state", 2), state)
+
+
+@pytest.mark.parametrize("name", [STATE, OPTIMIZER, WEIGHTS, LOSS_WEIGHTS, METHOD_WEIGHTS])
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", "half"])
 def test_a_damaged_state_is_named_with_the_way_out(tmp_path, name, content):
     folder = tmp_path / "state"

@@ -53,6 +53,26 @@ def test_a_recipe_continues_itself():
         ),
         (
             {},
+            {"method": {"name": "layer_wise"}, "generations": 4},
+            {
+                "method.name": "method.name = 'layer_wise', the lineage has 'knowledge_evolution'",
+            },
+        ),
+        (
+            {"method": {"name": "layer_wise"}},
+            {"method": {"name": "layer_wise"}, "generations": 4},
+            {
+                "generations": "generations = 4, the lineage has 3 (layer_wise shares its units out among the "
+                "generations it was begun with)"
+            },
+        ),
+        (
+            {},
+            {"method": {"reset": "zero"}},
+            {"method.reset": "method.reset = 'zero', the lineage has 'official'"},
+        ),
+        (
+            {},
             {"keep": "all", "seed": 2},
             {"keep": "keep = 'all', the lineage has 'last'", "seed": "seed = 2, the lineage has 0"},
         ),

@@ -3,11 +3,24 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from ke_metric.recipe import Augmentation, Batches, Data, Evaluation, Method, Miner, Network, Recipe, Split, Training
+from ke_metric.recipe import (
+    READERS,
+    Augmentation,
+    Batches,
+    Data,
+    Evaluation,
+    Method,
+    Miner,
+    Network,
+    Recipe,
+    Split,
+    Training,
+)
 from ke_metric.recipe_section import Section
 
 RECIPE = Recipe(name="cars", miner=Miner(name="TripletMarginMiner", arguments={"margin": 0.2}))
@@ -86,6 +99,11 @@ def test_the_yaml_names_every_field_and_only_them():
         (Recipe, {"name": "x", "schema_version": 2}),
         (Data, {"std": (0.2, 0.0, 0.2)}),
         (Data, {"mean": (0.2, 0.2)}),
+        (Data, {"validation_fraction": 1.0}),
+        (Data, {"validation_fraction": -0.1}),
+        (Data, {"train_on": "val"}),
+        (Data, {"store_shape": "circle"}),
+        (Data, {"crop_banner": 1}),
         (Evaluation, {"recall_at": ()}),
         (Evaluation, {"recall_at": (1, 0)}),
         (Evaluation, {"recall_at": (1, True)}),
@@ -118,6 +136,14 @@ def test_folder_names_are_accepted(name):
     [
         (Augmentation, {"scale": (0.5, 1.5)}, "must be at most 1 where geometry = 'crop'"),
         (Batches, {"size": 30, "images_per_class": 4}, "size = 30, must be a multiple of images_per_class = 4"),
+        (Method, {"name": "repeats", "reset_loss": False}, "reset_loss = False, is not read by repeats"),
+        (Method, {"name": "born_again", "reset": "zero"}, "reset = 'zero', is not read by born_again"),
+        (Method, {"name": "restarts", "layers": ("layer4",)}, "layers = ('layer4',), is not read by restarts"),
+        (
+            Method,
+            {"name": "later_layer_forgetting", "layers": ("layer3", "layer4")},
+            "layers = ['layer3', 'layer4'], must be one layer",
+        ),
         (
             Recipe,
             {"name": "x", "training": Training(epochs=5, warmup_epochs=5)},
@@ -145,10 +171,30 @@ def test_fields_that_do_not_go_together_are_refused(section, fields, message):
         (Split, {"rate": 1}),
         (Network, {"stem_stride": 2}),
         (Evaluation, {"recall_at": [1, 10]}),
+        (Method, {"name": "later_layer_forgetting", "layers": ["layer4"]}),
+        (Method, {"name": "layer_wise", "layers": ["layer3", "layer4"]}),
+        (Method, {"name": "repeats", "reset_loss": True, "share": None, "cycles": 3}),
+        (Method, {"name": "born_again", "teacher_temperature": 2.0}),
+        (Method, {"teacher_weight": 1, "teacher_temperature": 2.0}),
+        (Recipe, {"name": "x", "method": {"name": "repr"}, "training": {"epochs": 91}}),
     ],
 )
 def test_values_at_the_edge_are_accepted(section, fields):
     section(**fields)
+
+
+def test_only_kels_recipes_of_methods_that_keep_the_dense_network_have_a_slim_one():
+    assert Recipe(name="x").has_slim
+    assert not Recipe(name="x", split=Split(kind="wels")).has_slim
+    assert not Recipe(name="x", evaluation=Evaluation(slim=False)).has_slim
+    assert not Recipe(name="x", method=Method(name="slim_alone")).has_slim
+
+
+def test_the_readers_of_a_field_are_methods():
+    names = get_args(Method.model_fields["name"].annotation)
+    assert {reader for readers in READERS.values() for reader in readers} <= set(names)
+    # All of the section's fields but its name: every field of it is read by some method only.
+    assert set(READERS) == set(Method.model_fields) - {"name"}
 
 
 def test_a_whole_number_may_stand_where_a_fraction_may():

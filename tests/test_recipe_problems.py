@@ -47,7 +47,15 @@ def problems_of(fields):
         ({"loss": {"arguments": {"m": [1.0, float("inf")]}}}, "loss.arguments.m = inf, must be a finite number"),
         ({"split": {"kind": "kel"}}, "split.kind = 'kel', must be kels or wels; did you mean 'kels'?"),
         ({"keep": "everything"}, "keep = 'everything', must be last, best or all"),
-        ({"task": "x"}, "task = 'x', must be retrieval"),
+        ({"task": "x"}, "task = 'x', must be retrieval or classification"),
+        ({"method": {"share": 1}}, "method.share = 1, must be greater than 0 and less than 1"),
+        ({"method": {"cycles": 0}}, "method.cycles = 0, must be at least 1"),
+        ({"method": {"layers": "layer4"}}, "method.layers = 'layer4', must be a list of names"),
+        (
+            {"method": {"layers": [4]}},
+            "method.layers[0] = 4, must be text, in quotes where it looks like something else",
+        ),
+        ({"split": {"keep_whole": 3}}, "split.keep_whole = 3, must be a list of names"),
         ({"network": {"stem_stride": 3}}, "network.stem_stride = 3, must be 1 or 2"),
         ({"network": {"stem_stride": True}}, "network.stem_stride = true, must be a whole number"),
         (
@@ -56,6 +64,19 @@ def problems_of(fields):
         ),
         ({"miner": 3}, "miner = 3, must be a mapping with fields of miner: name, arguments"),
         ({"miner": {}}, "miner.name is missing"),
+        (
+            {"data": {"validation_fraction": 1}},
+            "data.validation_fraction = 1, must be at least 0 and less than 1",
+        ),
+        (
+            {"data": {"train_on": "trainvall"}},
+            "data.train_on = 'trainvall', must be train or trainval; did you mean 'trainval'?",
+        ),
+        (
+            {"data": {"store_shape": "squares"}},
+            "data.store_shape = 'squares', must be keep or square; did you mean 'square'?",
+        ),
+        ({"data": {"crop_banner": 1}}, "data.crop_banner = 1, must be true or false"),
         ({"data": {"mean": 1}}, "data.mean = 1, must be a list of 3 numbers"),
         ({"data": {"mean": [1, 2]}}, "data.mean = [1, 2], must be a list of 3 numbers"),
         ({"data": {"mean": [1, 2, 3, 4]}}, "data.mean = [1, 2, 3, 4], must be a list of 3 numbers"),
@@ -106,6 +127,43 @@ def test_sentences(fields, sentence):
             {"training": {"epochs": 2, "warmup_epochs": 2}},
             [("training", "warmup_epochs"), ("training", "epochs")],
             "training.warmup_epochs = 2.0, must be less than training.epochs = 2",
+        ),
+        (
+            {"method": {"share": 0.5}},
+            [("method", "share"), ("method", "name")],
+            "method.share = 0.5, is not read by knowledge_evolution (but by dense_sparse_dense, repr, "
+            "neural_regeneration)",
+        ),
+        (
+            {"method": {"name": "later_layer_forgetting"}},
+            [("method", "layers"), ("method", "name")],
+            "method.layers = [], must be one layer, the first that later_layer_forgetting redraws",
+        ),
+        (
+            {"method": {"teacher_temperature": 2.0}},
+            [("method", "teacher_temperature"), ("method", "teacher_weight")],
+            "method.teacher_temperature = 2.0, has no effect where teacher_weight = 0",
+        ),
+        (
+            {"method": {"name": "slim_alone"}, "split": {"kind": "wels"}},
+            [("method", "name"), ("split", "kind")],
+            "method.name = 'slim_alone', needs split.kind = 'kels'",
+        ),
+        (
+            {"method": {"name": "repr"}, "training": {"epochs": 90}},
+            [("training", "epochs"), ("method", "cycles")],
+            "training.epochs = 90, must be more than method.cycles * (method.full_epochs + method.dropped_epochs) = "
+            "90, so that the full network trains last",
+        ),
+        (
+            {"method": {"name": "repeats"}, "network": {"pretrained": True}},
+            [("network", "pretrained"), ("method", "name")],
+            "network.pretrained = true, does not go with method.name = 'repeats'",
+        ),
+        (
+            {"task": "classification", "miner": {"name": "TripletMarginMiner"}},
+            [("miner",), ("task",)],
+            "miner = 'TripletMarginMiner', picks tuples of embeddings and has no use where task = 'classification'",
         ),
         (
             {"data": {"image_size": 512}},

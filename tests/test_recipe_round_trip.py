@@ -5,7 +5,7 @@ from typing import get_args, get_origin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ke_metric.recipe import Recipe
+from ke_metric.recipe import READERS, Recipe
 from ke_metric.recipe_file import load_recipe
 from ke_metric.recipe_section import Section
 
@@ -27,6 +27,7 @@ OF_ONE_FIELD = {
     "ratio": st.tuples(SHARES, SHARES).map(sorted),
     "recall_at": st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
     "keep_whole": st.lists(TEXT, max_size=3),
+    "layers": st.lists(TEXT, max_size=3),
     "channel_multiple": st.integers(1, 64),
 }
 
@@ -60,18 +61,38 @@ def of_section(section):
     return st.fixed_dictionaries({name: of_field(name, field) for name, field in section.model_fields.items()})
 
 
+def only_what_is_read(method):
+    """Leave out what the method does not read, and give it what it needs."""
+    kept = {name: value for name, value in method.items() if name == "name" or method["name"] in READERS[name]}
+    if method["name"] == "later_layer_forgetting":
+        kept["layers"] = [*method["layers"], "layer4"][:1]
+    if method["name"] != "born_again" and not kept.get("teacher_weight"):
+        kept.pop("teacher_temperature", None)
+    return kept
+
+
 def made_consistent(fields):
     """Mend what the schema asks of a name, and of two fields together."""
     fields["name"] = f"x{len(fields['name'])}"
     fields["batches"]["size"] *= fields["batches"]["images_per_class"]
     fields["training"]["warmup_epochs"] = min(fields["training"]["warmup_epochs"], fields["training"]["epochs"] / 2)
+    fields["method"] = only_what_is_read(fields["method"])
+    if fields["method"]["name"] == "repr":
+        cycle = fields["method"].get("full_epochs", 20) + fields["method"].get("dropped_epochs", 10)
+        fields["training"]["epochs"] = 1 + fields["method"].get("cycles", 3) * cycle
+    if fields["method"]["name"] == "slim_alone":
+        fields["split"]["kind"] = "kels"
+    if fields["method"]["name"] in ("born_again", "repeats"):
+        fields["network"]["pretrained"] = False
+    if fields["task"] == "classification":
+        fields["miner"] = None
     fields["evaluation"]["resize"] = max(fields["evaluation"]["resize"], fields["data"]["image_size"])
     return fields
 
 
 RECIPES = of_section(Recipe).map(made_consistent).map(Recipe.model_validate)
 any_number_of_times = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ke_metric.generation import Scorecard
-from ke_metric.report import scorecard_document, scorecards_table
+from ke_metric.report import is_share, scorecard_document, scorecards_table
 
 OTHERS = {"map@r": 0.21, "r_precision": 0.32, "queries": 120, "queries_without_match": 3, "nmi_std": 0.01, "ami": 0.4}
 
@@ -54,6 +54,23 @@ def test_where_it_cannot_fit_no_digit_is_lost():
     assert "…" not in "".join(lines)
 
 
+def test_a_classification_to_the_letter():
+    """Validation accuracies where there are any; shares in percent."""
+    dense = {"top1": 0.625, "top5": 0.9, "validation_top1": 0.5, "validation_top5": 0.75}
+    cards = {
+        1: Scorecard({"top1": 0.5, "top5": 1.0}, None, 1000, None),
+        2: Scorecard(dense, {"top1": 0.25}, 1000, 300),
+    }
+    assert printed("lineages/flowers-s0", cards) == [
+        "lineages/flowers-s0, top-1 and top-5 in percent",
+        " generation  network  parameters  top-1  top-5  val top-1  val top-5",
+        " ────────────────────────────────────────────────────────────────────",
+        "          1    dense       1,000   50.0  100.0          -          -",
+        "          2    dense       1,000   62.5   90.0       50.0       75.0",
+        "                slim         300   25.0      -          -          -",
+    ]
+
+
 def test_a_score_that_was_not_computed_is_a_dash():
     lines = printed("x", {1: Scorecard({"recall@1": 0.5}, {"nmi": 0.25}, 4, 2)})
     assert lines[1].split() == ["generation", "network", "parameters", "R@1", "NMI"]
@@ -68,6 +85,15 @@ def test_without_any_score_and_without_any_generation():
 @pytest.mark.parametrize("title", ["lineages/[red]x[/red]", "/a folder/with a very long name/" * 4])
 def test_the_title_is_shown_as_it_is(title):
     assert printed(title, {}, width=200)[0] == f"{title}, R@K in percent"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("recall@1", True), ("recall@100", True), ("top1", True), ("validation_top5", True), ("nmi", False),
+     ("map@r", False), ("queries", False)],
+)  # fmt: skip
+def test_shares_are_what_is_told_in_percent(name, expected):
+    assert is_share(name) is expected
 
 
 def test_the_document_has_every_score_as_it_was_computed():

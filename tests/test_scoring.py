@@ -33,6 +33,16 @@ def part(name, counts, seed):
     return images, PixelStore((noise + tint).astype(np.uint8).reshape(-1), sides, widths=sides)
 
 
+def classes_of(counts=(5, 4, 6, 3), validation=None):
+    """A benchmark of known classes, whose gallery is its test part."""
+    nothing, nothing_stored = part("train", (), 0)
+    test, test_stored = part("test", counts, 1)
+    held_out, held_out_stored = (None, None) if validation is None else part("validation", validation, 2)
+    nothing = ImageSet((), nothing.labels, test.class_names, None)
+    benchmark = Benchmark("noise", nothing, test, test, validation=held_out)
+    return Pictures(benchmark, nothing_stored, test_stored, test_stored, held_out_stored)
+
+
 def pictures_of(counts=(5, 4, 6), gallery_counts=None):
     nothing, nothing_stored = part("train", (), 0)
     query, query_stored = part("test", counts, 1)
@@ -69,10 +79,11 @@ def network():
     return network
 
 
-def scorer_of(pictures=None, *, slim=True, engine=None):
+def scorer_of(pictures=None, *, slim=True, engine=None, **fields):
     recipe = Recipe.model_validate(
         {
             "name": "noise",
+            **fields,
             "data": {"image_size": SIZE, "store_size": SIZE},
             "evaluation": {
                 "recall_at": [1, 3],
@@ -210,6 +221,50 @@ def test_the_backend_is_told_by_its_own_name():
     evaluation = scorer.recipe.evaluation.model_copy(update={"backend": "auto"})
     anywhere = Scorer(scorer.pictures, scorer.recipe.model_copy(update={"evaluation": evaluation}), scorer.engine)
     assert anywhere.backend in {"faiss-cpu", "torch"}
+
+
+def accuracies(network, store, labels, scorer):
+    """Return top-1 and top-5, item by item: how many classes have a higher logit than the right one."""
+    ranks = [
+        int((logits > logits[label]).sum())
+        for logits, label in zip(vectors_of(network, store, scorer), labels, strict=True)
+    ]
+    return {f"top{k}": sum(rank < k for rank in ranks) / len(ranks) for k in (1, 5)}
+
+
+@pytest.mark.parametrize("validation", [None, (2, 3, 1, 2)])
+def test_classes_are_scored_on_the_test_part_and_on_what_was_held_out(validation, network):
+    network.head = nn.Linear(6 * 49, 7)
+    scorer = scorer_of(classes_of(validation=validation), task="classification")
+    benchmark, pictures = scorer.pictures.benchmark, scorer.pictures
+    expected = accuracies(network, pictures.query, benchmark.query.labels, scorer)
+    if validation:
+        held_out = accuracies(network, pictures.validation, benchmark.validation.labels, scorer)
+        expected |= {f"validation_{name}": value for name, value in held_out.items()}
+    card = scorer.scorecard(network, plan_of(network))
+    assert same(card.dense, expected)
+    assert card.slim.keys() == card.dense.keys()
+    assert same(card.slim, scorer.score(extract_slim(network, plan_of(network))))
+    assert 0 < expected["top1"] < expected["top5"] < 1
+
+
+def test_top_5_of_few_classes_is_absent(network):
+    assert set(scorer_of(classes_of(), task="classification").score(network)) == {"top1"}
+
+
+def test_an_untrained_classifier_has_scores_and_no_spread(network):
+    scorer = scorer_of(classes_of(), task="classification")
+    network.train()
+    scores, spread = scorer.untrained(network)
+    assert scores == scorer.score(network)
+    assert spread is None
+    assert all(module.training for module in network.modules())
+
+
+def test_slim_alone_has_no_slim_network(network):
+    card = scorer_of(method={"name": "slim_alone"}).scorecard(network, plan_of(network))
+    assert card.slim is None
+    assert card.dense_parameters == count_parameters(network)
 
 
 class Crowd:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ke_metric.generation import Generation, TrainingState
+from ke_metric.report import is_share
+from ke_metric.training.one_generation import SIGNS
 from ke_metric.training.watch import Step, Watch
 
 # Under torchrun one process speaks for all.
@@ -102,9 +104,10 @@ class TrainingDisplay(Watch):
     def epoch_done(self, state: TrainingState) -> None:
         """Print a line for the epoch where there is no live line."""
         if self._progress.disable:
-            spread = state.training_log[-1]["spread"]
+            record = state.training_log[-1]
             where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
-            self._say(f"{where}  {self._facts}  spread {spread:.3f}")
+            sign = next(f"{name} {record[name]:.3f}" for name in SIGNS.values() if name in record)
+            self._say(f"{where}  {self._facts}  {sign}")
         self._last = time.perf_counter()
 
     def _say(self, line: str) -> None:
@@ -128,7 +131,7 @@ class TrainingDisplay(Watch):
 
 def _percent(scores: object) -> str:
     assert isinstance(scores, dict), "scores are a dict"
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items() if name.startswith("recall@"))
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items() if is_share(name))
 
 
 def _smooth(mean: float | None, value: float) -> float:

@@ -34,26 +34,27 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         KeMetricError: A file, a field of the recipe or a part of the environment that the first step or the scoring
             needs is wrong. Only the pictures of the first batch are decoded: `ke-metric data check` looks at all.
     """
-    benchmark = load_benchmark(recipe.data)
+    benchmark = load_benchmark(recipe.data, recipe.task)
     engine = Engine(recipe.training.precision, device)
     pictures, batches = first_pictures(benchmark, recipe)
     nursery = Nursery(recipe, pictures, engine)
-    backend = Scorer(pictures, recipe, engine).backend
-    network, plan = nursery.build_child(1, None)
+    search = {} if recipe.task == "classification" else {"search_backend": Scorer(pictures, recipe, engine).backend}
+    birth = nursery.birth(1, None)
+    network, plan = nursery.build_child(birth), birth.plan
     loss = nursery.build_loss(1, None)
-    training = nursery.prepare(network, loss, 1)
+    training = nursery.prepare(network, loss, birth)
     value, seconds = _try(training, batches)
     document: dict[str, Any] = {
         "lineage": str(folder or default_folder(recipe)),
         **_count_images(benchmark),
         "batches_per_epoch": batches,
-        **_count_parameters(network, loss, plan),
+        **_count_parameters(network, loss, plan, alone=recipe.method.name == "slim_alone"),
         "expected_disk_bytes": _expected_disk(recipe, network, loss),
         "first_loss": value,
         "seconds_per_step": round(seconds, 4),
         "estimated_training_seconds": round(seconds * batches * recipe.training.epochs * recipe.generations),
         **engine.describe(),
-        "search_backend": backend,
+        **search,
     }
     return Result(document, _table(document))
 
@@ -69,10 +70,12 @@ def _try(training: GenerationTraining, batches: int) -> tuple[float, float]:
 
 def _count_images(benchmark: Benchmark) -> dict[str, Any]:
     parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    if benchmark.validation is not None:
+        parts["validation"] = benchmark.validation
     return {name: {"images": len(images), "classes": len(images.class_names)} for name, images in parts.items()}
 
 
-def _count_parameters(network: nn.Module, loss: nn.Module, plan: SplitPlan) -> dict[str, int]:
+def _count_parameters(network: nn.Module, loss: nn.Module, plan: SplitPlan, *, alone: bool) -> dict[str, int]:
     total = count_parameters(network)
     counts = {
         "parameters": total,
@@ -80,9 +83,9 @@ def _count_parameters(network: nn.Module, loss: nn.Module, plan: SplitPlan) -> d
         "parameters_reset": plan.reset_count,
         "parameters_loss": count_parameters(loss),
     }
-    return counts | (
-        {"parameters_slim": count_parameters(extract_slim(network, plan))} if plan.kind == "kels" else {}
-    )
+    if alone or plan.kind != "kels":
+        return counts
+    return counts | {"parameters_slim": count_parameters(extract_slim(network, plan))}
 
 
 def _expected_disk(recipe: Recipe, network: nn.Module, loss: nn.Module) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
@@ -15,8 +15,7 @@ from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
-from ke_metric.methods.knowledge_evolution import load_whole
-from ke_metric.networks.embedding import build_network
+from ke_metric.methods.method import load_whole
 from ke_metric.report import scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
@@ -42,20 +41,23 @@ def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: 
         say(f"newest lineage: {store.folder}")
     numbers = _numbers(store, which)
     recipe = store.recipe
-    if network == "slim" and (recipe.split.kind != "kels" or not recipe.evaluation.slim):
+    if network == "slim" and not recipe.has_slim:
         raise KeMetricError(
             f"{store.folder}: no slim network is scored: split.kind = {recipe.split.kind!r}, evaluation.slim = "
-            f"{recipe.evaluation.slim}",
+            f"{recipe.evaluation.slim}, method.name = {recipe.method.name!r}",
             ExitCode.LINEAGE,
         )
     generations = {number: store.load(number) for number in numbers}
-    benchmark = without_training(load_benchmark(recipe.data))
+    benchmark = without_training(load_benchmark(recipe.data, recipe.task))
     with counting(f"decoding {benchmark.name}") as progress:
-        pictures = Pictures.decode(benchmark, recipe.data.store_size, progress=progress)
+        pictures = Pictures.decode(
+            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
+        )
     scorer = Scorer(pictures, recipe, Engine("fp32", device))
     cards = {number: _score(generation, scorer) for number, generation in generations.items()}
     for number, card in cards.items():
-        say(_compare(card, generations[number], scorer.backend))
+        backend = "no search" if recipe.task == "classification" else scorer.backend
+        say(_compare(card, generations[number], backend))
     networks = NETWORKS[network]
     documents = [_only(scorecard_document(number, card), networks) for number, card in cards.items()]
     document: dict[str, object] = {"lineage": str(store.folder)}
@@ -85,7 +87,8 @@ def _numbers(store: Lineage, which: str) -> list[int]:
 
 def _score(generation: Generation, scorer: Scorer) -> Scorecard:
     recipe = scorer.recipe
-    network: nn.Module = build_network(recipe.network, recipe.data.image_size, load_pretrained=False)
+    classes = len(scorer.pictures.benchmark.train.class_names)
+    network = Blueprint(recipe, classes).build(generation.number)
     load_whole(network, generation.weights, "the stored weights")
     plan = SplitPlan.from_json(generation.split, generation.split_bits)
     plan.check(network)

@@ -13,6 +13,7 @@ from ke_metric.cli.display import say
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage import Lineage
 from ke_metric.lineage_folder import TENSORBOARD
+from ke_metric.training.one_generation import SIGNS
 from ke_metric.training.watch import Watch
 
 
@@ -63,7 +64,7 @@ class Keeper(Watch):
         record = dict(state.training_log[-1])
         self._lineage.log("epoch", **record)
         step = (state.number - 1) * self._epochs + state.epoch
-        for name in ("loss", "spread", "learning_rate", "tuples"):
+        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples"):
             if name in record:
                 self._scalar(f"training/{name}", record[name], step)
 

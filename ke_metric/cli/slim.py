@@ -9,18 +9,17 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import say
 from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation
 from ke_metric.lineage import Lineage
-from ke_metric.methods.knowledge_evolution import load_whole
+from ke_metric.methods.method import load_whole
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import WEIGHTS, NetworkCard
-from ke_metric.networks.embedding import build_network
 from ke_metric.networks.folders import require_free
 from ke_metric.networks.storage import save_network
-from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import count_parameters
 from ke_metric.split.plan import SplitPlan
@@ -45,19 +44,15 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
     if lineage is None:
         say(f"newest lineage: {store.folder}")
     recipe = store.recipe
-    if recipe.split.kind != "kels":
-        raise KeMetricError(
-            f"{store.folder}: its generations have no slim network: split.kind = {recipe.split.kind!r} keeps single "
-            "weights of every channel ('kels' keeps whole channels, which can be cut out)",
-            ExitCode.LINEAGE,
-        )
+    _require_slim(store.folder, recipe)
     generation = store.load(_number(store, which))
     dense, slim = _dense_and_slim(generation, recipe)
+    class_names = generation.provenance.class_names or None
     save_network(
         slim,
         folder,
-        architecture=Architecture.of_recipe(recipe),
-        card=NetworkCard.of_recipe(recipe),
+        architecture=Architecture.of_recipe(recipe, classes=len(class_names) if class_names else None),
+        card=NetworkCard.of_recipe(recipe, class_names=class_names),
         overwrite=overwrite,
     )
     document: dict[str, Any] = {
@@ -74,6 +69,19 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
     return Result(document, _table(document))
 
 
+def _require_slim(folder: Path, recipe: Recipe) -> None:
+    if recipe.split.kind != "kels":
+        reason = (
+            f"split.kind = {recipe.split.kind!r} keeps single weights of every channel ('kels' keeps whole channels, "
+            "which can be cut out)"
+        )
+    elif recipe.method.name == "slim_alone":
+        reason = "method.name = 'slim_alone' trains the slim architecture itself, and nothing is left to be cut out"
+    else:
+        return
+    raise KeMetricError(f"{folder}: its generations have no slim network: {reason}", ExitCode.LINEAGE)
+
+
 def _number(store: Lineage, which: str) -> int:
     if which == "best":
         return store.best
@@ -84,8 +92,7 @@ def _number(store: Lineage, which: str) -> int:
 
 def _dense_and_slim(generation: Generation, recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """Return the networks of a generation, laid out in memory as they were when they were scored."""
-    with default_streams(recipe.seed, generation.number, "slim"):
-        dense: nn.Module = build_network(recipe.network, recipe.data.image_size, load_pretrained=False)
+    dense = Blueprint(recipe, len(generation.provenance.class_names)).build(generation.number)
     load_whole(dense, generation.weights, "the stored weights")
     if recipe.training.channels_last:
         dense.to(memory_format=torch.channels_last)

@@ -44,10 +44,12 @@ def train_lineage(
     folder = _own_folder(folder or default_folder(recipe))
     if resume:
         _require_unfinished(Lineage(folder), recipe)
-    benchmark = load_benchmark(recipe.data)
+    benchmark = load_benchmark(recipe.data, recipe.task)
     engine = Engine(recipe.training.precision, device)
     with counting(f"decoding {benchmark.name}") as progress:
-        pictures = Pictures.decode(benchmark, recipe.data.store_size, progress=progress)
+        pictures = Pictures.decode(
+            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
+        )
     Nursery(recipe, pictures, engine).require_buildable()
     with ExitStack() as stack:
         if engine.is_main:

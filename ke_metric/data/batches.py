@@ -26,6 +26,7 @@ class IndexBatches(Protocol):
         generation: Counted from 1.
         batch_size: Images in a batch, over all processes.
         drop_last: Whether every batch is full.
+        parts: Every batch is this many parts of one length, one after another; a process takes its share of each.
         rank: Number of this process, from 0.
         processes: How many processes share every batch.
     """
@@ -34,6 +35,7 @@ class IndexBatches(Protocol):
     generation: int
     batch_size: int
     drop_last: bool
+    parts: int
     rank: int
     processes: int
 
@@ -88,7 +90,7 @@ class ClassBalancedBatches:
         _check_classes(len(counts), classes_per_batch, images_per_class=images_per_class, processes=processes)
         self.seed, self.generation = seed, generation
         self.rank, self.processes = rank, processes
-        self.batch_size, self.drop_last = classes_per_batch * images_per_class, True
+        self.batch_size, self.drop_last, self.parts = classes_per_batch * images_per_class, True, 1
         self.small_classes = int(np.sum(counts < images_per_class))
         self._classes, self._images = classes_per_batch, images_per_class
         self._length = max(1, len(labels) // self.batch_size)
@@ -182,21 +184,10 @@ class ShuffledBatches:
     def __init__(
         self, count: int, *, batch_size: int, seed: int, generation: int, rank: int = 0, processes: int = 1
     ) -> None:
-        if batch_size % processes or batch_size < 2 * processes:
-            raise KeMetricError(
-                f"batches.size = {batch_size} cannot be shared evenly by {processes} processes with 2 images or more "
-                f"for each; allowed is a multiple of {processes} from {2 * processes} on",
-                ExitCode.RECIPE,
-            )
-        if count < 2 * processes:
-            raise KeMetricError(
-                f"batches.sampler = shuffled needs 2 training images or more for each of the {processes} processes; "
-                f"the training part has {count}",
-                ExitCode.RECIPE,
-            )
+        _check_images(count, batch_size, sampler="shuffled", processes=processes)
         self.seed, self.generation = seed, generation
         self.rank, self.processes = rank, processes
-        self.batch_size, self.drop_last = batch_size, False
+        self.batch_size, self.drop_last, self.parts = batch_size, False, 1
         self._count = count
         self._epoch = 0
 
@@ -214,3 +205,76 @@ class ShuffledBatches:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             share = len(batch) // self.processes
             yield batch[self.rank * share : (self.rank + 1) * share]
+
+
+def _check_images(count: int, batch_size: int, *, sampler: str, processes: int) -> None:
+    if batch_size % processes or batch_size < 2 * processes:
+        raise KeMetricError(
+            f"batches.size = {batch_size} cannot be shared evenly by {processes} processes with 2 images or more "
+            f"for each; allowed is a multiple of {processes} from {2 * processes} on",
+            ExitCode.RECIPE,
+        )
+    if count < 2 * processes:
+        raise KeMetricError(
+            f"batches.sampler = {sampler} needs 2 training images or more for each of the {processes} processes; "
+            f"the training part has {count}",
+            ExitCode.RECIPE,
+        )
+
+
+class PairedBatches:
+    """Every picture once in an epoch, in random order, and beside it a partner of its class drawn at random.
+
+    A batch is [i_1, ..., i_n, j_1, ..., j_n] with j_k drawn uniformly from the class of i_k, i_k itself included: the
+    same picture twice, then, but augmented anew. For losses that compare two pictures of a class (Yun et al., CS-KD,
+    CVPR 2020). There are ceil(N / size) batches in an epoch. The last one has fewer pairs, made up with the first
+    pictures of the epoch where the processes could not share them evenly or one would get fewer than 2 (batch norm
+    needs 2).
+
+    Args:
+        labels: [N] class numbers.
+        pairs: Pairs in a batch, over all processes; twice as many images.
+        seed: Of the lineage.
+        generation: Counted from 1.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch; each takes pairs / processes whole pairs, its share of the
+            pictures followed by their partners.
+
+    Raises:
+        KeMetricError: The processes cannot share a batch evenly, or there are too few images (RECIPE).
+    """
+
+    def __init__(
+        self, labels: IntArray, *, pairs: int, seed: int, generation: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        _check_images(len(labels), pairs, sampler="paired", processes=processes)
+        self.seed, self.generation = seed, generation
+        self.rank, self.processes = rank, processes
+        self.batch_size, self.drop_last, self.parts = 2 * pairs, False, 2
+        self._pairs = pairs
+        self._epoch = 0
+        # The pictures sorted by class: those of a class lie from its start on, as many as it has.
+        _, self._class_of, self._counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self._sorted = np.argsort(labels, kind="stable")
+        self._starts = np.cumsum(self._counts) - self._counts
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that is iterated next."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return (len(self._sorted) + self._pairs - 1) // self._pairs
+
+    def __iter__(self) -> Iterator[IntArray]:
+        generator = numpy_generator(self.seed, self.generation, f"batches-{self._epoch}")
+        order = generator.permutation(len(self._sorted))
+        full, last = divmod(len(order), self._pairs)
+        if last:
+            last = max(2 * self.processes, -(-last // self.processes) * self.processes)
+        first = np.resize(order, full * self._pairs + last)
+        classes = self._class_of[first]
+        partners = self._sorted[self._starts[classes] + generator.integers(0, self._counts[classes])]
+        for start in range(0, len(first), self._pairs):
+            share = min(self._pairs, len(first) - start) // self.processes
+            mine = slice(start + self.rank * share, start + (self.rank + 1) * share)
+            yield np.concatenate([first[mine], partners[mine]])

@@ -1,9 +1,9 @@
-"""The one table of benchmarks, and the way to load one."""
+"""The one table of benchmarks by task, and the way to load one."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
@@ -11,65 +11,133 @@ from typing import cast
 import numpy as np
 
 from ke_metric.data.images import Benchmark, ImageSet, IntArray
+from ke_metric.data.part_split import arrange_validation
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe import Data
+from ke_metric.recipe_problems import shown
 
 Reader = Callable[[Data], Benchmark]
 
-
-def _lazily(module: str) -> Reader:
-    """Return the `read` of a module that is imported when called: only the benchmark in use needs its packages."""
-
-    def read(data: Data) -> Benchmark:
-        return cast(Benchmark, importlib.import_module(f"ke_metric.data.{module}").read(data))
-
-    return read
+READ_FUNCTIONS = {"retrieval": "read", "classification": "read_classification"}
+"""Task to the function that a reader module has for it."""
 
 
-BENCHMARKS: Mapping[str, Reader] = MappingProxyType(
+def _lazily(task: str, *modules: str) -> Mapping[str, Reader]:
+    """Return the readers of modules that are imported when called: only the benchmark in use needs its packages."""
+
+    def reader(module: str) -> Reader:
+        def read(data: Data) -> Benchmark:
+            module_found = importlib.import_module(f"ke_metric.data.{module}")
+            return cast(Benchmark, getattr(module_found, READ_FUNCTIONS[task])(data))
+
+        return read
+
+    return MappingProxyType({module: reader(module) for module in modules})
+
+
+BENCHMARKS: Mapping[str, Mapping[str, Reader]] = MappingProxyType(
     {
-        "glyphs": _lazily("glyphs"),
-        "emoji": _lazily("emoji"),
-        "folder": _lazily("folder"),
-        "cub": _lazily("cub"),
-        "cars": _lazily("cars"),
-        "sop": _lazily("sop"),
-        "inshop": _lazily("inshop"),
+        "retrieval": _lazily("retrieval", "glyphs", "emoji", "folder", "cub", "cars", "sop", "inshop"),
+        "classification": _lazily(
+            "classification", "glyphs", "emoji", "folder", "cub", "cars", "flowers", "aircraft", "mit67", "dogs"
+        ),
     }
 )
-"""Name in a recipe to the function that reads that benchmark."""
+"""Task to the benchmarks that have it: name in a recipe to the function that reads it."""
+
+NAMES = tuple(dict.fromkeys(name for readers in BENCHMARKS.values() for name in readers))
+"""Names of all benchmarks."""
+
+_WITHOUT_SPLIT = ("glyphs", "emoji", "folder")
+_READERS_OF: Mapping[str, Mapping[str, Collection[str]]] = MappingProxyType(
+    {
+        "test_fraction": {"retrieval": _WITHOUT_SPLIT, "classification": _WITHOUT_SPLIT},
+        "test_classes": {"retrieval": tuple(BENCHMARKS["retrieval"])},
+        "train_on": {"classification": tuple(BENCHMARKS["classification"])},
+        "validation_fraction": {"classification": tuple(BENCHMARKS["classification"])},
+        "crop_banner": {"classification": ("aircraft",)},
+    }
+)
+"""Field of the recipe's section that not every benchmark and task reads, to those that do."""
 
 
-def load_benchmark(data: Data) -> Benchmark:
-    """Read the benchmark a recipe names and keep as many of its classes as the recipe asks for.
+def load_benchmark(data: Data, task: str = "retrieval") -> Benchmark:
+    """Read the benchmark a recipe names and make of it what the recipe asks for.
 
-    Which classes are kept depends on the benchmark only, never on the recipe's seed, and fewer classes are always a
-    part of more classes. The order of the items stays.
+    Classes are kept and images held out by draws that depend on the benchmark only, never on the recipe's seed, and
+    fewer classes are always a part of more classes. The order of the items stays.
 
     Args:
         data: The recipe's section.
+        task: "retrieval" or "classification".
 
     Raises:
-        KeMetricError: There is no such benchmark, its files are missing or wrong, or it has fewer classes.
+        KeMetricError: There is no such benchmark, it has not this task or does not read a field that is set, its
+            files are missing or wrong, or it has fewer classes.
     """
-    if data.benchmark not in BENCHMARKS:
-        raise KeMetricError(
-            f"data.benchmark = {data.benchmark!r} does not exist{closest(data.benchmark, BENCHMARKS)}; "
-            f"allowed: {', '.join(BENCHMARKS)}",
-            ExitCode.RECIPE,
-        )
-    benchmark = BENCHMARKS[data.benchmark](data)
+    reader = _reader(data.benchmark, task)
+    _refuse_unread(data, task)
+    benchmark = reader(data)
+    assert benchmark.task == task, (benchmark.task, task)
     if data.train_classes is not None:
         benchmark = _keep_train(benchmark, data.train_classes)
     if data.test_classes is not None:
         benchmark = _keep_test(benchmark, data.test_classes)
-    return benchmark
+    return benchmark if task == "retrieval" else arrange_validation(benchmark, data)
+
+
+def default_task(name: str) -> str:
+    """Return the task of a benchmark where none is asked for: retrieval if it has that one."""
+    return next(task for task, readers in BENCHMARKS.items() if name in readers)
+
+
+def _reader(name: str, task: str) -> Reader:
+    if name not in NAMES:
+        raise KeMetricError(
+            f"data.benchmark = {name!r} does not exist{closest(name, NAMES)}; "
+            f"allowed for {task}: {', '.join(BENCHMARKS[task])}",
+            ExitCode.RECIPE,
+        )
+    if name not in BENCHMARKS[task]:
+        raise KeMetricError(
+            f"data.benchmark = {name!r} is no benchmark for {task}; benchmarks for it: {', '.join(BENCHMARKS[task])}",
+            ExitCode.RECIPE,
+        )
+    return BENCHMARKS[task][name]
+
+
+def _refuse_unread(data: Data, task: str) -> None:
+    """Refuse a field that this benchmark and task would pass over.
+
+    A field counts as set where it differs from its default: a resolved recipe writes out every field.
+    """
+    for field, readers in _READERS_OF.items():
+        value = getattr(data, field)
+        if value != Data.model_fields[field].default and data.benchmark not in readers.get(task, ()):
+            read_by = "; ".join(f"in {name} by {', '.join(by)}" for name, by in readers.items())
+            raise KeMetricError(
+                f"data.{field} = {shown(value)} is not read where data.benchmark = {data.benchmark!r} and task = "
+                f"{task!r}: leave it out. It is read {read_by}",
+                ExitCode.RECIPE,
+            )
 
 
 def _keep_train(benchmark: Benchmark, count: int) -> Benchmark:
+    """Keep `count` training classes; in classification the other parts keep the same ones."""
     kept, note = _drawn(benchmark.name, "train", labels=benchmark.train.labels, count=count)
-    return replace(benchmark, train=_only(benchmark.train, kept), notes={**benchmark.notes, **note})
+    benchmark = replace(benchmark, notes={**benchmark.notes, **note})
+    if benchmark.task == "retrieval":
+        return replace(benchmark, train=_only(benchmark.train, kept))
+    train, query = _only(benchmark.train, kept), _only(benchmark.query, kept)
+    validation = None if benchmark.validation is None else _only(benchmark.validation, kept)
+    for part, images in {"validation": validation, "test": query}.items():
+        if images is not None and not len(images):
+            raise KeMetricError(
+                f"data.train_classes = {count}: the {part} part of {benchmark.name!r} has no image of those classes",
+                ExitCode.RECIPE,
+            )
+    return replace(benchmark, train=train, query=query, gallery=query, validation=validation)
 
 
 def _keep_test(benchmark: Benchmark, count: int) -> Benchmark:

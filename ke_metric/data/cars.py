@@ -1,18 +1,21 @@
-"""Stanford Cars (Cars196): classes 1-98 for training and 99-196 for testing, from any of its three distributions."""
+"""Stanford Cars (Cars196), from any of its three distributions.
+
+For retrieval classes 1-98 against 99-196, for classification the official parts of all classes.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ke_metric.data.images import Benchmark
 from ke_metric.data.layout import FoundLayout, Layout, find_layout
 from ke_metric.data.list_files import parse_whole, read_text
-from ke_metric.data.mat_files import read_labels, read_strings
+from ke_metric.data.mat_files import read_flags, read_labels, read_strings
 from ke_metric.data.published_counts import PublishedCounts
-from ke_metric.data.table import Item, Table, build_benchmark, key_below, split_at
+from ke_metric.data.table import Item, Table, build_benchmark, build_classification, key_below, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
 
@@ -50,6 +53,14 @@ COUNTS = PublishedCounts(
         8041: "Only the official test part seems to be there; the benchmark is both official parts, cut by class.",
     },
 )
+OFFICIAL_COUNTS = PublishedCounts(
+    {"train": (8144, 196), "test": (8041, 196)},
+    class_sizes=(48, 136),
+    suspects={
+        8144: "Only the official train part seems to be there.",
+        8041: "Only the official test part seems to be there.",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class _Listing:
 
 
 def read(data: Data) -> Benchmark:
-    """Read Stanford Cars; the official train/test flag, which mixes the classes, is not used.
+    """Read Stanford Cars for retrieval; the official train/test flag, which mixes the classes, is not used.
 
     Args:
         data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
@@ -71,24 +82,65 @@ def read(data: Data) -> Benchmark:
     Raises:
         KeMetricError: Files are missing, malformed or have other counts.
     """
-    found = find_layout(data, (COMBINED, PARTED, CLASS_FOLDERS), recognize=_recognize)
+    found = _find(data)
     listing = _LISTINGS[found.layout.name](found)
     train, test = split_at(sorted(listing.items), LAST_TRAIN_CLASS)
-    table = Table(
+    split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
+    table = _table(listing, train, test=test, notes={"layout": found.layout.name, "split": split})
+    if data.verify_counts:
+        COUNTS.verify(table)
+    return build_benchmark(data.benchmark, table)
+
+
+def read_classification(data: Data) -> Benchmark:
+    """Read Stanford Cars for classification, with its official train/test flag.
+
+    Args:
+        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
+
+    Raises:
+        KeMetricError: Files are missing, malformed or have other counts.
+    """
+    found = _find(data)
+    listing = _LISTINGS[found.layout.name](found)
+    pairs = sorted(zip(listing.items, _official_test_flags(found, listing), strict=True))
+    table = _table(
+        listing,
+        [item for item, is_test in pairs if not is_test],
+        test=[item for item, is_test in pairs if is_test],
+        notes={"layout": found.layout.name, "split": "official: 8,144 pictures for training, 8,041 for testing"},
+    )
+    if data.verify_counts:
+        OFFICIAL_COUNTS.verify(table)
+    return build_classification(data.benchmark, table)
+
+
+def _find(data: Data) -> FoundLayout:
+    return find_layout(data, (COMBINED, PARTED, CLASS_FOLDERS), recognize=_recognize)
+
+
+def _table(listing: _Listing, train: Sequence[Item], *, test: Sequence[Item], notes: Mapping[str, str]) -> Table:
+    return Table(
         origin=listing.origin,
         folder=listing.folder,
         train=train,
         query=test,
         gallery=None,
         class_names=listing.class_names,
-        notes={
-            "layout": found.layout.name,
-            "split": f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used",
-        },
+        notes=notes,
     )
-    if data.verify_counts:
-        COUNTS.verify(table)
-    return build_benchmark(data.benchmark, table)
+
+
+def _official_test_flags(found: FoundLayout, listing: _Listing) -> list[bool]:
+    """Return of every item whether it is in the official test part: by its record, else by its folder."""
+    if found.layout is COMBINED:
+        return read_flags(listing.origin, field="test")
+    folder = "test" if found.layout is CLASS_FOLDERS else _below(found, "test pictures")
+    return [item.key.startswith(f"{folder}/") for item in listing.items]
+
+
+def _below(found: FoundLayout, purpose: str) -> str:
+    return found.paths[purpose].relative_to(found.base).as_posix()
 
 
 def _combined(found: FoundLayout) -> _Listing:
@@ -106,7 +158,7 @@ def _parted(found: FoundLayout) -> _Listing:
     items = []
     for part in ("train", "test"):
         origin = paths[f"{part} annotations"]
-        below = paths[f"{part} pictures"].relative_to(found.base).as_posix()
+        below = _below(found, f"{part} pictures")
         items += [
             Item(f"{below}/{key_below(name, str(origin))}", class_id)
             for name, class_id in read_labels(origin, path_field="fname")

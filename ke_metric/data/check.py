@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from ke_metric.data.benchmarks import BENCHMARKS, load_benchmark
+from ke_metric.data.benchmarks import NAMES, default_task, load_benchmark
 from ke_metric.data.fingerprints import Progress, take_fingerprints
 from ke_metric.data.images import Benchmark, ImageSource
 from ke_metric.data.part_counts import PartCounts, count_parts, counts_text, parts_of
@@ -60,27 +60,28 @@ class CheckReport:
         }
 
 
-def load_for_check(name_or_path: str, *, root: str | None = None) -> Benchmark:
+def load_for_check(name_or_path: str, *, root: str | None = None, task: str | None = None) -> Benchmark:
     """Load what is to be checked.
 
     Args:
         name_or_path: Name of a benchmark; or a folder or CSV file in a layout of the benchmark `folder`. A name wins
             over a folder of that name, which is meant by `./name`.
         root: Data folder of a benchmark named; `data/<name>` when left out.
+        task: "retrieval" or "classification"; when left out, retrieval where the benchmark has it.
 
     Raises:
-        KeMetricError: DATA: it is neither, or what the reader says.
+        KeMetricError: DATA: it is neither, or what the reader says. RECIPE: the benchmark has not this task.
     """
-    if name_or_path in BENCHMARKS:
-        return load_benchmark(Data(benchmark=name_or_path, root=root))
+    if name_or_path in NAMES:
+        return load_benchmark(Data(benchmark=name_or_path, root=root), task or default_task(name_or_path))
     path = Path(name_or_path).expanduser()
     if not path.exists():
         raise KeMetricError(
-            f"{name_or_path!r} is neither a file or folder nor a benchmark{closest(name_or_path, BENCHMARKS)}; "
-            f"benchmarks: {', '.join(BENCHMARKS)}",
+            f"{name_or_path!r} is neither a file or folder nor a benchmark{closest(name_or_path, NAMES)}; "
+            f"benchmarks: {', '.join(NAMES)}",
             ExitCode.DATA,
         )
-    return load_benchmark(Data(benchmark="folder", root=str(path)))
+    return load_benchmark(Data(benchmark="folder", root=str(path)), task or default_task("folder"))
 
 
 def check_images(
@@ -89,8 +90,9 @@ def check_images(
     """Decode every picture of a benchmark and compare them all.
 
     Errors: pictures that cannot be decoded, or only partly; the same picture in training and test or under two
-    classes; a class name in training and test; fewer than two training classes; no query with a match. Warnings: the
-    same picture twice in one class, training classes with one image, queries without a match.
+    classes; fewer than two training classes. Warning: the same picture twice in one class. Of a retrieval benchmark
+    also, errors: a class name in training and test; no query with a match; warnings: training classes with one
+    image, queries without a match.
 
     Args:
         benchmark: What to check.
@@ -104,10 +106,8 @@ def check_images(
     problems = chain(
         unreadable_images(found.unreadable),
         duplicate_images(benchmark, found.by_key),
-        shared_classes(benchmark),
         few_training_classes(benchmark),
-        lone_training_images(benchmark.train),
-        lone_queries(benchmark),
+        _retrieval_problems(benchmark) if benchmark.task == "retrieval" else (),
     )
     return CheckReport(
         benchmark=benchmark.name,
@@ -116,6 +116,13 @@ def check_images(
         problems=tuple(sorted(problems, key=lambda problem: (not problem.is_error, problem.kind, problem.paths))),
         notes=benchmark.notes,
     )
+
+
+def _retrieval_problems(benchmark: Benchmark) -> Iterator[Problem]:
+    """Yield what is wrong where classes must not be shared and every query must have something to find."""
+    yield from shared_classes(benchmark)
+    yield from lone_training_images(benchmark.train)
+    yield from lone_queries(benchmark)
 
 
 def check_text(report: CheckReport, *, most: int = 10) -> str:

@@ -11,11 +11,12 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 SPLIT_FOLDERS = ("train", "test")
+VALIDATION_FOLDER = "val"
 SKIPPED_FILES = "files skipped"
 SKIPPED_FOLDERS = "folders skipped"
 
 
-def scan_class_folders(root: Path) -> tuple[list[LabelledPath], dict[str, str]]:
+def scan_class_folders(root: Path, *, validation: bool = False) -> tuple[list[LabelledPath], dict[str, str]]:
     """List the pictures of class folders that lie in a folder, or below its folders train and test.
 
     A picture is a file with an image's extension directly in a class folder. Everything else is passed over and
@@ -23,6 +24,7 @@ def scan_class_folders(root: Path) -> tuple[list[LabelledPath], dict[str, str]]:
 
     Args:
         root: The folder.
+        validation: Whether a folder val beside train and test is a part as well; otherwise it is passed over.
 
     Returns:
         The pictures, with paths relative to the root, and notes on layout and skipped files.
@@ -32,11 +34,13 @@ def scan_class_folders(root: Path) -> tuple[list[LabelledPath], dict[str, str]]:
     """
     skipped: Counter[str] = Counter()
     if all(_visible_folders(root / split) for split in SPLIT_FOLDERS):
-        skipped[SKIPPED_FOLDERS] = len(_visible_folders(root)) - len(SPLIT_FOLDERS)
-        layout = "class folders below train and test"
+        has_validation = validation and (root / VALIDATION_FOLDER).is_dir()
+        splits = ("train", VALIDATION_FOLDER, "test") if has_validation else SPLIT_FOLDERS
+        skipped[SKIPPED_FOLDERS] = len(_visible_folders(root)) - len(splits)
+        layout = f"class folders below {', '.join(splits[:-1])} and {splits[-1]}"
         pictures = [
             picture._replace(split=split)
-            for split in SPLIT_FOLDERS
+            for split in splits
             for picture in _pictures_below(root, root / split, skipped)
         ]
     else:

@@ -9,19 +9,24 @@ from pathlib import Path
 from ke_metric.data.table import LabelledPath, key_below, some_of
 from ke_metric.errors import ExitCode, KeMetricError, closest
 
-SPLITS = ("train", "test", "query", "gallery")
+Divisions = Sequence[Sequence[str]]
+"""The sets of parts that a split column may divide the pictures into."""
+
+RETRIEVAL: Divisions = (("train", "test"), ("train", "query", "gallery"))
+CLASSIFICATION: Divisions = (("train", "test"), ("train", "val", "test"))
 
 
-def read_csv_rows(path: Path) -> list[LabelledPath]:
+def read_csv_rows(path: Path, divisions: Divisions = RETRIEVAL) -> list[LabelledPath]:
     """Read and check all rows of a CSV file.
 
     Args:
         path: The file; UTF-8, comma separated, first line `path,label` or `path,label,split` in any order. Further
             columns are allowed and not used.
+        divisions: What the split column may have: all parts of one of these.
 
     Raises:
         KeMetricError: A column is missing, a row is malformed, leaves the folder, repeats or contradicts another,
-            or the splits are neither train/test nor train/query/gallery. The message has file and line.
+            or the splits are not those of one division. The message has file and line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -29,7 +34,7 @@ def read_csv_rows(path: Path) -> list[LabelledPath]:
             columns = [(column or "").strip() for column in reader.fieldnames or ()]
             _refuse_columns(path, columns)
             reader.fieldnames = columns
-            rows = list(_rows(path, reader, has_split="split" in columns))
+            rows = list(_rows(path, reader, divisions=divisions if "split" in columns else ()))
     except UnicodeDecodeError as error:
         raise KeMetricError(
             f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
@@ -41,7 +46,7 @@ def read_csv_rows(path: Path) -> list[LabelledPath]:
     if not rows:
         raise KeMetricError(f"{path}: the file has a header but no rows", ExitCode.DATA)
     _refuse_contradictions(path, rows)
-    _refuse_mixed_splits(path, rows)
+    _refuse_mixed_splits(path, rows, divisions=divisions)
     return rows
 
 
@@ -58,7 +63,7 @@ def _refuse_columns(path: Path, columns: Sequence[str]) -> None:
         raise KeMetricError(f"{path}: the header has no column 'split'{meant}; rename that column", ExitCode.DATA)
 
 
-def _rows(path: Path, reader: csv.DictReader[str], *, has_split: bool) -> Iterator[LabelledPath]:
+def _rows(path: Path, reader: csv.DictReader[str], *, divisions: Divisions) -> Iterator[LabelledPath]:
     for cells in reader:
         where = f"{path}, line {reader.line_num}"
         if None in cells or None in cells.values():
@@ -69,18 +74,26 @@ def _rows(path: Path, reader: csv.DictReader[str], *, has_split: bool) -> Iterat
         picture, label = cells["path"].strip(), cells["label"].strip()
         if not picture or not label:
             raise KeMetricError(f"{where}: path {picture!r} and label {label!r} must not be empty", ExitCode.DATA)
-        split = _checked_split(cells["split"].strip(), where) if has_split else None
+        split = _checked_split(cells["split"].strip(), where, divisions=divisions) if divisions else None
         yield LabelledPath(key_below(picture, where), label, split)
 
 
-def _checked_split(split: str, where: str) -> str:
-    if split not in SPLITS:
+def _checked_split(split: str, where: str, *, divisions: Divisions) -> str:
+    splits = _splits_of(divisions)
+    if split not in splits:
         raise KeMetricError(
-            f"{where}: split {split!r} does not exist{closest(split, SPLITS)}; allowed: train and test, or train, "
-            "query and gallery",
+            f"{where}: split {split!r} does not exist{closest(split, splits)}; allowed: {_in_words(divisions)}",
             ExitCode.DATA,
         )
     return split
+
+
+def _splits_of(divisions: Divisions) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(split for division in divisions for split in division))
+
+
+def _in_words(divisions: Divisions) -> str:
+    return ", or ".join(f"{', '.join(division[:-1])} and {division[-1]}" for division in divisions)
 
 
 def _refuse_contradictions(path: Path, rows: Sequence[LabelledPath]) -> None:
@@ -99,12 +112,9 @@ def _refuse_contradictions(path: Path, rows: Sequence[LabelledPath]) -> None:
         raise KeMetricError(f"{path}: images in more than one split: {some_of(two_parts)}", ExitCode.DATA)
 
 
-def _refuse_mixed_splits(path: Path, rows: Sequence[LabelledPath]) -> None:
+def _refuse_mixed_splits(path: Path, rows: Sequence[LabelledPath], *, divisions: Divisions) -> None:
     found = {row.split for row in rows}
-    if found in ({None}, {"train", "test"}, {"train", "query", "gallery"}):
+    if found == {None} or found in [set(division) for division in divisions]:
         return
-    names = ", ".join(split for split in SPLITS if split in found)
-    raise KeMetricError(
-        f"{path}: the split column has {names}; it must have train and test, or train, query and gallery",
-        ExitCode.DATA,
-    )
+    names = ", ".join(split for split in _splits_of(divisions) if split in found)
+    raise KeMetricError(f"{path}: the split column has {names}; it must have {_in_words(divisions)}", ExitCode.DATA)

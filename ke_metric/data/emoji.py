@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ke_metric.data.archives import new_folder, refuse_occupied
-from ke_metric.data.class_split import split_classes
+from ke_metric.data.class_split import draw_share, split_classes
 from ke_metric.data.emoji_artwork import DrawingError, join_styles, render
 from ke_metric.data.emoji_index import Row, read_index, write_index
 from ke_metric.data.emoji_packages import STYLES, IconSet, fetch_packages, read_icon_set
@@ -55,11 +56,47 @@ def read(data: Data) -> Benchmark:
     Raises:
         KeMetricError: The folder is missing or its index is not as `prepare_emoji` writes it (DATA).
     """
-    root = Path(data.root or "data/emoji").expanduser()
+    root = _root(data)
     rows = read_index(root)
     train_ids, test_ids = split_classes({row.code_points for row in rows}, data.test_fraction, "emoji")
     test = _image_set(rows, test_ids, root)
-    return Benchmark("emoji", _image_set(rows, train_ids, root), test, test, _notes(root))
+    notes = _notes(root, "by class, test classes never seen in training")
+    return Benchmark("emoji", _image_set(rows, train_ids, root), test, test, notes)
+
+
+def read_classification(data: Data) -> Benchmark:
+    """Read the rendered emojis and split them by style: every emoji is trained and tested on, in different styles.
+
+    Args:
+        data: Section of the recipe; `root` and `test_fraction`, as the share of the styles that is for testing, are
+            used.
+
+    Returns:
+        The emojis that have a training and a test style. Pictures, class names and keys are as those of `read`.
+
+    Raises:
+        KeMetricError: As `read`, or no emoji has a training and a test style (DATA).
+    """
+    root = _root(data)
+    rows = read_index(root)
+    train_styles, test_styles = draw_share({row.style for row in rows}, data.test_fraction, "styles/emoji")
+    trained, tested = ({row.code_points for row in rows if row.style in part} for part in (train_styles, test_styles))
+    if not trained & tested:
+        raise KeMetricError(
+            f"{root / 'index.csv'}: no emoji has a picture in a training style ({', '.join(train_styles)}) and in a "
+            f"test style ({', '.join(test_styles)})",
+            ExitCode.DATA,
+        )
+    both = _image_set(rows, sorted(trained & tested), root)
+    style_of = {row.path: row.style for row in rows}
+    is_test = np.array([style_of[key] in test_styles for key in both.keys])
+    train, query = both.at(np.flatnonzero(~is_test)), both.at(np.flatnonzero(is_test))
+    notes = _notes(root, f"by style, test styles never seen in training: {', '.join(test_styles)}")
+    return Benchmark("emoji", train, query, query, notes, task="classification")
+
+
+def _root(data: Data) -> Path:
+    return Path(data.root or "data/emoji").expanduser()
 
 
 def prepare_emoji(target: Path, *, source: Path | None = None, progress: Progress | None = None) -> Prepared:
@@ -183,12 +220,12 @@ def _image_set(rows: Sequence[Row], class_ids: Sequence[str], root: Path) -> Ima
     return labelled_set(keys, [number[row.code_points] for row in kept], names, FolderSource(root))
 
 
-def _notes(root: Path) -> dict[str, str]:
+def _notes(root: Path, split: str) -> dict[str, str]:
     path = root / "licences.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         styles = {style["style"]: _credit(style) for style in document["styles"]}
-        return {"split": "by class, test classes never seen in training", "renderer": document["renderer"], **styles}
+        return {"split": split, "renderer": document["renderer"], **styles}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KeMetricError(
             f"{path}: not as written by `ke-metric data prepare emoji`: {type(error).__name__}: {error}",

@@ -7,15 +7,19 @@ from pathlib import Path
 
 from ke_metric.data.class_folders import scan_class_folders
 from ke_metric.data.class_split import split_classes
-from ke_metric.data.csv_rows import read_csv_rows
+from ke_metric.data.csv_rows import CLASSIFICATION, RETRIEVAL, read_csv_rows
 from ke_metric.data.images import Benchmark
-from ke_metric.data.table import Item, LabelledPath, Table, build_benchmark
+from ke_metric.data.part_split import draw_of_every_class
+from ke_metric.data.table import Item, LabelledPath, Table, build_benchmark, build_classification
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
 
+Listing = tuple[list[LabelledPath], dict[str, str]]
+"""The pictures, and notes on where they were found."""
+
 
 def read(data: Data) -> Benchmark:
-    """Read the user's own pictures: `data.root` is a folder of class folders or a CSV file.
+    """Read the user's own pictures for retrieval: `data.root` is a folder of class folders or a CSV file.
 
     The classes are divided by `data.test_fraction` unless train and test folders or the CSV's split column do it.
 
@@ -23,38 +27,86 @@ def read(data: Data) -> Benchmark:
         data: The recipe's section.
 
     Raises:
-        KeMetricError: Nothing usable is there; the message says what is expected.
+        KeMetricError: Nothing usable is there, or the classes are divided already and `test_fraction` is set; the
+            message says what is expected.
     """
-    root = Path(data.root or f"data/{data.benchmark}").expanduser()
-    if root.is_file():
-        pictures, notes = read_csv_rows(root), {"layout": "CSV file"}
-    elif root.is_dir():
-        pictures, notes = scan_class_folders(root)
-    else:
-        raise KeMetricError(
-            f"data.root = {str(root)!r} does not exist; it must be a folder with a folder per class, one with such "
-            "folders below train/ and test/, or a CSV file with the columns path,label or path,label,split",
-            ExitCode.DATA,
-        )
-    return build_benchmark(data.benchmark, _table(root, pictures, notes, data=data))
-
-
-def _table(root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str], *, data: Data) -> Table:
-    class_names = sorted({picture.label for picture in pictures})
-    split_note = "as given"
-    if all(picture.split is None for picture in pictures):
+    root = _root(data)
+    pictures, notes = _listing(root, task="retrieval")
+    if not _is_divided(root, pictures, data):
+        class_names = {picture.label for picture in pictures}
         train_names, test_names = split_classes(class_names, data.test_fraction, data.benchmark)
-        split_of = {**dict.fromkeys(train_names, "train"), **dict.fromkeys(test_names, "test")}
-        pictures = [picture._replace(split=split_of[picture.label]) for picture in pictures]
-        split_note = (
+        pictures = [
+            picture._replace(split="test" if picture.label in test_names else "train") for picture in pictures
+        ]
+        notes["split"] = (
             f"classes divided by data.test_fraction = {data.test_fraction}: {len(train_names):,} for training, "
             f"{len(test_names):,} for testing"
         )
+    return build_benchmark(data.benchmark, _table(root, pictures, notes))
+
+
+def read_classification(data: Data) -> Benchmark:
+    """Read the user's own pictures for classification: `data.root` is a folder of class folders or a CSV file.
+
+    The images of every class are divided by `data.test_fraction` unless train and test folders (and val, for
+    validation) or the CSV's split column do it. A class with a single image is for training.
+
+    Args:
+        data: The recipe's section.
+
+    Raises:
+        KeMetricError: Nothing usable is there, or the images are divided already and `test_fraction` is set; the
+            message says what is expected.
+    """
+    root = _root(data)
+    pictures, notes = _listing(root, task="classification")
+    if not _is_divided(root, pictures, data):
+        keys, labels = [picture.path for picture in pictures], [picture.label for picture in pictures]
+        purpose = f"image split/{data.benchmark}"
+        test_keys = draw_of_every_class(keys, labels, share=data.test_fraction, purpose=purpose)
+        pictures = [picture._replace(split="test" if picture.path in test_keys else "train") for picture in pictures]
+        notes["split"] = f"images of every class divided by data.test_fraction = {data.test_fraction}"
+    return build_classification(data.benchmark, _table(root, pictures, notes))
+
+
+def _root(data: Data) -> Path:
+    return Path(data.root or f"data/{data.benchmark}").expanduser()
+
+
+def _listing(root: Path, *, task: str) -> Listing:
+    """Return the pictures, each with its part or all without one."""
+    if root.is_file():
+        divisions = CLASSIFICATION if task == "classification" else RETRIEVAL
+        return read_csv_rows(root, divisions), {"layout": "CSV file"}
+    if root.is_dir():
+        return scan_class_folders(root, validation=task == "classification")
+    raise KeMetricError(
+        f"data.root = {str(root)!r} does not exist; it must be a folder with a folder per class, one with such "
+        "folders below train/ and test/, or a CSV file with the columns path,label or path,label,split",
+        ExitCode.DATA,
+    )
+
+
+def _is_divided(root: Path, pictures: Sequence[LabelledPath], data: Data) -> bool:
+    """Return whether the user has divided the pictures, where nothing may ask for another division."""
+    if any(picture.split is None for picture in pictures):
+        return False
+    if data.test_fraction != Data.model_fields["test_fraction"].default:
+        raise KeMetricError(
+            f"data.test_fraction = {data.test_fraction}: {root} says itself what is for testing, by folders called "
+            "train and test or by its split column; leave the field out",
+            ExitCode.RECIPE,
+        )
+    return True
+
+
+def _table(root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str]) -> Table:
+    class_names = sorted({picture.label for picture in pictures})
     number_of = {name: number for number, name in enumerate(class_names)}
     # Sorted by path: the order in which a disk lists its files is nobody's.
     parts = {
         part: sorted(Item(path, number_of[label]) for path, label, split in pictures if split == part)
-        for part in ("train", "test", "query", "gallery")
+        for part in ("train", "val", "test", "query", "gallery")
     }
     return Table(
         origin=root,
@@ -63,5 +115,6 @@ def _table(root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str
         query=parts["test"] or parts["query"],
         gallery=parts["gallery"] or None,
         class_names=dict(enumerate(class_names)),
-        notes={**notes, "split": split_note},
+        notes={**notes, "split": notes.get("split", "as given")},
+        validation=parts["val"] or None,
     )

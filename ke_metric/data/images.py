@@ -90,6 +90,11 @@ class ImageSet:
         """Decode picture number `index` to RGB."""
         return self.source.read(self.keys[index])
 
+    def at(self, indices: IntArray) -> ImageSet:
+        """Return the items at some positions [n], in the order given; classes and labels stay."""
+        keys = tuple(self.keys[index] for index in indices)
+        return ImageSet(keys, self.labels[indices], self.class_names, self.source)
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -98,9 +103,13 @@ class Benchmark:
     Attributes:
         name: As in the recipe.
         train: What the network learns from.
-        query: Searched with.
-        gallery: Searched in; the same object as `query` when every test image queries all others.
+        query: Searched with; in classification the test part, whose labels and class names are those of `train`.
+        gallery: Searched in; the same object as `query` when every test image queries all others, and in
+            classification.
         notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
+        validation: classification: images of the training classes that are neither learnt from nor tested on; None
+            where there is no such part.
+        task: "retrieval": training and test classes are different ones. "classification": they are the same.
     """
 
     name: str
@@ -108,6 +117,15 @@ class Benchmark:
     query: ImageSet
     gallery: ImageSet
     notes: Mapping[str, str] = field(default_factory=dict)
+    validation: ImageSet | None = None
+    task: str = "retrieval"
+
+    def __post_init__(self) -> None:
+        if self.task == "classification":
+            assert self.leave_one_out, "classification has one test part"
+            for images in (self.query, self.validation):
+                same = images is None or images.class_names == self.train.class_names
+                assert same, "classes differ between the parts"
 
     @property
     def leave_one_out(self) -> bool:

@@ -32,9 +32,10 @@ class PartCounts:
 
 
 def parts_of(benchmark: Benchmark) -> dict[str, ImageSet]:
-    """Return train and test, or train, query and gallery, by name."""
+    """Return train and test, with validation where there is such a part, or train, query and gallery, by name."""
     if benchmark.leave_one_out:
-        return {"train": benchmark.train, "test": benchmark.query}
+        validation = {} if benchmark.validation is None else {"validation": benchmark.validation}
+        return {"train": benchmark.train, **validation, "test": benchmark.query}
     return {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
 
 
@@ -46,7 +47,7 @@ def count_parts(benchmark: Benchmark) -> dict[str, PartCounts]:
 def counts_text(counts: Mapping[str, PartCounts]) -> str:
     """Return the counts as a plain table, one line per part."""
     return "\n".join(
-        f"{name:<8} {part.images:>9,} images {part.classes:>8,} classes   {_sizes(part)} images per class"
+        f"{name:<10} {part.images:>9,} images {part.classes:>8,} classes   {_sizes(part)} images per class"
         for name, part in counts.items()
     )
 

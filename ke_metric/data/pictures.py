@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ke_metric.data.augmentation import Augmenter
-from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, ShuffledBatches
+from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
 from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pixels import PixelStore, evaluation_pixels, normalize, standardize, unit_range
+from ke_metric.data.pixels import PixelStore, StoreShape, evaluation_pixels, normalize, standardize, unit_range
 from ke_metric.data.training_batches import TrainingBatches
 from ke_metric.recipe import Recipe
+
+NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -30,38 +33,46 @@ class Pictures:
         train: Pictures of `benchmark.train`, in its order.
         query: Pictures of `benchmark.query`.
         gallery: Pictures of `benchmark.gallery`; the same object as `query` where that is one set.
+        validation: Pictures of `benchmark.validation`; None where there is no such part.
     """
 
     benchmark: Benchmark
     train: PixelStore
     query: PixelStore
     gallery: PixelStore
+    validation: PixelStore | None = None
 
     @classmethod
     def decode(
-        cls, benchmark: Benchmark, store_size: int, *, progress: Callable[[int, int], None] | None = None
+        cls,
+        benchmark: Benchmark,
+        store_size: int,
+        *,
+        store_shape: StoreShape = "keep",
+        progress: Callable[[int, int], None] | None = None,
     ) -> Pictures:
         """Decode all parts, shorter sides resized to `store_size` pixels.
 
         Args:
             benchmark: What to decode.
             store_size: Shorter side in pixels.
+            store_shape: "keep": aspect ratios stay; "square": pictures are squashed to store_size x store_size.
             progress: Called with pictures done and pictures in all, for each part.
 
         Raises:
             KeMetricError: A picture cannot be decoded; it is named.
         """
-        train = PixelStore.build(benchmark.train, store_size, progress=progress)
-        query = PixelStore.build(benchmark.query, store_size, progress=progress)
-        if benchmark.leave_one_out:
-            return cls(benchmark, train, query, query)
-        return cls(benchmark, train, query, PixelStore.build(benchmark.gallery, store_size, progress=progress))
+        build = partial(PixelStore.build, store_size=store_size, shape=store_shape, progress=progress)
+        train = build(benchmark.train)
+        validation = None if benchmark.validation is None else build(benchmark.validation)
+        query = build(benchmark.query)
+        gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
+        return cls(benchmark, train, query, gallery, validation)
 
 
 def without_training(benchmark: Benchmark) -> Benchmark:
-    """Return the benchmark with an empty training part: a scoring has no need to decode it."""
-    train = benchmark.train
-    return replace(benchmark, train=ImageSet((), train.labels[:0], train.class_names, train.source))
+    """Return the benchmark with an empty training part, which a scoring has no need to decode; the rest stays."""
+    return replace(benchmark, train=benchmark.train.at(NOTHING))
 
 
 class DeviceBatch(NamedTuple):
@@ -141,6 +152,15 @@ def _index_batches(images: ImageSet, recipe: Recipe, *, generation: int, rank: i
             rank=rank,
             processes=processes,
         )
+    if batches.sampler == "paired":
+        return PairedBatches(
+            images.labels,
+            pairs=batches.size,
+            seed=recipe.seed,
+            generation=generation,
+            rank=rank,
+            processes=processes,
+        )
     return ClassBalancedBatches(
         images.labels,
         classes_per_batch=batches.size // batches.images_per_class,
@@ -156,21 +176,18 @@ def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]
     """Decode only what the first training batch needs, to try a recipe.
 
     Returns:
-        The pictures, whose training part is that batch and whose test part is empty; and the number of batches in an
-        epoch of the whole benchmark.
+        The pictures, whose training part is that batch, whose test part is empty and which have no validation part;
+        and the number of batches in an epoch of the whole benchmark.
 
     Raises:
         KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
     """
     train = benchmark.train
     batches = _index_batches(train, recipe, generation=1, rank=0, processes=1)
-    chosen = np.unique(next(iter(batches)))
-    part = ImageSet(
-        tuple(train.keys[index] for index in chosen), train.labels[chosen], train.class_names, train.source
-    )
-    nothing = ImageSet((), train.labels[:0], (), train.source)
-    small = Benchmark(benchmark.name, part, nothing, nothing, benchmark.notes)
-    return Pictures.decode(small, recipe.data.store_size), len(batches)
+    part = train.at(np.unique(next(iter(batches))))
+    nothing = benchmark.query.at(NOTHING)
+    small = replace(benchmark, train=part, query=nothing, gallery=nothing, validation=None)
+    return Pictures.decode(small, recipe.data.store_size, store_shape=recipe.data.store_shape), len(batches)
 
 
 def evaluation_batches(

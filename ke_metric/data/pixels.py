@@ -12,8 +12,9 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import reduction
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from ke_metric.data.images import MAX_PIXELS, ImageSet, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 
 PixelArray = npt.NDArray[np.uint8]
+StoreShape = Literal["keep", "square"]
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
@@ -59,12 +61,21 @@ class PixelStore:
         assert len(pixels) == (self._ends[-1] if len(heights) else 0)
 
     @classmethod
-    def build(cls, images: ImageSet, store_size: int, *, progress: Callable[[int, int], None] | None = None) -> Self:
-        """Decode every picture and resize it, up or down (antialiased bicubic); keep the aspect ratio.
+    def build(
+        cls,
+        images: ImageSet,
+        store_size: int,
+        *,
+        shape: StoreShape = "keep",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Decode every picture and resize it, up or down (antialiased bicubic).
 
         Args:
             images: N pictures.
             store_size: Shorter side in pixels of what is kept.
+            shape: "keep": the aspect ratio stays. "square": every picture is squashed to store_size x store_size, as
+                Later-Layer Forgetting (Zhou et al., ICLR 2022) does before it cuts its crops.
             progress: Called with (pictures done, N) after each picture.
 
         Returns:
@@ -75,7 +86,7 @@ class PixelStore:
                 files is full (ENVIRONMENT).
         """
         try:
-            return cls._build(images, store_size, progress)
+            return cls._build(images, partial(_decode, images, store_size=store_size, shape=shape), progress)
         except OSError as error:
             raise KeMetricError(
                 f"the decoded pictures do not fit into {MEMORY_LIMIT / 1e9:.1f} GB of memory, and not on the disk of "
@@ -85,10 +96,12 @@ class PixelStore:
             ) from error
 
     @classmethod
-    def _build(cls, images: ImageSet, store_size: int, progress: Callable[[int, int], None] | None) -> Self:
+    def _build(
+        cls, images: ImageSet, decode: Callable[[int], PixelArray], progress: Callable[[int, int], None] | None
+    ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
-        for index, picture in enumerate(_decoded(images, store_size)):
+        for index, picture in enumerate(_in_order(decode, len(images))):
             heights[index], widths[index] = picture.shape[:2]
             stream.write(picture.data)
             if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
@@ -137,22 +150,24 @@ def _mapped(file: BinaryIO) -> PixelArray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _decoded(images: ImageSet, store_size: int) -> Iterator[PixelArray]:
-    """Yield the pictures in order, decoded by a few threads that run ahead by a bounded number of pictures."""
+def _in_order(decode: Callable[[int], PixelArray], count: int) -> Iterator[PixelArray]:
+    """Yield `count` pictures in order, decoded by a few threads that run ahead by a bounded number of pictures."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[Future[PixelArray]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for index in range(len(images)):
-            waiting.append(pool.submit(_decode, images, index, store_size=store_size))
+        for index in range(count):
+            waiting.append(pool.submit(decode, index))
             if len(waiting) > LOOK_AHEAD * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _decode(images: ImageSet, index: int, *, store_size: int) -> PixelArray:
+def _decode(images: ImageSet, index: int, *, store_size: int, shape: StoreShape) -> PixelArray:
     image = images.read(index)
-    width, height = _shorter_side(image.width, image.height, store_size)
+    width = height = store_size
+    if shape == "keep":
+        width, height = _shorter_side(image.width, image.height, store_size)
     if width * height > MAX_PIXELS:
         raise KeMetricError(
             f"{images.keys[index]}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ke_metric.data import cars, cub, inshop, sop
+from ke_metric.data import aircraft, cars, cub, dogs, flowers, inshop, mit67, sop
 from ke_metric.data.archives import extract_into, new_folder, refuse_occupied
-from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.benchmarks import default_task, load_benchmark
 from ke_metric.data.images import Benchmark
 from ke_metric.data.layout import Layout
 from ke_metric.data.part_counts import PartCounts, count_parts, counts_text
@@ -27,6 +27,10 @@ LAYOUTS: Mapping[str, Sequence[Layout]] = MappingProxyType(
         "cars": (cars.COMBINED, cars.PARTED, cars.CLASS_FOLDERS),
         "sop": (sop.LAYOUT,),
         "inshop": (inshop.LAYOUT,),
+        "flowers": (flowers.LAYOUT,),
+        "aircraft": (aircraft.LAYOUT,),
+        "mit67": (mit67.LAYOUT,),
+        "dogs": (dogs.LAYOUT,),
     }
 )
 """Benchmarks that can be prepared, to the layouts their readers know."""
@@ -88,7 +92,7 @@ def prepare(
     A folder that is unpacked already is checked and left where it is: the report's root is that folder.
 
     Args:
-        name: cub, cars, sop or inshop.
+        name: One of `LAYOUTS`.
         source: An archive, a folder with the archives, or an unpacked folder.
         target: The data folder to make; may exist when it is empty. Not used when the source is unpacked.
         verify_counts: Refuse image and class counts that are not the published ones.
@@ -108,7 +112,7 @@ def prepare(
         # Of a folder without archives only the reader can say what it lacks.
         tell(f"checking {source}")
         data = Data(benchmark=name, root=str(source), verify_counts=verify_counts)
-        return _report(load_benchmark(data), source, taken=())
+        return _report(load_benchmark(data, default_task(name)), source, taken=())
     target = target.expanduser()
     refuse_occupied(target)
     checksums = [_checked(file, tell) for file in files]
@@ -172,7 +176,7 @@ def _load_unpacked(data: Data, source: Path, *, target: Path) -> Benchmark:
     """Read what was unpacked, whose errors have to name the target: the temporary folder vanishes with them."""
     assert data.root is not None
     try:
-        return load_benchmark(data)
+        return load_benchmark(data, default_task(data.benchmark))
     except KeMetricError as error:
         said = str(error).replace(data.root, str(target))
         raise KeMetricError(

@@ -179,7 +179,7 @@ def _duplicate(keys: tuple[str, ...], standing: Sequence[tuple[str, _Place]]) ->
         is_error=False,
         paths=keys,
         reason=f"the same picture is there {len(keys)} times: {where}",
-        fix="keep one; a copy in the test part is a match that every network finds",
+        fix="keep one; a copy in the test part counts twice, and is a match that every network finds",
     )
 
 

@@ -32,7 +32,7 @@ class PublishedFile:
     @property
     def is_archive(self) -> bool:
         """Whether it is unpacked; otherwise it is copied."""
-        return self.name.endswith((".tgz", ".zip"))
+        return self.name.endswith((".tgz", ".tar.gz", ".tar", ".zip"))
 
     @property
     def checksum(self) -> str | None:
@@ -119,6 +119,67 @@ DISTRIBUTIONS: Mapping[str, tuple[Distribution, ...]] = MappingProxyType(
             Distribution(
                 "In-Shop Clothes Retrieval",
                 (PublishedFile("img.zip", place="Img"), PublishedFile("list_eval_partition.txt", place="Eval")),
+            ),
+        ),
+        "flowers": (
+            Distribution(
+                "Flowers102",
+                (
+                    PublishedFile(
+                        "102flowers.tgz",
+                        size=344_862_509,
+                        md5="52808999861908f626f3c1f4e79d11fa",
+                        sha256="2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+                    ),
+                    PublishedFile(
+                        "imagelabels.mat",
+                        size=502,
+                        md5="e0620be6f572b9609742df49c70aed4d",
+                        sha256="4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+                    ),
+                    PublishedFile(
+                        "setid.mat",
+                        size=14_989,
+                        md5="a5357ecc9cb78c4bef273ce3793fc85c",
+                        sha256="46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
+                    ),
+                ),
+            ),
+        ),
+        # A size (2,770,575,360 bytes, whole tar blocks) and a sha256 that circulate under this name are those of the
+        # tar inside, as a download that unpacks on the way leaves it. The md5 is that of the file itself.
+        "aircraft": (
+            Distribution(
+                "FGVC-Aircraft",
+                (PublishedFile("fgvc-aircraft-2013b.tar.gz", md5="d4acdd33327262359767eeaa97a4f732"),),
+            ),
+        ),
+        # No checksum of the pictures is public, and copies of the lists differ in their line ends.
+        "mit67": (
+            Distribution(
+                "MIT Indoor-67",
+                (
+                    PublishedFile("indoorCVPR_09.tar"),
+                    PublishedFile("TrainImages.txt"),
+                    PublishedFile("TestImages.txt"),
+                ),
+            ),
+        ),
+        "dogs": (
+            Distribution(
+                "Stanford Dogs",
+                (
+                    PublishedFile(
+                        "images.tar",
+                        size=793_579_520,
+                        sha256="a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
+                    ),
+                    PublishedFile(
+                        "lists.tar",
+                        size=481_280,
+                        sha256="34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
+                    ),
+                ),
             ),
         ),
     }

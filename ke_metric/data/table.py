@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ke_metric.data.images import Benchmark, FolderSource, ImageSet
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet, ImageSource
 from ke_metric.errors import ExitCode, KeMetricError
 
 NAMED_IN_ERRORS = 5
@@ -40,9 +40,10 @@ class Table:
         folder: Folder that the keys are relative to.
         train: Training items, in the order to keep.
         query: Items searched with, in the order to keep.
-        gallery: Items searched in; None when the queries search each other.
+        gallery: Items searched in; None when the queries search each other, and in classification.
         class_names: Class id to name; at least the ids that occur.
         notes: Facts for the reader of a scorecard.
+        validation: classification: the items of the validation part; None where there is none.
     """
 
     origin: Path
@@ -52,17 +53,20 @@ class Table:
     gallery: Sequence[Item] | None
     class_names: Mapping[int, str]
     notes: Mapping[str, str] = field(default_factory=dict)
+    validation: Sequence[Item] | None = None
 
     @property
     def parts(self) -> dict[str, Sequence[Item]]:
-        """The items by the name of their part: train and test, or train, query and gallery."""
+        """The items by the name of their part: train and test, maybe validation; or train, query and gallery."""
+        validation = {} if self.validation is None else {"validation": self.validation}
         if self.gallery is None:
-            return {"train": self.train, "test": self.query}
+            return {"train": self.train, **validation, "test": self.query}
+        assert not validation, "retrieval has no validation part"
         return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
 
 def build_benchmark(name: str, table: Table) -> Benchmark:
-    """Check a table and number its classes: training from 0, query and gallery together from 0.
+    """Check a table and number its classes for retrieval: training from 0, query and gallery together from 0.
 
     Args:
         name: Of the benchmark, as in the recipe.
@@ -72,17 +76,43 @@ def build_benchmark(name: str, table: Table) -> Benchmark:
         KeMetricError: A part is empty, an item repeats, a class has no name, training and test share a class, or a
             picture is missing.
     """
-    for part, items in table.parts.items():
-        _refuse_empty(table, part, items)
-        _refuse_repeats(table, part, items)
+    assert table.validation is None, "retrieval has no validation part"
+    _refuse_flaws(table)
     tested = [*table.query, *(table.gallery or ())]
-    _refuse_nameless_classes(table, tested)
     _refuse_shared_classes(table, tested)
-    _refuse_missing_pictures(table, tested)
-    train = _image_set(table, table.train, _class_ids(table.train))
-    query = _image_set(table, table.query, _class_ids(tested))
-    gallery = query if table.gallery is None else _image_set(table, table.gallery, _class_ids(tested))
+    source = FolderSource(table.folder)
+    train = _image_set(table, table.train, _class_ids(table.train), source=source)
+    query = _image_set(table, table.query, _class_ids(tested), source=source)
+    gallery = query
+    if table.gallery is not None:
+        gallery = _image_set(table, table.gallery, _class_ids(tested), source=source)
     return Benchmark(name, train, query, gallery, {**table.notes, **_lone_items(table)})
+
+
+def build_classification(name: str, table: Table, *, source: ImageSource | None = None) -> Benchmark:
+    """Check a table and number its classes for classification: in order of their ids, the same in every part.
+
+    Args:
+        name: Of the benchmark, as in the recipe.
+        table: Its rows, without a gallery.
+        source: Decodes the keys; the files below the table's folder when left out.
+
+    Raises:
+        KeMetricError: A part is empty, an item repeats or is in two parts, a class has no name or no training image,
+            or a picture is missing.
+    """
+    assert table.gallery is None, "classification has no gallery"
+    _refuse_flaws(table)
+    _refuse_shared_items(table)
+    _refuse_unlearnt_classes(table)
+    source = source or FolderSource(table.folder)
+    class_ids = _class_ids(table.train)
+    train, query = (_image_set(table, items, class_ids, source=source) for items in (table.train, table.query))
+    validation = None
+    if table.validation is not None:
+        validation = _image_set(table, table.validation, class_ids, source=source)
+    notes = {**table.notes, **_untested_classes(table)}
+    return Benchmark(name, train, query, query, notes, validation=validation, task="classification")
 
 
 def split_at(items: Iterable[Item], last_train_class: int) -> tuple[list[Item], list[Item]]:
@@ -121,11 +151,21 @@ def _class_ids(items: Iterable[Item]) -> list[int]:
     return sorted({item.class_id for item in items})
 
 
-def _image_set(table: Table, items: Sequence[Item], class_ids: Sequence[int]) -> ImageSet:
+def _image_set(table: Table, items: Sequence[Item], class_ids: Sequence[int], *, source: ImageSource) -> ImageSet:
     label_of = {class_id: label for label, class_id in enumerate(class_ids)}
     labels = np.array([label_of[item.class_id] for item in items], dtype=np.int64)
     class_names = tuple(table.class_names[class_id] for class_id in class_ids)
-    return ImageSet(tuple(item.key for item in items), labels, class_names, FolderSource(table.folder))
+    return ImageSet(tuple(item.key for item in items), labels, class_names, source)
+
+
+def _refuse_flaws(table: Table) -> None:
+    """Refuse what is wrong in either task."""
+    for part, items in table.parts.items():
+        _refuse_empty(table, part, items)
+        _refuse_repeats(table, part, items)
+    listed = [item for items in table.parts.values() for item in items]
+    _refuse_nameless_classes(table, listed)
+    _refuse_missing_pictures(table, listed)
 
 
 def _refuse_empty(table: Table, part: str, items: Sequence[Item]) -> None:
@@ -143,10 +183,8 @@ def _refuse_repeats(table: Table, part: str, items: Sequence[Item]) -> None:
         )
 
 
-def _refuse_nameless_classes(table: Table, tested: Sequence[Item]) -> None:
-    nameless = [
-        str(class_id) for class_id in _class_ids([*table.train, *tested]) if class_id not in table.class_names
-    ]
+def _refuse_nameless_classes(table: Table, listed: Sequence[Item]) -> None:
+    nameless = [str(class_id) for class_id in _class_ids(listed) if class_id not in table.class_names]
     if nameless:
         raise KeMetricError(
             f"{table.origin}: images of classes that have no name: {some_of(nameless)}; "
@@ -161,14 +199,38 @@ def _refuse_shared_classes(table: Table, tested: Sequence[Item]) -> None:
         names = [table.class_names[class_id] for class_id in shared]
         raise KeMetricError(
             f"{table.origin}: {len(shared):,} classes are both trained on and tested on: {some_of(names)}. Retrieval "
-            "is scored on classes that training never saw: put every class on one side only, or give the classes "
-            "without a split and let data.test_fraction divide them",
+            "is scored on classes that training never saw: put every class on one side only, give the classes "
+            "without a split and let data.test_fraction divide them, or choose task: classification",
             ExitCode.DATA,
         )
 
 
-def _refuse_missing_pictures(table: Table, tested: Sequence[Item]) -> None:
-    keys = dict.fromkeys(item.key for item in [*table.train, *tested])
+def _refuse_shared_items(table: Table) -> None:
+    counts = Counter(item.key for items in table.parts.values() for item in items)
+    shared = [key for key, count in counts.items() if count > 1]
+    if shared:
+        raise KeMetricError(
+            f"{table.origin}: {len(shared):,} images are in more than one of the parts {', '.join(table.parts)}: "
+            f"{some_of(shared)}; a network must not be scored on what it learnt from",
+            ExitCode.DATA,
+        )
+
+
+def _refuse_unlearnt_classes(table: Table) -> None:
+    learnt = {item.class_id for item in table.train}
+    for part, items in table.parts.items():
+        unlearnt = [table.class_names[class_id] for class_id in _class_ids(items) if class_id not in learnt]
+        if unlearnt:
+            raise KeMetricError(
+                f"{table.origin}: {len(unlearnt):,} classes of the {part} part have no training image: "
+                f"{some_of(unlearnt)}. Classification is scored on the classes that training saw: give each of them "
+                "training images, or choose task: retrieval",
+                ExitCode.DATA,
+            )
+
+
+def _refuse_missing_pictures(table: Table, listed: Sequence[Item]) -> None:
+    keys = dict.fromkeys(item.key for item in listed)
     # One listing per folder: asking for every file by itself takes minutes on a network disk.
     present = {parent: _file_names(table.folder / parent) for parent in {key.rpartition("/")[0] for key in keys}}
     missing = [key for key in keys if key.rpartition("/")[2] not in present[key.rpartition("/")[0]]]
@@ -182,6 +244,11 @@ def _refuse_missing_pictures(table: Table, tested: Sequence[Item]) -> None:
 
 def _file_names(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _untested_classes(table: Table) -> dict[str, str]:
+    untested = {item.class_id for item in table.train} - {item.class_id for item in table.query}
+    return {"classes without a test image": f"{len(untested):,}"} if untested else {}
 
 
 def _lone_items(table: Table) -> dict[str, str]:

@@ -107,8 +107,11 @@ class TrainingBatches:
         generator = numpy_generator(batches.seed, batches.generation, f"augmentation-{epoch}")
         draws = generator.random((len(batches) * batches.batch_size, self._columns))
         for step, indices in enumerate(batches):
-            first = step * batches.batch_size + batches.rank * len(indices)
-            yield _Request(indices, draws[first : first + len(indices)])
+            share = len(indices) // batches.parts
+            # A part holds the shares of all processes, one after another.
+            starts = (np.arange(batches.parts) * batches.processes + batches.rank) * share
+            places = step * batches.batch_size + starts[:, None] + np.arange(share)
+            yield _Request(indices, draws[places.ravel()])
 
     def _started(self, workers: int) -> DataLoader[Batch]:
         return DataLoader(

@@ -49,8 +49,8 @@ class Embeddings:
         labels: npt.ArrayLike | torch.Tensor,
         ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor | None = None,
     ) -> None:
-        object.__setattr__(self, "vectors", _normalised(_as_array(vectors)))
-        object.__setattr__(self, "labels", _checked_labels(_as_array(labels), len(self.vectors)))
+        object.__setattr__(self, "vectors", _normalised(as_array(vectors)))
+        object.__setattr__(self, "labels", _checked_labels(as_array(labels), len(self.vectors)))
         object.__setattr__(self, "ids", None if ids is None else _checked_ids(_as_tuple(ids), len(self.vectors)))
 
     def __len__(self) -> int:
@@ -63,7 +63,8 @@ def row_chunks(count: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, count))
 
 
-def _as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+    """Return values as a NumPy array; tensors of any device, bfloat16 as float32."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         # NumPy has no bfloat16.

@@ -1,6 +1,7 @@
 """Architectures: how to build a dense network from a few plain words, so that a stored network needs no pickle.
 
-The builders are a closed set: the embedding network of a recipe, and the classifiers of torchvision and timm by name.
+The builders are a closed set: the embedding network or the classifier of a recipe, and the classifiers of torchvision
+and timm by name.
 Nothing is importable by a path, and no argument can make a builder fetch or read a file.
 """
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.networks.backbones import AUXILIARY_HEADS
+from ke_metric.networks.classification import build_classifier
 from ke_metric.networks.embedding import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Network, Recipe
@@ -33,9 +35,26 @@ class Architecture(Section):
     """How to build a dense network. Made by `of_recipe`, `torchvision` or `timm`."""
 
     @staticmethod
-    def of_recipe(recipe: Recipe) -> Architecture:
-        """Return the architecture of the embedding network that a recipe grows."""
-        return EmbeddingArchitecture(network=recipe.network, image_size=recipe.data.image_size)
+    def of_recipe(recipe: Recipe, *, classes: int | None = None) -> Architecture:
+        """Return the architecture of the embedding network or classifier that a recipe grows.
+
+        Args:
+            recipe: The recipe.
+            classes: Number of training classes of a classification; a recipe does not tell. None for retrieval.
+
+        Raises:
+            KeMetricError: The number is missing, less than 2, or given for retrieval.
+        """
+        network, image_size = recipe.network, recipe.data.image_size
+        if recipe.task == "retrieval" and classes is None:
+            return EmbeddingArchitecture(network=network, image_size=image_size)
+        if recipe.task == "classification" and classes is not None and classes >= 2:
+            return ClassifierArchitecture(network=network, image_size=image_size, classes=classes)
+        raise KeMetricError(
+            f"architecture of a recipe with task = {recipe.task!r}: classes = {classes}, must be a number from 2 on "
+            "for classification and None for retrieval",
+            ExitCode.RECIPE,
+        )
 
     @staticmethod
     def torchvision(name: str, **arguments: Any) -> Architecture:
@@ -58,6 +77,11 @@ class Architecture(Section):
     @property
     def embedding_size(self) -> int | None:
         """Length D of the embedding; None for a classifier."""
+        return None
+
+    @property
+    def class_count(self) -> int | None:
+        """Number of classes of a recipe's classifier; None for an embedding network, and where a library knows."""
         return None
 
     def build(self) -> nn.Module:
@@ -104,7 +128,24 @@ class EmbeddingArchitecture(Architecture):
         return build_network(self.network, self.image_size, load_pretrained=False)
 
 
-class _Classifier(Architecture):
+class ClassifierArchitecture(Architecture):
+    """The classifier of a recipe."""
+
+    builder: Literal["ke_metric_classifier"] = "ke_metric_classifier"
+    network: Network
+    image_size: int = Field(ge=16, le=1024)
+    classes: int = Field(ge=2)
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return self.classes
+
+    def _build(self) -> nn.Module:
+        return build_classifier(self.network, self.image_size, self.classes, load_pretrained=False)
+
+
+class _LibraryClassifier(Architecture):
     """A network of a library, by name."""
 
     name: str
@@ -129,7 +170,7 @@ def _is_plain(value: Any) -> bool:
     return type(value) in SCALARS and not (isinstance(value, float) and not math.isfinite(value))
 
 
-def _classifier(kind: type[_Classifier], name: str, arguments: dict[str, Any]) -> Architecture:
+def _classifier(kind: type[_LibraryClassifier], name: str, arguments: dict[str, Any]) -> Architecture:
     try:
         return kind(name=name, arguments=arguments)
     except ValidationError as error:
@@ -140,7 +181,7 @@ def _classifier(kind: type[_Classifier], name: str, arguments: dict[str, Any]) -
         ) from error
 
 
-class TorchvisionArchitecture(_Classifier):
+class TorchvisionArchitecture(_LibraryClassifier):
     """A classifier of torchvision. Its other models fetch the weights of their backbones unasked."""
 
     builder: Literal["torchvision"] = "torchvision"
@@ -158,7 +199,7 @@ class TorchvisionArchitecture(_Classifier):
         return network
 
 
-class TimmArchitecture(_Classifier):
+class TimmArchitecture(_LibraryClassifier):
     """A model of timm."""
 
     builder: Literal["timm"] = "timm"
@@ -183,5 +224,6 @@ class TimmArchitecture(_Classifier):
 
 
 AnyArchitecture = Annotated[
-    EmbeddingArchitecture | TorchvisionArchitecture | TimmArchitecture, Field(discriminator="builder")
+    EmbeddingArchitecture | ClassifierArchitecture | TorchvisionArchitecture | TimmArchitecture,
+    Field(discriminator="builder"),
 ]

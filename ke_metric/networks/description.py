@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.architecture import AnyArchitecture
+from ke_metric.networks.architecture import AnyArchitecture, Architecture
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_problems import dotted, shown
 from ke_metric.recipe_section import Names, Section, Triple, WholeNumbers
@@ -65,13 +66,22 @@ class NetworkCard(Section):
     """Names of the classes in the order of its logits; None for embeddings."""
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Self:
-        """Return the card of the slim networks that a recipe grows."""
+    def of_recipe(cls, recipe: Recipe, *, class_names: Sequence[str] | None = None) -> Self:
+        """Return the card of the slim networks that a recipe grows.
+
+        Args:
+            recipe: The recipe.
+            class_names: Names of the training classes of a classification, in the order of their numbers.
+        """
         data = recipe.data
         normalization = Normalization(
             resize=recipe.evaluation.resize, image_size=data.image_size, mean=data.mean, std=data.std
         )
-        return cls(split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate), normalization=normalization)
+        return cls(
+            split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate),
+            normalization=normalization,
+            class_names=None if class_names is None else tuple(class_names),
+        )
 
 
 class TensorFacts(Section):
@@ -115,6 +125,13 @@ class Description(Section):
     """Every parameter and buffer; the shapes are the widths of the layers."""
     weights: WeightsFile
 
+    @field_validator("class_names")
+    @classmethod
+    def _one_for_each_class(cls, class_names: Names | None, info: ValidationInfo) -> Names | None:
+        if "architecture" in info.data:
+            require_names_fit(class_names, info.data["architecture"])
+        return class_names
+
     def to_json(self) -> str:
         """Return the text of config.json, one line for every module and tensor."""
         document = self.model_dump(mode="json")
@@ -134,6 +151,17 @@ class Description(Section):
             if here.get(name) != then
         ]
         return f" (stored with {'; '.join(differing)})" if differing else ""
+
+
+def require_names_fit(class_names: Sequence[str] | None, architecture: Architecture) -> None:
+    """Refuse class names that are not one for each class of an architecture, where it tells how many it has.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    classes = architecture.class_count
+    if class_names is not None and classes is not None and len(class_names) != classes:
+        raise ValueError(f"{len(class_names)} class names for {classes} classes, must be one for each")
 
 
 def installed_versions() -> dict[str, str]:
@@ -209,7 +237,7 @@ def _problem(details: ErrorDetails) -> str:
         return f"{where} is missing"
     if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = details["input"].get("builder") if isinstance(details["input"], dict) else details["input"]
-        return f"{where}.builder = {shown(given)}, must be ke_metric, torchvision or timm"
+        return f"{where}.builder = {shown(given)}, must be ke_metric, ke_metric_classifier, torchvision or timm"
     return f"{where} = {shown(details['input'])}: {details['msg']}"
 
 

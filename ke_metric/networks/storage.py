@@ -24,6 +24,7 @@ from ke_metric.networks.description import (
     WeightsFile,
     installed_versions,
     read_description,
+    require_names_fit,
 )
 from ke_metric.networks.folders import require_free, whole_folder
 from ke_metric.networks.settings import apply_settings, find_settings
@@ -60,12 +61,13 @@ def save_network(
         overwrite: Replace the stored network that is there.
 
     Raises:
-        KeMetricError: The folder is taken, the disk is full, the architecture cannot be built, or the network differs
-            from it in more than widths and plain attributes.
+        KeMetricError: The folder is taken, the disk is full, the architecture cannot be built, the network differs
+            from it in more than widths and plain attributes, or the class names are not one for each class.
     """
     place = require_free(Path(path), overwrite=overwrite)
     dense = architecture.build()
     try:
+        require_names_fit(card.class_names, architecture)
         settings = find_settings(network, dense)
         require_same_tensors(network, dense)
         weights = to_bytes(network)
@@ -77,7 +79,7 @@ def save_network(
     description = Description(
         format_version=FORMAT_VERSION,
         versions=installed_versions(),
-        architecture=architecture,  # type: ignore[arg-type]  # pydantic takes the three kinds that there are
+        architecture=architecture,  # type: ignore[arg-type]  # pydantic takes the kinds that there are
         split=card.split,
         normalization=card.normalization,
         embedding_size=architecture.embedding_size,

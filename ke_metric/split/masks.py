@@ -147,8 +147,14 @@ class WeightMask:
         entries = prod(shape)
         flags = torch.zeros(entries, dtype=torch.bool, device="cpu")
         flags[torch.randperm(entries, generator=generator, device="cpu")[: round(rate * entries)]] = True
-        bits = torch.nn.functional.pad(flags.to(torch.uint8), (0, -entries % 8)).view(-1, 8) << _PLACES
-        return cls(tuple(shape), bits.sum(dim=1, dtype=torch.uint8).numpy().tobytes())
+        return cls.of(flags.view(tuple(shape)))
+
+    @classmethod
+    def of(cls, fit: Tensor) -> Self:
+        """Return the mask of the entries that are True in a bool tensor of the weight's shape."""
+        flags = fit.flatten().to(torch.uint8)
+        bits = torch.nn.functional.pad(flags, (0, -len(flags) % 8)).view(-1, 8) << _PLACES
+        return cls(tuple(fit.shape), bits.sum(dim=1, dtype=torch.uint8).numpy().tobytes())
 
     @property
     def fit_count(self) -> int:

@@ -16,12 +16,15 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState, Weights, as_state_dict
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
+from ke_metric.regime import Regime
 from ke_metric.training.engine import Engine
 from ke_metric.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from ke_metric.training.watch import Step, Watch
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
 COLLAPSED_SPREAD = 0.01
+# What the log says of an epoch beside its loss, by the recipe's task.
+SIGNS = {"retrieval": "spread", "classification": "top1"}
 
 
 class TrainingBatch(Protocol):
@@ -51,24 +54,40 @@ class GenerationTraining:
     """Trains one network with one loss for the epochs of a recipe.
 
     Args:
-        network: Images [B, 3, H, W] to L2-normalised embeddings [B, D]; placed, trained in place.
-        loss: Embeddings [B, D] and labels [B] to a scalar; placed, trained in place.
+        network: Images [B, 3, H, W] to outputs [B, D]: L2-normalised embeddings or logits; placed, trained in place.
+        loss: Outputs [B, D] and labels [B] to a scalar; placed, trained in place. Where it has `takes_partners`, a
+            batch is two halves of one class each, and the loss also gets the outputs of the second half.
         epochs: The batches.
         recipe: The recipe of the lineage.
         engine: Device, precision, processes.
         number: Number of the generation, from 1.
+        regime: What the recipe's method does while the generation trains; nothing when left out.
     """
 
     def __init__(
-        self, network: nn.Module, loss: nn.Module, epochs: Epochs, *, recipe: Recipe, engine: Engine, number: int
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        epochs: Epochs,
+        *,
+        recipe: Recipe,
+        engine: Engine,
+        number: int,
+        regime: Regime | None = None,
     ) -> None:
         self.network, self.loss, self.epochs = network, loss, epochs
         self.recipe, self.engine, self.number = recipe, engine, number
+        self.regime = regime or Regime()
         self.parallel = engine.parallel(network)
-        self.optimizer = build_optimizer(
-            network, loss, recipe=recipe.optimizer, loss_recipe=recipe.loss, device=engine.device
-        )
         self.scaler = engine.new_scaler()
+        self.optimizer = build_optimizer(
+            network,
+            loss,
+            recipe=recipe.optimizer,
+            loss_recipe=recipe.loss,
+            device=engine.device,
+            scaled=self.scaler.is_enabled(),
+        )
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
         self._last_keys: tuple[str, ...] = ()
@@ -81,6 +100,7 @@ class GenerationTraining:
         # A copy: the optimizer works on the very tensors that it is given.
         self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
         self.scaler.load_state_dict(state.optimizer["scaler"])
+        self.regime.restore(state.method_weights)
         self.log, self.seconds = state.training_log, state.seconds
 
     def train(self, watch: Watch) -> TrainingState:
@@ -97,10 +117,11 @@ class GenerationTraining:
 
     def _train_epoch(self, epoch: int, watch: Watch) -> TrainingState:
         started = time.perf_counter()
+        self.regime.epoch_begins(epoch, self.optimizer)
         facts = self._take_steps(epoch, watch)
         self.engine.share_buffers(self.network)
         self._require_finite_weights(epoch)
-        if facts["spread"] < COLLAPSED_SPREAD:
+        if facts.get("spread", 1.0) < COLLAPSED_SPREAD:
             watch.warn(
                 f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
                 f"batch {facts['spread']:.4f}); a smaller optimizer.learning_rate or another loss may help"
@@ -113,15 +134,15 @@ class GenerationTraining:
 
     def _take_steps(self, epoch: int, watch: Watch) -> dict[str, float]:
         """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
-        losses, spreads, tuples, images = [], [], [], 0
+        losses, signs, tuples, images = [], [], [], 0
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
             for index, batch in enumerate(self.epochs.epoch(epoch)):
                 step = (epoch - 1) * len(self.epochs) + index
-                loss, spread = self.take_step(step, batch)
+                loss, sign = self.take_step(step, batch)
                 losses.append(loss)
-                spreads.append(spread)
+                signs.append(sign)
                 # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
                 if (count := getattr(self.loss, "tuples", None)) is not None:
                     tuples.append(count)
@@ -129,39 +150,68 @@ class GenerationTraining:
                 watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
         return {
             "loss": _mean(losses),
-            "spread": _mean(spreads),
+            SIGNS[self.recipe.task]: _mean(signs),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **({"tuples": _mean(tuples)} if tuples else {}),
             "images": images,
         }
 
     def take_step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
-        """Take optimizer step number `step` (from 0) of the generation; return loss and embedding spread.
+        """Take optimizer step number `step` (from 0) of the generation; return the loss and a sign of learning.
+
+        The sign is the embedding spread for retrieval and the top-1 accuracy in the batch for classification.
 
         Raises:
             KeMetricError: The loss is not finite; the weights are as they were.
         """
         self._last_keys = batch.keys
-        factor = learning_rate_factor(step, len(self.epochs), self.recipe.training)
+        factor = self.regime.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.engine.autocast():
-            embeddings = self.parallel(batch.images)
-        embeddings, labels = self.engine.gather(embeddings, batch.labels)
-        # Every process computes the loss of the whole batch, and must draw the same for it.
-        with default_streams(self.recipe.seed, self.number, f"loss-{step}"):
-            loss = self.loss(embeddings, labels)
+        loss, outputs, labels = self._compute_loss(step, batch)
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss is {value}", step, batch.keys)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         self.engine.average_gradients(self.loss)
+        self.regime.before_step()
         if self.recipe.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return value, embedding_spread(embeddings.detach())
+        self.regime.after_step()
+        if self.recipe.task == "classification":
+            return value, float((outputs.argmax(dim=1) == labels).float().mean())
+        return value, embedding_spread(outputs)
+
+    def _compute_loss(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, and detached outputs and labels of all processes' images that it was computed from."""
+        has_partners = getattr(self.loss, "takes_partners", False)
+        half = len(batch.images) // 2 if has_partners else len(batch.images)
+        images, own_labels = batch.images[:half], batch.labels[:half]
+        with self.engine.autocast():
+            own_outputs = self.parallel(images)
+            # The halves do not go through together: each is normalised by its own statistics.
+            partner_outputs = [self._look(batch.images[half:])] if has_partners else []
+            targets = self.regime.targets(images)
+        outputs, labels = self.engine.gather(own_outputs.float(), own_labels)
+        partners = [self.engine.gather(each.float(), own_labels)[0] for each in partner_outputs]
+        # Every process computes the loss of the whole batch, and must draw the same for it.
+        with default_streams(self.recipe.seed, self.number, f"loss-{step}"):
+            loss = self.loss(outputs, labels, *partners)
+        if targets is not None:
+            loss = loss + self.regime.added_loss(outputs, self.engine.gather(targets.float(), own_labels)[0])
+        return loss, outputs.detach(), labels
+
+    @torch.no_grad()
+    def _look(self, images: Tensor) -> Tensor:
+        """Return outputs without gradient, the network in train mode.
+
+        Past DistributedDataParallel: it would send buffers around that the backward pass still needs.
+        """
+        outputs: Tensor = self.network(images)
+        return outputs
 
     def _describe(self, step: int, epoch: int, images: int, loss: float) -> Step:
         return Step(
@@ -199,6 +249,7 @@ class GenerationTraining:
             optimizer=_on_cpu({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}),
             training_log=self.log,
             seconds=self.seconds,
+            method_weights=self.regime.tensors(),
         )
 
 

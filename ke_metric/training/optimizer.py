@@ -13,12 +13,26 @@ from ke_metric.recipe import Optimizer as OptimizerRecipe
 
 
 def build_optimizer(
-    network: nn.Module, loss: nn.Module, *, recipe: OptimizerRecipe, loss_recipe: Loss, device: torch.device
+    network: nn.Module,
+    loss: nn.Module,
+    *,
+    recipe: OptimizerRecipe,
+    loss_recipe: Loss,
+    device: torch.device,
+    scaled: bool,
 ) -> Optimizer:
     """Build the recipe's optimizer over the network and the loss's own parameters (proxies).
 
     Each is a parameter group of its own; the loss's has its learning-rate factor and no weight decay. The highest
     learning rate of a group is kept under the key `peak`.
+
+    Args:
+        network: The network.
+        loss: The loss.
+        recipe: The recipe's section on the optimizer.
+        loss_recipe: The one on the loss.
+        device: Where both are.
+        scaled: Whether a loss scaler (fp16) leaves steps out whose gradients are not finite.
     """
     groups = [
         {"params": _trainable(network), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
@@ -32,7 +46,8 @@ def build_optimizer(
     # One pass over the parameters instead of several: a fifth less time for a small batch on the CPU.
     fused = device.type in ("cpu", "cuda")
     if recipe.name == "sgd":
-        return torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused)
+        # A first step that is left out would leave torch's fused SGD with momentum from memory nobody has written.
+        return torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused and not scaled)
     kind = torch.optim.AdamW if recipe.name == "adamw" else torch.optim.Adam
     return kind(groups, fused=fused)
 

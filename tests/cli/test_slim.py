@@ -6,13 +6,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ke_metric import Lineage, extract_slim, load_network, plan_split
+from ke_metric import Lineage, extract_slim, load_network
+from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks.description import read_description
-from ke_metric.networks.embedding import build_network
-from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 
 FIELDS = {
@@ -23,6 +22,7 @@ FIELDS = {
     "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
     "evaluation": {"resize": 48},
 }
+CLASSES = ("crow", "jay", "rook")
 RECALLS = (0.5, 0.75, 0.25)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -41,13 +41,12 @@ def grow(folder, *, scored=True, **fields):
     """Store a lineage whose generations were drawn, not trained; return it and the slim networks."""
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
-    slims = {}
+    class_names = CLASSES if recipe.task == "classification" else ()
+    blueprint, slims = Blueprint(recipe, len(class_names)), {}
     for number, recall in enumerate(RECALLS, start=1):
-        with default_streams(0, number, "network"):
-            network = build_network(recipe.network, 32).eval()
-        kind = recipe.split.kind
-        plan = plan_split(network, IMAGES[:1], rate=recipe.split.rate, kind=kind, seed=0 if kind == "wels" else None)
-        if kind == "kels":
+        network = blueprint.build(number).eval()
+        plan = blueprint.plan(network)
+        if plan.kind == "kels":
             slims[number] = extract_slim(network, plan)
         lineage.append(
             Generation(
@@ -61,7 +60,7 @@ def grow(folder, *, scored=True, **fields):
                 ),
                 training_log=(),
                 magnitudes={},
-                provenance=Provenance("x", None if number == 1 else "x", 0, environment={}, training={}, seconds={}),
+                provenance=Provenance("x", None if number == 1 else "x", 0, {}, {}, {}, class_names),
             )
         )
     return lineage, slims
@@ -164,6 +163,26 @@ def test_single_weights_make_no_slim_network(tmp_path):
     told = expect(ExitCode.LINEAGE, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
     assert "no slim network: split.kind = 'wels'" in told
     assert not (tmp_path / "n").exists()
+
+
+def test_slim_alone_leaves_nothing_to_be_cut_out(tmp_path):
+    lineage, _ = grow(tmp_path / "l", method={"name": "slim_alone"}, scored=False)
+    told = expect(ExitCode.LINEAGE, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
+    assert "no slim network: method.name = 'slim_alone' trains the slim architecture itself" in told
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_a_slim_classifier_knows_its_classes(head, tmp_path):
+    network = FIELDS["network"] | {"head": head}
+    lineage, slims = grow(tmp_path / "l", task="classification", network=network)
+    expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
+    described = read_description(tmp_path / "n")
+    assert described.class_names == CLASSES
+    assert described.embedding_size is None
+    loaded = load_network(tmp_path / "n").eval()
+    assert loaded(IMAGES).shape == (2, 3)
+    torch.testing.assert_close(loaded(IMAGES), slims[3].eval()(IMAGES))
 
 
 def test_no_lineage(tmp_path):

@@ -1,14 +1,17 @@
-"""The table of benchmarks, and keeping some of the classes."""
+"""The table of benchmarks, fields that nobody would read, and keeping some of the classes."""
 
+import importlib
 import itertools
 import sys
 
 import numpy as np
 import pytest
 
-from ke_metric.data.benchmarks import BENCHMARKS, load_benchmark
+from ke_metric.data.benchmarks import BENCHMARKS, NAMES, READ_FUNCTIONS, default_task, load_benchmark
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
+
+EVERY_READER = [(task, name) for task, readers in BENCHMARKS.items() for name in readers]
 
 
 @pytest.fixture
@@ -16,17 +19,40 @@ def folders(make_class_folders, tmp_path):
     return make_class_folders(tmp_path / "pictures", 12, 2)
 
 
-def load(root, benchmark="folder", **fields):
-    return load_benchmark(Data(benchmark=benchmark, root=str(root), verify_counts=False, **fields))
+def load(root, benchmark="folder", task="retrieval", **fields):
+    return load_benchmark(Data(benchmark=benchmark, root=str(root), verify_counts=False, **fields), task)
+
+
+def refused(*arguments, **fields):
+    with pytest.raises(KeMetricError) as raised:
+        load(*arguments, **fields)
+    assert raised.value.exit_code is ExitCode.RECIPE
+    return str(raised.value)
 
 
 def test_the_table_has_the_names_of_the_recipe():
-    assert set(BENCHMARKS) == {"glyphs", "emoji", "folder", "cub", "cars", "sop", "inshop"}
+    ours = {"glyphs", "emoji", "folder", "cub", "cars"}
+    assert set(BENCHMARKS["retrieval"]) == {*ours, "sop", "inshop"}
+    assert set(BENCHMARKS["classification"]) == {*ours, "flowers", "aircraft", "mit67", "dogs"}
+    described = Data.model_fields["benchmark"].description
+    assert set(described.partition(":")[2].strip(" .").split(", ")) == set(NAMES)
+
+
+@pytest.mark.parametrize(("task", "name"), EVERY_READER)
+def test_every_reader_of_the_table_exists(task, name):
+    assert callable(getattr(importlib.import_module(f"ke_metric.data.{name}"), READ_FUNCTIONS[task]))
+
+
+def test_no_reader_is_missing_from_the_table():
+    for name, (task, function) in itertools.product(NAMES, READ_FUNCTIONS.items()):
+        assert hasattr(importlib.import_module(f"ke_metric.data.{name}"), function) == (name in BENCHMARKS[task])
 
 
 def test_the_table_cannot_be_changed():
     with pytest.raises(TypeError):
-        BENCHMARKS["mine"] = BENCHMARKS["cub"]
+        BENCHMARKS["mine"] = BENCHMARKS["retrieval"]
+    with pytest.raises(TypeError):
+        BENCHMARKS["retrieval"]["mine"] = BENCHMARKS["retrieval"]["cub"]
 
 
 def test_one_benchmark_does_not_need_the_module_of_another(folders, monkeypatch):
@@ -40,7 +66,48 @@ def test_a_misspelt_benchmark_is_refused_with_the_closest():
         load_benchmark(Data(benchmark="in-shop"))
     assert raised.value.exit_code is ExitCode.RECIPE
     assert "did you mean 'inshop'" in str(raised.value)
-    assert all(name in str(raised.value) for name in BENCHMARKS)
+    assert all(name in str(raised.value) for name in BENCHMARKS["retrieval"])
+
+
+def test_the_task_is_retrieval_unless_another_is_asked_for(folders):
+    assert load_benchmark(Data(benchmark="folder", root=str(folders))).task == "retrieval"
+    assert load(folders, task="classification").task == "classification"
+    assert [default_task(name) for name in ("cub", "sop", "dogs")] == ["retrieval", "retrieval", "classification"]
+
+
+@pytest.mark.parametrize(("name", "task"), [("sop", "classification"), ("dogs", "retrieval")])
+def test_a_benchmark_without_the_task_is_refused_with_those_that_have_it(tmp_path, name, task):
+    message = refused(tmp_path, name, task)
+    assert f"data.benchmark = {name!r} is no benchmark for {task}" in message
+    assert ", ".join(BENCHMARKS[task]) in message
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "fields", "read_by"),
+    [
+        ("cub", "retrieval", {"test_fraction": 0.3}, "in classification by glyphs, emoji, folder"),
+        ("cub", "classification", {"test_fraction": 0.3}, "in retrieval by glyphs, emoji, folder"),
+        ("folder", "classification", {"test_classes": 3}, "in retrieval by"),
+        ("folder", "retrieval", {"train_on": "trainval"}, "in classification by"),
+        ("folder", "retrieval", {"validation_fraction": 0.1}, "in classification by"),
+        ("cub", "classification", {"crop_banner": True}, "in classification by aircraft"),
+        ("inshop", "retrieval", {"crop_banner": True}, "in classification by aircraft"),
+    ],
+)
+def test_a_field_that_nobody_would_read_is_refused(tmp_path, name, task, fields, read_by):
+    message = refused(tmp_path, name, task, **fields)
+    (field,) = fields
+    assert f"data.{field} = " in message
+    assert f"data.benchmark = {name!r} and task = {task!r}" in message
+    assert read_by in message
+
+
+def test_a_field_with_its_default_is_no_field_that_is_set(folders):
+    # A resolved recipe writes out every field, and has to run again.
+    defaults = {name: field.default for name, field in Data.model_fields.items()}
+    for task in BENCHMARKS:
+        data = Data.model_validate({**defaults, "benchmark": "folder", "root": str(folders)})
+        assert load_benchmark(data, task).task == task
 
 
 def test_fewer_training_classes_are_kept_in_order_and_renumbered(folders):
@@ -107,3 +174,46 @@ def test_more_classes_than_there_are_are_refused_with_both_numbers(folders, fiel
     assert raised.value.exit_code is ExitCode.RECIPE
     assert f"data.{field} = 7" in str(raised.value)
     assert "has 6" in str(raised.value)
+
+
+@pytest.fixture
+def parted(make_class_folders, tmp_path):
+    """Six classes in all three parts."""
+    names = [f"class_{number}" for number in range(6)]
+    for part, count in {"train": 4, "val": 2, "test": 3}.items():
+        make_class_folders(tmp_path / "parted" / part, names, count)
+    return tmp_path / "parted"
+
+
+def named(images):
+    return {(key, images.class_names[label]) for key, label in zip(images.keys, images.labels, strict=True)}
+
+
+def test_classification_keeps_the_same_classes_in_every_part(parted):
+    whole, cut = load(parted, task="classification"), load(parted, task="classification", train_classes=3)
+    kept = set(cut.train.class_names)
+    assert len(kept) == 3
+    for part in ("train", "validation", "query"):
+        before, after = getattr(whole, part), getattr(cut, part)
+        assert after.class_names == cut.train.class_names
+        assert named(after) == {(key, name) for key, name in named(before) if name in kept}
+    assert cut.gallery is cut.query
+    assert cut.notes["train classes kept"] == "3 of 6"
+
+
+def test_classes_without_any_test_image_cannot_be_all_that_is_kept(make_class_folders, tmp_path):
+    make_class_folders(tmp_path / "train", [f"class_{number}" for number in range(12)], 2)
+    kept = load(make_class_folders(tmp_path / "all", 12, 4), task="classification", train_classes=2).train.class_names
+    make_class_folders(tmp_path / "test", sorted({f"class_{number}" for number in range(12)} - set(kept)), 2)
+    message = refused(tmp_path, task="classification", train_classes=2)
+    assert "data.train_classes = 2: the test part of 'folder' has no image of those classes" in message
+
+
+def test_validation_images_are_held_out_of_the_classes_that_are_kept(make_class_folders, tmp_path):
+    root = make_class_folders(tmp_path / "pictures", 6, 6)
+    whole = load(root, task="classification", validation_fraction=0.4)
+    cut = load(root, task="classification", validation_fraction=0.4, train_classes=4)
+    assert len(cut.validation) == 4
+    assert cut.notes["validation"].startswith("4 training images held out")
+    # The same images whatever classes are beside them.
+    assert named(cut.validation) == {pair for pair in named(whole.validation) if pair[1] in cut.train.class_names}

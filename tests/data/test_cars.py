@@ -7,6 +7,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from ke_metric.data import cars
+from ke_metric.data.published_counts import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
 
@@ -17,9 +18,13 @@ def read(root, **fields):
     return cars.read(Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields}))
 
 
-def refused(root, **fields):
+def classify(root, **fields):
+    return cars.read_classification(Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields}))
+
+
+def refused(root, reader=read, **fields):
     with pytest.raises(KeMetricError) as raised:
-        read(root, **fields)
+        reader(root, **fields)
     assert raised.value.exit_code is ExitCode.DATA
     return str(raised.value)
 
@@ -164,3 +169,58 @@ def test_a_class_that_is_no_number_is_named(make_cars, tmp_path):
     text = (root / "anno_train.csv").read_text()
     (root / "anno_train.csv").write_text(text + "00099.jpg,1,2,3,4,convertible\n")
     assert "'convertible'" in refused(root)
+
+
+def official_parts(root):
+    benchmark = classify(root)
+    assert benchmark.gallery is benchmark.query
+    assert benchmark.train.class_names == benchmark.query.class_names == NAMES
+    assert np.bincount(benchmark.train.labels).tolist() == np.bincount(benchmark.query.labels).tolist() == [2] * 7
+    return benchmark
+
+
+def test_the_official_flag_of_layout_a_is_in_the_records(make_cars, tmp_path):
+    benchmark = official_parts(make_cars(tmp_path / "cars", "A"))
+    assert benchmark.train.keys == tuple(f"{number:06d}.jpg" for number in range(1, 29, 2))
+    assert benchmark.query.keys == tuple(f"{number:06d}.jpg" for number in range(2, 29, 2))
+    assert class_of_every_key(benchmark) == {f"{number + 1:06d}.jpg": NAMES[number // 4] for number in range(28)}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("layout", "train", "test"), [("B", "cars_train/", "cars_test/"), ("C", "train/", "test/")])
+def test_the_official_parts_of_layouts_b_and_c_are_their_folders(make_cars, tmp_path, layout, train, test, nested):
+    root = make_cars(tmp_path / "cars", layout, nested=nested)
+    benchmark = official_parts(root)
+    assert all(key.startswith(train) for key in benchmark.train.keys)
+    assert all(key.startswith(test) for key in benchmark.query.keys)
+    assert class_of_every_key(benchmark) == class_of_every_key(read(root))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keys_of_the_official_parts_are_in_the_order_of_their_bytes(make_cars, tmp_path, layout):
+    benchmark = classify(make_cars(tmp_path / "cars", layout))
+    for images in (benchmark.train, benchmark.query):
+        assert list(images.keys) == sorted(images.keys, key=str.encode)
+
+
+def test_only_classification_needs_the_flag_of_layout_a(make_cars, tmp_path):
+    root = make_cars(tmp_path / "cars", "A")
+    content = loadmat(root / "cars_annos.mat")
+    records = content["annotations"]
+    kept = [name for name in records.dtype.names if name != "test"]
+    flagless = np.empty(records.shape, dtype=[(name, object) for name in kept])
+    for name in kept:
+        flagless[name] = records[name]
+    savemat(root / "cars_annos.mat", {"annotations": flagless, "class_names": content["class_names"]})
+    assert read(root).train.keys
+    assert "no field test" in refused(root, classify)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_official_counts_are_verified(make_cars, tmp_path, monkeypatch, layout):
+    assert cars.OFFICIAL_COUNTS.parts == {"train": (8144, 196), "test": (8041, 196)}
+    assert cars.OFFICIAL_COUNTS.class_sizes == (48, 136)
+    root = make_cars(tmp_path / "cars", layout)
+    assert "train images: expected 8,144, found 14" in refused(root, classify, verify_counts=True)
+    monkeypatch.setattr(cars, "OFFICIAL_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
+    assert len(classify(root, verify_counts=True).train) == 14

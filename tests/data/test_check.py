@@ -194,6 +194,55 @@ def test_one_training_class_is_an_error(pets):
     }
 
 
+@pytest.fixture
+def zoo(tmp_path):
+    """Two classes of two pictures each in all three parts."""
+    seed = iter(range(300, 400))
+    for part in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            for picture in "ab":
+                save(tmp_path / "zoo" / part / name / f"{picture}.png", pixels(next(seed)))
+    return tmp_path / "zoo"
+
+
+def checked_for_classification(folder):
+    return check_images(load_for_check(str(folder), task="classification"), workers=2)
+
+
+def test_classes_in_every_part_are_right_for_classification(zoo):
+    (zoo / "test" / "dog" / "a.png").unlink()
+    report = checked_for_classification(zoo)
+    assert report.ok
+    assert report.problems == ()
+    assert report.images == 11
+    assert {part: counts.images for part, counts in report.counts.items()} == {"train": 4, "validation": 4, "test": 3}
+    with pytest.raises(KeMetricError, match="both trained on and tested on"):
+        load_for_check(str(zoo))
+
+
+def test_a_picture_of_the_validation_part_may_be_in_no_other(zoo):
+    shutil.copyfile(zoo / "val" / "cat" / "a.png", zoo / "train" / "cat" / "c.png")
+    shutil.copyfile(zoo / "val" / "dog" / "a.png", zoo / "test" / "cat" / "c.png")
+    (zoo / "val" / "dog" / "bad.png").write_bytes(b"")
+    report = checked_for_classification(zoo)
+    assert {(kind, is_error) for kind, is_error, _ in kinds(report)} == {
+        ("same image in training and test", True),
+        ("same image in two classes", True),
+        ("unreadable image", True),
+    }
+    reasons = " ".join(problem.reason for problem in report.problems)
+    assert "val/cat/a.png (validation/cat)" in reasons
+
+
+def test_a_benchmark_is_checked_for_a_task_that_it_has(tmp_path):
+    for name, task in {"dogs": None, "cub": "classification", "sop": None}.items():
+        with pytest.raises(KeMetricError, match=f"the files of {name} are not there"):
+            load_for_check(name, root=str(tmp_path), task=task)
+    with pytest.raises(KeMetricError, match="'sop' is no benchmark for classification") as caught:
+        load_for_check("sop", task="classification")
+    assert caught.value.exit_code == ExitCode.RECIPE
+
+
 def test_json_has_path_reason_and_fix_of_everything(pets):
     (pets / "train" / "cat" / "bad.jpg").write_bytes(b"")
     shutil.copyfile(pets / "test" / "fox" / "a.png", pets / "test" / "fox" / "c.png")

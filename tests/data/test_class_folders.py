@@ -78,6 +78,23 @@ def test_train_and_test_with_class_folders_are_a_split(make_class_folders, tmp_p
     assert notes == {"layout": "class folders below train and test", "folders skipped": "1"}
 
 
+def test_val_is_a_part_where_validation_is_wanted(make_class_folders, tmp_path):
+    for split in ("train", "test", "val", "other"):
+        make_class_folders(tmp_path / split, ["ant"], 1)
+    pictures, notes = scan_class_folders(tmp_path, validation=True)
+    assert pictures == [LabelledPath(f"{split}/ant/ant_0.jpg", "ant", split) for split in ("train", "val", "test")]
+    assert notes == {"layout": "class folders below train, val and test", "folders skipped": "1"}
+
+
+def test_val_need_not_be_there_but_must_have_classes(make_class_folders, tmp_path):
+    for split in ("train", "test"):
+        make_class_folders(tmp_path / split, ["ant"], 1)
+    assert scan_class_folders(tmp_path, validation=True) == scan_class_folders(tmp_path)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(KeMetricError, match=r"val has no class folders"):
+        scan_class_folders(tmp_path, validation=True)
+
+
 def test_train_and_test_with_pictures_are_two_classes(make_class_folders, tmp_path):
     make_class_folders(tmp_path, ["train", "test"], 1)
     pictures, _ = scan_class_folders(tmp_path)

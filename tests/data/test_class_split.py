@@ -1,8 +1,8 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.data.class_split import split_classes
+from ke_metric.data.class_split import draw_share, split_classes
 from ke_metric.errors import ExitCode, KeMetricError
 
 ids = st.sets(st.integers(0, 10_000), min_size=2, max_size=60)
@@ -66,3 +66,20 @@ def test_fewer_than_two_classes_cannot_be_split(class_ids: list[str]) -> None:
     with pytest.raises(KeMetricError, match=r"benchmark tiny: [01] class.*at least 2") as caught:
         split_classes(class_ids, 0.5, "tiny")
     assert caught.value.exit_code == ExitCode.DATA
+
+
+@settings(deadline=None)
+@given(st.sets(st.text(max_size=5), max_size=40), fractions, st.randoms())
+def test_a_share_of_anything_is_drawn_and_one_of_two_stays(ids: set[str], share: float, random) -> None:
+    shuffled = sorted(ids) * 2
+    random.shuffle(shuffled)
+    left, drawn = draw_share(shuffled, share, "any")
+    assert set(left) | set(drawn) == ids
+    assert not set(left) & set(drawn)
+    assert (list(left), list(drawn)) == (sorted(left), sorted(drawn))
+    assert len(drawn) == (min(max(round(share * len(ids)), 1), len(ids) - 1) if len(ids) > 1 else 0)
+
+
+def test_every_purpose_draws_differently_and_for_ever() -> None:
+    assert draw_share("abcdefgh", 0.25, "one")[1] != draw_share("abcdefgh", 0.25, "another")[1]
+    assert draw_share("abcdefgh", 0.25, "faces") == (("b", "c", "d", "e", "g", "h"), ("a", "f"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.data.csv_rows import read_csv_rows
+from ke_metric.data.csv_rows import CLASSIFICATION, read_csv_rows
 from ke_metric.data.table import LabelledPath
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -22,9 +22,9 @@ def write(tmp_path):
     return write_text
 
 
-def refused(path):
+def refused(path, *divisions):
     with pytest.raises(KeMetricError) as raised:
-        read_csv_rows(path)
+        read_csv_rows(path, *divisions)
     assert raised.value.exit_code is ExitCode.DATA
     assert str(path) in str(raised.value)
     return str(raised.value)
@@ -120,6 +120,20 @@ def test_an_incomplete_or_mixed_split_is_refused(write, splits):
     message = refused(write("path,label,split\n" + rows))
     assert "must have train and test, or train, query and gallery" in message
     assert all(split in message for split in splits)
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val", "test")])
+def test_for_classification_there_may_be_a_validation_part(write, splits):
+    rows = "".join(f"{split}.jpg,ant,{split}\n" for split in splits)
+    found = read_csv_rows(write("path,label,split\n" + rows), CLASSIFICATION)
+    assert [row.split for row in found] == list(splits)
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val", "test"), ("train", "test", "gallery")])
+def test_other_splits_are_refused_for_classification(write, splits):
+    rows = "".join(f"{split}.jpg,ant,{split}\n" for split in splits)
+    message = refused(write("path,label,split\n" + rows), CLASSIFICATION)
+    assert "train and test, or train, val and test" in message
 
 
 def test_a_picture_with_two_labels_is_refused(write):

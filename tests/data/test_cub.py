@@ -17,9 +17,13 @@ def read(root, **fields):
     return cub.read(Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields}))
 
 
-def refused(root, **fields):
+def classify(root, **fields):
+    return cub.read_classification(Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields}))
+
+
+def refused(root, reader=read, **fields):
     with pytest.raises(KeMetricError) as raised:
-        read(root, **fields)
+        reader(root, **fields)
     assert raised.value.exit_code is ExitCode.DATA
     return str(raised.value)
 
@@ -129,3 +133,71 @@ def test_the_published_counts_add_up():
     (train, train_classes), (test, test_classes) = cub.COUNTS.parts["train"], cub.COUNTS.parts["test"]
     assert train + test == 11788
     assert train_classes + test_classes == 200
+
+
+def test_for_classification_the_official_flag_divides_the_images_of_every_class(root):
+    benchmark = classify(root)
+    listed = [line.split()[1] for line in (root / "images.txt").read_text().splitlines()]
+    flags = [line.split()[1] for line in (root / "train_test_split.txt").read_text().splitlines()]
+    assert benchmark.train.keys == tuple(path for path, flag in zip(listed, flags, strict=True) if flag == "1")
+    assert benchmark.query.keys == tuple(path for path, flag in zip(listed, flags, strict=True) if flag == "0")
+    assert benchmark.gallery is benchmark.query
+    assert benchmark.validation is None
+    assert benchmark.train.class_names == benchmark.query.class_names
+    assert len(benchmark.train.class_names) == 7
+    assert benchmark.notes["split"] == "official: train_test_split.txt"
+
+
+def test_flags_belong_to_image_ids_not_to_lines(root):
+    before = classify(root)
+    lines = (root / "train_test_split.txt").read_text().splitlines(keepends=True)
+    (root / "train_test_split.txt").write_text("".join(reversed(lines)))
+    after = classify(root)
+    assert before.train.keys == after.train.keys
+    assert before.query.keys == after.query.keys
+
+
+def test_classification_labels_follow_the_folder_numbers(root):
+    benchmark = classify(root)
+    for images in (benchmark.train, benchmark.query):
+        for key, label in zip(images.keys, images.labels, strict=True):
+            assert images.class_names[label] == key.partition("/")[0]
+
+
+def test_only_classification_needs_the_official_split(root):
+    (root / "train_test_split.txt").unlink()
+    assert read(root).train.keys
+    assert "missing: train_test_split.txt" in refused(root, classify)
+
+
+def test_an_image_without_flag_is_refused(root):
+    lines = (root / "train_test_split.txt").read_text().splitlines(keepends=True)
+    (root / "train_test_split.txt").write_text("".join(lines[1:]))
+    message = refused(root, classify)
+    assert "images.txt and train_test_split.txt do not have the same image ids; 1 are in one only: 1" in message
+
+
+@pytest.mark.parametrize("flag", ["2", "-1", "train"])
+def test_a_flag_that_is_neither_0_nor_1_is_refused(root, flag):
+    replace_line(root / "train_test_split.txt", "2 0\n", f"2 {flag}\n")
+    message = refused(root, classify)
+    assert "train_test_split.txt, line 2" in message
+    assert repr(flag) in message
+
+
+def test_a_class_that_is_only_tested_on_is_refused(root):
+    lines = (root / "train_test_split.txt").read_text().splitlines()
+    # Images 1 to 4 are those of class 200.
+    lines = [f"{line[:-1]}0" if int(line.split()[0]) <= 4 else line for line in lines]
+    (root / "train_test_split.txt").write_text("\n".join(lines))
+    assert "no training image: 200.Bird_200" in refused(root, classify)
+
+
+def test_the_official_counts_are_verified(root, monkeypatch):
+    assert cub.OFFICIAL_COUNTS.parts == {"train": (5994, 200), "test": (5794, 200)}
+    assert cub.OFFICIAL_COUNTS.class_sizes == (41, 60)
+    message = refused(root, classify, verify_counts=True)
+    assert "train images: expected 5,994, found 14" in message
+    assert "test images: expected 5,794, found 14" in message
+    monkeypatch.setattr(cub, "OFFICIAL_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
+    assert len(classify(root, verify_counts=True).train) == 14

@@ -96,6 +96,64 @@ def test_classes_are_disjoint_and_two_constructions_are_equal(root: Path) -> Non
     assert one.leave_one_out
 
 
+def classify(root: Path, fraction: float = 0.25):
+    return emoji.read_classification(data(root, fraction))
+
+
+def styles_of(images) -> set[str]:
+    return {Path(key).stem for key in images.keys}
+
+
+@pytest.mark.parametrize(("fraction", "tested"), [(0.01, 1), (0.25, 2), (0.5, 4)])
+def test_for_classification_styles_are_divided_and_emojis_are_shared(
+    root: Path, fraction: float, tested: int
+) -> None:
+    benchmark = classify(root, fraction)
+    assert len(styles_of(benchmark.query)) == tested
+    assert styles_of(benchmark.train) == {style.name for style in STYLES} - styles_of(benchmark.query)
+    assert set(benchmark.train.class_names) == set(NAMES.values())
+    assert benchmark.query.class_names == benchmark.train.class_names
+    assert benchmark.gallery is benchmark.query
+    assert np.bincount(benchmark.query.labels).tolist() == [tested] * 6
+    assert np.bincount(benchmark.train.labels).tolist() == [8 - tested] * 6
+    code_of = {name: code.removesuffix("-fe0f") for code, name in NAMES.items()}
+    for images in (benchmark.train, benchmark.query):
+        for key, label in zip(images.keys, images.labels, strict=True):
+            assert Path(key).parent.name == code_of[images.class_names[label]]
+    assert all(style in benchmark.notes["split"] for style in styles_of(benchmark.query))
+    assert "maker of openmoji" in benchmark.notes["openmoji"]
+
+
+def test_the_test_styles_never_change(root: Path) -> None:
+    # Written down once: scores of different versions are only comparable on the same test styles.
+    assert styles_of(classify(root, 0.25).query) == {"noto-v1", "twemoji"}
+    assert classify(root).train.keys == classify(root).train.keys
+
+
+def test_an_emoji_without_a_test_or_a_training_style_is_left_out(root: Path) -> None:
+    test_styles = styles_of(classify(root).query)
+    lines = (root / "index.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [
+        line
+        for line in lines
+        if not (",dog," in line and Path(line.partition(",")[0]).stem in test_styles)
+        and not (",cat," in line and Path(line.partition(",")[0]).stem not in test_styles)
+    ]
+    assert len(kept) == len(lines) - 8
+    (root / "index.csv").write_text("".join(kept), encoding="utf-8")
+    benchmark = classify(root)
+    assert set(benchmark.train.class_names) == set(NAMES.values()) - {"dog", "cat"}
+    assert np.bincount(benchmark.query.labels).tolist() == [2] * 4
+
+
+def test_an_index_of_one_style_cannot_be_divided_by_style(root: Path) -> None:
+    lines = (root / "index.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (root / "index.csv").write_text("".join([lines[0], *(line for line in lines if ",twemoji" in line)]))
+    with pytest.raises(KeMetricError, match="no emoji has a picture in a training style") as caught:
+        classify(root)
+    assert caught.value.exit_code == ExitCode.DATA
+
+
 def test_two_renderings_are_equal_byte_by_byte(root: Path, tmp_path: Path) -> None:
     prepare_emoji(tmp_path / "again", source=tmp_path / "packages")
     files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())

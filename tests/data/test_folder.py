@@ -14,10 +14,14 @@ def read(root, **fields):
     return folder.read(Data(benchmark="folder", root=str(root), **fields))
 
 
-def refused(root):
+def classify(root, **fields):
+    return folder.read_classification(Data(benchmark="folder", root=str(root), **fields))
+
+
+def refused(root, reader=read, exit_code=ExitCode.DATA, **fields):
     with pytest.raises(KeMetricError) as raised:
-        read(root)
-    assert raised.value.exit_code is ExitCode.DATA
+        reader(root, **fields)
+    assert raised.value.exit_code is exit_code
     return str(raised.value)
 
 
@@ -61,7 +65,7 @@ def test_items_are_in_the_order_of_their_paths(root):
 def test_train_and_test_folders_are_the_split(make_class_folders, tmp_path):
     make_class_folders(tmp_path / "train", ["ant", "bee"])
     make_class_folders(tmp_path / "test", ["cat", "dog", "eel"])
-    benchmark = read(tmp_path, test_fraction=0.1)
+    benchmark = read(tmp_path)
     assert benchmark.train.class_names == ("ant", "bee")
     assert benchmark.query.class_names == ("cat", "dog", "eel")
     assert benchmark.train.keys[0] == "train/ant/ant_0.jpg"
@@ -152,3 +156,95 @@ def test_a_root_that_is_not_there_says_what_is_expected(tmp_path):
     assert "does not exist" in message
     assert "path,label,split" in message
     assert "train/ and test/" in message
+
+
+@pytest.mark.parametrize("reader", [read, classify])
+def test_a_test_fraction_is_refused_where_the_user_has_divided_the_pictures(make_class_folders, tmp_path, reader):
+    for part in ("train", "test"):
+        make_class_folders(tmp_path / part, ["ant", "bee"])
+    message = refused(tmp_path, reader, ExitCode.RECIPE, test_fraction=0.1)
+    assert "data.test_fraction = 0.1" in message
+    assert "leave the field out" in message
+
+
+@pytest.mark.parametrize(("fraction", "tested"), [(0.01, 1), (0.3, 2), (0.5, 3), (0.99, 5)])
+def test_for_classification_the_images_of_every_class_are_divided(make_class_folders, tmp_path, fraction, tested):
+    root = make_class_folders(tmp_path / "pictures", ["ant", "bee", "cat"], 6)
+    benchmark = classify(root, test_fraction=fraction)
+    assert benchmark.gallery is benchmark.query
+    assert benchmark.train.class_names == benchmark.query.class_names == ("ant", "bee", "cat")
+    assert np.bincount(benchmark.query.labels).tolist() == [tested] * 3
+    assert np.bincount(benchmark.train.labels).tolist() == [6 - tested] * 3
+    found = class_of_every_key(benchmark.train) | class_of_every_key(benchmark.query)
+    assert len(found) == 18
+    assert all(key.partition("/")[0] == name for key, name in found.items())
+    assert benchmark.validation is None
+    assert str(fraction) in benchmark.notes["split"]
+
+
+def test_a_class_with_one_image_is_for_training(make_class_folders, tmp_path):
+    make_class_folders(tmp_path, ["ant"], 1)
+    make_class_folders(tmp_path, ["bee"], 2)
+    benchmark = classify(tmp_path)
+    assert set(class_of_every_key(benchmark.train).values()) == {"ant", "bee"}
+    assert set(class_of_every_key(benchmark.query).values()) == {"bee"}
+    assert benchmark.query.class_names == ("ant", "bee")
+    assert benchmark.notes["classes without a test image"] == "1"
+
+
+def test_train_val_and_test_folders_are_the_parts(make_class_folders, tmp_path):
+    for part, count in {"train": 3, "val": 2, "test": 1}.items():
+        make_class_folders(tmp_path / part, ["ant", "bee"], count)
+    benchmark = classify(tmp_path)
+    for images, part, count in (
+        (benchmark.train, "train", 3),
+        (benchmark.validation, "val", 2),
+        (benchmark.query, "test", 1),
+    ):
+        names = ("ant", "bee")
+        expected = {f"{part}/{name}/{name}_{number}.jpg": name for name in names for number in range(count)}
+        assert class_of_every_key(images) == expected
+        assert images.class_names == names
+    assert benchmark.notes["split"] == "as given"
+    assert benchmark.notes["layout"] == "class folders below train, val and test"
+
+
+def test_a_validation_class_that_is_not_trained_is_refused(make_class_folders, tmp_path):
+    for part, names in {"train": ["ant", "bee"], "val": ["ant", "cow"], "test": ["bee"]}.items():
+        make_class_folders(tmp_path / part, names, 1)
+    message = refused(tmp_path, classify)
+    assert "1 classes of the validation part have no training image: cow" in message
+    assert "task: retrieval" in message
+
+
+def test_for_retrieval_a_folder_val_is_passed_over(make_class_folders, tmp_path):
+    for part, names in {"train": ["ant", "bee"], "val": ["ant"], "test": ["cat", "dog"]}.items():
+        make_class_folders(tmp_path / part, names, 2)
+    benchmark = read(tmp_path)
+    assert benchmark.validation is None
+    assert benchmark.notes["folders skipped"] == "1"
+
+
+def test_a_csv_with_train_val_and_test(root):
+    splits = ["train", "val", "test"]
+    rows = [(f"{name}/{name}_{number}.jpg", name, splits[number]) for name in ("bee", "ant") for number in range(3)]
+    benchmark = classify(write_csv(root / "list.csv", rows))
+    assert benchmark.train.keys == ("ant/ant_0.jpg", "bee/bee_0.jpg")
+    assert benchmark.validation.keys == ("ant/ant_1.jpg", "bee/bee_1.jpg")
+    assert benchmark.query.keys == ("ant/ant_2.jpg", "bee/bee_2.jpg")
+
+
+def test_a_csv_of_one_task_is_no_csv_of_the_other(root):
+    rows = [("ant/ant_0.jpg", "ant", "train"), ("bee/bee_0.jpg", "bee", "query"), ("bee/bee_1.jpg", "bee", "gallery")]
+    assert "allowed: train and test, or train, val and test" in refused(write_csv(root / "list.csv", rows), classify)
+    rows = [(f"ant/ant_{number}.jpg", "ant", split) for number, split in enumerate(("train", "val", "test"))]
+    assert "split 'val' does not exist" in refused(write_csv(root / "list.csv", rows))
+
+
+def test_a_csv_without_split_column_is_divided_as_the_folders_are_for_classification_too(root):
+    rows = [(path.relative_to(root).as_posix(), path.parent.name) for path in root.rglob("*.jpg")]
+    listed = classify(write_csv(root / "list.csv", rows, header=("path", "label")))
+    walked = classify(root)
+    assert listed.train.keys == walked.train.keys
+    assert listed.query.keys == walked.query.keys
+    assert np.array_equal(listed.query.labels, walked.query.labels)

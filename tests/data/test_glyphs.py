@@ -118,6 +118,53 @@ def test_two_constructions_are_equal_and_classes_are_disjoint(small) -> None:
     assert len(small.query.class_names) == round(0.4 * (len(small.train.class_names) + len(small.query.class_names)))
 
 
+@pytest.fixture
+def classify(monkeypatch, classes):
+    """Build the benchmark for classification, of a subset of the characters."""
+    monkeypatch.setattr(glyphs, "_all_classes", lambda: classes)
+    return lambda fraction: glyphs.read_classification(Data(benchmark="glyphs", test_fraction=fraction))
+
+
+def faces_of(images) -> set[str]:
+    return {key.partition("/")[2] for key in images.keys}
+
+
+@pytest.mark.parametrize(("fraction", "tested"), [(0.1, 2), (0.25, 4), (0.5, 8), (0.9, 14)])
+def test_for_classification_faces_are_divided_and_characters_are_shared(classes, classify, fraction, tested) -> None:
+    benchmark = classify(fraction)
+    assert len(faces_of(benchmark.query)) == tested
+    assert faces_of(benchmark.train) == set(FACES) - faces_of(benchmark.query)
+    assert benchmark.train.class_names == benchmark.query.class_names
+    assert benchmark.gallery is benchmark.query
+    for images in (benchmark.train, benchmark.query):
+        assert np.unique(images.labels).tolist() == list(range(len(images.class_names)))
+        for key, label in zip(images.keys, images.labels, strict=True):
+            assert images.class_names[label].startswith(key.partition("/")[0] + " ")
+    kept = {int(name[2:].partition(" ")[0], 16) for name in benchmark.train.class_names}
+    assert len(benchmark.train) + len(benchmark.query) == sum(len(classes[code_point]) for code_point in kept)
+    for code_point in set(classes) - kept:
+        # Left out are only characters that all training faces or all test faces lack.
+        assert not {*classes[code_point]} & faces_of(benchmark.query)
+
+
+def test_a_quarter_of_the_faces_for_testing_are_of_every_kind(classify) -> None:
+    # Written down once: scores of different versions are only comparable on the same test faces.
+    benchmark = classify(0.25)
+    expected = {"DejaVuSansMono", "DejaVuSansMono-Oblique", "DejaVuSerif-Bold", "DejaVuSerif-Italic"}
+    assert faces_of(benchmark.query) == expected
+    assert all(face in benchmark.notes["split"] for face in expected)
+    assert faces_of(classify(0.1).query) < expected < faces_of(classify(0.5).query)
+
+
+def test_a_character_without_a_test_face_is_left_out(monkeypatch, classify) -> None:
+    test_faces = faces_of(classify(0.1).query)
+    made = {0x41: FACES, 0x42: tuple(face for face in FACES if face not in test_faces), 0x43: tuple(test_faces)}
+    monkeypatch.setattr(glyphs, "_all_classes", lambda: made)
+    benchmark = classify(0.1)
+    assert benchmark.train.class_names == ("U+0041 LATIN CAPITAL LETTER A",)
+    assert len(benchmark.train) == 14
+
+
 def test_keys_labels_and_names_belong_together(small) -> None:
     for key, label in zip(small.query.keys, small.query.labels, strict=True):
         assert small.query.class_names[label].startswith(key.partition("/")[0] + " ")
@@ -155,6 +202,9 @@ def test_the_whole_benchmark_has_the_documented_size() -> None:
     class_count = len(benchmark.train.class_names) + len(benchmark.query.class_names)
     assert 1500 < class_count < 1600
     assert 20_000 < len(benchmark.train) + len(benchmark.query) < 22_000
+    shared = glyphs.read_classification(Data(benchmark="glyphs", test_fraction=0.25))
+    assert len(shared.train.class_names) == class_count
+    assert np.bincount(shared.query.labels).min() >= 1
 
 
 def _ink(character: str) -> np.ndarray:

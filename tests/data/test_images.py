@@ -88,3 +88,27 @@ def test_leave_one_out_is_one_set_for_query_and_gallery(source):
     one, other = (labelled_set(["a"], [0], {0: "x"}, source) for _ in range(2))
     assert Benchmark("b", one, one, one).leave_one_out
     assert not Benchmark("b", one, one, other).leave_one_out
+
+
+def test_some_items_keep_their_labels_and_the_classes(source):
+    images = labelled_set(["a", "b", "c"], [5, 7, 9], {5: "five", 7: "seven", 9: "nine"}, source)
+    part = images.at(np.array([2, 0]))
+    assert part.keys == ("c", "a")
+    assert part.labels.tolist() == [2, 0]
+    assert part.class_names == images.class_names
+    assert part.source is source
+    assert len(images.at(np.empty(0, np.int64))) == 0
+
+
+def test_parts_of_a_classification_with_other_classes_are_our_own_mistake(source):
+    one, other = (labelled_set(["a"], [0], {0: name}, source) for name in "xy")
+    empty = ImageSet((), np.empty(0, np.int64), ("y",), source)
+    assert Benchmark("b", one, one, one, {}, one, "classification").validation is one
+    for query, gallery, validation in (
+        (other, other, None),
+        (one, other, None),
+        (one, one, other),
+        (one, one, empty),
+    ):
+        with pytest.raises(AssertionError):
+            Benchmark("b", one, query, gallery, {}, validation, "classification")

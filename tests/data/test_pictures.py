@@ -57,6 +57,13 @@ def benchmark(source):
 
 
 @pytest.fixture
+def classification(source):
+    """Train, validation and test part with the same classes."""
+    train, validation, test = (part(name, 4, source) for name in ("train", "validation", "test"))
+    return Benchmark("squares", train, test, test, {}, validation, "classification")
+
+
+@pytest.fixture
 def pictures(benchmark):
     return Pictures.decode(benchmark, 32)
 
@@ -109,6 +116,37 @@ def test_progress_is_told_for_every_part(benchmark):
     told = []
     Pictures.decode(benchmark, 32, progress=lambda done, total: told.append((done, total)))
     assert told == [(done, total) for total in (24, 18) for done in range(1, total + 1)]
+
+
+def test_a_validation_part_is_decoded_too(classification, source):
+    told = []
+    pictures = Pictures.decode(classification, 32, progress=lambda done, total: told.append((done, total)))
+    assert pictures.gallery is pictures.query
+    np.testing.assert_array_equal(pictures.validation.picture(7), np.asarray(classification.validation.read(7)))
+    assert told == [(done, 24) for _ in range(3) for done in range(1, 25)]
+    assert sorted(source.reads[:72]) == sorted(
+        classification.train.keys + classification.validation.keys + classification.query.keys
+    )
+
+
+def test_without_a_validation_part_there_are_no_pictures_of_it(pictures):
+    assert pictures.validation is None
+
+
+def test_a_scoring_of_a_classification_keeps_the_validation_part(classification, source):
+    small = without_training(classification)
+    assert small.train.class_names == classification.train.class_names
+    assert small.validation is classification.validation
+    pictures = Pictures.decode(small, 32)
+    assert (len(pictures.train), len(pictures.validation), len(pictures.query)) == (0, 24, 24)
+    assert not [key for key in source.reads if key.startswith("train")]
+
+
+def test_every_part_has_the_shape_asked_for(classification):
+    pictures = Pictures.decode(classification, 32, store_shape="square")
+    for store in (pictures.train, pictures.validation, pictures.query):
+        assert store.picture(3).shape == (32, 32, 3)
+    assert Pictures.decode(classification, 32).train.picture(3).shape == (32, 40, 3)
 
 
 def test_a_picture_that_cannot_be_decoded(benchmark, source):
@@ -199,6 +237,19 @@ def test_the_first_batch_alone(sampler, benchmark, source):
     assert set(batch.keys) == set(whole.keys)
     labels = dict(zip(benchmark.train.keys, benchmark.train.labels.tolist(), strict=True))
     assert batch.labels.tolist() == [labels[key] for key in batch.keys]
+
+
+@pytest.mark.parametrize(("shape", "width"), [("keep", 40), ("square", 32)])
+def test_the_first_batch_of_a_classification(classification, source, shape, width):
+    recipe = recipe_of("shuffled")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store_shape": shape})})
+    small, _ = first_pictures(classification, recipe)
+    assert small.benchmark.task == "classification"
+    assert small.benchmark.train.class_names == classification.train.class_names
+    assert small.validation is None
+    assert len(small.query) == 0
+    assert small.train.picture(0).shape == (32, width, 3)
+    assert not [key for key in source.reads if not key.startswith("train")]
 
 
 def test_evaluation_sees_the_centre(pictures):

@@ -50,6 +50,30 @@ def test_every_picture_is_the_resized_file(images):
     assert store.nbytes == sum(picture.nbytes for picture in contents(store))
 
 
+def test_square_pictures_are_the_files_squashed(images):
+    store = PixelStore.build(images, 32, shape="square")
+    for index in range(len(images)):
+        expected = images.read(index).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(store.picture(index), np.asarray(expected))
+    assert store.nbytes == 5 * 32 * 32 * 3
+
+
+def test_a_strip_that_would_explode_is_no_problem_when_it_is_squashed(tmp_path):
+    store = PixelStore.build(write_pictures(tmp_path, [(4000, 1)]), 256, shape="square")
+    assert store.picture(0).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("resize", [32, 24])
+def test_evaluation_sees_the_centre_of_the_square(images, resize):
+    store = PixelStore.build(images, 32, shape="square")
+    cut = evaluation_pixels(store, [2], resize=resize, size=20)
+    square = images.read(2).resize((32, 32), Image.Resampling.BICUBIC)
+    if resize != 32:
+        square = square.resize((resize, resize), Image.Resampling.BILINEAR)
+    edge = (resize - 20) // 2
+    assert np.array_equal(cut[0], np.asarray(square)[edge : edge + 20, edge : edge + 20])
+
+
 def test_a_picture_is_a_read_only_view(images):
     store = PixelStore.build(images, 32)
     assert np.shares_memory(store.picture(1), store.picture(1))

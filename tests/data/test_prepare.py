@@ -80,8 +80,8 @@ def class_names():
     return names
 
 
-def tgz(path, files):
-    with tarfile.open(path, "w:gz") as tar:
+def tgz(path, files, *, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -119,6 +119,22 @@ def cars_b(folder):
     meta = mat(class_names=class_names())
     tgz(folder / "car_devkit.tgz", {"devkit/cars_meta.mat": meta, "devkit/cars_train_annos.mat": train})
     (folder / "cars_test_annos_withlabels.mat").write_bytes(test)
+
+
+def pack_classification(name, root, folder):
+    """Pack what a fixture wrote below `root` into the files in which the benchmark is published."""
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    pictures = {path: content for path, content in files.items() if path.endswith(".jpg")}
+    lists = {path: content for path, content in files.items() if path not in pictures}
+    if name == "aircraft":
+        tgz(folder / "fgvc-aircraft-2013b.tar.gz", files)
+    elif name == "dogs":
+        tgz(folder / "images.tar", pictures, mode="w")
+        tgz(folder / "lists.tar", lists, mode="w")
+    else:
+        on_disk(folder, lists)
+        packed, mode = {"flowers": ("102flowers.tgz", "w:gz"), "mit67": ("indoorCVPR_09.tar", "w")}[name]
+        tgz(folder / packed, pictures, mode=mode)
 
 
 def publish(monkeypatch, benchmark, folder, *, md5_only=False):
@@ -189,6 +205,18 @@ def test_the_table_holds_the_published_checksums():
                                          "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48"),
         "img.zip": (None, None, None),
         "list_eval_partition.txt": (None, None, None),
+        "102flowers.tgz": (344862509, "52808999861908f626f3c1f4e79d11fa",
+                           "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246"),
+        "imagelabels.mat": (502, "e0620be6f572b9609742df49c70aed4d",
+                            "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d"),
+        "setid.mat": (14989, "a5357ecc9cb78c4bef273ce3793fc85c",
+                      "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd"),
+        "fgvc-aircraft-2013b.tar.gz": (None, "d4acdd33327262359767eeaa97a4f732", None),
+        "indoorCVPR_09.tar": (None, None, None),
+        "TrainImages.txt": (None, None, None),
+        "TestImages.txt": (None, None, None),
+        "images.tar": (793579520, None, "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58"),
+        "lists.tar": (481280, None, "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"),
     }  # fmt: skip
     assert set(LAYOUTS) == set(DISTRIBUTIONS)
 
@@ -244,6 +272,34 @@ def test_sop_archive(downloads, target, monkeypatch):
     publish(monkeypatch, "sop", downloads)
     report = prepare("sop", archive, target=target, verify_counts=False)
     assert {part: counts.images for part, counts in report.counts.items()} == {"train": 4, "test": 4}
+
+
+@pytest.mark.parametrize("name", ["flowers", "aircraft", "mit67", "dogs"])
+def test_classification_archives(request, tmp_path, downloads, target, monkeypatch, name):
+    request.getfixturevalue(f"make_{name}")(tmp_path / "made")
+    pack_classification(name, tmp_path / "made", downloads)
+    if name != "mit67":
+        publish(monkeypatch, name, downloads)
+    report = prepare(name, downloads, target=target, verify_counts=False)
+    expected = {"train": 24, "validation": 12, "test": 12}
+    parts = expected if name in {"flowers", "aircraft"} else {"train": 24, "test": 12}
+    assert {part: counts.images for part, counts in report.counts.items()} == parts
+    checksum = "no published checksum" if name == "mit67" else "sha256 as published"
+    assert {(file.name, file.checksum) for file in report.taken} == {
+        (path.name, checksum) for path in downloads.iterdir()
+    }
+    assert {file.action for file in report.taken} == (
+        {"unpacked"} if name in {"aircraft", "dogs"} else {"unpacked", "copied"}
+    )
+    assert not list(target.rglob("*.t*r*"))
+    again = prepare(name, target, target=target / "elsewhere", verify_counts=False)
+    assert (again.root, again.taken, again.counts) == (target, (), report.counts)
+
+
+def test_a_part_of_the_files_of_a_classification_benchmark_is_named(make_dogs, tmp_path, downloads, target):
+    pack_classification("dogs", make_dogs(tmp_path / "made"), downloads)
+    (downloads / "lists.tar").unlink()
+    assert "Missing for Stanford Dogs: lists.tar" in refused("dogs", downloads, target)
 
 
 @pytest.mark.parametrize("places", [("Img", "Eval"), (".", ".")])
@@ -404,7 +460,7 @@ def test_file_that_is_no_archive(downloads, target):
 def test_missing_source_and_unknown_benchmark(downloads, target):
     assert "no such file" in refused("cub", downloads / "missing.tgz", target)
     assert "did you mean 'inshop'" in refused("in-shop", downloads, target)
-    assert "cub, cars, sop, inshop" in refused("flowers", downloads, target)
+    assert "cub, cars, sop, inshop, flowers, aircraft, mit67, dogs" in refused("glyphs", downloads, target)
 
 
 def test_occupied_target_is_refused_before_anything_is_read(cub, target):

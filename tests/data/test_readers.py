@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.benchmarks import BENCHMARKS, load_benchmark
 from ke_metric.data.published_counts import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
@@ -25,6 +25,7 @@ CASES = {
     "folder": ("folder", "make_class_folders", {}),
 }
 PUBLISHED = [case for case in CASES if case != "folder"]
+CLASSIFIED = [case for case, (name, _, _) in CASES.items() if name in BENCHMARKS["classification"]]
 
 
 @pytest.fixture
@@ -51,6 +52,31 @@ def test_training_and_test_classes_are_disjoint(data_of, case):
     benchmark = load_benchmark(data_of(case))
     assert not set(benchmark.train.class_names) & set(benchmark.query.class_names)
     assert not set(benchmark.train.keys) & {*benchmark.query.keys, *benchmark.gallery.keys}
+
+
+@pytest.mark.parametrize("case", CLASSIFIED)
+def test_for_classification_all_parts_share_the_classes_and_no_image(data_of, case):
+    data = data_of(case, validation_fraction=0.3)
+    benchmark = load_benchmark(data, "classification")
+    parts = (benchmark.train, benchmark.validation, benchmark.query)
+    assert [len(images) for images in parts] == [7, 7, 14]
+    for images in parts:
+        assert images.class_names == benchmark.train.class_names
+        assert np.unique(images.labels).tolist() == list(range(7))
+    keys = [key for images in parts for key in images.keys]
+    assert len(keys) == len(set(keys))
+    retrieval = load_benchmark(data.model_copy(update={"validation_fraction": 0.0}))
+    assert set(keys) == {*retrieval.train.keys, *retrieval.query.keys}
+    assert set(benchmark.train.class_names) == {*retrieval.train.class_names, *retrieval.query.class_names}
+
+
+@pytest.mark.parametrize("case", CLASSIFIED)
+def test_for_classification_reading_twice_gives_the_same_order(data_of, case):
+    data = data_of(case, validation_fraction=0.3)
+    first, second = load_benchmark(data, "classification"), load_benchmark(data, "classification")
+    for part in ("train", "validation", "query"):
+        assert getattr(first, part).keys == getattr(second, part).keys
+        assert np.array_equal(getattr(first, part).labels, getattr(second, part).labels)
 
 
 @pytest.mark.parametrize("case", CASES)

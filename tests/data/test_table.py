@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.data.table import Item, Table, build_benchmark, key_below, some_of, split_at
+from ke_metric.data.table import Item, Table, build_benchmark, build_classification, key_below, some_of, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 
 NAMES = {class_id: f"class {class_id}" for class_id in range(100)}
@@ -23,6 +23,20 @@ def build(tmp_path):
         return build_benchmark(
             "mine", Table(tmp_path / "list.txt", tmp_path, train, query, gallery, class_names, {"layout": "a list"})
         )
+
+    return write
+
+
+@pytest.fixture
+def classify(tmp_path):
+    """Write an (empty) file for every key and build the benchmark for classification."""
+
+    def write(train, query, validation=None, *, class_names=NAMES, source=None):
+        for item in [*train, *query, *(validation or [])]:
+            (tmp_path / item.key).touch()
+        notes = {"layout": "a list"}
+        table = Table(tmp_path / "list.txt", tmp_path, train, query, None, class_names, notes, validation)
+        return build_classification("mine", table, source=source)
 
     return write
 
@@ -150,3 +164,93 @@ def test_the_origin_and_the_folder_may_differ(tmp_path):
     (tmp_path / "b").touch()
     benchmark = build_benchmark("mine", Table(Path("list"), tmp_path, [Item("a", 1)], [Item("b", 2)], None, NAMES))
     assert benchmark.train.source.root == tmp_path
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    learnt=st.lists(st.integers(0, 9), min_size=1, max_size=20),
+    others=st.lists(st.lists(st.integers(0, 200), min_size=1, max_size=9), min_size=2, max_size=2),
+)
+def test_for_classification_all_parts_have_the_numbering_of_the_training_part(tmp_path_factory, learnt, others):
+    folder = tmp_path_factory.mktemp("pictures")
+    ids = sorted(set(learnt))
+    classes = {
+        "train": learnt,
+        **{part: [ids[n % len(ids)] for n in of] for part, of in zip("vt", others, strict=True)},
+    }
+    parts = {
+        part: [Item(f"{part}{number}", of) for number, of in enumerate(found)] for part, found in classes.items()
+    }
+    for item in (item for items in parts.values() for item in items):
+        (folder / item.key).touch()
+    table = Table(folder, folder, parts["train"], parts["t"], None, NAMES, {}, parts["v"])
+    benchmark = build_classification("mine", table)
+    assert benchmark.task == "classification"
+    assert benchmark.gallery is benchmark.query
+    for images, part in ((benchmark.train, "train"), (benchmark.validation, "v"), (benchmark.query, "t")):
+        assert images.class_names == tuple(NAMES[class_id] for class_id in ids)
+        assert images.labels.tolist() == [ids.index(item.class_id) for item in parts[part]]
+        assert images.labels.dtype == np.int64
+        assert images.keys == tuple(item.key for item in parts[part])
+
+
+def test_parts_by_name(tmp_path):
+    one, two, three = ([Item(name, 1)] for name in "abc")
+    without = Table(tmp_path, tmp_path, one, two, None, NAMES)
+    assert without.parts == {"train": one, "test": two}
+    assert list(Table(tmp_path, tmp_path, one, two, None, NAMES, {}, three).parts.items()) == [
+        ("train", one),
+        ("validation", three),
+        ("test", two),
+    ]
+
+
+def test_without_a_validation_part_there_is_none(classify):
+    benchmark = classify([Item("a", 1)], [Item("b", 1)])
+    assert benchmark.validation is None
+    assert dict(benchmark.notes) == {"layout": "a list"}
+
+
+def test_classes_without_a_test_image_are_counted(classify):
+    benchmark = classify([Item("a", 1), Item("b", 2), Item("c", 3)], [Item("d", 2)], [Item("e", 3)])
+    assert benchmark.query.class_names == ("class 1", "class 2", "class 3")
+    assert benchmark.query.labels.tolist() == [1]
+    assert benchmark.notes["classes without a test image"] == "2"
+
+
+def test_a_source_of_its_own_decodes_every_part(classify):
+    source = object()
+    benchmark = classify([Item("a", 1)], [Item("b", 1)], [Item("c", 1)], source=source)
+    assert benchmark.train.source is benchmark.query.source is benchmark.validation.source is source
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (([], [Item("a", 1)]), "the train part has no images"),
+        (([Item("a", 1)], []), "the test part has no images"),
+        (([Item("a", 1)], [Item("b", 1)], []), "the validation part has no images"),
+        (([Item("a", 1)], [Item("b", 1)], [Item("c", 1)] * 2), "more than once in the validation part: c"),
+        (([Item("a", 1)], [Item("a", 1)]), "1 images are in more than one of the parts train, test: a"),
+        (
+            ([Item("a", 1)], [Item("b", 1)], [Item("b", 1)]),
+            "in more than one of the parts train, validation, test: b",
+        ),
+        (([Item("a", 1)], [Item("b", 2)]), "1 classes of the test part have no training image: class 2"),
+        (([Item("a", 1)], [Item("b", 1)], [Item("c", 7)]), "of the validation part have no training image: class 7"),
+        (([Item("a", 1)], [Item("b", 100)]), "no name: 100"),
+        (([Item("a", 1)], [Item("b", 1)], [Item("c", 101)]), "no name: 101"),
+    ],
+)
+def test_what_is_wrong_with_a_classification_table(classify, parts, said):
+    assert said in refused(classify, *parts)
+
+
+@pytest.mark.parametrize("gone", ["a", "b", "c"])
+def test_a_picture_missing_from_any_part_is_refused(tmp_path, gone):
+    for name in {"a", "b", "c"} - {gone}:
+        (tmp_path / name).touch()
+    table = Table(tmp_path / "list.txt", tmp_path, [Item("a", 1)], [Item("b", 1)], None, NAMES, {}, [Item("c", 1)])
+    assert f"1 of the 3 images that {tmp_path / 'list.txt'} lists are not there: {gone}" in refused(
+        build_classification, "mine", table
+    )

@@ -19,17 +19,19 @@ LAYER_0 = {
     "recipe_problems",
     "recipe_section",
     "recipe_yaml",
+    "regime",
 }
 LAYER_1 = {"data", "networks", "split", "methods", "losses", "training", "evaluation"}
 LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
-LAYER_2 = {"evolution", "scoring"} | LINEAGE
+LAYER_2 = {"blueprint", "evolution", "scoring"} | LINEAGE
 LAYER_3 = {"report", "retrieval"}
 # What a room may import besides layer 0 and itself.
 ARROWS = {
     **dict.fromkeys(LAYER_0 | LAYER_1, frozenset[str]()),
     "methods": {"split"},
     "scoring": LAYER_1,
-    "evolution": LAYER_1 | {"scoring"},
+    "blueprint": {"methods", "networks", "split"},
+    "evolution": LAYER_1 | {"blueprint", "scoring"},
     **dict.fromkeys(LINEAGE, LINEAGE),
     "report": LINEAGE,
     "retrieval": LINEAGE | {"networks", "split", "evaluation"},

@@ -1,6 +1,7 @@
 """Every field of a recipe is read by something: a setting that nobody reads is a lie."""
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -26,6 +27,7 @@ def has_one_value(section, field):
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
+@cache
 def mentions(source):
     """Return the attributes read in `source`, and every name it uses."""
     nodes = list(ast.walk(ast.parse(source)))

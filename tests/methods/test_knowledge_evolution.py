@@ -1,11 +1,15 @@
 """What a child takes from its parent: the fit hypothesis, norms and biases to the last bit, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.knowledge_evolution import inherit, load_whole
+from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
+from ke_metric.methods.teacher import Guided
+from ke_metric.regime import Regime
 from ke_metric.split.planning import plan_split
 
 
@@ -33,10 +37,6 @@ def build(seed):
     return network
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def copied(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -51,10 +51,21 @@ def parent():
     return copied(build(1))
 
 
+@pytest.fixture
+def inherit(birth_of):
+    """Makes a newly built network the child of a parent."""
+
+    def make(child, parent, plan, *, reset="official", **facts):
+        birth = birth_of(parent=parent, reset=reset, **facts)
+        KnowledgeEvolution().inherit(child, replace(birth, plan=plan, build=build))
+
+    return make
+
+
 @pytest.mark.parametrize("reset", ["official", "same_as_init", "zero"])
-def test_what_is_fit_is_the_parents_to_the_last_bit(parent, plan, reset):
+def test_what_is_fit_is_the_parents_to_the_last_bit(parent, plan, reset, inherit):
     child = build(2)
-    inherit(child, parent, plan, reset=reset, generator=generator())
+    inherit(child, parent, plan, reset=reset)
     masks = plan.masks
     assert set(masks) == {"stem.weight", "inner.weight", "head.weight"}
     for name, value in child.state_dict().items():
@@ -62,9 +73,9 @@ def test_what_is_fit_is_the_parents_to_the_last_bit(parent, plan, reset):
         assert torch.equal(value[fit], parent[name][fit]), name
 
 
-def test_official_reset_lies_within_its_bound(parent, plan):
+def test_official_reset_lies_within_its_bound(parent, plan, inherit):
     child = build(2)
-    inherit(child, parent, plan, reset="official", generator=generator())
+    inherit(child, parent, plan, reset="official")
     fan_in = {"stem.weight": 3 * 9, "inner.weight": 6 * 9, "head.weight": 10}
     for name, mask in plan.masks.items():
         redrawn = child.state_dict()[name][~mask]
@@ -74,47 +85,48 @@ def test_official_reset_lies_within_its_bound(parent, plan):
         assert float(redrawn.abs().max()) > 0.8 * fan_in[name] ** -0.5
 
 
-def test_same_as_init_takes_the_new_networks_values(parent, plan):
+def test_same_as_init_takes_the_new_networks_values(parent, plan, inherit):
     child = build(2)
     newly_built = copied(child)
-    inherit(child, parent, plan, reset="same_as_init", generator=generator())
+    inherit(child, parent, plan, reset="same_as_init")
     for name, mask in plan.masks.items():
         assert torch.equal(child.state_dict()[name][~mask], newly_built[name][~mask])
 
 
-def test_zero_reset(parent, plan):
+def test_zero_reset(parent, plan, inherit):
     child = build(2)
-    inherit(child, parent, plan, reset="zero", generator=generator())
+    inherit(child, parent, plan, reset="zero")
     assert all(not child.state_dict()[name][~mask].any() for name, mask in plan.masks.items())
 
 
 @pytest.mark.parametrize("reset", ["official", "zero"])
-def test_the_rest_of_the_new_network_does_not_matter(parent, plan, reset):
+def test_the_rest_of_the_new_network_does_not_matter(parent, plan, reset, inherit):
     one, other = build(2), build(3)
-    inherit(one, parent, plan, reset=reset, generator=generator())
-    inherit(other, parent, plan, reset=reset, generator=generator())
+    inherit(one, parent, plan, reset=reset)
+    inherit(other, parent, plan, reset=reset)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_every_stream_draws_another_reset(parent, plan):
+@pytest.mark.parametrize("facts", [{"number": 3}, {"number": 2, "seed": 1}], ids=["generation", "seed"])
+def test_every_generation_and_seed_draws_another_reset(facts, parent, plan, inherit):
     one, other = build(2), build(2)
-    inherit(one, parent, plan, reset="official", generator=generator(0))
-    inherit(other, parent, plan, reset="official", generator=generator(1))
+    inherit(one, parent, plan, number=2)
+    inherit(other, parent, plan, **facts)
     for name, mask in plan.masks.items():
         assert (one.state_dict()[name][~mask] != other.state_dict()[name][~mask]).all()
 
 
-def test_the_parent_and_the_plan_stay_as_they_are(parent, plan):
+def test_the_parent_and_the_plan_stay_as_they_are(parent, plan, inherit):
     before, masks = {name: value.clone() for name, value in parent.items()}, plan.masks
-    inherit(build(2), parent, plan, reset="official", generator=generator())
+    inherit(build(2), parent, plan, reset="official")
     assert all(torch.equal(value, before[name]) for name, value in parent.items())
     assert all(torch.equal(mask, masks[name]) for name, mask in plan.masks.items())
 
 
-def test_split_rate_1_inherits_everything(parent):
+def test_split_rate_1_inherits_everything(parent, inherit):
     plan = plan_split(build(0), torch.zeros(1, 3, 8, 8), rate=1.0)
     child = build(2)
-    inherit(child, parent, plan, reset="official", generator=generator())
+    inherit(child, parent, plan, reset="official")
     assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
 
 
@@ -127,17 +139,24 @@ def test_split_rate_1_inherits_everything(parent):
     ],
     ids=["missing", "left over", "wrong shape"],
 )
-def test_weights_that_do_not_fit(parent, plan, change, word):
+def test_weights_that_do_not_fit(parent, plan, change, word, inherit):
     change(parent)
     with pytest.raises(KeMetricError, match="the parent's weights do not fit the recipe's network") as raised:
-        inherit(build(2), parent, plan, reset="official", generator=generator())
+        inherit(build(2), parent, plan, reset="official")
     assert word in str(raised.value)
     assert raised.value.exit_code == ExitCode.LINEAGE
 
 
-def test_loading_whole_copies(parent):
-    network = build(2)
-    load_whole(network, parent, "the stored weights")
-    assert all(torch.equal(value, parent[name]) for name, value in network.state_dict().items())
-    parent["head.weight"].zero_()
-    assert network.head.weight.any()
+def test_same_as_init_draws_anew_in_every_generation(parent, plan, inherit):
+    one, other = build(2), build(3)
+    inherit(one, parent, plan, reset="same_as_init", number=2)
+    inherit(other, parent, plan, reset="same_as_init", number=3)
+    for name, mask in plan.masks.items():
+        assert (one.state_dict()[name][~mask] != other.state_dict()[name][~mask]).all()
+
+
+def test_the_parent_teaches_only_where_the_recipe_asks_for_it(parent, birth_of):
+    method, network = KnowledgeEvolution(), build(2)
+    assert type(method.regime(network, birth_of(parent=parent))) is Regime
+    assert type(method.regime(network, birth_of(number=1, teacher_weight=0.5))) is Regime
+    assert isinstance(method.regime(network, birth_of(parent=parent, teacher_weight=0.5)), Guided)

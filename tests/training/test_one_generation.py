@@ -13,9 +13,11 @@ from torch.nn.functional import normalize
 
 from ke_metric.data.pictures import DeviceBatch
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.losses.classification import CrossEntropyLoss, CSKDLoss
 from ke_metric.losses.embedding import build_loss
 from ke_metric.randomness import default_streams, numpy_generator
 from ke_metric.recipe import Loss, Miner, Optimizer, Recipe, Training
+from ke_metric.regime import Regime
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import GenerationTraining, embedding_spread, weights_of
 from ke_metric.training.watch import Watch
@@ -75,9 +77,10 @@ class Recorder(Watch):
         self.warnings.append(text)
 
 
-def recipe_of(optimizer="sgd", *, loss=PROXIES, miner=None, learning_rate=0.05, **training):
+def recipe_of(optimizer="sgd", *, loss=PROXIES, miner=None, learning_rate=0.05, task="retrieval", **training):
     return Recipe(
         name="toy",
+        task=task,
         loss=loss,
         miner=miner,
         optimizer=Optimizer(name=optimizer, learning_rate=learning_rate),
@@ -85,13 +88,15 @@ def recipe_of(optimizer="sgd", *, loss=PROXIES, miner=None, learning_rate=0.05, 
     )
 
 
-def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None):
+def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None, regime=None):
     engine = Engine(recipe.training.precision, "cpu")
     with default_streams(seed, 1, "toy"):
         network = network or Toy()
         loss = loss or build_loss(recipe.loss, recipe.miner, classes=CLASSES, embedding_size=8)
     engine.place(network, channels_last=True)
-    return GenerationTraining(network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1)
+    return GenerationTraining(
+        network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1, regime=regime
+    )
 
 
 def flatten(value, path=""):
@@ -104,7 +109,8 @@ def flatten(value, path=""):
 def contents(state):
     """Everything of a state but how long it took."""
     log = [{name: value for name, value in record.items() if name != "seconds"} for record in state.training_log]
-    return flatten([dict(state.weights), dict(state.loss_weights), dict(state.optimizer), log, state.epoch])
+    tensors = [dict(state.weights), dict(state.loss_weights), dict(state.method_weights), dict(state.optimizer)]
+    return flatten([*tensors, log, state.epoch])
 
 
 def assert_identical(found, expected):
@@ -282,6 +288,166 @@ def test_the_networks_gradient_is_clipped():
     assert float(unclipped.network.head.weight.grad.norm()) > 2e-3
 
 
+class Pairs(ToyEpochs):
+    """Batches whose second half are partners of the first."""
+
+    def epoch(self, number):
+        for batch in super().epoch(number):
+            labels = batch.labels[: BATCH // 2].repeat(2)
+            yield DeviceBatch(batch.images, labels, batch.keys)
+
+
+def test_partners_go_through_the_network_by_themselves():
+    """In train mode, normalised by their own statistics, and without gradient."""
+    network, seen = Toy(), []
+    network.dropout.p = 0.0
+    reference = copy.deepcopy(network)
+    network.register_forward_hook(
+        lambda module, given, output: seen.append((given[0], output.requires_grad, module.training))
+    )
+    loss = CSKDLoss(temperature=2.0, weight=3.0)
+    training = prepare(recipe_of(task="classification"), network=network, loss=loss, epochs=Pairs())
+    batch = next(training.epochs.epoch(1))
+    value, accuracy = training.take_step(0, batch)
+    half = BATCH // 2
+    assert [(len(images), grad, train) for images, grad, train in seen] == [(half, True, True), (half, False, True)]
+    assert torch.equal(torch.cat([images for images, *_ in seen]), batch.images)
+    assert int(network.norm.num_batches_tracked) == 2
+
+    reference.train()
+    logits = reference(batch.images[:half])
+    with torch.no_grad():
+        partners = reference(batch.images[half:])
+    expected = loss(logits, batch.labels[:half], partners)
+    expected.backward()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert accuracy == float((logits.argmax(dim=1) == batch.labels[:half]).float().mean())
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad, msg=name)
+    for name, buffer in reference.named_buffers():
+        torch.testing.assert_close(network.get_buffer(name), buffer, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_partners_train_in_every_precision_and_after_a_resume(precision):
+    recipe = recipe_of(task="classification", precision=precision, epochs=3)
+    recorder = Recorder()
+    expected = prepare(recipe, loss=CSKDLoss(), epochs=Pairs()).train(recorder)
+    training = prepare(recipe, loss=CSKDLoss(), epochs=Pairs(), seed=1)
+    training.restore(recorder.states[0])
+    assert_identical(contents(training.train(Watch())), contents(expected))
+
+
+def test_the_log_of_a_classification_has_an_accuracy():
+    recorder = Recorder()
+    recipe = recipe_of(task="classification", loss=Loss(name="CrossEntropyLoss"), epochs=6)
+    record = prepare(recipe, loss=CrossEntropyLoss()).train(recorder).training_log[-1]
+    assert set(record) == {"generation", "epoch", "loss", "top1", "learning_rate", "images", "seconds"}
+    assert 0.5 < record["top1"] <= 1
+
+
+class Listener(Regime):
+    """Writes down what it hears, and what a parameter is at that moment."""
+
+    learning_rate_factor = 0.5
+
+    def __init__(self, network):
+        self.network, self.heard = network, []
+        self.state = {"steps": torch.zeros(1)}
+
+    def _hear(self, what):
+        weight = self.network.head.weight
+        self.heard.append((what, weight.grad is None, float(weight.detach().sum())))
+
+    def epoch_begins(self, epoch, optimizer):
+        assert optimizer.param_groups
+        self.heard.append(f"epoch {epoch}")
+
+    def targets(self, images):
+        self.images = images
+        self._hear("targets")
+        return images.new_zeros(len(images), 8)
+
+    def added_loss(self, outputs, targets):
+        assert outputs.dtype == targets.dtype == torch.float32
+        assert outputs.requires_grad
+        self._hear("added_loss")
+        return (outputs - targets).square().sum()
+
+    def before_step(self):
+        self._hear("before_step")
+
+    def after_step(self):
+        self._hear("after_step")
+        self.state["steps"] = self.state["steps"] + 1
+
+    def tensors(self):
+        return {name: value.clone() for name, value in self.state.items()}
+
+    def restore(self, tensors):
+        self.state = dict(tensors)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_regime_is_told_what_happens_when_it_happens(precision):
+    network = Toy()
+    listener, recorder = Listener(network), Recorder()
+    recipe = recipe_of(epochs=2, warmup_epochs=0, schedule="constant", precision=precision)
+    training = prepare(recipe, network=network, regime=listener)
+    state = training.train(recorder)
+    step = ["targets", "added_loss", "before_step", "after_step"]
+    told = [each if isinstance(each, str) else each[0] for each in listener.heard]
+    assert told == ["epoch 1", *step * BATCHES, "epoch 2", *step * BATCHES]
+    for first in range(1, 1 + 4 * BATCHES, 4):
+        before, _, complete, after = listener.heard[first : first + 4]
+        assert (before[1], complete[1]) == (True, False), "the gradients were not complete"
+        assert before[2] == complete[2] != after[2], "the weights had not changed"
+    assert state.training_log[0]["learning_rate"] == pytest.approx(0.5 * 0.05)
+    # Squares of L2-normalised embeddings: 1 for each image on top of the loss.
+    plain = prepare(recipe).train(Watch())
+    assert state.training_log[0]["loss"] == pytest.approx(plain.training_log[0]["loss"] + BATCH, rel=0.05)
+    assert [float(state.method_weights["steps"]) for state in recorder.states] == [BATCHES, 2 * BATCHES]
+
+
+def test_what_a_regime_keeps_is_there_after_a_resume():
+    recipe, recorder = recipe_of(epochs=2, warmup_epochs=0), Recorder()
+    network = Toy()
+    prepare(recipe, network=network, regime=Listener(network)).train(recorder)
+    network = Toy()
+    listener = Listener(network)
+    training = prepare(recipe, network=network, regime=listener)
+    training.restore(recorder.states[0])
+    assert float(listener.state["steps"]) == BATCHES
+    training.train(Watch())
+    assert float(listener.state["steps"]) == 2 * BATCHES
+    assert listener.heard[0] == "epoch 2"
+
+
+@pytest.mark.parametrize("change", ["gradient", "weight"])
+def test_a_regime_may_change_what_it_is_told_of(change):
+    """A gradient before it is clipped, a weight after the optimizer has."""
+
+    class Freeze(Regime):
+        def before_step(self):
+            if change == "gradient":
+                network.head.weight.grad.fill_(1e6)
+
+        def after_step(self):
+            if change == "weight":
+                network.head.weight.data.zero_()
+
+    network = Toy()
+    recipe = recipe_of(gradient_clip=1e-3, warmup_epochs=0)
+    training = prepare(recipe, network=network, regime=Freeze())
+    training.take_step(0, next(training.epochs.epoch(1)))
+    if change == "gradient":
+        total = sum(float(parameter.grad.square().sum()) for parameter in network.parameters()) ** 0.5
+        assert total == pytest.approx(1e-3, rel=1e-3)
+        assert float(network.head.weight.grad.norm()) == pytest.approx(1e-3, rel=1e-3)
+    else:
+        assert not network.head.weight.any()
+
+
 def test_an_exception_in_a_watch_stops_at_once():
     class Stop(Recorder):
         def step_done(self, step):
@@ -327,7 +493,8 @@ def test_a_loss_draws_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_loss_sees_float32(precision):
+@pytest.mark.parametrize("network", [None, nn.Sequential(nn.Flatten(), nn.Linear(48, 8))], ids=["float", "autocast"])
+def test_the_loss_sees_float32(network, precision):
     seen = []
 
     class Look(nn.Module):
@@ -335,7 +502,8 @@ def test_the_loss_sees_float32(precision):
             seen.append((embeddings.dtype, torch.is_autocast_enabled("cpu")))
             return embeddings.square().mean()
 
-    prepare(recipe_of(precision=precision, epochs=1, warmup_epochs=0), loss=Look()).train(Watch())
+    recipe = recipe_of(precision=precision, epochs=1, warmup_epochs=0)
+    prepare(recipe, loss=Look(), network=copy.deepcopy(network)).train(Watch())
     assert set(seen) == {(torch.float32, False)}
 
 

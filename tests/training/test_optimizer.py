@@ -20,13 +20,14 @@ class Proxies(nn.Module):
         self.proxies = nn.Parameter(torch.zeros(3, 2))
 
 
-def build(name="sgd", loss=None, network=None, **loss_section):
+def build(name="sgd", loss=None, network=None, *, scaled=False, **loss_section):
     return build_optimizer(
         network or nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
         Proxies() if loss is None else loss,
         recipe=Optimizer(name=name, learning_rate=0.2, weight_decay=0.03, momentum=0.7),
         loss_recipe=Loss(**loss_section),
         device=torch.device("cpu"),
+        scaled=scaled,
     )
 
 
@@ -51,6 +52,24 @@ def test_the_loss_has_its_own_learning_rate_and_no_weight_decay(name):
 
 def test_momentum_is_that_of_the_recipe():
     assert {group["momentum"] for group in build("sgd").param_groups} == {0.7}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_first_step_that_the_scaler_leaves_out_leaves_no_momentum(name, monkeypatch):
+    """Where the optimizer allocates memory for it, what happens to lie there must not be taken for momentum."""
+    network = nn.Linear(3, 2)
+    optimizer, scaler = build(name, nn.Module(), network, scaled=True), torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, torch.nan))
+    before = {parameter: value.detach().clone() for parameter, value in network.named_parameters()}
+    for gradient in (torch.inf, 0.0):
+        scaler.scale(torch.zeros(1))
+        for value in network.parameters():
+            value.grad = torch.full_like(value, gradient)
+        scaler.step(optimizer)
+        scaler.update()
+    for parameter, value in network.named_parameters():
+        # Weight decay alone has moved them, Adam by its learning rate of 0.2.
+        assert (value.detach() - before[parameter]).abs().max() < 0.21
 
 
 def test_a_loss_without_parameters_has_no_group():

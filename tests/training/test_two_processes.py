@@ -20,16 +20,25 @@ from ke_metric.data.pictures import DeviceBatch, Pictures
 from ke_metric.data.pixels import PixelStore
 from ke_metric.evolution import evolve
 from ke_metric.generation import weights_digest
+from ke_metric.losses.classification import CSKDLoss
 from ke_metric.losses.embedding import build_loss
+from ke_metric.methods.teacher import Guided
 from ke_metric.networks.embedding import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import GenerationTraining
+from ke_metric.training.saliency import mean_gradients
 from ke_metric.training.watch import Watch
 
 LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss")
+METHODS = {
+    "knowledge_evolution": {},
+    "repr": {"full_epochs": 1, "dropped_epochs": 1, "cycles": 1},
+    "neural_regeneration": {},
+    "born_again": {},
+}
 SIZE = 32
 # In halves every class has one image: all positive pairs lie across the processes.
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
@@ -49,6 +58,17 @@ class Network(nn.Module):
         return normalize(self.head(torch.tanh(self.hidden(images.flatten(1)))), dim=1)
 
 
+class Normalised(Network):
+    """With batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+
+    def forward(self, images):
+        return super().forward(self.norm(images.flatten(1)))
+
+
 class Halves:
     """Two batches of 8 images in each epoch, of which every process takes its share."""
 
@@ -65,6 +85,18 @@ class Halves:
             share = slice(share.start, share.start + 8 // self._engine.processes)
             labels = LABELS[share]
             yield DeviceBatch(images[share], labels, tuple(f"{step}-{label}" for label in labels.tolist()))
+
+
+class PairsInHalves(Halves):
+    """The same with 4 pictures, followed by their partners; every process takes its share of both."""
+
+    def epoch(self, number):
+        for step in range(2):
+            images = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(10 * number + step))
+            share = 4 // self._engine.processes
+            own = torch.arange(4)[self._engine.rank * share : (self._engine.rank + 1) * share]
+            chosen = torch.cat([own, own + 4])
+            yield DeviceBatch(images[chosen], LABELS[chosen], tuple(f"{step}-{index}" for index in chosen.tolist()))
 
 
 def training_of(loss, engine):
@@ -90,6 +122,38 @@ def gradients(loss, engine):
     }
 
 
+def distilled(engine, kind=Network):
+    """Train with partners: two halves of a batch in every process."""
+    recipe = Recipe(
+        name="pairs",
+        task="classification",
+        optimizer=Optimizer(learning_rate=0.1),
+        training=Training(epochs=2, precision="fp32"),
+    )
+    with default_streams(0, 1, "two processes"):
+        network = kind()
+    training = GenerationTraining(network, CSKDLoss(), PairsInHalves(engine), recipe=recipe, engine=engine, number=1)
+    return dict(training.train(Watch()).weights)
+
+
+def taught(engine, task):
+    """Return the gradients of a step with a teacher, whose outputs the whole batch is compared with."""
+    training = training_of("ProxyAnchorLoss", engine)
+    with default_streams(0, 2, "teacher"):
+        teacher = Network().requires_grad_(False)
+    training.regime = Guided(teacher, task, weight=5.0, temperature=None)
+    value, _ = training.take_step(0, next(training.epochs.epoch(1)))
+    return {"value": torch.tensor(value)} | {
+        name: parameter.grad for name, parameter in training.network.named_parameters()
+    }
+
+
+def saliency(engine, loss):
+    """Return the mean absolute gradients of a network."""
+    training = training_of(loss, engine)
+    return mean_gradients(training.network, training.loss, training.epochs.epoch(1), engine)
+
+
 def trained(loss, engine):
     state = training_of(loss, engine).train(Watch())
     images = {"images": torch.tensor(state.training_log[-1]["images"])}
@@ -112,16 +176,17 @@ def noise():
     return Pictures(Benchmark("noise", train, test, test), train_store, test_store, test_store)
 
 
-def recipe_of_noise():
+def recipe_of_noise(method="knowledge_evolution"):
     return Recipe.model_validate(
         {
             "name": "noise",
             "generations": 2,
             "data": {"image_size": SIZE, "store_size": SIZE},
             "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+            "method": {"name": method, **METHODS[method]},
             "batches": {"size": 8, "images_per_class": 2},
             "optimizer": {"learning_rate": 0.05},
-            "training": {"epochs": 1, "precision": "fp32"},
+            "training": {"epochs": 3 if method == "repr" else 1, "precision": "fp32"},
             "evaluation": {"recall_at": [1], "resize": SIZE, "kmeans_seeds": 1, "backend": "torch"},
         }
     )
@@ -138,9 +203,9 @@ def scores_of(engine):
     return {"scores": dict(scores), "images": sum(seen)}
 
 
-def grown(engine):
+def grown(engine, method):
     """Grow two generations with batch norm; score the stored weights of the last one again."""
-    recipe, pictures = recipe_of_noise(), noise()
+    recipe, pictures = recipe_of_noise(method), noise()
     generations = list(evolve(recipe, pictures, device="cpu"))
     with default_streams(0, 1, "again"):
         network = build_network(recipe.network, SIZE)
@@ -160,7 +225,11 @@ def main(folder):
         "gradients": {loss: gradients(loss, engine) for loss in LOSSES},
         "trained": {loss: trained(loss, engine) for loss in LOSSES},
         "scores": scores_of(engine),
-        "grown": grown(engine),
+        "grown": {method: grown(engine, method) for method in METHODS},
+        "distilled": distilled(engine),
+        "distilled with batch norm": distilled(engine, Normalised),
+        "taught": {task: taught(engine, task) for task in ("retrieval", "classification")},
+        "saliency": {loss: saliency(engine, loss) for loss in LOSSES},
         "records": engine.gather_records([engine.rank, "record"]),
         "any": [engine.any(engine.rank == 1), engine.any(False)],
     }
@@ -254,9 +323,41 @@ def test_every_picture_is_scored_once(found, engine):
         assert process["scores"]["scores"] == pytest.approx(expected["scores"], abs=1e-6)
 
 
-def test_a_lineage_of_two_processes_is_one_lineage(found):
+@pytest.mark.parametrize("task", ["retrieval", "classification"])
+def test_a_teacher_is_compared_with_on_the_whole_batch(task, found, engine):
+    expected = taught(engine, task)
+    assert not torch.equal(expected["value"], gradients("ProxyAnchorLoss", engine)["value"])
+    for process in found:
+        assert_close(process["taught"][task], expected)
+
+
+def test_partners_of_all_processes_are_compared_with(found, engine):
+    expected = distilled(engine)
+    for process in found:
+        assert_close(process["distilled"], expected)
+
+
+@pytest.mark.parametrize("kind", ["distilled", "distilled with batch norm"])
+def test_partners_leave_the_processes_with_one_network(kind, found):
+    one, other = (process[kind] for process in found)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_saliency_is_that_of_the_whole_batch(loss, found, engine):
+    expected = saliency(engine, loss)
+    assert all(value.max() > 0 for value in expected.values())
+    for process in found:
+        assert_close(process["saliency"][loss], expected)
+        assert all(
+            torch.equal(value, found[0]["saliency"][loss][name]) for name, value in process["saliency"][loss].items()
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lineage_of_two_processes_is_one_lineage(method, found):
     """Norm statistics differ from process to process within an epoch; what is stored and scored is one network."""
-    one, other = (process["grown"] for process in found)
+    one, other = (process["grown"][method] for process in found)
     assert one == other
     assert one["scores"] == one["again"]
 

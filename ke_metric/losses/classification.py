@@ -1,0 +1,212 @@
+"""Losses of classifiers: cross-entropy, CS-KD and AdaCos, computed in float32 whatever the network's precision.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.losses.parts import build_part
+from ke_metric.recipe import Loss, Recipe
+
+# An arc cosine has no slope at -1 and 1; the nearest numbers float32 has.
+_LARGEST_COSINE = 1 - 1e-7
+# Half precision leaves cosines this far from what they are.
+_ROUNDING = 0.01
+
+
+class ClassificationLoss(nn.Module):
+    """What the losses of classifiers have in common.
+
+    Attributes:
+        takes_partners: Whether it compares the logits with those of a second picture of the same class, and needs
+            `batches.sampler: paired` for that.
+        takes_cosines: Whether its logits must be cosines, those of `network.head: cosine`.
+    """
+
+    takes_partners = False
+    takes_cosines = False
+
+
+class CrossEntropyLoss(ClassificationLoss):
+    """Cross-entropy with label smoothing, torch's own, averaged over the batch.
+
+    L = (1 - e) (-ln p_y) + e/C sum over all k of (-ln p_k), with p the softmax of the logits, y the label and e the
+    smoothing (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7). The uniform part
+    includes the class y. Knowledge Evolution takes e = 0.1.
+
+    Args:
+        label_smoothing: e in [0, 1); 0 is plain cross-entropy.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing = {label_smoothing}, must be in [0, 1)")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch, a float32 scalar.
+
+        Args:
+            logits: [B, C] of any floating-point type.
+            labels: int64 [B] in [0, C).
+        """
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+
+class CSKDLoss(ClassificationLoss):
+    """Class-wise self-knowledge distillation: two pictures of a class are to be judged alike.
+
+    L = CE(z, y) + w T^2/B sum over i of KL(softmax(z'_i / T) || softmax(z_i / T)), with z the logits and z' those of
+    the partners, through which no gradient flows (Yun et al., "Regularizing Class-wise Predictions via Self-knowledge
+    Distillation", CVPR 2020; the mean over the batch as in the authors' code). No labels are smoothed beside it.
+
+    The partners go through the network in a forward pass of their own, without gradient and in train mode: batch norm
+    takes the statistics of each half by itself.
+
+    Args:
+        temperature: T, positive; 4 as the authors have it.
+        weight: w, at least 0; the authors take 3 for fine-grained classes, 1 for CIFAR-100 and TinyImageNet.
+    """
+
+    takes_partners = True
+
+    def __init__(self, temperature: float = 4.0, weight: float = 3.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature = {temperature}, must be greater than 0")
+        if weight < 0:
+            raise ValueError(f"weight = {weight}, must be at least 0")
+        self.temperature, self.weight = temperature, weight
+
+    def forward(self, logits: Tensor, labels: Tensor, partner_logits: Tensor) -> Tensor:
+        """Return the loss of a batch, a float32 scalar.
+
+        Args:
+            logits: [B, C] of any floating-point type.
+            labels: int64 [B] in [0, C), of both halves.
+            partner_logits: [B, C], row i of the partner of picture i.
+        """
+        logits = logits.float()
+        soft = functional.log_softmax(logits / self.temperature, dim=1)
+        targets = functional.log_softmax(partner_logits.detach().float() / self.temperature, dim=1)
+        divergence = functional.kl_div(soft, targets, reduction="batchmean", log_target=True)
+        return functional.cross_entropy(logits, labels) + self.weight * self.temperature**2 * divergence
+
+
+class AdaCosLoss(ClassificationLoss):
+    """AdaCos: cross-entropy of scaled cosines, whose scale needs no tuning.
+
+    L = CE(s cos, y). Fixed: s = sqrt(2) ln(C - 1). Dynamic: before every step, without gradient,
+    B = 1/N sum over i, k != y_i of exp(s cos_ik) and m = the median over the batch of the angles to the own class;
+    then s = ln(B) / cos(min(pi/4, m)), beginning with the fixed value (Zhang et al., "AdaCos: Adaptively Scaling
+    Cosine Logits for Effectively Learning Deep Face Representations", CVPR 2019). The tables of Knowledge Evolution
+    do not say which of the two they have; the dynamic one is what the paper proposes.
+
+    Of an even number of angles the median is the smaller of the two in the middle, torch's. The scale moves in train
+    mode only, and does not matter for which class is the most likely one.
+
+    Args:
+        num_classes: C, at least 3: of 2 classes the fixed scale is 0.
+        dynamic: Whether the scale moves with the batches.
+
+    Attributes:
+        scale: s, a float32 buffer: saved and resumed with the weights.
+    """
+
+    takes_cosines = True
+    scale: Tensor
+
+    def __init__(self, num_classes: int, dynamic: bool = True) -> None:
+        super().__init__()
+        if num_classes < 3:
+            raise ValueError(f"needs at least 3 classes, not {num_classes}: the scale of 2 classes is ln(1) = 0")
+        self.dynamic = dynamic
+        self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
+
+    def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch, a float32 scalar.
+
+        Args:
+            cosines: [B, C] of any floating-point type, each in [-1, 1].
+            labels: int64 [B] in [0, C).
+
+        Raises:
+            KeMetricError: The logits are not cosines (RECIPE), or the next scale would not be positive (DIVERGED).
+        """
+        cosines = cosines.float()
+        if bool((cosines.detach().abs() > 1 + _ROUNDING).any()):
+            raise _refused(
+                "loss.name = 'AdaCosLoss' takes cosines, and got larger logits; use network.head = 'cosine'"
+            )
+        if self.dynamic and self.training:
+            # Not in place: the graph of a loss that is still to be differentiated may hold the last one.
+            self.scale = self._next_scale(cosines.detach(), labels)
+        return functional.cross_entropy(self.scale * cosines, labels)
+
+    def _next_scale(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        own = functional.one_hot(labels, cosines.shape[1]).bool()
+        others = (self.scale * cosines).exp().masked_fill(own, 0).sum() / len(cosines)
+        median = cosines[own].clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos().median()
+        scale = others.log() / median.clamp(max=math.pi / 4).cos()
+        # What is not finite is left to whoever looks at the loss.
+        if bool(scale <= 0):
+            raise KeMetricError(
+                f"AdaCosLoss: the scale would go from {float(self.scale):.3g} to {float(scale):.3g}, which turns the "
+                "loss around: the cosines with other classes are too low for so few classes. Use "
+                "loss.arguments = {dynamic: false}",
+                ExitCode.DIVERGED,
+            )
+        return scale
+
+
+LOSSES: dict[str, type[ClassificationLoss]] = {
+    loss.__name__: loss for loss in (CrossEntropyLoss, CSKDLoss, AdaCosLoss)
+}
+
+
+def build_classification_loss(loss: Loss, *, classes: int) -> ClassificationLoss:
+    """Build the loss of a recipe.
+
+    Args:
+        loss: The recipe's section.
+        classes: C, of the training part.
+
+    Returns:
+        The loss, called with logits [B, C] and labels [B], and with the partners' logits [B, C] where it
+        `takes_partners`.
+
+    Raises:
+        KeMetricError: An unknown class or keyword, or a value that does not fit (RECIPE).
+    """
+    built = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes={"num_classes": classes})
+    return cast(ClassificationLoss, built)
+
+
+def require_fit(loss: ClassificationLoss, recipe: Recipe) -> None:
+    """Refuse a head or a sampler whose output the loss of a classifier has no use for.
+
+    Raises:
+        KeMetricError: `network.head` is not the one that the loss needs, or `batches.sampler` gives partners to a
+            loss that takes none, or none to one that does (RECIPE).
+    """
+    head = "cosine" if loss.takes_cosines else "linear"
+    if recipe.network.head != head:
+        raise _refused(f"network.head = {recipe.network.head!r}: loss.name = {recipe.loss.name!r} needs {head!r}")
+    if loss.takes_partners != (recipe.batches.sampler == "paired"):
+        needed = "'paired'" if loss.takes_partners else "'shuffled' or 'class_balanced', it has no use for partners"
+        raise _refused(
+            f"batches.sampler = {recipe.batches.sampler!r}: loss.name = {recipe.loss.name!r} needs {needed}"
+        )
+
+
+def _refused(message: str) -> KeMetricError:
+    return KeMetricError(message, ExitCode.RECIPE)

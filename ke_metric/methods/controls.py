@@ -1,0 +1,87 @@
+"""Controls: what generations give without a reset, without a parent, and with a weaker reset.
+
+The long baseline, one training with as many epochs as all generations together, needs no method: it is a recipe with
+`generations: 1` and `training.epochs` multiplied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.methods.teacher import guidance
+from ke_metric.recipe import Method as MethodRecipe
+from ke_metric.regime import Regime
+from ke_metric.split.plan import SplitPlan
+from ke_metric.split.slim import extract_slim
+from ke_metric.split.wels import multiplicative_weights
+
+
+class Restarts(Method):
+    """Inherits everything: the learning rate starts again, no weight of the network is redrawn.
+
+    Separates what a reset does from what restarting the schedule does (warm restarts: Loshchilov and Hutter, ICLR
+    2017; the control `--no_reset` of Zhou et al., ICLR 2022). A loss's own parameters begin anew, as in the methods
+    that it is compared with, unless `method.reset_loss` is false.
+    """
+
+    def inherit(self, child: nn.Module, birth: Birth) -> None:
+        """See `Method.inherit`."""
+        assert birth.parent is not None, "generation 1 has no parent"
+        load_whole(child, birth.parent, "the parent's weights")
+
+    def regime(self, network: nn.Module, birth: Birth) -> Regime:
+        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+        return guidance(network, birth)
+
+
+class Repeats(Method):
+    """Inherits nothing: every generation is a training from new random weights. Their spread is that of the seed."""
+
+    def inherit(self, child: nn.Module, birth: Birth) -> None:
+        """See `Method.inherit`."""
+
+
+class ShrinkAndPerturb(Method):
+    """Inherits every weight shrunk, and noise added: W <- shrink * W + perturb * R.
+
+    Ash and Adams: On Warm-Starting Neural Network Training, NeurIPS 2020. R are the weights of a newly built network,
+    so that noise has each layer's own scale. Norm layers and biases are inherited as they are. Defaults, 0.4 and 0.1,
+    are ours: the paper tunes the shrinking and finds a small perturbation enough.
+    """
+
+    def check(self, network: nn.Module, recipe: MethodRecipe) -> None:
+        """See `Method.check`."""
+        multiplicative_weights(network)
+
+    def inherit(self, child: nn.Module, birth: Birth) -> None:
+        """See `Method.inherit`."""
+        assert birth.parent is not None, "generation 1 has no parent"
+        noise = {name: weight.detach().clone() for name, weight in multiplicative_weights(child).items()}
+        load_whole(child, birth.parent, "the parent's weights")
+        with torch.no_grad():
+            for name, weight in multiplicative_weights(child).items():
+                weight.mul_(birth.recipe.shrink).add_(noise[name], alpha=birth.recipe.perturb)
+
+    def regime(self, network: nn.Module, birth: Birth) -> Regime:
+        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+        return guidance(network, birth)
+
+
+class SlimAlone(Restarts):
+    """Trains the slim network's architecture alone, from the slim part of the dense network's first weights.
+
+    What a fit hypothesis must beat: a small network trained plainly. With one generation and the epochs of all; more
+    generations are restarts.
+    """
+
+    changes_architecture = True
+
+    def architecture(self, network: nn.Module, plan: SplitPlan) -> nn.Module:
+        """Return the slim network.
+
+        Raises:
+            KeMetricError: The plan is one of single weights.
+        """
+        return extract_slim(network, plan)

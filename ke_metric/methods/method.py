@@ -1,0 +1,119 @@
+"""What every method is: how a child begins, and what happens while a generation trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import Weights, as_state_dict
+from ke_metric.randomness import torch_generator
+from ke_metric.recipe import Method as MethodRecipe
+from ke_metric.regime import Regime
+from ke_metric.split.graph import ChannelGraph
+from ke_metric.split.plan import SplitPlan
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What there is to make generation `number` of.
+
+    Attributes:
+        number: Number of the generation, counted from 1.
+        generations: How many there will be.
+        seed: Seed of the lineage.
+        task: `retrieval` or `classification`.
+        recipe: The recipe's section on the method.
+        plan: The split plan of the lineage.
+        parent: State dict of generation number - 1 after its last epoch; None for generation 1.
+        build: Builds a network of the lineage's architecture with the random weights of the generation with this
+            number, on the CPU.
+        channels: Returns the channels of the lineage's networks, and which layers share them.
+        gradients: Returns weight name -> mean absolute gradient of the parent's loss over some of the training
+            images, on the CPU; costly, and only where there is a parent.
+    """
+
+    number: int
+    generations: int
+    seed: int
+    task: str
+    recipe: MethodRecipe
+    plan: SplitPlan
+    parent: Weights | None
+    build: Callable[[int], nn.Module]
+    channels: Callable[[], ChannelGraph]
+    gradients: Callable[[], Mapping[str, Tensor]]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a stream of random numbers of its own for this generation and purpose."""
+        return torch_generator(self.seed, self.number, purpose)
+
+    def fresh(self) -> nn.Module | None:
+        """Return a newly built network for `method.reset: same_as_init`; None for rules that need none."""
+        return self.build(self.number) if self.recipe.reset == "same_as_init" else None
+
+    def teacher(self, network: nn.Module) -> nn.Module:
+        """Return the parent as a network of its own, frozen and in eval mode, where and laid out as `network` is."""
+        assert self.parent is not None, "generation 1 has no parent"
+        teacher = copy.deepcopy(network)
+        load_whole(teacher, self.parent, "the parent's weights")
+        return teacher.requires_grad_(False).eval()
+
+
+class Method:
+    """A method: what a child takes from its parent, and the regime of every generation.
+
+    Attributes:
+        changes_architecture: Whether `architecture` gives another network than the recipe's.
+    """
+
+    changes_architecture: bool = False
+
+    def architecture(self, network: nn.Module, plan: SplitPlan) -> nn.Module:
+        """Return the network that is trained, given the recipe's network and its split plan: that network itself."""
+        return network
+
+    def check(self, network: nn.Module, recipe: MethodRecipe) -> None:
+        """Find out whether the method can be used on a network, before hours go by until it is.
+
+        Args:
+            network: Of the lineage's architecture.
+            recipe: The recipe's section on the method.
+
+        Raises:
+            KeMetricError: It cannot, or a field of the section does not fit the network.
+        """
+
+    def inherit(self, child: nn.Module, birth: Birth) -> None:
+        """Make a newly built network the child of `birth.parent`, in place.
+
+        Args:
+            child: A network with new random weights.
+            birth: What there is to make it of; it has a parent.
+        """
+        raise NotImplementedError
+
+    def regime(self, network: nn.Module, birth: Birth) -> Regime:
+        """Return what happens while a generation trains.
+
+        Args:
+            network: The generation's network as it begins, on its device.
+            birth: As for `inherit`; without a parent for generation 1.
+        """
+        return Regime()
+
+
+def load_whole(network: nn.Module, weights: Weights, what: str) -> None:
+    """Load a state dict, every tensor of it and nothing else.
+
+    Raises:
+        KeMetricError: A tensor is missing, left over or of another shape.
+    """
+    try:
+        network.load_state_dict(as_state_dict(weights, network), strict=True)
+    except RuntimeError as error:
+        raise KeMetricError(f"{what} do not fit the recipe's network: {error}", ExitCode.LINEAGE) from error

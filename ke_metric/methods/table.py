@@ -1,0 +1,33 @@
+"""The one table of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
+from ke_metric.methods.dense_sparse_dense import DenseSparseDense
+from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
+from ke_metric.methods.later_layers import LaterLayerForgetting
+from ke_metric.methods.layer_wise import LayerWise
+from ke_metric.methods.method import Method
+from ke_metric.methods.neural_regeneration import NeuralRegeneration
+from ke_metric.methods.repr_filters import RePr
+from ke_metric.methods.teacher import BornAgain
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "knowledge_evolution": KnowledgeEvolution(),
+        "born_again": BornAgain(),
+        "dense_sparse_dense": DenseSparseDense(),
+        "repr": RePr(),
+        "later_layer_forgetting": LaterLayerForgetting(),
+        "layer_wise": LayerWise(),
+        "neural_regeneration": NeuralRegeneration(),
+        "restarts": Restarts(),
+        "repeats": Repeats(),
+        "shrink_and_perturb": ShrinkAndPerturb(),
+        "slim_alone": SlimAlone(),
+    }
+)
+"""Name in a recipe to the method; they hold no state."""

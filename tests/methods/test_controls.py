@@ -1,0 +1,121 @@
+"""The controls: everything inherited, nothing inherited, everything weakened, and the slim architecture by itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
+from ke_metric.methods.teacher import Guided
+from ke_metric.regime import Regime
+from ke_metric.split.planning import plan_split
+from ke_metric.split.slim import extract_slim
+
+WEIGHTS = {
+    "conv1.weight", "layer1.conv1.weight", "layer1.conv2.weight", "layer1.shortcut.weight", "layer2.0.weight",
+    "layer2.3.weight", "head.weight",
+}  # fmt: skip
+
+
+def test_restarts_are_the_parent_bit_for_bit(small, birth_of, parent):
+    child = small(2)
+    Restarts().inherit(child, birth_of("restarts", parent=parent))
+    assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
+    child.head.weight.data.zero_()
+    assert parent["head.weight"].any()
+
+
+def test_repeats_share_nothing(small, birth_of, parent):
+    child = small(2)
+    Repeats().inherit(child, birth_of("repeats", parent=parent))
+    assert all(torch.equal(value, small(2).state_dict()[name]) for name, value in child.state_dict().items())
+    for name in WEIGHTS:
+        assert (child.state_dict()[name] != parent[name]).all()
+        assert (child.state_dict()[name] != small(3).state_dict()[name]).all()
+
+
+@pytest.mark.parametrize(("shrink", "perturb"), [(0.4, 0.1), (0.5, 0.0), (0.0, 1.0), (1.0, 0.0)])
+def test_shrink_and_perturb_is_its_formula(shrink, perturb, small, birth_of, parent):
+    child, noise = small(2), small(2).state_dict()
+    birth = birth_of("shrink_and_perturb", parent=parent, shrink=shrink, perturb=perturb)
+    ShrinkAndPerturb().inherit(child, birth)
+    for name, value in child.state_dict().items():
+        expected = shrink * parent[name] + perturb * noise[name] if name in WEIGHTS else parent[name]
+        assert torch.equal(value, parent[name]) if name not in WEIGHTS else torch.allclose(value, expected), name
+
+
+def test_the_defaults_of_shrink_and_perturb_are_ours(birth_of):
+    recipe = birth_of("shrink_and_perturb").recipe
+    assert (recipe.shrink, recipe.perturb) == (0.4, 0.1)
+
+
+def test_every_generation_is_perturbed_by_another_noise(small, birth_of, parent):
+    children = [small(number) for number in (2, 2, 3)]
+    for child, number in zip(children, (2, 2, 3), strict=True):
+        ShrinkAndPerturb().inherit(child, birth_of("shrink_and_perturb", parent=parent, number=number))
+    for name in WEIGHTS:
+        one, again, other = (child.state_dict()[name] for child in children)
+        assert torch.equal(one, again)
+        assert (one != other).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(Restarts(), "restarts"), (ShrinkAndPerturb(), "shrink_and_perturb")],
+    ids=["restarts", "shrink"],
+)
+def test_a_parent_may_teach(method, name, small, birth_of):
+    assert type(method.regime(small(2), birth_of(name))) is Regime
+    assert isinstance(method.regime(small(2), birth_of(name, teacher_weight=1.0)), Guided)
+
+
+def test_nobody_teaches_repeats(small, birth_of):
+    assert type(Repeats().regime(small(2), birth_of("repeats"))) is Regime
+
+
+def test_slim_alone_is_the_slim_part_of_the_first_weights(small, birth_of):
+    dense = small(1)
+    plan = birth_of(number=1).plan
+    slim, expected = SlimAlone().architecture(dense, plan), extract_slim(dense, plan)
+    assert slim.state_dict().keys() == expected.state_dict().keys()
+    for name, value in slim.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name])
+    weight, mask = dense.layer1.conv1.weight.detach(), plan.masks["layer1.conv1.weight"]
+    assert torch.equal(slim.layer1.conv1.weight.flatten(), weight[mask])
+    assert slim.layer1.conv1.weight.shape == (4, 3, 3, 3)
+    assert SlimAlone.changes_architecture
+    assert not Restarts.changes_architecture
+
+
+def test_slim_alone_inherits_like_restarts(small, birth_of):
+    plan = birth_of(number=1).plan
+    parent = {name: value + 1 for name, value in extract_slim(small(1), plan).state_dict().items()}
+    child = extract_slim(small(2), plan)
+    SlimAlone().inherit(child, birth_of("slim_alone", parent=parent))
+    assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
+
+
+def test_single_weights_have_no_slim_network(small):
+    plan = plan_split(small(1), torch.zeros(1, 3, 8, 8), rate=0.5, kind="wels", seed=0)
+    with pytest.raises(KeMetricError, match="no slim network") as raised:
+        SlimAlone().architecture(small(1), plan)
+    assert raised.value.exit_code == ExitCode.RECIPE
+
+
+def test_a_network_that_no_rule_covers_shows_at_once(birth_of):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(3, 4))
+
+    ShrinkAndPerturb().check(nn.Linear(3, 4), birth_of("shrink_and_perturb").recipe)
+    with pytest.raises(KeMetricError, match="no rule says whether table"):
+        ShrinkAndPerturb().check(Odd(), birth_of("shrink_and_perturb").recipe)
+
+
+@pytest.mark.parametrize("method", [Restarts(), ShrinkAndPerturb()], ids=["restarts", "shrink_and_perturb"])
+def test_without_a_parent_nothing_is_inherited(method, small, birth_of):
+    with pytest.raises(AssertionError, match="no parent"):
+        method.inherit(small(2), replace(birth_of(), parent=None))
