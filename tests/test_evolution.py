@@ -323,8 +323,8 @@ def test_modules_the_recipe_keeps_whole(nursery):
         ({"method": {"name": "later_layer_forgetting", "layers": ["layer5"]}}, "no weights in a layer 'layer5'"),
         ({"method": {"name": "layer_wise", "layers": ["layer1", "haed"]}}, "did you mean 'head'"),
         (
-            {"method": {"name": "repr", "share": 0.001, "cycles": 1}, "training": {"epochs": 31}},
-            r"method\.share = 0\.001, of the \d+ filters",
+            {"method": {"name": "repr", "share": 1e-5, "cycles": 1}, "training": {"epochs": 31}},
+            r"method\.share = 1e-05, of the \d+ filters",
         ),
     ],
 )

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ke_metric import Lineage
 from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures
+from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.data.pixels import PixelStore
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
@@ -213,15 +214,44 @@ def test_regeneration_redraws_other_weights_in_every_generation(pictures):
     assert 0.01 < (masks[0] & ~masks[1]).sum() / masks[0].sum() < 0.5
 
 
-def test_saliency_does_not_depend_on_what_a_loss_has_drawn(pictures):
-    """Of a miner that draws, the same tuples whenever a child is made."""
-    miner = {"name": "DistanceWeightedMiner"}
-    recipe = recipe_of("neural_regeneration", loss={"name": "MarginLoss"}, miner=miner)
-    one = next(evolve(recipe, pictures, device="cpu"))
-    first = child_of(recipe, pictures, one)
-    torch.rand(7)
-    again = child_of(recipe, pictures, one)
-    assert weights_digest(first) == weights_digest(again)
+@pytest.mark.parametrize("task", TASKS)
+def test_saliency_is_measured_on_the_parent_and_its_loss(task, pictures, ancestors):
+    """On the first fifth of an epoch that it was not trained on."""
+    recipe, parent = recipe_of("neural_regeneration", task), ancestors[task, "wels"]
+    nursery = nursery_of(recipe, pictures)
+    network, loss = nursery.blueprint.build(7).eval(), nursery.build_loss(7, None)
+    network.load_state_dict(parent.weights)
+    loss.load_state_dict(parent.loss_weights)
+    epochs = TrainingEpochs(pictures, recipe, generation=1, device=torch.device("cpu"))
+    assert len(epochs) == 2
+    batch = next(epochs.epoch(recipe.training.epochs + 1))
+    loss(network(batch.images), batch.labels).backward()
+    found = nursery.birth(2, parent).gradients()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad.abs(), msg=name, rtol=1e-4, atol=1e-6)
+
+
+class Drawing(nn.Module):
+    """A loss that draws random numbers, as some miners do."""
+
+    def forward(self, outputs, labels):
+        return (outputs * torch.rand(outputs.shape)).sum()
+
+
+class DrawingNursery(Nursery):
+    def build_loss(self, number, parent):
+        return Drawing()
+
+
+def test_saliency_does_not_depend_on_what_was_drawn_before(pictures, ancestors):
+    # A large share: the smallest one is of weights without gradient, whatever the loss.
+    recipe = recipe_of("neural_regeneration", "classification", method={"name": "neural_regeneration", "share": 0.8})
+    nursery, children = DrawingNursery(recipe, pictures, Engine("fp32", "cpu")), []
+    for _ in range(2):
+        torch.rand(7)
+        child = nursery.build_child(nursery.birth(2, ancestors["classification", "wels"]))
+        children.append(weights_digest(child.state_dict()))
+    assert children[0] == children[1]
 
 
 def test_a_sparse_generation_ends_sparse_and_a_dense_one_does_not(pictures):

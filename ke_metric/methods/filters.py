@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.graph import ChannelGraph
@@ -26,10 +26,16 @@ ROUNDING = 1e-9
 def filters_of(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights of all convolutions but the first, name -> [J, ...].
 
+    Transposed ones, whose filters are columns, are left out, and heads that are convolutions without a kernel.
+
     Raises:
         KeMetricError: There are none.
     """
-    convolutions = [name for name, module in network.named_modules() if isinstance(module, _ConvNd)]
+    convolutions = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd) and module.weight.ndim > 2
+    ]
     if len(convolutions) < 2:
         raise KeMetricError(
             "method.name = 'repr', drops filters of convolutions after the first one, and the network has none",

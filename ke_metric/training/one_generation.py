@@ -208,7 +208,8 @@ class GenerationTraining:
     def _look(self, images: Tensor) -> Tensor:
         """Return outputs without gradient, the network in train mode.
 
-        Past DistributedDataParallel: it would send buffers around that the backward pass still needs.
+        Past DistributedDataParallel, which has no gradients to share here and would give every process the norm
+        statistics of the first one in the middle of a step.
         """
         outputs: Tensor = self.network(images)
         return outputs

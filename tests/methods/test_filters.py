@@ -17,6 +17,7 @@ from ke_metric.methods.filters import (
     reach_of,
     redundancy,
 )
+from ke_metric.networks.classification import CosineHead
 from ke_metric.split.channels import follow_channels
 
 CLOSE = 1e-5
@@ -158,6 +159,12 @@ def test_new_directions_come_from_the_generator():
 def test_the_first_convolution_is_left_out(small):
     names = ["layer1.conv1", "layer1.conv2", "layer1.shortcut", "layer2.0", "layer2.3"]
     assert list(filters_of(small(1))) == [f"{name}.weight" for name in names]
+
+
+def test_classes_are_no_filters():
+    """The weights of a cosine head, which is a kind of convolution; neither are the rows of a transposed one."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 5, 1), nn.Conv2d(5, 6, 1), CosineHead(6, 3))
+    assert list(filters_of(network)) == ["2.weight"]
 
 
 @pytest.mark.parametrize("network", [nn.Linear(2, 2), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(2, 2))])

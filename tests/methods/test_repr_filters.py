@@ -265,13 +265,21 @@ def test_the_same_seed_brings_back_the_same(small, birth_of):
 
 
 def test_two_cycles_draw_differently(small, birth_of):
+    """The filters that come back, and what reads them."""
     weights = []
     for epoch in (5, 9):
-        network, regime, *_ = dropped_network(small, birth_of)
+        network, regime, _, chosen = dropped_network(small, birth_of, share=0.5)
         regime.epoch_begins(epoch, torch.optim.SGD(network.parameters()))
         weights.append(network.state_dict())
-    for name in ("layer1.conv1.weight", "layer1.conv2.weight"):
-        assert not torch.equal(weights[0][name], weights[1][name])
+    for name, flags in chosen.items():
+        module = name.removesuffix(".weight")
+        assert (weights[0][name][flags] != weights[1][name][flags]).any(dim=1).all()
+        if module in READERS:
+            reader = f"{READERS[module]}.weight"
+            stays = ~chosen.get(reader, torch.zeros(len(weights[0][reader]), dtype=torch.bool))
+            one, other = (each[reader][stays][:, flags] for each in weights)
+            assert one.numel()
+            assert (one != other).all()
 
 
 def test_training_ends_with_the_full_network(small, birth_of, training_of):
