@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
@@ -78,6 +79,7 @@ def _plan_kels(
     graph = follow_channels(network, example_input)
     whole: dict[str, str] = {}
     as_wide: set[type[nn.Module]] = set()
+    spare: list[Tensor] = []
     while True:
         labels = [each for module in whole for each in _taken_apart(graph, module)]
         fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
@@ -91,12 +93,23 @@ def _plan_kels(
             settings = rehearse(extract_slim(network, plan), example_input, graph, fit)
         except MisfitError as misfit:
             kind = _kind_of(network, misfit.module)
-            if kind not in as_wide and _tie_inside_to_outside(network, graph, kind):
-                as_wide.add(kind)
-                continue
+            ties = [] if kind in as_wide else _inside_to_outside(network, graph, kind)
+            as_wide.add(kind)
             module = _culprit(graph, misfit.module, whole, root=type(network).__name__)
-            if module is None:
+            if ties:
+                graph.ties += ties
+                fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
+                if not all(bool(fit[pair].all()) for pair in ties):
+                    continue
+                # Nothing in these modules would be narrow any more (a channel shuffle ties all to all): not yet.
+                del graph.ties[-len(ties) :]
+                spare += ties
+            if module is None and not spare:
                 raise _refusal(graph, fit, misfit, root=type(network).__name__) from misfit
+            if module is None:
+                graph.ties += spare
+                spare, whole = [], {}
+                continue
             whole[module] = str(misfit)
         else:
             return replace(plan, settings=_as_json(settings))
@@ -106,22 +119,21 @@ def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
     return type(dict(network.named_modules()).get(name, network))
 
 
-def _tie_inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> bool:
-    """Let all modules of a kind be as wide inside as outside; tell whether they have layers to which that applies.
+def _inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> list[Tensor]:
+    """Return the ties [2, pairs] that make all modules of a kind as wide inside as outside, one for every layer.
 
     Most attention is written so: channels divided by heads is the width of a head. There queries, keys, values and
     projections, made from as many channels as each of them has, keep the channels that their inputs keep, which are
     those of whole heads.
     """
-    found = False
+    ties = []
     for name in (name for name, module in network.named_modules() if type(module) is kind and module is not network):
         inside = [layer for weight, layer in graph.layers.items() if weight.startswith(f"{name}.")]
         for layer in inside if len(inside) > 1 else ():
             times, rest = divmod(len(layer.outputs), len(layer.inputs))
             if rest == 0 and times <= 3:
-                graph.tie(layer.outputs.view(times, -1), layer.inputs)
-                found = True
-    return found
+                ties.append(torch.stack([layer.outputs, layer.inputs.repeat(times)]))
+    return ties
 
 
 def _taken_apart(graph: ChannelGraph, module: str) -> list[Tensor]:
