@@ -20,10 +20,11 @@ import multiprocessing
 import re
 import signal
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -68,13 +69,19 @@ Row = dict[str, Any]
 # A tool and a split rate.
 Task = tuple[str, float]
 
+LONGEST_COMMAND = 200
 RATES = (0.5, 0.8)
 SECONDS = 180
 OURS, THEIRS = "ke_metric", "torch-pruning"
 # Tool -> the function that answers, and the verdict if what it raises is not what it foresees.
 TOOLS: dict[str, tuple[Callable[..., Row], str]] = {OURS: (examine, CRASHED), THEIRS: (ask, NO_ANSWER)}
-SOURCES = [Path(module.__file__) for module in (coverage_networks, coverage_verdict, coverage_torch_pruning)]
-LIBRARIES = ("torch", "torchvision", "timm", THEIRS)
+# Tool -> the sources and the library that its rows depend on, beside what both depend on.
+OWN_SOURCES = {
+    OURS: sorted(Path(planning.__file__).parent.glob("*.py")),
+    THEIRS: [Path(coverage_torch_pruning.__file__)],
+}
+SOURCES = [Path(module.__file__) for module in (coverage_networks, coverage_verdict)]
+LIBRARIES = {OURS: ("torch", "torchvision", "timm"), THEIRS: ("torch", "torchvision", "timm", THEIRS)}
 # One server imports the libraries once; every child is a fork of it, made before it has threads.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm", "torch_pruning", "ke_metric.split.planning"])
@@ -158,7 +165,7 @@ def run(
     """
     require_torch_pruning()
     names = ["/".join(split_name(name)) for name in names] if names else [*torchvision_names(), *timm_names()]
-    made_by = fingerprint()
+    made_by = {tool: fingerprint(tool) for tool in TOOLS}
     tasks = missing_tasks(read(out)[1] if out.exists() else [], names, rates, made_by=made_by, seconds=seconds)
     print(f"{len(tasks)} of {len(names)} networks to do", file=sys.stderr)
     free = free_memory()
@@ -171,13 +178,14 @@ def run(
 
 
 def missing_tasks(
-    rows: Sequence[Row], names: Sequence[str], rates: Sequence[float], *, made_by: str, seconds: float
+    rows: Sequence[Row], names: Sequence[str], rates: Sequence[float], *, made_by: Mapping[str, str], seconds: float
 ) -> dict[str, list[Task]]:
     """Return what is still to be asked, by network; networks of which everything is known are not in it."""
     known = {
         (row["network"], row["tool"], row["rate"])
         for row in rows
-        if row["made_by"] == made_by and not (row["verdict"] == NO_ANSWER and row["seconds_allowed"] < seconds)
+        if row["made_by"] == made_by[row["tool"]]
+        and not (row["verdict"] == NO_ANSWER and row["seconds_allowed"] < seconds)
     }
     missing = {
         name: [(tool, rate) for tool in TOOLS for rate in rates if (name, tool, rate) not in known] for name in names
@@ -185,17 +193,19 @@ def missing_tasks(
     return {name: tasks for name, tasks in missing.items() if tasks}
 
 
-def fingerprint() -> str:
-    """Return a digest of all that rows depend on beside the machine: sources and versions of libraries."""
+def fingerprint(tool: str) -> str:
+    """Return a digest of all that a tool's rows depend on beside the machine: sources and versions of libraries."""
     digest = hashlib.sha256()
-    for library in LIBRARIES:
+    for library in LIBRARIES[tool]:
         digest.update(f"{library} {version(library)}\n".encode())
-    for source in [*sorted(Path(planning.__file__).parent.glob("*.py")), *SOURCES]:
+    for source in [*SOURCES, *OWN_SOURCES[tool]]:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _lines_of(tasks: dict[str, list[Task]], made_by: str, jobs: int, limits: Limits) -> Iterator[dict[str, Any]]:
+def _lines_of(
+    tasks: dict[str, list[Task]], made_by: Mapping[str, str], jobs: int, limits: Limits
+) -> Iterator[dict[str, Any]]:
     """Yield the circumstances, and then rows as they come."""
     environment = describe_environment()
     environment["versions"][THEIRS] = version(THEIRS)
@@ -209,7 +219,7 @@ def _lines_of(tasks: dict[str, list[Task]], made_by: str, jobs: int, limits: Lim
         ]
         for done, future in enumerate(as_completed(pending), start=1):
             rows = future.result()
-            yield from ({**row, "made_by": made_by, "seconds_allowed": limits.seconds} for row in rows)
+            yield from ({**row, "made_by": made_by[row["tool"]], "seconds_allowed": limits.seconds} for row in rows)
             said = ", ".join(f"{row['tool']} {row['rate']:g} {row['verdict']}" for row in rows)
             print(f"{done}/{len(tasks)} {rows[0]['network']}: {said}", file=sys.stderr)
     finally:
@@ -495,17 +505,21 @@ def _hardly_split(rows: Sequence[Row]) -> Iterator[str]:
 
 def _circumstances(started: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Iterator[str]:
     yield from ("```", *_usage(), "```", "")
-    used = Counter(row["made_by"] for row in rows)
-    if len(used) > 1:
-        counts = ", ".join(f"{count} by {made_by}" for made_by, count in used.items())
-        yield f"**The rows are of different sources or versions: {counts}.**"
-    for run in (entry for entry in started if entry["made_by"] in used):
+    for tool in TOOLS:
+        used = Counter(row["made_by"] for row in rows if row["tool"] == tool)
+        if len(used) > 1:
+            counts = ", ".join(f"{count} by {made_by}" for made_by, count in used.items())
+            yield f"**The rows of {tool} are of different sources or versions: {counts}.**"
+            yield ""
+    digests = {row["made_by"] for row in rows}
+    for run in (entry for entry in started if digests & set(entry["made_by"].values())):
         commit = run.get("commit", "not known") + (", changed since" if run.get("commit_changed") else "")
         versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
         memory = "any amount" if run["memory"] is None else f"{run['memory'] / 1e9:.0f} GB"
         yield from (
-            f"- {run['started']}: `{run['command']}`",
-            f"  - commit {commit}; digest of sources and versions {run['made_by']}",
+            f"- {run['started']}: `{textwrap.shorten(run['command'], LONGEST_COMMAND, placeholder=' ...')}`",
+            f"  - commit {commit}; digests of sources and versions: "
+            + ", ".join(f"{tool} {digest}" for tool, digest in run["made_by"].items()),
             f"  - Python {run['python']}, {versions}",
             f"  - {run.get('processor', 'processor not known')}, {run.get('cores')} cores, {run.get('system')}; "
             f"{run['jobs']} at a time; each has {run['threads']} threads, {run['seconds']:g} s for every answer and "

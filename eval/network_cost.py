@@ -90,8 +90,15 @@ def count_flops(network: nn.Module, images: Tensor) -> int:
         network: The network, in eval mode.
         images: Images [B, 3, H, W].
     """
-    with torch.no_grad(), unfused_attention(), FlopCounterMode(display=False) as counter:
-        network(images)
+    # The counter's hooks fail at a parameter that is given to a module (a query of attention pooling, a class token).
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.requires_grad_(False)
+    try:
+        with torch.no_grad(), unfused_attention(), FlopCounterMode(display=False) as counter:
+            network(images)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()
 
 
@@ -445,7 +452,12 @@ def _split_row(cost: Cost) -> list[str]:
 
 def _spread(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.3g} ({low:.3g}–{high:.3g})"
+    return f"{_short(middle)} ({_short(low)}–{_short(high)})"
+
+
+def _short(value: float) -> str:
+    """Return three significant digits, never as a power of ten."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _table(titles: str, rows: Sequence[Sequence[str]]) -> list[str]:

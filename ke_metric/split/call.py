@@ -16,7 +16,7 @@ from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen
 from ke_metric.split.labels import always, collapse, collapsed_always, varying
 
 # Labels of a position embedding or a table of relative positions: one for every entry. More than this is a weight.
-LARGEST_LABELLED = 1 << 20
+LARGEST_LABELLED = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,14 @@ class Call:
         for dim in inside:
             first = first.narrow(dim, 0, 1)
         is_alone = bool(inside) and len(inside) == len(varying(labels))
-        if is_alone and not alone and not self.graph.are_one(labels, first):
+        if is_alone and not alone and not self.are_one(labels, first):
             return None
         self.graph.tie(labels, first)
         return first
+
+    def are_one(self, labels: Tensor, first: Tensor) -> bool:
+        """Tell whether labels are known to be one group or head where they are taken together."""
+        return not self.graph.is_norm(self.place.name) and self.graph.are_one(labels, first)
 
     def vector(self, tensor: Tensor, dim: int) -> Tensor:
         """Return the labels along one dimension, [tensor.shape[dim]]; those at other positions are tied to them."""

@@ -149,7 +149,8 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
     def _note(self, call: Call, labelled: list[tuple[Tensor, Tensor]]) -> None:
         """Remember what came by in a module, and which parameters an operation used."""
         for tensor, labels in labelled:
-            if labels.numel() > 1:
+            # A parameter has labels from its second use on, and is compared as a follower.
+            if labels.numel() > 1 and id(tensor) not in call.owned:
                 self.graph.see(call.place.name, Seen(tuple(tensor.shape), labels))
         if computes(call):
             self.graph.steps.append((call.place.name, call.kind))

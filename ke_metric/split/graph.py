@@ -99,6 +99,7 @@ class ChannelGraph:
         grouped: Names of the weights of grouped convolutions: a narrow one may have a single group left.
         fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
         seen: Module -> tensors that came by while it was the innermost one that ran.
+        unseen: Modules in which more came by than is in `seen`.
         steps: Module and operation of everything that was computed, in order.
         returned: Module -> what each of its calls returned.
     """
@@ -117,6 +118,7 @@ class ChannelGraph:
     grouped: set[str] = field(default_factory=set)
     fixed: dict[str, str] = field(default_factory=dict)
     seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
+    unseen: set[str] = field(default_factory=set)
     steps: list[tuple[str, str]] = field(default_factory=list)
     returned: dict[str, list[list[Seen]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -135,6 +137,10 @@ class ChannelGraph:
 
     def are_one(self, _labels: Tensor, _first: Tensor) -> bool:
         """Tell whether labels are known to be one group or head; one that is left alone does not show it."""
+        return False
+
+    def is_norm(self, _module: str) -> bool:
+        """Tell whether a module is known to take a statistic over channels, before it does."""
         return False
 
     def keep_whole(self, labels: Tensor) -> None:
@@ -194,7 +200,9 @@ class ChannelGraph:
 
     def see(self, module: str, tensor: Seen) -> None:
         """Record a tensor that came by in a module, unless it has a label for every position of a large table."""
-        if tensor.labels.numel() <= LARGEST_SEEN and tensor.key not in self.seen[module]:
+        if tensor.labels.numel() > LARGEST_SEEN:
+            self.unseen.add(module)
+        elif tensor.key not in self.seen[module]:
             self.seen[module][tensor.key] = tensor
             if len(varying(tensor.labels)) > 1:
                 self.boxes[module].append(tensor.labels)

@@ -56,7 +56,7 @@ def group_norm(call: Call) -> list[Tensor]:
         return mix(call)
     channels = call.vector(image, 1)
     groups = channels.view(call.argument("group"), -1)
-    if len(groups) == 1 and not call.graph.are_one(groups, groups[:, :1]) and bool((channels != channels[0]).any()):
+    if len(groups) == 1 and not call.are_one(groups, groups[:, :1]) and bool((channels != channels[0]).any()):
         if not call.place.is_leaf:
             return mix(call)
         call.add_norm(image, 1)

@@ -38,6 +38,9 @@ def follow(call: Call) -> list[Tensor | None]:
     if labelled > 1 and rule not in SEVERAL:
         rule = mix
     labels = rule(call)
+    # Nothing is in an empty tensor that could be dropped; what it is made of must not be asked for.
+    pairs = zip(labels, call.outputs, strict=True)
+    labels = [each if output.numel() else collapsed_always(output.ndim) for each, output in pairs]
     assert [each.ndim for each in labels] == [output.ndim for output in call.outputs]
     _keep_track_of_weights(call, rule)
     return list(labels)
@@ -192,11 +195,12 @@ def blank(call: Call) -> list[Tensor]:
 def elementwise(call: Call) -> list[Tensor]:
     """Sums, products, activations, ...: channels that meet are kept or dropped together."""
     output = call.outputs[0]
-    operands = [(tensor, align(labels, output.ndim)) for tensor, labels in call.labelled]
+    # An empty part of a concatenation meets nothing.
+    operands = [(tensor, align(labels, output.ndim)) for tensor, labels in call.labelled if tensor.numel()]
     merged = meet(call, operands, output)
     across = varying(merged)
     for tensor in call.tensors:
-        if tensor not in call.labels and _is_wide(tensor, across, output):
+        if tensor not in call.labels and tensor.numel() and _is_wide(tensor, across, output):
             call.demand(merged, "meets a constant that has a value for every channel")
     return [merged for _ in call.outputs]
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
@@ -21,7 +22,7 @@ from ke_metric.split.wels import plan_wels
 from ke_metric.split.wrappers import unwrapped
 
 
-def plan_split(
+def plan_split(  # noqa: PLR0913  # the one public function of a split
     network: nn.Module,
     example_input: Tensor,
     *,
@@ -30,6 +31,7 @@ def plan_split(
     keep_whole: Collection[str] = (),
     seed: int | None = None,
     channel_multiple: int = 1,
+    embeddings: bool = False,
 ) -> SplitPlan:
     """Plan which part of every weight of a network is the fit hypothesis.
 
@@ -47,6 +49,7 @@ def plan_split(
             (wels).
         seed: Seed of the wels masks; unused by kels, which draws nothing.
         channel_multiple: kels rounds the number of kept channels up to a multiple of this (8 suits tensor cores).
+        embeddings: Whether wels splits embedding tables too; kels leaves them whole.
 
     Raises:
         KeMetricError: A bad argument, or a network that kels cannot follow.
@@ -62,7 +65,10 @@ def plan_split(
     network = unwrapped(network)
     whole = _weights_inside(network, keep_whole)
     if kind == "wels":
-        return _plan_wels(network, rate, whole, seed)
+        masks = plan_wels(network, rate=rate, keep_whole=whole, seed=seed, embeddings=embeddings)
+        return SplitPlan("wels", rate, masks)
+    if embeddings:
+        raise KeMetricError("embeddings=True is for kind='wels'; kels leaves embedding tables whole", ExitCode.RECIPE)
     return _plan_kels(network, example_input, rate=rate, keep_whole=whole, multiple=channel_multiple)
 
 
@@ -73,6 +79,7 @@ def _plan_kels(
     graph = follow_channels(network, example_input)
     whole: dict[str, str] = {}
     as_wide: set[type[nn.Module]] = set()
+    spare: list[Tensor] = []
     while True:
         labels = [each for module in whole for each in _taken_apart(graph, module)]
         fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
@@ -86,12 +93,23 @@ def _plan_kels(
             settings = rehearse(extract_slim(network, plan), example_input, graph, fit)
         except MisfitError as misfit:
             kind = _kind_of(network, misfit.module)
-            if kind not in as_wide and _tie_inside_to_outside(network, graph, kind):
-                as_wide.add(kind)
-                continue
+            ties = [] if kind in as_wide else _inside_to_outside(network, graph, kind)
+            as_wide.add(kind)
             module = _culprit(graph, misfit.module, whole, root=type(network).__name__)
+            if ties:
+                graph.ties += ties
+                fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
+                if not all(bool(fit[pair].all()) for pair in ties):
+                    continue
+                # Nothing in these modules would be narrow any more (a channel shuffle ties all to all): not yet.
+                del graph.ties[-len(ties) :]
+                spare += ties
+            if module is None and not spare:
+                raise _refusal(graph, fit, misfit, root=type(network).__name__) from misfit
             if module is None:
-                raise _refusal(graph, fit, misfit) from misfit
+                graph.ties += spare
+                spare, whole = [], {}
+                continue
             whole[module] = str(misfit)
         else:
             return replace(plan, settings=_as_json(settings))
@@ -101,22 +119,21 @@ def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
     return type(dict(network.named_modules()).get(name, network))
 
 
-def _tie_inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> bool:
-    """Let all modules of a kind be as wide inside as outside; tell whether they have layers to which that applies.
+def _inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> list[Tensor]:
+    """Return the ties [2, pairs] that make all modules of a kind as wide inside as outside, one for every layer.
 
     Most attention is written so: channels divided by heads is the width of a head. There queries, keys, values and
     projections, made from as many channels as each of them has, keep the channels that their inputs keep, which are
     those of whole heads.
     """
-    found = False
+    ties = []
     for name in (name for name, module in network.named_modules() if type(module) is kind and module is not network):
         inside = [layer for weight, layer in graph.layers.items() if weight.startswith(f"{name}.")]
         for layer in inside if len(inside) > 1 else ():
             times, rest = divmod(len(layer.outputs), len(layer.inputs))
             if rest == 0 and times <= 3:
-                graph.tie(layer.outputs.view(times, -1), layer.inputs)
-                found = True
-    return found
+                ties.append(torch.stack([layer.outputs, layer.inputs.repeat(times)]))
+    return ties
 
 
 def _taken_apart(graph: ChannelGraph, module: str) -> list[Tensor]:
@@ -134,17 +151,23 @@ def _culprit(graph: ChannelGraph, module: str, whole: Collection[str], *, root: 
     return None
 
 
-def _refusal(graph: ChannelGraph, fit: Tensor, misfit: MisfitError) -> KeMetricError:
-    returned = (seen for call in graph.returned[misfit.module] for seen in call)
-    here = itertools.chain(graph.seen[misfit.module].values(), returned)
-    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
-    cut = sources(graph, {label for label in labels if not fit[label]}) or [misfit.module]
+def _refusal(graph: ChannelGraph, fit: Tensor, misfit: MisfitError, *, root: str) -> KeMetricError:
+    around = [misfit.module.rsplit(".", depth)[0] for depth in range(misfit.module.count(".") + 1)]
+    cut = next((found for module in (*around, root) if (found := _cut_layers(graph, fit, module))), None)
+    leave = f"Leave the layers they come from whole (keep_whole={cut}), or split" if cut else "Split"
     return KeMetricError(
         f"{misfit.module}: the slim network does not work on the channels that are kept ({misfit}): what is done "
-        f"with them depends on how many there are. Leave the layers they come from whole (keep_whole={cut}), or "
-        "split single weights (kind='wels')",
+        f"with them depends on how many there are. {leave} single weights (kind='wels')",
         ExitCode.RECIPE,
     )
+
+
+def _cut_layers(graph: ChannelGraph, fit: Tensor, module: str) -> list[str]:
+    """Return the layers whose channels come by in a module and are not all kept."""
+    returned = (seen for call in graph.returned[module] for seen in call)
+    here = itertools.chain(graph.seen[module].values(), returned)
+    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
+    return sources(graph, {label for label in labels if not fit[label]})
 
 
 def _weights(network: nn.Module, graph: ChannelGraph, fit: Tensor) -> dict[str, ChannelMask | WeightMask]:
@@ -196,12 +219,6 @@ def _as_json(settings: Settings) -> dict[str, dict[str, int | list[int]]]:
         module: {name: value if isinstance(value, int) else list(value) for name, value in attributes.items()}
         for module, attributes in settings.items()
     }
-
-
-def _plan_wels(network: nn.Module, rate: float, keep_whole: set[str], seed: int | None) -> SplitPlan:
-    weights: dict[str, ChannelMask | WeightMask] = {}
-    weights |= plan_wels(network, rate=rate, keep_whole=keep_whole, seed=seed)
-    return SplitPlan("wels", rate, weights)
 
 
 def _weights_inside(network: nn.Module, modules: Collection[str]) -> set[str]:

@@ -69,6 +69,7 @@ class _Expectation(ChannelGraph):
         self.returns: Counter[str] = Counter()
         self.place = ""
         self.passed: set[str] = set()
+        self._shapes: dict[str, set[tuple[int, ...]] | None] = {}
         pairs = torch.cat([*dense.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
         self._ties = _encoded(pairs, dense.labels).unique()  # type: ignore[no-untyped-call]  # untyped in torch
 
@@ -126,12 +127,41 @@ class _Expectation(ChannelGraph):
         """Demand nothing more: that all of these are kept was decided before, and they are compared elsewhere."""
 
     def see(self, module: str, tensor: Seen) -> None:
-        """Record nothing."""
+        """Demand that a tensor is as large as one of the dense network's is in this module when it is narrowed.
+
+        A reshape that leaves one dimension open takes any number of channels: what it makes of them shows here.
+        """
+        shapes = self._shapes_in(module)
+        if shapes and _sizes(tensor.shape) not in shapes:
+            raise MisfitError(module, f"computes with {list(tensor.shape)}, as nothing does of what is kept")
+
+    def _shapes_in(self, module: str) -> set[tuple[int, ...]] | None:
+        """Return the sizes that are left of all tensors that came by in a module; None where that is not known."""
+        if module not in self._shapes:
+            narrow = [(seen, restrict(seen.labels, self.kept)) for seen in self.dense.seen[module].values()]
+            known = module not in self.dense.unseen and all(labels is not None for _, labels in narrow)
+            self._shapes[module] = (
+                {
+                    _sizes(narrow_shape(seen.shape, seen.labels, labels))
+                    for seen, labels in narrow
+                    if labels is not None
+                }
+                if known
+                else None
+            )
+        return self._shapes[module]
 
     def add_norm(self, module: str, tensor: Seen, dim: int) -> None:
         """Demand that the dense network takes the same statistic."""
         if module not in self.dense.norms:
             raise MisfitError(module, "takes a statistic over channels")
+
+    def is_norm(self, module: str) -> bool:
+        """Tell whether the module takes a statistic over channels in the dense network.
+
+        They may have become one group after it, so that here they would look as if they had been one.
+        """
+        return module in self.dense.norms
 
     def leave(self, module: str, outputs: list[Seen]) -> None:
         """Compare what a module returns."""
@@ -162,6 +192,11 @@ class _Expectation(ChannelGraph):
             raise MisfitError(
                 module, f"{kind} is computed {narrow[module, kind]} times instead of {wide[module, kind]}"
             )
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of dimensions in ascending order, but for those of 1: einsum treats a single head apart."""
+    return tuple(sorted(size for size in shape if size > 1))
 
 
 def _encoded(pairs: Tensor, labels: int) -> Tensor:

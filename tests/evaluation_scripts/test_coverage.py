@@ -29,7 +29,13 @@ def row(network, tool=OURS, rate=0.5, verdict=EXACT, **more):
 
 
 def begun(**more):
-    chosen = {"command": "python eval/coverage.py run", "made_by": "now", "jobs": 2, "threads": 1, "seconds": 180.0}
+    chosen = {
+        "command": "python eval/coverage.py run",
+        "made_by": {"ke_metric": "now", "torch-pruning": "now"},
+        "jobs": 2,
+        "threads": 1,
+        "seconds": 180.0,
+    }
     machine = {"python": "3.11.7", "system": "Linux", "processor": "Some", "cores": 2, "memory": 10_000_000_000}
     return {"started": "2026-11-24", "commit": "abc", "versions": {"torch": "2.14.1"}} | chosen | machine | more
 
@@ -94,10 +100,16 @@ def test_more_time_is_another_chance(asked, tmp_path):
     assert {found["verdict"] for found in read(out)[1]} == {EXACT}
 
 
-def test_the_fingerprint_covers_the_split():
-    names = {path.name for path in coverage.SOURCES}
-    assert {"coverage_networks.py", "coverage_verdict.py", "coverage_torch_pruning.py"} == names
-    assert Path(coverage.planning.__file__).parent.name == "split"
+def test_the_fingerprints_cover_what_rows_depend_on(tmp_path, monkeypatch):
+    assert {path.name for path in coverage.SOURCES} == {"coverage_networks.py", "coverage_verdict.py"}
+    assert [path.name for path in coverage.OWN_SOURCES[THEIRS]] == ["coverage_torch_pruning.py"]
+    ours = {path.name for path in coverage.OWN_SOURCES[OURS]}
+    assert {"planning.py", "operations.py", "rehearsal.py", "slim.py"} < ours
+    before = {tool: coverage.fingerprint(tool) for tool in (OURS, THEIRS)}
+    (tmp_path / "slim.py").write_text("changed")
+    monkeypatch.setitem(coverage.OWN_SOURCES, OURS, [tmp_path / "slim.py"])
+    assert coverage.fingerprint(OURS) != before[OURS]
+    assert coverage.fingerprint(THEIRS) == before[THEIRS]
 
 
 @pytest.mark.usefixtures("asked")
@@ -268,7 +280,7 @@ def test_reasons():
 
 
 def test_how_it_was_made():
-    text = document([begun(), begun(made_by="before", commit="old")], made_up())
+    text = document([begun(), begun(made_by={"ke_metric": "before"}, commit="old")], made_up())
     assert "python eval/coverage.py table FILE.jsonl --out docs/coverage.md" in text
     for said in ("commit abc", "2026-11-24", "Some, 2 cores", "torch 2.14.1", "180 s", "10 GB", "random.Random(0)"):
         assert said in text
@@ -278,8 +290,9 @@ def test_how_it_was_made():
 
 def test_rows_of_two_sources_are_owned_up_to():
     rows = [*made_up(), row("timm/old", made_by="before")]
-    text = document([begun(), begun(made_by="before", commit="old")], rows)
-    assert "**The rows are of different sources or versions: 12 by now, 1 by before.**" in text
+    text = document([begun(), begun(made_by={"ke_metric": "before"}, commit="old")], rows)
+    assert "**The rows of ke_metric are of different sources or versions: 8 by now, 1 by before.**" in text
+    assert "The rows of torch-pruning are" not in text
     assert "commit old" in text
 
 

@@ -27,6 +27,23 @@ from torch import nn
 SCRIPT = Path(network_cost.__file__)
 
 
+class Token(nn.Module):
+    """Gives a parameter to a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.randn(1, 3)), nn.Linear(3, 2, bias=False)
+
+    def forward(self, images):
+        return self.layer(self.token).expand(len(images), 2)
+
+
+def test_flops_where_a_parameter_is_given_to_a_module():
+    network = Token()
+    assert network_cost.count_flops(network, torch.zeros(1, 3, 4, 4)) == 2 * 3 * 2
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_flops_of_a_convolution():
     convolution = nn.Conv2d(4, 6, (3, 5), stride=2, padding=1, groups=2).eval()
     # 2 operations x batch x outputs x inputs of a group x taps x places.

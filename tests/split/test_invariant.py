@@ -111,6 +111,15 @@ def test_every_classifier_of_torchvision(name, rate, torchvision_network, slim_i
     assert number_of_weights(slim) < 0.9 * number_of_weights(network)
 
 
+def test_a_shufflenet_keeps_no_more_whole_than_the_shuffles_that_fit_no_narrower_width(
+    torchvision_network, slim_is_dense_with_zeros
+):
+    """Its units are not attention: tying what goes into them to what they make inside would keep them all whole."""
+    plan, _ = slim_is_dense_with_zeros(torchvision_network("shufflenet_v2_x0_5"), pictures(64), rate=0.5)
+    assert list(plan.kept_whole) == ["stage2.1", "stage3.1"]
+    assert plan.weights["stage4.3.branch2.0.weight"].outputs.count == 48
+
+
 def test_torchvision_has_80_classifiers():
     assert (len(ARCHITECTURES), len(TRANSFORMERS)) == (80, 12)
 

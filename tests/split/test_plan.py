@@ -50,6 +50,17 @@ def test_wels_depends_on_seed_and_name_only(wels, small_network, images):
     assert plan_split(small_network, images, rate=0.7, kind="wels", seed=4) != wels
 
 
+def test_embedding_tables_on_request():
+    network, words = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4)), torch.zeros(2, dtype=torch.long)
+    alone = plan_split(network, words, kind="wels", seed=0)
+    both = plan_split(network, words, kind="wels", seed=0, embeddings=True)
+    assert (list(alone.masks), list(both.masks)) == (["1.weight"], ["0.weight", "1.weight"])
+    assert list(plan_split(network, words).masks) == ["1.weight"]
+    with pytest.raises(KeMetricError, match="kels leaves embedding tables whole") as error:
+        plan_split(network, words, embeddings=True)
+    assert error.value.exit_code == ExitCode.RECIPE
+
+
 def test_wels_runs_nothing(images):
     class Broken(nn.Linear):
         def forward(self, _images):

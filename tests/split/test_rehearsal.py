@@ -92,6 +92,86 @@ def test_what_nothing_narrower_can_serve_is_kept_whole_and_said(images, randomis
     assert "body keeps all of its channels: " in str(plan)
 
 
+class NormedHead(nn.Module):
+    """One head of attention [B, N, C]: what a norm has seen channel by channel becomes one head after it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.norm = nn.LayerNorm(channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, images):
+        tokens = images.flatten(2).transpose(1, 2)
+        query, key, value = self.qkv(tokens).chunk(3, dim=2)
+        query = self.norm(query)
+        mixed = (query @ key.transpose(1, 2)).softmax(-1) @ value + query
+        return self.proj(mixed).transpose(1, 2).reshape(images.shape)
+
+
+def test_channels_that_become_one_head_after_a_norm(images, randomise, slim_is_dense_with_zeros):
+    plan, _ = slim_is_dense_with_zeros(randomise(Network(NormedHead(6), 6)), images, rate=0.5)
+    assert plan.weights["body.qkv.weight"].inputs.count == 3
+
+
+class OpenAttention(nn.Module):
+    """Attention [B, C, H, W] whose reshape takes whatever number of channels there is, as if they were more tokens.
+
+    Queries are pooled over as many tokens as there are heads: that number stays what it is.
+    """
+
+    def __init__(self, channels, heads):
+        super().__init__()
+        self.width, self.heads, self.inside, self.stride = channels, heads, channels // heads, heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, images):
+        tokens = images.flatten(2).transpose(1, 2)
+        parts = self.qkv(tokens).reshape(len(images), -1, 3, self.heads, self.inside).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        query = query.reshape(len(images), self.heads, self.stride, -1, self.inside).amax(dim=2)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        mixed = self.proj(mixed.transpose(1, 2).reshape(len(images), -1, self.width))
+        return mixed.transpose(1, 2).reshape(len(images), self.width, -1, 1)
+
+
+def test_a_reshape_that_takes_any_number_of_channels(images, randomise, slim_is_dense_with_zeros):
+    network = randomise(Network(OpenAttention(24, heads=4), 24))
+    _, slim = slim_is_dense_with_zeros(network, images, rate=0.5)
+    assert (slim.body.heads, slim.body.inside, slim.body.width, slim.body.stride) == (2, 6, 12, 4)
+
+
+class Parts(nn.Module):
+    """Takes nothing of some channels, and puts it in front of the others."""
+
+    def forward(self, x):
+        nothing = x[:, :, :0].mT.mT
+        return torch.tanh(torch.cat([torch.cat([nothing, x], dim=2), x[:, :0]], dim=1))
+
+
+def test_parts_without_elements(images, randomise, slim_is_dense_with_zeros):
+    plan, _ = slim_is_dense_with_zeros(randomise(Network(Parts(), 6)), images, rate=0.5)
+    assert plan.weights["stem.weight"].outputs.count == 3
+
+
+class Outer(nn.Module):
+    """Its inner module, which has no layers of its own, is where a slim network is found to fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Parity()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_a_refusal_names_layers_that_can_be_kept_whole(images):
+    with pytest.raises(KeMetricError, match=r"keep_whole=\['stem'\]"):
+        plan_split(Network(Outer(), 6), images, rate=0.5)
+    assert plan_split(Network(Outer(), 6), images, rate=0.5, keep_whole=["stem"]).reset_count == 0
+
+
 def test_nothing_of_a_rehearsal_stays_in_memory(images, monkeypatch):
     """Attempts that fail, too, are freed at once, not at the next garbage collection."""
     slims = []
