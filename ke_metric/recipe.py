@@ -232,7 +232,8 @@ class Loss(Section):
     """The loss, by the class name of pytorch-metric-learning or one of ours."""
 
     name: str = "ProxyAnchorLoss"
-    """Class name, for example TripletMarginLoss, ProxyNCALoss, ClassicProxyNCALoss, MultiSimilarityLoss."""
+    """Class name, for example TripletMarginLoss, ProxyNCALoss, ClassicProxyNCALoss, MultiSimilarityLoss;
+    classification: CrossEntropyLoss, CSKDLoss, AdaCosLoss."""
     arguments: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments of that class; num_classes and embedding_size are filled in."""
     learning_rate_factor: float = Field(1.0, gt=0)
@@ -403,6 +404,11 @@ class Recipe(Section):
                 "'classification'"
             )
             raise ConflictError(message, ("miner", "task"))
+        unread = "embedding_size" if self.task == "classification" else "head"
+        value = getattr(self.network, unread)
+        if value != Network.model_fields[unread].default:
+            message = f"network.{unread} = {value!r}, is not read where task = {self.task!r}"
+            raise ConflictError(message, (f"network.{unread}", "task"))
         return self
 
     @property

@@ -160,15 +160,20 @@ def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) 
 @data.command()
 @click.argument("name_or_path")
 @click.option("--root", help="Folder with the files of a benchmark named; data/NAME when left out.")
+@click.option(
+    "--task",
+    type=click.Choice(["retrieval", "classification"]),
+    help="Which split is looked through; retrieval when left out, where there is one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def check(name_or_path: str, root: str | None, as_json: bool) -> None:
+def check(name_or_path: str, root: str | None, task: str | None, as_json: bool) -> None:
     """Decode every image of a benchmark, or of a folder or CSV of yours, and report what would hurt a training.
 
     Exits with 4 when there is an error among the findings; warnings leave it at 0.
     """
     from ke_metric.cli.data import check_benchmark
 
-    result = check_benchmark(name_or_path, root=root)
+    result = check_benchmark(name_or_path, root=root, task=task)
     _print(result, as_json)
     if not result.document["ok"]:
         raise click.exceptions.Exit(ExitCode.DATA)

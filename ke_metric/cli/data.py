@@ -42,9 +42,9 @@ def _prepare_emoji(source: Path | None, target: Path) -> Result:
     return Result(document, text)
 
 
-def check_benchmark(name_or_path: str, *, root: str | None) -> Result:
+def check_benchmark(name_or_path: str, *, root: str | None, task: str | None) -> Result:
     """Look through every picture of a benchmark, folder or CSV."""
-    benchmark = load_for_check(name_or_path, root=root)
+    benchmark = load_for_check(name_or_path, root=root, task=task)
     with counting("decoding") as progress:
         report = check_images(benchmark, progress=progress)
     return Result(report.to_json(), check_text(report))
