@@ -151,7 +151,8 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
         for tensor, labels in labelled:
             # A parameter has labels from its second use on, and is compared as a follower.
             if labels.numel() > 1 and id(tensor) not in call.owned:
-                self.graph.see(call.place.name, Seen(tuple(tensor.shape), labels))
+                seen = Seen(tuple(tensor.shape), labels)
+                self.graph.see(call.place.name, seen, from_input=tensor in self._from_input)
         if computes(call):
             self.graph.steps.append((call.place.name, call.kind))
         self.used |= call.used

@@ -198,8 +198,14 @@ class ChannelGraph:
         """Record that a module takes a statistic over the channels of a tensor, along a dimension."""
         self.norms.setdefault(module, (tensor, dim))
 
-    def see(self, module: str, tensor: Seen) -> None:
-        """Record a tensor that came by in a module, unless it has a label for every position of a large table."""
+    def see(self, module: str, tensor: Seen, *, from_input: bool) -> None:
+        """Record a tensor that came by in a module, unless it has a label for every position of a large table.
+
+        Args:
+            module: Name of the module.
+            tensor: What came by.
+            from_input: Whether it depends on the network's input; what is computed from parameters alone does not.
+        """
         if tensor.labels.numel() > LARGEST_SEEN:
             self.unseen.add(module)
         elif tensor.key not in self.seen[module]:

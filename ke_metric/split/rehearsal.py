@@ -126,11 +126,14 @@ class _Expectation(ChannelGraph):
     def demand(self, labels: Tensor, reason: str) -> None:
         """Demand nothing more: that all of these are kept was decided before, and they are compared elsewhere."""
 
-    def see(self, module: str, tensor: Seen) -> None:
+    def see(self, module: str, tensor: Seen, *, from_input: bool) -> None:
         """Demand that a tensor is as large as one of the dense network's is in this module when it is narrowed.
 
-        A reshape that leaves one dimension open takes any number of channels: what it makes of them shows here.
+        A reshape that leaves one dimension open takes any number of channels: what it makes of them shows here. What
+        is computed from a weight alone is labelled by its outputs only, and says nothing of its inputs.
         """
+        if not from_input:
+            return
         shapes = self._shapes_in(module)
         if shapes and _sizes(tensor.shape) not in shapes:
             raise MisfitError(module, f"computes with {list(tensor.shape)}, as nothing does of what is kept")

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ke_metric.errors import KeMetricError
 from ke_metric.split import planning
@@ -140,6 +141,25 @@ def test_a_reshape_that_takes_any_number_of_channels(images, randomise, slim_is_
     network = randomise(Network(OpenAttention(24, heads=4), 24))
     _, slim = slim_is_dense_with_zeros(network, images, rate=0.5)
     assert (slim.body.heads, slim.body.inside, slim.body.width, slim.body.stride) == (2, 6, 12, 4)
+
+
+class Cosines(nn.Conv1d):
+    """Features [B, F] to their cosines with C rows of weights, whose lengths are computed from the weights alone."""
+
+    def __init__(self, features, classes):
+        super().__init__(features, classes, 1, bias=False)
+        self.weight = nn.Parameter(self.weight.detach().squeeze(-1))
+
+    def forward(self, features):
+        lengths = torch.linalg.vector_norm(self.weight, dim=1)
+        return functional.linear(functional.normalize(features, dim=1), self.weight) / lengths
+
+
+def test_sizes_of_what_is_computed_from_a_weight_alone_are_not_compared(images, randomise, slim_is_dense_with_zeros):
+    """It is labelled by its rows: of its columns nothing is known before it is used."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Cosines(8, 48))
+    plan, slim = slim_is_dense_with_zeros(randomise(network), images, rate=0.5)
+    assert (slim[4].weight.shape, list(plan.norms)) == ((48, 4), ["4"])
 
 
 class Parts(nn.Module):
