@@ -21,7 +21,8 @@ def blueprint_of(classes=5, **sections):
     fields = {
         "name": "x",
         "data": {"image_size": 32},
-        "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+        "network": {"backbone": "timm/test_resnet"}
+        | ({} if sections.get("task") == "classification" else {"embedding_size": 8}),
         "evaluation": {"resize": 32},
     }
     return Blueprint(Recipe.model_validate(fields | sections), classes)

@@ -91,7 +91,7 @@ def recipe_of(name, task=None, **sections):
             "generations": generations,
             "keep": "all",
             "data": {"image_size": SIZE, "store_size": SIZE},
-            "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+            "network": {"backbone": "timm/test_resnet"} | ({"embedding_size": 8} if task == "retrieval" else {}),
             # Single weights where it does not matter: whole channels take a while to follow.
             "split": {"kind": "kels" if name in ("knowledge_evolution", "slim_alone") else "wels"},
             "method": {"name": name, **method},

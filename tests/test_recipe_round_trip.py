@@ -86,6 +86,7 @@ def made_consistent(fields):
         fields["network"]["pretrained"] = False
     if fields["task"] == "classification":
         fields["miner"] = None
+    fields["network"].pop("embedding_size" if fields["task"] == "classification" else "head")
     fields["evaluation"]["resize"] = max(fields["evaluation"]["resize"], fields["data"]["image_size"])
     return fields
 

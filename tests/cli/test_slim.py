@@ -174,7 +174,7 @@ def test_slim_alone_leaves_nothing_to_be_cut_out(tmp_path):
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_a_slim_classifier_knows_its_classes(head, tmp_path):
-    network = FIELDS["network"] | {"head": head}
+    network = {"backbone": "timm/test_resnet", "head": head}
     lineage, slims = grow(tmp_path / "l", task="classification", network=network)
     expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
     described = read_description(tmp_path / "n")
