@@ -31,11 +31,11 @@ def scorecards_table(
 
     The other scores are in `scorecard_document`; with them the table would not fit into 80 columns.
     """
-    names = _shown_names(score for card in scorecards.values() for score in (card.dense, card.slim or {}))
+    names = shown_names(score for card in scorecards.values() for score in (card.dense, card.slim or {}))
     # Folded where it must be: a number that is cut short is a wrong number.
     table = Table(
         *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
-        *(Column(_header(name), justify="right", overflow="fold") for name in names),
+        *(Column(header(name), justify="right", overflow="fold") for name in names),
         title=Text(f"{title}, {_unit(names)} in percent", no_wrap=True, overflow="ignore"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -50,7 +50,7 @@ def scorecards_table(
     return table
 
 
-def _shown_names(cards: Iterable[Scores]) -> list[str]:
+def shown_names(cards: Iterable[Scores]) -> list[str]:
     """Return the scores that have a column: every Recall@K, by K, and NMI; accuracies."""
     names = {name for scores in cards for name in scores}
     recalls = [name for name in names if name.startswith(RECALL)]
@@ -62,7 +62,8 @@ def _unit(names: list[str]) -> str:
     return "top-1 and top-5" if set(names) & set(ACCURACIES) else "R@K"
 
 
-def _header(name: str) -> str:
+def header(name: str) -> str:
+    """Return the name of a score as a column has it."""
     if name in ACCURACIES:
         return name.replace("validation_", "val ").replace("top", "top-")
     return name.upper().replace("RECALL", "R")

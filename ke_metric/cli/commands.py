@@ -41,6 +41,7 @@ def main() -> None:
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
     ke-metric eval --gen 3                          score a generation again
     ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
+    ke-metric compare lineages/*                    scores over seeds, and which recipe is ahead
     ke-metric data check ~/my_images                look for bad files before training
     """
 
@@ -122,6 +123,20 @@ def slim(as_json: bool, **options: Any) -> None:
     from ke_metric.cli.slim import store_slim
 
     _print(store_slim(**options), as_json)
+
+
+@main.command()
+@click.argument("lineages", nargs=-1, required=True, type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
+    """Compare LINEAGES: scores of every generation over seeds, and the difference to the first one's recipe.
+
+    \b
+    ke-metric compare lineages/long-s0 lineages/long-s1 lineages/ke-s0 lineages/ke-s1
+    """
+    from ke_metric.cli.compare import compare_lineages
+
+    _print(compare_lineages(lineages), as_json)
 
 
 def _gate(text: str) -> tuple[str, float]:

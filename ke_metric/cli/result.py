@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+WIDEST = 240
+"""Columns that a table may take in a file or pipe."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -24,4 +27,6 @@ class Result:
     def show(self) -> None:
         """Print it on stdout; as wide as it needs where stdout is no terminal."""
         console = Console()
+        if not console.is_terminal:
+            console.width = max(console.width, WIDEST)
         console.print(self.shown, soft_wrap=not console.is_terminal, highlight=False, markup=False)

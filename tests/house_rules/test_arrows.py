@@ -24,7 +24,7 @@ LAYER_0 = {
 LAYER_1 = {"data", "networks", "split", "methods", "losses", "training", "evaluation"}
 LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
 LAYER_2 = {"blueprint", "evolution", "scoring"} | LINEAGE
-LAYER_3 = {"report", "retrieval"}
+LAYER_3 = {"comparison", "report", "retrieval"}
 # What a room may import besides layer 0 and itself.
 ARROWS = {
     **dict.fromkeys(LAYER_0 | LAYER_1, frozenset[str]()),
@@ -33,6 +33,7 @@ ARROWS = {
     "blueprint": {"methods", "networks", "split"},
     "evolution": LAYER_1 | {"blueprint", "scoring"},
     **dict.fromkeys(LINEAGE, LINEAGE),
+    "comparison": LINEAGE,
     "report": LINEAGE,
     "retrieval": LINEAGE | {"networks", "split", "evaluation"},
     "cli": LAYER_1 | LAYER_2 | LAYER_3,

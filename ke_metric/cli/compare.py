@@ -1,0 +1,156 @@
+"""`ke-metric compare`: lineages side by side, over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from ke_metric.cli.result import Result
+from ke_metric.comparison import CONFIDENCE, Strategy, gather, mean_and_spread, paired_difference
+from ke_metric.lineage import Lineage
+from ke_metric.report import header, is_share, shown_names
+
+
+def compare_lineages(folders: Sequence[Path]) -> Result:
+    """Compare lineages.
+
+    Args:
+        folders: Their folders; the first one's recipe is the reference of the differences.
+
+    Raises:
+        KeMetricError: No such lineage, none of its generations is complete, or they were not tested alike.
+    """
+    strategies = gather(Lineage(folder) for folder in folders)
+    document = {"scores": _scores(strategies), "differences": _differences(strategies)}
+    return Result(document, Group(*_shown(document, strategies)))
+
+
+def _scores(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+    return [
+        {
+            "strategy": strategy.name,
+            "generation": generation,
+            "epochs": strategy.epochs(generation),
+            "network": network,
+            "parameters": strategy.parameters(network),
+            "seeds": list(strategy.scorecards),
+            "scores": {
+                name: dict(zip(("mean", "spread"), mean_and_spread(values), strict=True))
+                for name, values in _by_name(strategy, generation, network).items()
+            },
+        }
+        for strategy in strategies
+        for generation in range(1, strategy.generations + 1)
+        for network in strategy.networks
+    ]
+
+
+def _by_name(strategy: Strategy, generation: int, network: str) -> dict[str, list[float]]:
+    """Return score -> values of the seeds, for the scores that all of them have."""
+    found = list(strategy.scores(generation, network).values())
+    return {name: [scores[name] for scores in found] for name in found[0] if all(name in each for each in found)}
+
+
+def _differences(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+    """Return the last generations against that of the first strategy, for the networks that both have."""
+    reference, *others = strategies
+    documents = []
+    for strategy in others:
+        for network in (network for network in strategy.networks if network in reference.networks):
+            ours = strategy.scores(strategy.generations, network)
+            theirs = reference.scores(reference.generations, network)
+            names = [name for name in next(iter(ours.values())) if name in next(iter(theirs.values()))]
+            found = {
+                name: paired_difference(
+                    {seed: scores[name] for seed, scores in ours.items() if name in scores},
+                    {seed: scores[name] for seed, scores in theirs.items() if name in scores},
+                )
+                for name in names
+            }
+            documents.append(
+                {
+                    "strategy": strategy.name,
+                    "reference": reference.name,
+                    "network": network,
+                    "epochs": strategy.epochs(strategy.generations),
+                    "reference_epochs": reference.epochs(reference.generations),
+                    "seeds": sorted(ours.keys() & theirs.keys()),
+                    "scores": {
+                        name: {"difference": each.mean, "low": each.low, "high": each.high}
+                        for name, each in found.items()
+                        if each is not None
+                    },
+                }
+            )
+    return documents
+
+
+def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Table | Text]:
+    """Return the tables: Recall@K and accuracies in percent, NMI in [0, 1]."""
+    names = shown_names(row["scores"] for row in document["scores"])
+    shown: list[Table | Text] = [_scores_table(document["scores"], names)]
+    if document["differences"]:
+        shown.append(_differences_table(document["differences"], names, strategies[0].name))
+    if any(1 < len(row["seeds"]) < 5 for row in document["differences"]):
+        shown.append(Text("Intervals of fewer than five seeds are too narrow to be trusted."))
+    return shown
+
+
+def _scores_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
+    title = "mean ± standard deviation over seeds"
+    table = _table(title, ("generation", "epochs", "network", "parameters", "seeds"), names)
+    before = None
+    for row in rows:
+        facts = (row["generation"], row["epochs"], row["network"], f"{row['parameters']:,}", len(row["seeds"]))
+        told = row["strategy"] if row["strategy"] != before else ""
+        table.add_row(told, *map(str, facts), *(_spread(name, row["scores"].get(name)) for name in names))
+        before = row["strategy"]
+    return table
+
+
+def _differences_table(rows: Sequence[dict[str, Any]], names: Sequence[str], reference: str) -> Table:
+    title = f"last generations, strategy - {reference}, paired by seed [{100 * CONFIDENCE:.0f} % bootstrap interval]"
+    table = _table(title, ("epochs", "network", "seeds"), names)
+    for row in rows:
+        facts = (f"{row['epochs']} - {row['reference_epochs']}", row["network"], str(len(row["seeds"])))
+        table.add_row(row["strategy"], *facts, *(_interval(name, row["scores"].get(name)) for name in names))
+    return table
+
+
+def _table(title: str, facts: Sequence[str], names: Sequence[str]) -> Table:
+    return Table(
+        Column("strategy", overflow="fold"),
+        *(Column(fact, justify="right", overflow="fold") for fact in facts),
+        *(Column(header(name), justify="right", overflow="fold") for name in names),
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _number(name: str, value: float, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.1f}" if is_share(name) else f"{value:{sign}.3f}"
+
+
+def _spread(name: str, score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    mean = _number(name, score["mean"])
+    return mean if score["spread"] is None else f"{mean} ± {_number(name, score['spread'])}"
+
+
+def _interval(name: str, score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    mean = _number(name, score["difference"], signed=True)
+    if score["low"] is None:
+        return mean
+    return f"{mean} [{_number(name, score['low'], signed=True)}, {_number(name, score['high'], signed=True)}]"

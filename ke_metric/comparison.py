@@ -1,0 +1,213 @@
+"""Lineages side by side: mean and spread of every score over seeds, and differences paired by seed.
+
+A *strategy* is all lineages of one recipe that differ in the seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import Scorecard, Scores
+from ke_metric.lineage import Lineage
+from ke_metric.lineage_recipe import FREE_FIELDS
+from ke_metric.recipe import Recipe
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+# What two strategies must agree in: otherwise they were scored on other images, or asked something else.
+SAME_TEST = (
+    "task", "data.benchmark", "data.test_fraction", "data.test_classes", "data.crop_banner", "evaluation.resize",
+)  # fmt: skip
+# Fields that change no score of a generation that is there.
+_NO_MATTER = {*FREE_FIELDS, "seed", "keep", "evaluation.backend", "evaluation.batch_size"}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """All lineages of one recipe.
+
+    Attributes:
+        name: The recipe's name, followed by what tells it from another strategy of the same name.
+        recipe: The recipe; its seed is that of one of them.
+        scorecards: Seed -> scorecards of generation 1, 2, ...; as many for every seed as the shortest lineage has.
+    """
+
+    name: str
+    recipe: Recipe
+    scorecards: Mapping[int, Sequence[Scorecard]]
+
+    @property
+    def generations(self) -> int:
+        """Number of generations that every lineage has."""
+        return min(len(cards) for cards in self.scorecards.values())
+
+    def epochs(self, generation: int) -> int:
+        """Return how many epochs were trained until a generation was complete."""
+        return generation * self.recipe.training.epochs
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that have scores: dense, slim, or both.
+
+        The network of `slim_alone`, the slim architecture on its own, is a slim one.
+        """
+        if self.recipe.method.name == "slim_alone":
+            return ("slim",)
+        return ("dense", "slim") if self.recipe.has_slim else ("dense",)
+
+    def parameters(self, network: str) -> int:
+        """Return the number of parameters of one of its networks."""
+        card = next(iter(self.scorecards.values()))[-1]
+        count = card.dense_parameters if self._stored_as(network) == "dense" else card.slim_parameters
+        assert count is not None, f"{self.name} has no {network} network"
+        return count
+
+    def scores(self, generation: int, network: str) -> dict[int, Scores]:
+        """Return seed -> scores of one network of a generation."""
+        cards = {seed: cards[generation - 1] for seed, cards in self.scorecards.items()}
+        if self._stored_as(network) == "dense":
+            return {seed: card.dense for seed, card in cards.items()}
+        return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
+
+    def _stored_as(self, network: str) -> str:
+        return "dense" if self.networks == ("slim",) else network
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a strategy is ahead of the reference in one score, paired by seed.
+
+    Attributes:
+        mean: Mean over seeds of strategy minus reference.
+        low: Lower end of the interval; None where a single seed says nothing about spread.
+        high: Its upper end.
+        seeds: Number of pairs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
+    """Group lineages into strategies, in the order in which they are given.
+
+    Raises:
+        KeMetricError: One has no generation yet, two are of one recipe and seed, or they were not tested alike.
+    """
+    groups: dict[str, list[tuple[Lineage, Recipe]]] = {}
+    for lineage in lineages:
+        recipe = lineage.recipe
+        if not lineage.numbers:
+            raise KeMetricError(f"{lineage.folder}: there is no complete generation yet", ExitCode.LINEAGE)
+        groups.setdefault(_identity(recipe), []).append((lineage, recipe))
+    if not groups:
+        raise KeMetricError("no lineage to compare", ExitCode.USAGE)
+    _require_one_test([members[0] for members in groups.values()])
+    names = _names([members[0][1] for members in groups.values()])
+    return [_strategy(name, members) for name, members in zip(names, groups.values(), strict=True)]
+
+
+def _identity(recipe: Recipe) -> str:
+    fields = _flat(recipe)
+    return json.dumps({name: value for name, value in fields.items() if name not in _NO_MATTER}, sort_keys=True)
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _strategy(name: str, members: Sequence[tuple[Lineage, Recipe]]) -> Strategy:
+    scorecards: dict[int, Sequence[Scorecard]] = {}
+    shortest = min(len(lineage.numbers) for lineage, _ in members)
+    folders: dict[int, Lineage] = {}
+    for lineage, recipe in members:
+        if recipe.seed in folders:
+            raise KeMetricError(
+                f"{folders[recipe.seed].folder} and {lineage.folder} are of one recipe and one seed ({recipe.seed}): "
+                "counted twice, they would look like two trainings",
+                ExitCode.LINEAGE,
+            )
+        folders[recipe.seed] = lineage
+        scorecards[recipe.seed] = [lineage.scorecard(number) for number in lineage.numbers[:shortest]]
+    return Strategy(name, members[0][1], dict(sorted(scorecards.items())))
+
+
+def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
+    (first, reference), *others = members
+    expected = _flat(reference)
+    for lineage, recipe in others:
+        found = _flat(recipe)
+        for name in SAME_TEST:
+            if found[name] != expected[name]:
+                raise KeMetricError(
+                    f"{lineage.folder}: {name} = {found[name]!r}, {first.folder} has {expected[name]!r}: their "
+                    "scores do not belong into one table",
+                    ExitCode.LINEAGE,
+                )
+
+
+def _names(recipes: Sequence[Recipe]) -> list[str]:
+    """Return the recipes' names; where several are equal, with the fields in which they differ."""
+    flat = [_flat(recipe) for recipe in recipes]
+    names = []
+    for recipe, fields in zip(recipes, flat, strict=True):
+        same = [other for each, other in zip(recipes, flat, strict=True) if each.name == recipe.name]
+        differing = [
+            name
+            for name in sorted({name for other in same for name in other} - _NO_MATTER)
+            if any(other.get(name) != fields.get(name) for other in same)
+        ]
+        told = ", ".join(f"{name}={_shown(fields.get(name))}" for name in differing)
+        names.append(f"{recipe.name} ({told})" if told else recipe.name)
+    return names
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation (n - 1 in the denominator); of a single value there is no deviation."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """Compare two strategies by the seeds they share; None where they share none.
+
+    The interval is the percentile bootstrap's (Efron, 1979): the pairs are drawn anew, with replacement, 10,000 times
+    from a fixed seed, and it holds the middle 95 % of the means. Of few seeds it is too narrow: of three, it ends at
+    the smallest and largest difference that was seen.
+
+    Args:
+        ours: Seed -> score of the strategy.
+        theirs: Seed -> score of the reference.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=np.float64)
+    mean = float(differences.mean())
+    if len(seeds) == 1:
+        return Difference(mean, None, None, 1)
+    drawn = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(differences[drawn].mean(axis=1), [tail, 1 - tail])
+    return Difference(mean, float(low), float(high), len(seeds))

@@ -1,0 +1,78 @@
+"""`ke-metric compare`, from the command line."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ke_metric.cli import main
+from ke_metric.errors import ExitCode
+from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.lineage import Lineage
+from ke_metric.recipe import Recipe
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two seeds of a plain training and of a lineage of two generations."""
+
+    def grow(name, seed, recalls, epochs):
+        recipe = Recipe(name=name, seed=seed, generations=len(recalls), training={"epochs": epochs})
+        lineage = Lineage.create(tmp_path / f"{name}-s{seed}", recipe, text="x", command="ke-metric train x.yaml")
+        for number, recall in enumerate(recalls, start=1):
+            card = Scorecard({"recall@1": recall, "nmi": 0.5}, {"recall@1": recall / 4, "nmi": 0.25}, 1234, 345)
+            provenance = Provenance("x", None if number == 1 else "x", seed, {}, {}, {})
+            lineage.append(Generation(number, {"w": torch.zeros(1)}, {}, "{}", {}, card, (), {}, provenance))
+        return str(lineage.folder)
+
+    return [
+        grow("long", 0, [0.5], 20), grow("long", 1, [0.6], 20),
+        grow("ke", 0, [0.3, 0.56], 10), grow("ke", 1, [0.3, 0.68], 10),
+    ]  # fmt: skip
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["compare", *arguments])
+
+
+def test_the_document(folders):
+    result = run(*folders, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    rows = {(row["strategy"], row["generation"], row["network"]): row for row in document["scores"]}
+    assert list(rows) == [
+        ("long", 1, "dense"), ("long", 1, "slim"),
+        ("ke", 1, "dense"), ("ke", 1, "slim"), ("ke", 2, "dense"), ("ke", 2, "slim"),
+    ]  # fmt: skip
+    last = rows["ke", 2, "dense"]
+    assert (last["epochs"], last["parameters"], last["seeds"]) == (20, 1234, [0, 1])
+    assert last["scores"]["recall@1"] == {"mean": pytest.approx(0.62), "spread": pytest.approx(0.06 * 2**0.5)}
+    dense, slim = document["differences"]
+    assert (dense["strategy"], dense["reference"], dense["network"]) == ("ke", "long", "dense")
+    assert (dense["epochs"], dense["reference_epochs"], dense["seeds"]) == (20, 20, [0, 1])
+    assert dense["scores"]["recall@1"] == {
+        "difference": pytest.approx(0.07), "low": pytest.approx(0.06), "high": pytest.approx(0.08),
+    }  # fmt: skip
+    assert slim["scores"]["recall@1"]["difference"] == pytest.approx(0.07 / 4)
+
+
+def test_the_tables(folders):
+    shown = run(*folders).stdout
+    last = next(line.split() for line in shown.splitlines() if line.split()[:3] == ["2", "20", "dense"])
+    assert last == ["2", "20", "dense", "1,234", "2", *["62.0", "±", "8.5", "0.500", "±", "0.000"]]
+    ahead = next(line.split() for line in shown.splitlines() if line.split()[:5] == ["ke", "20", "-", "20", "dense"])
+    assert ahead[5:] == ["2", "+7.0", "[+6.0,", "+8.0]", "+0.000", "[+0.000,", "+0.000]"]
+    assert "too narrow to be trusted" in shown
+
+
+def test_one_recipe_has_no_difference(folders):
+    result = run(*folders[:2], "--json")
+    assert json.loads(result.stdout)["differences"] == []
+    assert "interval" not in run(*folders[:2]).stdout
+
+
+def test_a_folder_without_a_lineage(folders, tmp_path):
+    result = run(folders[0], str(tmp_path))
+    assert result.exit_code == ExitCode.LINEAGE
+    assert f"{tmp_path}: no lineage here" in result.stderr

@@ -1,0 +1,127 @@
+"""Lineages side by side: grouped by recipe, averaged over seeds, differences paired by seed."""
+
+import itertools
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ke_metric.comparison import gather, mean_and_spread, paired_difference
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.lineage import Lineage
+from ke_metric.recipe import Recipe
+
+SCORES = st.floats(0, 1)
+
+
+@pytest.fixture
+def grow(tmp_path):
+    """Store a lineage with the Recall@1 given, generation by generation."""
+    count = itertools.count()
+
+    def grown(recalls, **fields):
+        recipe = Recipe.model_validate({"name": "x", "generations": max(2, len(recalls)), **fields})
+        lineage = Lineage.create(tmp_path / str(next(count)), recipe, text="x", command="ke-metric train x.yaml")
+        for number, recall in enumerate(recalls, start=1):
+            slim = {"recall@1": recall / 2} if recipe.has_slim else None
+            card = Scorecard({"recall@1": recall}, slim, 9, 3 if recipe.has_slim else None)
+            provenance = Provenance("x", None if number == 1 else "x", recipe.seed, {}, {}, {})
+            weights = {"w": torch.zeros(1)}
+            lineage.append(Generation(number, weights, {}, "{}", {}, card, (), {}, provenance))
+        return lineage
+
+    return grown
+
+
+def test_what_differs_in_the_seed_alone_is_one_strategy(grow):
+    lineages = [grow([0.1, 0.2], seed=1), grow([0.3, 0.4], seed=0), grow([0.5], split={"rate": 0.8})]
+    half, more = gather(lineages)
+    assert (half.name, more.name) == ("x (split.rate=0.5)", "x (split.rate=0.8)")
+    assert list(half.scorecards) == [0, 1]
+    assert {seed: scores["recall@1"] for seed, scores in half.scores(2, "dense").items()} == {0: 0.4, 1: 0.2}
+    assert half.scores(1, "slim") == {0: {"recall@1": 0.15}, 1: {"recall@1": 0.05}}
+    assert [half.epochs(number) for number in (1, 2)] == [100, 200]
+
+
+def test_where_the_data_lie_and_what_is_kept_make_no_other_strategy(grow):
+    lineages = [grow([0.1], data={"root": "a"}, keep="all"), grow([0.2], data={"root": "b"}, seed=1)]
+    (strategy,) = gather(lineages)
+    assert (strategy.name, len(strategy.scorecards)) == ("x", 2)
+
+
+def test_no_generation_that_a_seed_lacks_is_averaged(grow):
+    (strategy,) = gather([grow([0.1, 0.2], seed=0), grow([0.3], seed=1)])
+    assert strategy.generations == 1
+    assert len(strategy.scores(1, "dense")) == 2
+
+
+def test_the_slim_architecture_alone_is_a_slim_network(grow):
+    alone = gather([grow([0.4], method={"name": "slim_alone"})])[0]
+    assert alone.networks == ("slim",)
+    assert alone.scores(1, "slim") == {0: {"recall@1": 0.4}}
+    assert alone.parameters("slim") == 9
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({}, {}, "of one recipe and one seed"),
+        ({}, {"task": "classification", "loss": {"name": "CrossEntropyLoss"}}, "task = 'classification'"),
+        ({}, {"data": {"test_fraction": 0.25}}, r"data\.test_fraction = 0\.25"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(one, other, message, grow):
+    with pytest.raises(KeMetricError, match=message) as refused:
+        gather([grow([0.1], **one), grow([0.2], **other)])
+    assert refused.value.exit_code == ExitCode.LINEAGE
+
+
+def test_nothing_to_compare(grow):
+    with pytest.raises(KeMetricError, match="no complete generation"):
+        gather([grow([])])
+    with pytest.raises(KeMetricError, match="no lineage"):
+        gather([])
+
+
+@given(st.lists(SCORES, min_size=2, max_size=9))
+def test_mean_and_spread_are_those_of_the_library(values):
+    mean, spread = mean_and_spread(values)
+    assert mean == pytest.approx(statistics.fmean(values))
+    assert spread == pytest.approx(statistics.stdev(values), abs=1e-12)
+    assert mean_and_spread(values[:1]) == (values[0], None)
+
+
+def test_differences_are_paired_by_seed():
+    """Unpaired, the spread of the seeds would hide a difference that every seed shows."""
+    theirs = {0: 0.1, 1: 0.5, 2: 0.9, 7: 0.0}
+    ours = {0: 0.12, 1: 0.52, 2: 0.92, 8: 1.0}
+    found = paired_difference(ours, theirs)
+    assert (found.seeds, found.mean, found.low, found.high) == (3, *[pytest.approx(0.02)] * 3)
+
+
+def test_one_pair_has_no_interval_and_none_no_difference():
+    found = paired_difference({0: 0.5}, {0: 0.25})
+    assert (found.mean, found.low, found.high, found.seeds) == (0.25, None, None, 1)
+    assert paired_difference({0: 0.5}, {1: 0.25}) is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SCORES, SCORES), min_size=2, max_size=5))
+def test_the_interval_holds_the_middle_of_all_means(pairs):
+    """The slow way: every way to draw n of n pairs, up to 5 of them, instead of 10,000 random ones."""
+    found = paired_difference(*({seed: pair[side] for seed, pair in enumerate(pairs)} for side in (0, 1)))
+    differences = [one - other for one, other in pairs]
+    means = np.array([np.mean(drawn) for drawn in itertools.product(differences, repeat=len(pairs))])
+    # Shares of at least 2 and at most 3 % of all means lie below the lower end, and above the upper one.
+    for end, sign in ((found.low, 1), (found.high, -1)):
+        loose, tight = (
+            np.quantile(sign * means, 0.015, method="lower"),
+            np.quantile(sign * means, 0.035, method="higher"),
+        )
+        assert loose - 1e-9 <= sign * end <= tight + 1e-9
+    assert min(differences) - 1e-9 <= found.low <= found.mean + 1e-9
+    assert found.mean - 1e-9 <= found.high <= max(differences) + 1e-9
