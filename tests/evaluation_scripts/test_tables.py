@@ -1,0 +1,171 @@
+"""Every published cell has a recipe that is built and trains; a table shows what lineages hold, and nothing else."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from table_cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrides_of, recipe_of, variants
+from tables import Cell, cells_of, folder_of, markdown, published_figures
+
+from ke_metric import Lineage
+from ke_metric.cli.dry_run import rehearse
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.recipe_file import load_recipe
+
+FIGURES = yaml.safe_load((ROOT / "eval" / "published.yaml").read_text(encoding="utf-8"))
+# Small enough for a test: everything else is what the recipe says.
+SMALL = (
+    "data.image_size=32", "data.store_size=40", "data.workers=0", "data.verify_counts=false", "evaluation.resize=32",
+    "batches.size=4",
+)  # fmt: skip
+
+
+def published_rows(name):
+    """Return row -> figures of its columns, found by the table's own variants and generations."""
+    found = {}
+    for table in (each for each in TABLES.values() if each.published == name):
+        for benchmark in table.benchmarks:
+            for variant in variants(table, list(METHODS)):
+                recipe = recipe_of(table, benchmark, variant, (), 0)
+                for number in range(1, recipe.generations + 1):
+                    figures = published_figures(table, benchmark, variant, number if recipe.generations > 1 else None)
+                    if figures[0] is not None:
+                        found.setdefault((table.network, benchmark), []).append((variant, number, figures))
+    return found
+
+
+@pytest.mark.parametrize("name", ["classification_resnet18_kels", "classification_densenet169_wels"])
+def test_every_published_classification_figure_is_a_cell_once(name):
+    for (_, benchmark), cells in published_rows(name).items():
+        column = FIGURES[name]["columns"].index(benchmark)
+        assert sorted(figures[0] for _, _, figures in cells) == sorted(
+            row[column] for row in FIGURES[name]["rows"].values()
+        )
+
+
+def test_every_published_retrieval_figure_is_a_cell():
+    found = {figures for cells in published_rows("retrieval").values() for _, _, figures in cells}
+    expected = {tuple(row[half : half + 3]) for row in FIGURES["retrieval"]["rows"].values() for half in (0, 3)}
+    assert found == expected
+
+
+def test_published_figures_stand_where_they_belong():
+    table, cskd = TABLES["resnet18"], Variant("cskd", "ke")
+    assert published_figures(table, "flowers", cskd, 1) == (55.10,)
+    assert published_figures(table, "dogs", cskd, 10) == (70.81,)
+    assert published_figures(table, "mit67", Variant("adacos", "plain"), None) == (56.25,)
+    assert published_figures(table, "mit67", Variant("smth", "llf"), 10) == (None,)
+    assert published_figures(TABLES["retrieval_googlenet"], "cars", Variant("own", "ke"), 3) == (0.476, 24.98, 50.06)
+
+
+def test_controls_have_the_epochs_of_all_generations():
+    table = TABLES["resnet18"]
+    epochs = {
+        method: recipe_of(table, "cub", Variant("smth", method), ("generations=4", "training.epochs=9"), 0)
+        for method in METHODS
+    }
+    assert {name: each.generations * each.training.epochs for name, each in epochs.items()} == {
+        name: 9 if name == "plain" else 36 for name in METHODS
+    }
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 12, 13, 90, 91, 2000])
+def test_the_cycles_of_repr_fit_into_its_epochs(epochs):
+    changes = ("generations=1", f"training.epochs={epochs}", "training.warmup_epochs=0")
+    table, variant = TABLES["resnet18"], Variant("ce", "repr")
+    if epochs < 4:
+        with pytest.raises(Exception, match="so that the full network trains last"):
+            recipe_of(table, "cub", variant, changes, 0)
+        return
+    recipe = recipe_of(table, "cub", variant, changes, 0)
+    assert recipe.method.cycles * (recipe.method.full_epochs + recipe.method.dropped_epochs) < epochs
+
+
+def variants_and_benchmarks():
+    for name, table in TABLES.items():
+        if table.published:
+            for benchmark in table.benchmarks:
+                for variant in variants(table, list(METHODS)):
+                    yield pytest.param(name, benchmark, variant, id=f"{name}-{benchmark}-{variant.key}")
+
+
+@pytest.fixture
+def root_of(tmp_path, request):
+    """Write files in the layout of a benchmark, return their folder."""
+    layouts = {"cars": ("combined",)}
+    return lambda name: request.getfixturevalue(f"make_{name}")(tmp_path / "data", *layouts.get(name, ()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "benchmark", "variant"), list(variants_and_benchmarks()))
+def test_every_row_is_built_and_trains(name, benchmark, variant, root_of):
+    recipe = recipe_of(TABLES[name], benchmark, variant, (*SMALL, f"data.root={root_of(benchmark)}"), 0)
+    rehearse(recipe, device="cpu", folder=None)
+
+
+@pytest.mark.parametrize(("loss", "method"), [*PUBLISHED, *(("smth", each) for each in ("llf", "dnr", "slim_alone"))])
+def test_rows_are_built_and_train(loss, method, root_of):
+    """Those of one benchmark; the slow tests have all."""
+    changes = (*SMALL, f"data.root={root_of('flowers')}")
+    recipe = recipe_of(TABLES["resnet18"], "flowers", Variant(loss, method), changes, 0)
+    rehearse(recipe, device="cpu", folder=None)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Store a lineage of a variant with the top-1 accuracies given."""
+
+    def store(variant, top1, seed, changes=("generations=3", "training.epochs=2", "training.warmup_epochs=0")):
+        recipe = recipe_of(TABLES["small"], "glyphs", variant, changes, seed)
+        folder = folder_of(recipe, tmp_path)
+        lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
+        for number, value in enumerate(top1, start=1):
+            card = Scorecard({"top1": value}, {"top1": value / 2}, 9, 3)
+            provenance = Provenance("x", None if number == 1 else "x", seed, {}, {}, {})
+            lineage.append(Generation(number, {"w": torch.zeros(1)}, {}, "{}", {}, card, (), {}, provenance))
+        return recipe
+
+    return store
+
+
+def test_rows_of_lineages(stored, tmp_path):
+    variant = Variant("smth", "ke")
+    recipes = [stored(variant, [0.5, 0.6, 0.7], 0), stored(variant, [0.3, 0.5, 0.6], 1)]
+    cells = cells_of(TABLES["small"], "glyphs", variant, recipes, tmp_path)
+    assert [(cell.label, cell.network, cell.epochs) for cell in cells] == [
+        ("Smth + KE-N_1", "dense", 2), ("Smth + KE-N_1", "slim", 2),
+        ("Smth + KE-N_3", "dense", 6), ("Smth + KE-N_3", "slim", 6),
+    ]  # fmt: skip
+    assert cells[2].images == 6 * len(load_benchmark(recipes[0].data, "classification").train)
+    lines = markdown(cells, ("top1",), (0, 1)).splitlines()
+    assert lines[4].split(" | ")[:6] == ["| Smth + KE-N_3", "dense", "2", "", "65.0 ± 7.1", "+25.0 ± 7.1"]
+
+
+def test_what_was_not_run_is_blank(stored, tmp_path):
+    variant = Variant("smth", "ke")
+    recipes = [stored(variant, [0.5], 0), recipe_of(TABLES["small"], "glyphs", variant, ("generations=3",), 1)]
+    cells = cells_of(TABLES["small"], "glyphs", variant, recipes[:1], tmp_path)
+    assert [len(cell.scores) for cell in cells] == [1, 1, 0, 0]
+    assert re.search(r"\| Smth \+ KE-N_3 \| dense \|  \|  \|  \|  \| 6 \|", markdown(cells, ("top1",), (0,)))
+
+
+def test_lineages_of_another_recipe_are_not_shown(stored, tmp_path):
+    variant = Variant("smth", "ke")
+    stored(variant, [0.5], 0)
+    other = recipe_of(TABLES["small"], "glyphs", variant, ("generations=3", "training.epochs=5"), 0)
+    with pytest.raises(Exception, match=r"another recipe: training\.epochs"):
+        cells_of(TABLES["small"], "glyphs", variant, [other], tmp_path)
+
+
+def test_a_cell_without_scores_has_no_numbers():
+    cell = Cell("row", "dense", (50.97,), {}, {}, 200, None)
+    assert markdown([cell], ("top1",), (0,)).splitlines()[2] == "| row | dense |  | 50.97 |  |  | 200 |  |"
+
+
+def test_shared_changes_reach_every_row():
+    table = TABLES["resnet18"]
+    for method in METHODS:
+        overrides = overrides_of(table, "cub", Variant("smth", method), ("split.rate=0.3",))
+        assert load_recipe(ROOT / "recipes" / "cub_resnet18.yaml", overrides).split.rate == 0.3
