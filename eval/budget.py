@@ -5,13 +5,18 @@
     python eval/budget.py eval/budgets/glyphs_retrieval.yaml --seeds 0,1,2 --show
 
 Every strategy of the file gets the same number of epochs, divided among its generations. With `--equal compute` it
-gets as many as the reference's training time buys: seconds per epoch are those that were measured at equal epochs,
-which is therefore run first. Missing lineages are trained, interrupted ones go on; the table is printed as Markdown.
-Differences are paired by seed, with a 95 % bootstrap interval.
+gets as many as the reference's training time buys. Seconds per epoch are wall-clock, as they were measured at equal
+epochs, which is therefore run first, on one machine with nothing beside it; what a method does between generations
+(the saliency of neural_regeneration takes a fifth of an epoch) is not in them. They are fixed when they are first
+used, in `<grid>-compute.json` beside the lineages.
+
+Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. Differences are paired by
+seed, with a 95 % bootstrap interval, and only between networks with as many parameters.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +89,7 @@ def recipes_of(
         epochs: Strategy -> epochs over all generations; the grid's for all when None.
 
     Raises:
-        SystemExit: The epochs do not divide among a strategy's generations.
+        SystemExit: The epochs do not divide among a strategy's generations, or it sets others.
     """
     found = {}
     for name, (generations, own) in grid.strategies.items():
@@ -96,6 +101,8 @@ def recipes_of(
             f"training.epochs={total // generations}", *own,
         ]  # fmt: skip
         found[name] = [load_recipe(grid.recipe, overrides, seed=seed) for seed in seeds]
+        if any(recipe.generations * recipe.training.epochs != total for recipe in found[name]):
+            raise SystemExit(f"{name}: its set changes generations or training.epochs, which the budget decides")
     return found
 
 
@@ -116,27 +123,30 @@ def training_seconds(lineage: Lineage, number: int) -> float:
 
 
 def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
-    """Return strategy -> epochs that the reference's time buys, divisible by its generations; at least one for each.
+    """Return strategy -> epochs that the reference's time buys, divisible by its generations; more than its warm-up.
 
     Args:
         grid: The strategies.
         per_epoch: Strategy -> seconds per epoch.
     """
     budget = grid.epochs * per_epoch[grid.reference]
-    return {
-        name: generations * max(1, round(budget / per_epoch[name] / generations))
-        for name, (generations, _) in grid.strategies.items()
-    }
+    epochs = {}
+    for name, (generations, own) in grid.strategies.items():
+        warmup = load_recipe(grid.recipe, [*grid.shared, *own]).training.warmup_epochs
+        epochs[name] = generations * max(math.floor(warmup) + 1, round(budget / per_epoch[name] / generations))
+    return epochs
 
 
 def markdown(grid: Grid, lineages: Mapping[str, Sequence[Lineage]]) -> str:
     """Return the table of the strategies that were run: last generation, dense and slim."""
     strategies = {name: gather(found)[0] for name, found in lineages.items() if found}
+    if not strategies:
+        return "nothing was run yet"
     first = next(iter(strategies.values()))
     score = "top1" if first.recipe.task == "classification" else f"recall@{min(first.recipe.evaluation.recall_at)}"
     head = [
-        "strategy", "generations x epochs", "epochs", "training minutes", "seeds", f"dense {score}",
-        f"- {grid.reference}", f"slim {score}", f"- {grid.slim_reference}",
+        "strategy", "generations x epochs", "epochs", "training minutes", "seeds", "dense parameters",
+        f"dense {score}", f"- {grid.reference}", "slim parameters", f"slim {score}", f"- {grid.slim_reference}",
     ]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name, strategy in strategies.items():
@@ -149,27 +159,35 @@ def markdown(grid: Grid, lineages: Mapping[str, Sequence[Lineage]]) -> str:
         for network, reference in (("dense", grid.reference), ("slim", grid.slim_reference)):
             cells += _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
         lines.append(f"| {' | '.join(cells)} |")
+    if any(1 < len(strategy.scorecards) < 5 for strategy in strategies.values()):
+        lines += ["", "Intervals of fewer than five seeds are too narrow to be trusted."]
     return "\n".join(lines)
 
 
 def _cells(
     strategy: Strategy, reference: Strategy | None, network: str, score: str, *, is_reference: bool
-) -> tuple[str, str]:
-    """Return mean and spread, and the difference to the reference, in percent; nothing where there is no network."""
+) -> tuple[str, str, str]:
+    """Return parameters, mean and spread, and the difference to the reference, in percent.
+
+    Nothing where there is no such network, no difference to a network of another size.
+    """
     if network not in strategy.networks:
-        return "", ""
+        return "", "", ""
+    size = strategy.parameters(network)
     ours = _values(strategy, network, score)
     mean, spread = mean_and_spread(list(ours.values()))
     told = f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
     if is_reference or reference is None or network not in reference.networks:
-        return told, ""
+        return f"{size:,}", told, ""
+    if reference.parameters(network) != size:
+        return f"{size:,}", told, ""
     found = paired_difference(ours, _values(reference, network, score))
     if found is None:
-        return told, ""
+        return f"{size:,}", told, ""
     interval = (
         "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     )
-    return told, f"{100 * found.mean:+.1f}{interval}"
+    return f"{size:,}", told, f"{100 * found.mean:+.1f}{interval}"
 
 
 def _values(strategy: Strategy, network: str, score: str) -> dict[int, float]:
@@ -189,16 +207,15 @@ def main() -> None:
     options = parser.parse_args()
     grid = read_grid(options.grid)
     if options.strategies:
-        chosen = {*options.strategies.split(","), grid.reference}
+        chosen = {*options.strategies.split(","), grid.reference, grid.slim_reference}
+        unknown = chosen - set(grid.strategies)
+        if unknown:
+            parser.error(f"--strategies: {min(unknown)} is none of {', '.join(grid.strategies)}")
         grid = Grid(**{**vars(grid), "strategies": {n: s for n, s in grid.strategies.items() if n in chosen}})
     seeds = [int(seed) for seed in options.seeds.split(",")]
     recipes = recipes_of(grid, f"{options.grid.stem}-epochs", seeds)
     if options.equal == "compute":
-        done = {name: _there(found, options.lineages) for name, found in recipes.items()}
-        missing = [name for name, found in done.items() if not found]
-        if missing:
-            raise SystemExit(f"{missing[0]}: no lineage at equal epochs yet, whose time per epoch is needed first")
-        per_epoch = {name: seconds_per_epoch(found) for name, found in done.items()}
+        per_epoch = measured(options.lineages / f"{options.grid.stem}-compute.json", recipes, options.lineages)
         recipes = recipes_of(grid, f"{options.grid.stem}-compute", seeds, equal_compute(grid, per_epoch))
     if not options.show:
         # Seed by seed: what is there when time runs out can be compared.
@@ -206,6 +223,27 @@ def main() -> None:
             for found in recipes.values():
                 train(found[number], grid.recipe, options.lineages)
     print(markdown(grid, {name: _there(found, options.lineages) for name, found in recipes.items()}))
+
+
+def measured(path: Path, recipes: Mapping[str, Sequence[Recipe]], lineages: Path) -> dict[str, float]:
+    """Return strategy -> seconds per epoch, those that were used before where there are any.
+
+    Args:
+        path: Where they are kept: with other times, lineages at equal compute would have other epochs.
+        recipes: The strategies at equal epochs.
+        lineages: Where their lineages are.
+
+    Raises:
+        SystemExit: A strategy has no finished lineage at equal epochs.
+    """
+    kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name in recipes.keys() - kept.keys():
+        done = _there(recipes[name], lineages)
+        if not done:
+            raise SystemExit(f"{name}: no lineage at equal epochs yet, whose time per epoch is needed first")
+        kept[name] = seconds_per_epoch(done)
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return kept
 
 
 def _there(recipes: Sequence[Recipe], lineages: Path) -> list[Lineage]:

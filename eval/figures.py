@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
+from ke_metric.comparison import gather
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.methods.method import load_whole
@@ -101,6 +102,8 @@ def magnitudes(lineage: Lineage) -> tuple[list[float], list[float]]:
     for number in lineage.numbers:
         card = json.loads((lineage.generation_folder(number) / "scorecard.json").read_text(encoding="utf-8"))
         both = [pair for pair in card["magnitudes"].values() if None not in pair]
+        if not both:
+            raise SystemExit(f"{lineage.folder}: no layer has a fit and a reset part")
         fits.append(statistics.fmean(fit for fit, _ in both))
         resets.append(statistics.fmean(reset for _, reset in both))
     return fits, resets
@@ -154,15 +157,20 @@ def draw(axes: Axes, curves: Sequence[Curve], *, ylabel: str, pairs: bool) -> No
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """Return a path with an ending; `rate_0.5` keeps its own."""
+    return path.with_name(f"{path.name}.{ending}")
+
+
 def save(figure: Figure, curves: dict[str, Sequence[Curve]], path: Path) -> None:
     """Write PNG, SVG and the numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(with_ending(path, "png"), dpi=200)
+    figure.savefig(with_ending(path, "svg"), metadata={"Date": None})
     numbers = {
         panel: [{"label": curve.label, "seeds": curve.values} for curve in drawn] for panel, drawn in curves.items()
     }
-    path.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    with_ending(path, "json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def grouped(arguments: Iterable[str]) -> dict[str, list[Lineage]]:
@@ -173,7 +181,21 @@ def grouped(arguments: Iterable[str]) -> dict[str, list[Lineage]]:
         if not separator:
             raise SystemExit(f"{argument!r} is not LABEL=LINEAGE")
         groups.setdefault(label, []).append(Lineage(folder))
+    require_seeds(groups)
     return groups
+
+
+def require_seeds(groups: dict[str, list[Lineage]]) -> None:
+    """Make sure that the lineages of a label are seeds of one recipe, and that all were tested alike.
+
+    Raises:
+        SystemExit: They are of several recipes.
+        KeMetricError: One has no generation, is there twice, or was tested on something else.
+    """
+    for label, lineages in groups.items():
+        if len(gather(lineages)) > 1:
+            raise SystemExit(f"{label}: its lineages differ in more than the seed")
+    gather(lineages[0] for lineages in groups.values())
 
 
 def main() -> None:
@@ -183,11 +205,7 @@ def main() -> None:
     parser.add_argument("lineages", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True, help="path without suffix")
     options = parser.parse_args()
-    groups = (
-        grouped(options.lineages)
-        if options.figure == "curves"
-        else {"": [Lineage(each) for each in options.lineages]}
-    )
+    groups = grouped(options.lineages if options.figure == "curves" else [f"={each}" for each in options.lineages])
     mpl.rcParams["svg.hashsalt"] = "ke_metric"
     scores = score_curves(groups)
     panels: dict[str, Sequence[Curve]] = {"score": scores}
@@ -201,7 +219,7 @@ def main() -> None:
         panels["magnitude"] = magnitude_curves(groups[""])
         draw(axes[1], panels["magnitude"], ylabel="mean |w| over layers", pairs=False)
     save(figure, panels, options.output)
-    print(options.output.with_suffix(".png"))
+    print(with_ending(options.output, "png"))
 
 
 if __name__ == "__main__":

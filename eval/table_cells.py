@@ -145,7 +145,7 @@ def overrides_of(table: Table, benchmark: str, variant: Variant, changes: Sequen
         variant: Which row.
         changes: Further overrides that all rows share, such as fewer epochs.
     """
-    shared = [*changes, *LOSSES.get(variant.loss, ())]
+    shared = [*changes, *(() if variant.loss == "own" else LOSSES[variant.loss])]
     own = [f"name={table.benchmarks[benchmark]}-{variant.key}", *METHODS[variant.method][1]]
     recipe = load_recipe(recipe_path(table, benchmark), shared)
     total = recipe.generations * recipe.training.epochs

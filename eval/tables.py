@@ -11,6 +11,7 @@ with --set, and stands under the table. `eval/published.yaml` has the published 
 
 import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,8 +36,8 @@ from table_cells import (
 from ke_metric import Lineage
 from ke_metric.cli.train import train_lineage
 from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.errors import KeMetricError
-from ke_metric.generation import Scores
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import Scorecard, Scores
 from ke_metric.recipe import Recipe
 
 SHOWN = (1, 3, 5, 10)
@@ -48,13 +49,13 @@ class Cell:
     """One network of one generation of one variant.
 
     Attributes:
-        label: What the row is called, as in the published table where it is one of its rows.
+        label: What the row is called: as in the published table where it is one of its rows.
         network: dense or slim.
         published: The published figures of the table's scores; None where there are none.
         scores: Seed -> scores.
-        first: Seed -> scores of generation 1 of the same lineages.
+        first: Seed -> scores of the plain training that the gain is over, N_1 of the same loss; empty for N_1 itself.
         epochs: Epochs trained in all until then.
-        images: Images that went forward and backward until then, over all epochs; None where the data are not there.
+        images: Epochs times training images; None where the data are not there.
     """
 
     label: str
@@ -86,23 +87,41 @@ def main() -> None:
     if unknown:
         parser.error(f"--methods: {unknown[0]} is none of {', '.join(METHODS)}")
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    chosen = variants(table, methods, [loss for loss in options.losses.split(",") if loss])
-    cells: list[Cell] = []
-    for variant in chosen:
-        recipes = [recipe_of(table, options.benchmark, variant, options.changes, seed) for seed in seeds]
-        if not options.show:
-            for recipe in recipes:
-                train(recipe, recipe_path(table, options.benchmark), options.lineages)
-        cells += cells_of(table, options.benchmark, variant, recipes, options.lineages)
-    print(markdown(cells, score_names(recipes[0]), seeds))
+    losses = [loss for loss in options.losses.split(",") if loss]
+    unknown = [loss for loss in losses if loss not in table.losses]
+    if unknown:
+        parser.error(
+            f"--losses {unknown[0]}: {options.table} has {', '.join(table.losses) or 'the one of its recipes'}"
+        )
+    chosen = variants(table, methods, losses)
+    if not chosen:
+        parser.error(f"--methods {options.methods}: {options.table} has no such rows")
+
+    def recipes_of(variant: Variant) -> list[Recipe]:
+        return [recipe_of(table, options.benchmark, variant, options.changes, seed) for seed in seeds]
+
+    # All of them before the first is trained: what a recipe gets wrong shows at once.
+    recipes = {variant: recipes_of(variant) for variant in chosen}
+    plain = {variant.loss: recipes_of(Variant(variant.loss, "ke")) for variant in chosen}
+    if not options.show:
+        for recipe in (recipe for variant in chosen for recipe in recipes[variant]):
+            train(recipe, recipe_path(table, options.benchmark), options.lineages)
+    cells = [
+        cell
+        for variant in chosen
+        for cell in cells_of(
+            table, options.benchmark, variant, recipes[variant], options.lineages, plain=plain[variant.loss]
+        )
+    ]
+    print(markdown(cells, score_names(recipes[chosen[0]][0])))
     print("\n".join(["", *notes(table, options.benchmark, chosen, options.changes)]))
 
 
 def train(recipe: Recipe, path: Path, lineages: Path) -> None:
-    """Train a lineage, or the rest of it; a finished one stays as it is.
+    """Train a lineage, or the rest of it; a finished one stays as it is, and one that diverges is told and left.
 
     Raises:
-        KeMetricError: A lineage of another recipe is there, or what `ke-metric train` raises.
+        KeMetricError: A lineage of another recipe is there, or what else `ke-metric train` raises.
     """
     folder = folder_of(recipe, lineages)
     is_there = (folder / "lineage.json").exists()
@@ -112,7 +131,12 @@ def train(recipe: Recipe, path: Path, lineages: Path) -> None:
         if len(lineage.numbers) >= recipe.generations:
             return
     text = path.read_text(encoding="utf-8")
-    train_lineage(recipe, text=text, folder=folder, device=None, resume=is_there, overwrite=False)
+    try:
+        train_lineage(recipe, text=text, folder=folder, device=None, resume=is_there, overwrite=False)
+    except KeMetricError as error:
+        if error.exit_code != ExitCode.DIVERGED:
+            raise
+        print(f"{folder}: {error}", file=sys.stderr)
 
 
 def folder_of(recipe: Recipe, lineages: Path) -> Path:
@@ -125,41 +149,73 @@ def score_names(recipe: Recipe) -> tuple[str, ...]:
     return ("top1",) if recipe.task == "classification" else ("nmi", "recall@1", "recall@4")
 
 
-def cells_of(table: Table, benchmark: str, variant: Variant, recipes: Sequence[Recipe], lineages: Path) -> list[Cell]:
+def cells_of(
+    table: Table,
+    benchmark: str,
+    variant: Variant,
+    recipes: Sequence[Recipe],
+    lineages: Path,
+    *,
+    plain: Sequence[Recipe],
+) -> list[Cell]:
     """Return the rows of a variant: its generations 1, 3, 5, 10 and the last, dense and slim.
 
-    Generation 1 of Knowledge Evolution is the published N_1: the same training.
+    Args:
+        table: The table.
+        benchmark: One of its benchmarks.
+        variant: Which rows.
+        recipes: The variant's, for all seeds.
+        lineages: Where lineages are.
+        plain: Recipes of Knowledge Evolution with the same loss, whose generation 1 is the plain training.
     """
-    recipe, found = recipes[0], {}
-    for each in recipes:
-        folder = folder_of(each, lineages)
-        if (folder / "lineage.json").exists():
-            lineage = Lineage(folder)
-            lineage.require_recipe(each)
-            found[each.seed] = lineage
-    numbers = (
-        [1]
-        if recipe.generations == 1
-        else sorted({*(n for n in SHOWN if n <= recipe.generations), recipe.generations})
+    recipe = recipes[0]
+    found, first = (
+        _there(recipes, lineages),
+        {seed: each.scorecard(1) for seed, each in _there(plain, lineages).items()},
     )
+    is_single = recipe.generations == 1
+    numbers = [1] if is_single else sorted({*(n for n in SHOWN if n <= recipe.generations), recipe.generations})
     images = images_per_epoch(recipe)
     cells = []
     for number in numbers:
         cards = {seed: each.scorecard(number) for seed, each in found.items() if number in each.numbers}
-        firsts = {seed: found[seed].scorecard(1) for seed in cards}
+        is_plain = number == 1 and recipe.training.epochs == plain[0].training.epochs
+        base = {} if is_plain else first
         epochs = number * recipe.training.epochs
-        label = variant.title if recipe.generations == 1 else f"{variant.title}-N_{number}"
-        published = published_figures(table, benchmark, variant, number if recipe.generations > 1 else None)
+        published = published_figures(table, benchmark, variant, None if is_single else number)
+        label = variant.title if is_single else f"{variant.title}-N_{number}"
+        if published[0] is not None and table.losses:
+            label = _published_label(variant, None if is_single else number) or label
         passes = None if images is None else epochs * images
         network = "slim" if variant.method == "slim_alone" else "dense"
         dense = {seed: card.dense for seed, card in cards.items()}
-        first = {seed: card.dense for seed, card in firsts.items()}
-        cells.append(Cell(label, network, published, dense, first, epochs, passes))
+        # The slim architecture alone is set against the slim network of the plain training.
+        dense_base = {seed: card.dense for seed, card in base.items()} if network == "dense" else _slim(base)
+        cells.append(Cell(label, network, published, dense, dense_base, epochs, passes))
         if recipe.has_slim and variant.method in WITH_SLIM:
-            slim = {seed: card.slim for seed, card in cards.items() if card.slim is not None}
-            first = {seed: card.slim for seed, card in firsts.items() if card.slim is not None}
-            cells.append(Cell(label, "slim", (None,) * len(published), slim, first, epochs, passes))
+            cells.append(Cell(label, "slim", (None,) * len(published), _slim(cards), _slim(base), epochs, passes))
     return cells
+
+
+def _slim(cards: dict[int, Scorecard]) -> dict[int, Scores]:
+    return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
+
+
+def _there(recipes: Sequence[Recipe], lineages: Path) -> dict[int, Lineage]:
+    """Return seed -> lineage, for those that have a generation.
+
+    Raises:
+        KeMetricError: A lineage of another recipe is in the place of one.
+    """
+    found = {}
+    for recipe in recipes:
+        folder = folder_of(recipe, lineages)
+        if (folder / "lineage.json").exists():
+            lineage = Lineage(folder)
+            lineage.require_recipe(recipe)
+            if lineage.numbers:
+                found[recipe.seed] = lineage
+    return found
 
 
 def published_figures(table: Table, benchmark: str, variant: Variant, number: int | None) -> tuple[float | None, ...]:
@@ -210,16 +266,16 @@ def images_per_epoch(recipe: Recipe) -> int | None:
         return None
 
 
-def markdown(cells: Sequence[Cell], names: Sequence[str], seeds: Sequence[int]) -> str:
+def markdown(cells: Sequence[Cell], names: Sequence[str]) -> str:
     """Return the table; a cell that was never run is blank."""
-    columns = [f"{name} {kind}" for name in names for kind in ("published", "ours", "gain over own N_1")]
+    columns = [f"{name} {kind}" for name in names for kind in ("published", "ours", "gain over N_1")]
     head = ["row", "network", "seeds", *columns, "epochs in all", "images in all"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for cell in cells:
         shown = [cell.label, cell.network, str(len(cell.scores)) if cell.scores else ""]
         for name, published in zip(names, cell.published, strict=True):
             ours = [cell.scores[seed][name] for seed in cell.scores]
-            gains = [cell.scores[seed][name] - cell.first[seed][name] for seed in cell.scores]
+            gains = [cell.scores[seed][name] - cell.first[seed][name] for seed in cell.scores if seed in cell.first]
             shown += [
                 "" if published is None else f"{published:g}",
                 spread(name, ours),
@@ -241,11 +297,23 @@ def spread(name: str, values: Sequence[float], *, signed: bool = False) -> str:
 
 def notes(table: Table, benchmark: str, chosen: Sequence[Variant], changes: Sequence[str]) -> list[str]:
     """Return what a reader needs beside the table."""
-    lines = ["Mean and standard deviation over seeds, in percent but for NMI. Blank: not run."]
+    lines = [
+        "Mean and standard deviation over seeds, in percent but for NMI. Blank: not run. The gain is over "
+        "generation 1 of Knowledge Evolution with the same loss and seed. Images in all: epochs times training "
+        "images; the second picture of CS-KD and a teacher's forward passes come on top."
+    ]
+    guessed = sorted({METHODS[each.method][0] for each in chosen if each.method in ("repr", "dsd", "bans")})
+    guessed += ["AdaCos"] if any(each.loss == "adacos" for each in chosen) else []
+    if table.published and guessed:
+        lines.append(
+            f"How the source trained its rows of {', '.join(guessed)} is not known: ours have guessed settings."
+        )
     lines.append(f"Recipe: `{recipe_path(table, benchmark).relative_to(ROOT)}`, of every row changed by:")
     for variant in chosen:
         own: list[Any] = [each for each in overrides_of(table, benchmark, variant, changes) if each not in changes]
         lines.append(f"- {variant.title}: {', '.join(f'`{each}`' for each in own if not each.startswith('name='))}")
+    if changes and table.published:
+        lines.append("Published figures are those of the unchanged protocol.")
     if changes:
         lines.append(f"- all rows: {', '.join(f'`{each}`' for each in changes)}")
     return lines

@@ -36,7 +36,7 @@ class Strategy:
     Attributes:
         name: The recipe's name, followed by what tells it from another strategy of the same name.
         recipe: The recipe; its seed is that of one of them.
-        scorecards: Seed -> scorecards of generation 1, 2, ...; as many for every seed as the shortest lineage has.
+        scorecards: Seed -> scorecards of generation 1, 2, ...; an interrupted lineage has fewer than the others.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Strategy:
 
     @property
     def generations(self) -> int:
-        """Number of generations that every lineage has."""
-        return min(len(cards) for cards in self.scorecards.values())
+        """Number of generations of the longest lineage."""
+        return max(len(cards) for cards in self.scorecards.values())
 
     def epochs(self, generation: int) -> int:
         """Return how many epochs were trained until a generation was complete."""
@@ -70,8 +70,8 @@ class Strategy:
         return count
 
     def scores(self, generation: int, network: str) -> dict[int, Scores]:
-        """Return seed -> scores of one network of a generation."""
-        cards = {seed: cards[generation - 1] for seed, cards in self.scorecards.items()}
+        """Return seed -> scores of one network of a generation, for the seeds that have it."""
+        cards = {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
         if self._stored_as(network) == "dense":
             return {seed: card.dense for seed, card in cards.items()}
         return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
@@ -118,7 +118,16 @@ def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
 
 def _identity(recipe: Recipe) -> str:
     fields = _flat(recipe)
-    return json.dumps({name: value for name, value in fields.items() if name not in _NO_MATTER}, sort_keys=True)
+    kept = {name: value for name, value in fields.items() if name not in _NO_MATTER or name in _test_of(recipe)}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _test_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the fields that say what a recipe is tested on."""
+    root = ("data.root",) if recipe.data.benchmark == "folder" else ()
+    # In classification the test part has the classes that were trained on.
+    classes = ("data.train_classes",) if recipe.task == "classification" else ()
+    return (*SAME_TEST, *root, *classes)
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -133,7 +142,6 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 def _strategy(name: str, members: Sequence[tuple[Lineage, Recipe]]) -> Strategy:
     scorecards: dict[int, Sequence[Scorecard]] = {}
-    shortest = min(len(lineage.numbers) for lineage, _ in members)
     folders: dict[int, Lineage] = {}
     for lineage, recipe in members:
         if recipe.seed in folders:
@@ -143,7 +151,7 @@ def _strategy(name: str, members: Sequence[tuple[Lineage, Recipe]]) -> Strategy:
                 ExitCode.LINEAGE,
             )
         folders[recipe.seed] = lineage
-        scorecards[recipe.seed] = [lineage.scorecard(number) for number in lineage.numbers[:shortest]]
+        scorecards[recipe.seed] = [lineage.scorecard(number) for number in lineage.numbers]
     return Strategy(name, members[0][1], dict(sorted(scorecards.items())))
 
 
@@ -152,7 +160,7 @@ def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
     expected = _flat(reference)
     for lineage, recipe in others:
         found = _flat(recipe)
-        for name in SAME_TEST:
+        for name in dict.fromkeys((*_test_of(reference), *_test_of(recipe))):
             if found[name] != expected[name]:
                 raise KeMetricError(
                     f"{lineage.folder}: {name} = {found[name]!r}, {first.folder} has {expected[name]!r}: their "

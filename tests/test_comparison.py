@@ -53,10 +53,16 @@ def test_where_the_data_lie_and_what_is_kept_make_no_other_strategy(grow):
     assert (strategy.name, len(strategy.scorecards)) == ("x", 2)
 
 
-def test_no_generation_that_a_seed_lacks_is_averaged(grow):
-    (strategy,) = gather([grow([0.1, 0.2], seed=0), grow([0.3], seed=1)])
-    assert strategy.generations == 1
-    assert len(strategy.scores(1, "dense")) == 2
+def test_a_generation_is_averaged_over_the_seeds_that_have_it(grow):
+    (strategy,) = gather([grow([0.1], seed=0), grow([0.3, 0.4], seed=1)])
+    assert strategy.generations == 2
+    assert [sorted(strategy.scores(number, "dense")) for number in (1, 2)] == [[0, 1], [1]]
+
+
+def test_another_folder_is_another_test(grow):
+    folders = [{"data": {"benchmark": "folder", "root": root}, "seed": seed} for seed, root in enumerate("ab")]
+    with pytest.raises(KeMetricError, match=r"data\.root = 'b'"):
+        gather([grow([0.1], **folders[0]), grow([0.2], **folders[1])])
 
 
 def test_the_slim_architecture_alone_is_a_slim_network(grow):
@@ -72,6 +78,11 @@ def test_the_slim_architecture_alone_is_a_slim_network(grow):
         ({}, {}, "of one recipe and one seed"),
         ({}, {"task": "classification", "loss": {"name": "CrossEntropyLoss"}}, "task = 'classification'"),
         ({}, {"data": {"test_fraction": 0.25}}, r"data\.test_fraction = 0\.25"),
+        (
+            {"task": "classification"},
+            {"task": "classification", "data": {"train_classes": 20}},
+            r"data\.train_classes = 20",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(one, other, message, grow):

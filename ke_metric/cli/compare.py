@@ -26,8 +26,14 @@ def compare_lineages(folders: Sequence[Path]) -> Result:
     Raises:
         KeMetricError: No such lineage, none of its generations is complete, or they were not tested alike.
     """
-    strategies = gather(Lineage(folder) for folder in folders)
-    document = {"scores": _scores(strategies), "differences": _differences(strategies)}
+    lineages = [Lineage(folder) for folder in folders]
+    strategies = gather(lineages)
+    incomplete = [
+        {"lineage": str(lineage.folder), "generations": len(lineage.numbers), "of": lineage.recipe.generations}
+        for lineage in lineages
+        if len(lineage.numbers) < lineage.recipe.generations
+    ]
+    document = {"scores": _scores(strategies), "differences": _differences(strategies), "incomplete": incomplete}
     return Result(document, Group(*_shown(document, strategies)))
 
 
@@ -39,7 +45,7 @@ def _scores(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
             "epochs": strategy.epochs(generation),
             "network": network,
             "parameters": strategy.parameters(network),
-            "seeds": list(strategy.scorecards),
+            "seeds": list(strategy.scores(generation, network)),
             "scores": {
                 name: dict(zip(("mean", "spread"), mean_and_spread(values), strict=True))
                 for name, values in _by_name(strategy, generation, network).items()
@@ -80,6 +86,8 @@ def _differences(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
                     "network": network,
                     "epochs": strategy.epochs(strategy.generations),
                     "reference_epochs": reference.epochs(reference.generations),
+                    "parameters": strategy.parameters(network),
+                    "reference_parameters": reference.parameters(network),
                     "seeds": sorted(ours.keys() & theirs.keys()),
                     "scores": {
                         name: {"difference": each.mean, "low": each.low, "high": each.high}
@@ -97,6 +105,10 @@ def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Tab
     shown: list[Table | Text] = [_scores_table(document["scores"], names)]
     if document["differences"]:
         shown.append(_differences_table(document["differences"], names, strategies[0].name))
+    shown += [
+        Text(f"{each['lineage']} has {each['generations']} of {each['of']} generations")
+        for each in document["incomplete"]
+    ]
     if any(1 < len(row["seeds"]) < 5 for row in document["differences"]):
         shown.append(Text("Intervals of fewer than five seeds are too narrow to be trusted."))
     return shown
@@ -116,9 +128,13 @@ def _scores_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table
 
 def _differences_table(rows: Sequence[dict[str, Any]], names: Sequence[str], reference: str) -> Table:
     title = f"last generations, strategy - {reference}, paired by seed [{100 * CONFIDENCE:.0f} % bootstrap interval]"
-    table = _table(title, ("epochs", "network", "seeds"), names)
+    table = _table(title, ("epochs", "network", "parameters", "seeds"), names)
     for row in rows:
-        facts = (f"{row['epochs']} - {row['reference_epochs']}", row["network"], str(len(row["seeds"])))
+        epochs = f"{row['epochs']} - {row['reference_epochs']}"
+        parameters = f"{row['parameters']:,}"
+        if row["parameters"] != row["reference_parameters"]:
+            parameters += f" - {row['reference_parameters']:,}"
+        facts = (epochs, row["network"], parameters, str(len(row["seeds"])))
         table.add_row(row["strategy"], *facts, *(_interval(name, row["scores"].get(name)) for name in names))
     return table
 

@@ -1,6 +1,7 @@
 """`ke-metric compare`, from the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,8 +63,18 @@ def test_the_tables(folders):
     last = next(line.split() for line in shown.splitlines() if line.split()[:3] == ["2", "20", "dense"])
     assert last == ["2", "20", "dense", "1,234", "2", *["62.0", "±", "8.5", "0.500", "±", "0.000"]]
     ahead = next(line.split() for line in shown.splitlines() if line.split()[:5] == ["ke", "20", "-", "20", "dense"])
-    assert ahead[5:] == ["2", "+7.0", "[+6.0,", "+8.0]", "+0.000", "[+0.000,", "+0.000]"]
+    assert ahead[5:] == ["1,234", "2", "+7.0", "[+6.0,", "+8.0]", "+0.000", "[+0.000,", "+0.000]"]
     assert "too narrow to be trusted" in shown
+
+
+def test_what_is_not_finished_is_told(folders):
+    for file in (Path(folders[3]) / "generation-002").iterdir():
+        file.unlink()
+    (Path(folders[3]) / "generation-002").rmdir()
+    document = json.loads(run(*folders, "--json").stdout)
+    assert document["incomplete"] == [{"lineage": folders[3], "generations": 1, "of": 2}]
+    assert [row["seeds"] for row in document["scores"] if row["strategy"] == "ke"] == [[0, 1], [0, 1], [0], [0]]
+    assert f"{folders[3]} has 1 of 2 generations" in run(*folders).stdout
 
 
 def test_one_recipe_has_no_difference(folders):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from budget import ROOT, equal_compute, markdown, read_grid, recipes_of, seconds_per_epoch
+from budget import ROOT, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
 
 from ke_metric import Lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
@@ -58,6 +58,15 @@ def test_files_that_are_no_grids(changes, told, grid_of):
         grid_of(**changes)
 
 
+def test_a_strategy_cannot_change_the_budget(grid_of):
+    with pytest.raises(SystemExit, match=r"plain: its set changes generations or training\.epochs"):
+        recipes_of(
+            grid_of(strategies={**GRID["strategies"], "plain": {"generations": 1, "set": ["generations=2"]}}),
+            "g",
+            [0],
+        )
+
+
 def test_epochs_that_do_not_divide(grid_of):
     with pytest.raises(SystemExit, match="ke: 13 epochs do not divide among 3 generations"):
         recipes_of(grid_of(epochs=13), "g", [0])
@@ -67,16 +76,20 @@ def test_equal_compute_spends_the_time_of_the_reference(grid_of):
     """12 epochs of 2 seconds: 24 seconds buy 24 epochs of one second, and three generations of 3 at 2.7 seconds."""
     grid = grid_of()
     assert equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 2.7}) == {"plain": 12, "alone": 24, "ke": 9}
-    assert equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 1000.0})["ke"] == 3
+    least = equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 1000.0})
+    # One epoch more than the warm-up of one.
+    assert least["ke"] == 6
+    assert recipes_of(grid, "g", [0], least)["ke"][0].training.epochs == 2
 
 
 @pytest.fixture
 def grow(tmp_path):
-    def grown(recipe, recalls, seconds=30.0):
-        lineage = Lineage.create(tmp_path / f"{recipe.name}-s{recipe.seed}", recipe, text="x", command="ke-metric")
+    def grown(recipe, recalls, seconds=30.0, *, size=9, again=False):
+        folder = tmp_path / f"{recipe.name}-s{recipe.seed}"
+        lineage = Lineage.create(folder, recipe, text="x", command="ke-metric", overwrite=again)
         for number, recall in enumerate(recalls, start=1):
             slim = {"recall@1": recall / 2} if recipe.has_slim else None
-            card = Scorecard({"recall@1": recall}, slim, 9, 3 if slim else None)
+            card = Scorecard({"recall@1": recall}, slim, size, 3 if slim else None)
             provenance = Provenance("x", None if number == 1 else "x", recipe.seed, {}, {}, {"training": seconds})
             lineage.append(Generation(number, {"w": torch.zeros(1)}, {}, "{}", {}, card, (), {}, provenance))
         return lineage
@@ -98,11 +111,40 @@ def test_the_table(grid_of, grow):
         "ke": [grow(recipe, [0.1, 0.2, recall]) for recipe, recall in zip(recipes["ke"], (0.54, 0.66), strict=True)],
     }
     lines = [line.strip("| ").split(" | ") for line in markdown(grid, found).splitlines()]
-    assert lines[2] == ["plain", "1 x 12", "12", "0.5", "2", "55.0 ± 7.1", "", "27.5 ± 3.5", "+7.5 [+5.0, +10.0]"]
-    assert lines[3] == ["alone", "1 x 12", "12", "0.5", "2", "", "", "20.0 ± 0.0"]
-    assert lines[4] == [
-        "ke", "3 x 4", "12", "1.5", "2", "60.0 ± 8.5", "+5.0 [+4.0, +6.0]", "30.0 ± 4.2", "+10.0 [+7.0, +13.0]",
+    assert lines[2] == [
+        "plain", "1 x 12", "12", "0.5", "2", "9", "55.0 ± 7.1", "", "3", "27.5 ± 3.5",
     ]  # fmt: skip
+    assert lines[3] == ["alone", "1 x 12", "12", "0.5", "2", "", "", "", "9", "20.0 ± 0.0"]
+    assert lines[4] == ["ke", "3 x 4", "12", "1.5", "2", "9", "60.0 ± 8.5", "+5.0 [+4.0, +6.0]", "3", "30.0 ± 4.2"]
+    assert lines[-1] == ["Intervals of fewer than five seeds are too narrow to be trusted."]
+
+
+def test_networks_of_another_size_have_no_difference(grid_of, grow):
+    """The slim network of one split rate is no match for the slim architecture of another."""
+    grid = grid_of()
+    recipes = recipes_of(grid, "g", [0])
+    found = {name: [grow(recipes[name][0], [0.5])] for name in ("plain", "alone")}
+    assert markdown(grid, found).splitlines()[2].endswith("| 3 | 25.0 |  |")
+    found = {"plain": found["plain"], "alone": [grow(recipes["alone"][0], [0.2], size=3, again=True)]}
+    assert markdown(grid, found).splitlines()[2].endswith("| 3 | 25.0 | +5.0 |")
+
+
+def test_times_that_were_used_are_kept(grid_of, grow, tmp_path):
+    """More seeds change the mean; lineages that are there at equal compute keep their epochs."""
+    recipes = recipes_of(grid_of(), "g", [0, 1])
+    for found in recipes.values():
+        grow(found[0], [0.1] * found[0].generations, 12.0)
+    kept = measured(tmp_path / "times.json", recipes, tmp_path)
+    assert kept == {"plain": 1.0, "alone": 1.0, "ke": 3.0}
+    for found in recipes.values():
+        grow(found[1], [0.1] * found[1].generations, 24.0)
+    assert measured(tmp_path / "times.json", recipes, tmp_path) == kept
+    assert measured(tmp_path / "others.json", recipes, tmp_path)["ke"] == 4.5
+
+
+def test_times_of_strategies_that_were_not_run(grid_of, tmp_path):
+    with pytest.raises(SystemExit, match="no lineage at equal epochs yet"):
+        measured(tmp_path / "times.json", recipes_of(grid_of(), "g", [0]), tmp_path)
 
 
 def test_what_was_not_run_has_no_row(grid_of, grow):

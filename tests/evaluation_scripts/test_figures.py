@@ -10,6 +10,7 @@ from figures import Curve, fit_values, grouped, magnitude_curves, score_curves
 
 from ke_metric import Lineage
 from ke_metric.cli import main
+from ke_metric.errors import KeMetricError
 
 TINY = """
 task: {task}
@@ -76,18 +77,18 @@ def test_magnitudes_are_means_over_layers(lineage):
 @pytest.mark.parametrize("figure", ["curves", "magnitudes"])
 def test_a_figure_is_written_with_its_numbers(figure, lineage, tmp_path, monkeypatch):
     named = f"KELS={lineage.folder}" if figure == "curves" else str(lineage.folder)
-    monkeypatch.setattr("sys.argv", ["figures.py", figure, named, "-o", str(tmp_path / "f" / "drawn")])
+    monkeypatch.setattr("sys.argv", ["figures.py", figure, named, "-o", str(tmp_path / "f" / "drawn_0.5")])
     figures.main()
-    assert (tmp_path / "f" / "drawn.png").stat().st_size > 10_000
-    assert "<svg" in (tmp_path / "f" / "drawn.svg").read_text()
-    numbers = json.loads((tmp_path / "f" / "drawn.json").read_text())
+    assert (tmp_path / "f" / "drawn_0.5.png").stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "f" / "drawn_0.5.svg").read_text()
+    numbers = json.loads((tmp_path / "f" / "drawn_0.5.json").read_text())
     assert list(numbers) == (["score"] if figure == "curves" else ["score", "magnitude"])
     assert numbers["score"][1]["seeds"] == [fit_values(lineage)]
 
 
 def test_lineages_need_labels(lineage):
-    assert {name: len(found) for name, found in grouped([f"a={lineage.folder}", f"a={lineage.folder}"]).items()} == {
-        "a": 2
-    }
+    assert {name: len(found) for name, found in grouped([f"a={lineage.folder}"]).items()} == {"a": 1}
+    with pytest.raises(KeMetricError, match="of one recipe and one seed"):
+        grouped([f"a={lineage.folder}", f"a={lineage.folder}"])
     with pytest.raises(SystemExit, match="is not LABEL=LINEAGE"):
         grouped(["lineage"])
