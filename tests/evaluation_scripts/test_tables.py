@@ -100,7 +100,7 @@ def variants_and_benchmarks():
 @pytest.fixture
 def root_of(tmp_path, request):
     """Write files in the layout of a benchmark, return their folder."""
-    layouts = {"cars": ("combined",)}
+    layouts = {"cars": ("A",)}
     return lambda name: request.getfixturevalue(f"make_{name}")(tmp_path / "data", *layouts.get(name, ()))
 
 
