@@ -95,22 +95,17 @@ def _plan_kels(
             kind = _kind_of(network, misfit.module)
             ties = [] if kind in as_wide else _inside_to_outside(network, graph, kind)
             as_wide.add(kind)
+            if ties and _stays_narrow(graph, ties, rate, keep_whole, multiple=multiple, whole=labels):
+                continue
+            spare += ties
             module = _culprit(graph, misfit.module, whole, root=type(network).__name__)
-            if ties:
-                graph.ties += ties
-                fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
-                if not all(bool(fit[pair].all()) for pair in ties):
-                    continue
-                # Nothing in these modules would be narrow any more (a channel shuffle ties all to all): not yet.
-                del graph.ties[-len(ties) :]
-                spare += ties
-            if module is None and not spare:
-                raise _refusal(graph, fit, misfit, root=type(network).__name__) from misfit
-            if module is None:
+            if module is not None:
+                whole[module] = str(misfit)
+            elif spare:
                 graph.ties += spare
                 spare, whole = [], {}
-                continue
-            whole[module] = str(misfit)
+            else:
+                raise _refusal(graph, fit, misfit, root=type(network).__name__) from misfit
         else:
             return replace(plan, settings=_as_json(settings))
 
@@ -134,6 +129,27 @@ def _inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Mo
             if rest == 0 and times <= 3:
                 ties.append(torch.stack([layer.outputs, layer.inputs.repeat(times)]))
     return ties
+
+
+def _stays_narrow(  # what decides which labels are fit
+    graph: ChannelGraph,
+    ties: list[Tensor],
+    rate: float,
+    keep_whole: Collection[str],
+    *,
+    multiple: int,
+    whole: Collection[Tensor],
+) -> bool:
+    """Add ties [2, pairs], and tell whether they leave anything to drop; where not, they are taken back.
+
+    A channel shuffle ties all channels to all: what is made for attention would keep its modules whole.
+    """
+    graph.ties += ties
+    fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=whole)
+    if all(bool(fit[pairs].all()) for pairs in ties):
+        del graph.ties[-len(ties) :]
+        return False
+    return True
 
 
 def _taken_apart(graph: ChannelGraph, module: str) -> list[Tensor]:
