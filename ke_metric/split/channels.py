@@ -21,8 +21,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.call import Call, Owned, Place
-from ke_metric.split.graph import ChannelGraph, Seen
-from ke_metric.split.labels import collapsed_always
+from ke_metric.split.graph import LARGEST_SEEN, ChannelGraph, Seen, Step
+from ke_metric.split.labels import ALWAYS, collapsed_always
 from ke_metric.split.operations import computes, follow
 
 
@@ -143,22 +143,29 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
                 self._from_input[output] = True
             if labels is not None:
                 self.labels[output] = labels
-        self._note(call, [*before, *((output, self.labels[output]) for output in outputs if output in self.labels)])
+        self._note(call, before)
         return result
 
-    def _note(self, call: Call, labelled: list[tuple[Tensor, Tensor]]) -> None:
-        """Remember what came by in a module, and which parameters an operation used."""
-        for tensor, labels in labelled:
+    def _note(self, call: Call, given: list[tuple[Tensor, Tensor]]) -> None:
+        """Remember what came by in a module, what was computed with it, and which parameters an operation used."""
+        made = [(output, self.labels[output]) for output in call.outputs if output in self.labels]
+        for tensor, labels in (*given, *made):
             # A parameter has labels from its second use on, and is compared as a follower.
             if labels.numel() > 1 and id(tensor) not in call.owned:
                 seen = Seen(tuple(tensor.shape), labels)
                 self.graph.see(call.place.name, seen, from_input=tensor in self._from_input)
         if computes(call):
-            self.graph.steps.append((call.place.name, call.kind))
+            self.graph.steps.append(Step(call.place.name, call.kind, self._taken_alone(given)))
         self.used |= call.used
         if not call.function.is_view:
             for name in call.used_at_full_size - call.recorded:
                 self.graph.fixed[name] = call.where
+
+    def _taken_alone(self, given: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Return the labels of what an operation computes with, where that is one tensor whose channels may go."""
+        # A parameter has labels from its second use on; what is computed from a weight alone has those of its rows.
+        found = [labels for tensor, labels in given if tensor in self._from_input and bool((labels != ALWAYS).any())]
+        return found[0] if len(found) == 1 and found[0].numel() <= LARGEST_SEEN else None
 
 
 @contextmanager

@@ -80,6 +80,21 @@ class Seen:
         return self.shape, tuple(self.labels.shape), self.labels.numpy().tobytes()
 
 
+@dataclass(frozen=True)
+class Step:
+    """One operation that computes something.
+
+    Attributes:
+        module: Where.
+        kind: Name of the operation.
+        labels: Labels of the one tensor with labels that it computes with; None where there are several or none.
+    """
+
+    module: str
+    kind: str
+    labels: Tensor | None
+
+
 @dataclass
 class ChannelGraph:
     """All channels of a network.
@@ -100,7 +115,7 @@ class ChannelGraph:
         fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
         seen: Module -> tensors that came by while it was the innermost one that ran.
         unseen: Modules in which more came by than is in `seen`.
-        steps: Module and operation of everything that was computed, in order.
+        steps: Everything that was computed, in order.
         returned: Module -> what each of its calls returned.
     """
 
@@ -119,7 +134,7 @@ class ChannelGraph:
     fixed: dict[str, str] = field(default_factory=dict)
     seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
     unseen: set[str] = field(default_factory=set)
-    steps: list[tuple[str, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     returned: dict[str, list[list[Seen]]] = field(default_factory=lambda: defaultdict(list))
 
     def tie(self, first: Tensor, second: Tensor) -> None:

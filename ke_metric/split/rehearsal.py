@@ -11,7 +11,7 @@ in its place, and what works is part of the plan.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, cast
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ke_metric.split.channels import ChannelMode, undisturbed
-from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen
+from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen, Step
 from ke_metric.split.labels import collapse, meetings, narrow_shape, restrict, varying
 
 Settings = dict[str, dict[str, Any]]
@@ -188,13 +188,36 @@ class _Expectation(ChannelGraph):
         self.passed.add(module)
 
     def compare_steps(self) -> None:
-        """Demand that as much of everything was computed in every module."""
-        wide, narrow = Counter(self.dense.steps), Counter(self.steps)
-        if wide != narrow:
-            (module, kind), _ = next(iter(((wide - narrow) + (narrow - wide)).items()))
-            raise MisfitError(
-                module, f"{kind} is computed {narrow[module, kind]} times instead of {wide[module, kind]}"
-            )
+        """Demand that as much of everything was computed in every module, and with the same channels.
+
+        Halves of what is kept of a tensor need not be what is kept of its halves: then a function is applied to other
+        channels, though as many and as often.
+        """
+        wide, narrow = _by_operation(self.dense.steps), _by_operation(self.steps)
+        for module, kind in {**wide, **narrow}:
+            expected, found = wide[module, kind], narrow[module, kind]
+            if len(expected) != len(found):
+                raise MisfitError(module, f"{kind} is computed {len(found)} times instead of {len(expected)}")
+            kept = [None if labels is None else restrict(labels, self.kept) for labels in expected]
+            known = Counter(_key(labels) for labels in kept if labels is not None)
+            others = Counter(_key(labels) for labels in found if labels is not None) - known
+            # What is left of a tensor may be a tensor without labels, and of one that is none nothing can be said.
+            if others.total() > kept.count(None):
+                raise MisfitError(module, f"{kind} is computed with other channels")
+
+
+def _by_operation(steps: list[Step]) -> defaultdict[tuple[str, str], list[Tensor | None]]:
+    """Return (module, operation) -> labels of what it computed with, call by call."""
+    found = defaultdict(list)
+    for step in steps:
+        found[step.module, step.kind].append(step.labels)
+    return found
+
+
+def _key(labels: Tensor) -> tuple[int, ...]:
+    """Return something hashable for labels of which some vary, the same for every shape they can be expanded to."""
+    collapsed = collapse(labels)
+    return (*collapsed.shape, *collapsed.flatten().tolist())
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:

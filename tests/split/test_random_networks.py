@@ -5,7 +5,7 @@ Sums, concatenations, gates, groups, channel shuffles, halves, norms over channe
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -146,6 +146,8 @@ def split_or_refuse(randomise, slim_is_dense_with_zeros, *, steps, ending, hidde
     return refusal is None
 
 
+# Halves of what is kept (3 | 3) that are not what is kept of the halves (4 | 2): another channel would get the tanh.
+@example(steps=[("concatenation", 5), ("halves", 0)], ending="flatten", hidden=1, rate=0.3)
 @settings(max_examples=60)
 @given(**NETWORKS)
 def test_slim_is_dense_with_zeros(randomise, slim_is_dense_with_zeros, steps, ending, hidden, rate):
