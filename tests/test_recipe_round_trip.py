@@ -75,11 +75,11 @@ def made_consistent(fields):
     """Mend what the schema asks of a name, and of two fields together."""
     fields["name"] = f"x{len(fields['name'])}"
     fields["batches"]["size"] *= fields["batches"]["images_per_class"]
-    fields["training"]["warmup_epochs"] = min(fields["training"]["warmup_epochs"], fields["training"]["epochs"] / 2)
     fields["method"] = only_what_is_read(fields["method"])
     if fields["method"]["name"] == "repr":
         cycle = fields["method"].get("full_epochs", 20) + fields["method"].get("dropped_epochs", 10)
         fields["training"]["epochs"] = 1 + fields["method"].get("cycles", 3) * cycle
+    fields["training"]["warmup_epochs"] = min(fields["training"]["warmup_epochs"], fields["training"]["epochs"] / 2)
     if fields["method"]["name"] == "slim_alone":
         fields["split"]["kind"] = "kels"
     if fields["method"]["name"] in ("born_again", "repeats"):
