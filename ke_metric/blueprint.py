@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ke_metric.methods.table import METHODS
+from ke_metric.methods.table import method_of
 from ke_metric.networks.classification import build_classifier
 from ke_metric.networks.embedding import build_network
 from ke_metric.randomness import default_streams, derive_seed
@@ -45,7 +45,7 @@ class Blueprint:
         """
         with default_streams(self.recipe.seed, number, "network"):
             network = self._dense(load_pretrained)
-        method = METHODS[self.recipe.method.name]
+        method = method_of(self.recipe, number)
         if not method.changes_architecture:
             return network
         return method.architecture(network, self._plan(network, self.recipe.split.rate))
@@ -58,13 +58,15 @@ class Blueprint:
         """
         return follow_channels(self.build(1), self._example)
 
-    def plan(self, network: nn.Module) -> SplitPlan:
-        """Return the split plan of a network that `build` returned: the masks never change in a lineage.
+    def plan(self, network: nn.Module, number: int) -> SplitPlan:
+        """Return the split plan of the network that `build` returned for generation `number`.
+
+        The masks never change in a lineage; a network that is slim already is kept whole.
 
         Raises:
             KeMetricError: The network cannot be split.
         """
-        changed = METHODS[self.recipe.method.name].changes_architecture
+        changed = method_of(self.recipe, number).changes_architecture
         return self._plan(network, 1.0 if changed else self.recipe.split.rate)
 
     def _dense(self, load_pretrained: bool) -> nn.Module:

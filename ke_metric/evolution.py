@@ -23,7 +23,7 @@ from ke_metric.generation import Generation, Provenance, TrainingState, weights_
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
 from ke_metric.methods.method import Birth, load_whole
-from ke_metric.methods.table import METHODS
+from ke_metric.methods.table import method_of
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import Scorer, count_parameters
@@ -194,7 +194,9 @@ class Nursery:
             recipe=recipe.method,
             plan=self._plan(number, parent),
             parent=parent.weights if parent else None,
+            parent_plan=SplitPlan.from_json(parent.split, parent.split_bits) if parent else None,
             build=self._build,
+            place=self._place,
             channels=self.blueprint.channels,
             gradients=lambda: self._gradients(parent),
         )
@@ -211,12 +213,15 @@ class Nursery:
             KeMetricError: The parent does not fit the recipe, or the method does not fit the network.
         """
         recipe = self.recipe
-        network, method = self._build(birth.number), METHODS[recipe.method.name]
+        network, method = self._build(birth.number), method_of(recipe, birth.number)
         birth.plan.check(network)
         method.check(network, recipe.method)
         if birth.parent is not None:
             method.inherit(network, birth)
-        return self.engine.place(network, channels_last=recipe.training.channels_last)
+        return self._place(network)
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return self.engine.place(network, channels_last=self.recipe.training.channels_last)
 
     def _build(self, number: int) -> nn.Module:
         """Return a network with the weights that generation `number` begins with, but for what it inherits."""
@@ -224,18 +229,20 @@ class Nursery:
         return self.blueprint.build(number, load_pretrained=number == 1)
 
     def _plan(self, number: int, parent: Generation | None) -> SplitPlan:
-        """Return the parent's plan, or the first generation's own: the masks never change in a lineage."""
+        """Return the parent's plan, or a generation's own: the masks never change in a lineage, its networks may."""
         recipe = self.recipe
         if parent is None:
-            return self.blueprint.plan(self.blueprint.build(number))
+            return self.blueprint.plan(self.blueprint.build(number), number)
         plan = SplitPlan.from_json(parent.split, parent.split_bits)
-        rate = plan.rate if METHODS[recipe.method.name].changes_architecture else recipe.split.rate
+        rate = plan.rate if method_of(recipe, parent.number).changes_architecture else recipe.split.rate
         if (plan.kind, plan.rate) != (recipe.split.kind, rate):
             raise KeMetricError(
                 f"split.kind = {recipe.split.kind!r}, split.rate = {recipe.split.rate}: generation "
                 f"{parent.number} was split with {plan.kind!r}, {plan.rate}, and a lineage keeps its split",
                 ExitCode.LINEAGE,
             )
+        if method_of(recipe, number) is not method_of(recipe, parent.number):
+            return self.blueprint.plan(self.blueprint.build(number), number)
         return plan
 
     def _gradients(self, parent: Generation | None) -> dict[str, Tensor]:
@@ -243,7 +250,7 @@ class Nursery:
         assert parent is not None, "generation 1 has no parent"
         network = self.blueprint.build(parent.number)
         load_whole(network, parent.weights, "the parent's weights")
-        network = self.engine.place(network, channels_last=self.recipe.training.channels_last)
+        network = self._place(network)
         loss = self.build_loss(parent.number, None)
         load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         epochs = self._epochs(parent.number)
@@ -278,7 +285,7 @@ class Nursery:
             recipe=self.recipe,
             engine=self.engine,
             number=birth.number,
-            regime=METHODS[self.recipe.method.name].regime(network, birth),
+            regime=method_of(self.recipe, birth.number).regime(network, birth),
         )
 
     def _epochs(self, number: int) -> TrainingEpochs:

@@ -27,16 +27,28 @@ def changed_fields(stored: Recipe, given: Recipe) -> dict[str, str]:
 def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
     """Return the changes that make it another lineage: all but `FREE_FIELDS` and more generations.
 
-    What layer_wise keeps of a parent depends on how many generations there are in all: they may not become more.
+    What some recipes do in a generation depends on how many there are in all: those may not become more.
     """
     changed = {name: text for name, text in changed_fields(stored, given).items() if name not in FREE_FIELDS}
-    if "generations" in changed and stored.method.name == "layer_wise":
-        changed["generations"] += " (layer_wise shares its units out among the generations it was begun with)"
+    if "generations" in changed and (reason := _counts_on_its_generations(stored)):
+        changed["generations"] += f" ({reason})"
     elif given.generations > stored.generations:
         del changed["generations"]
     elif "generations" in changed:
         changed["generations"] += " (it may grow, not shrink)"
     return changed
+
+
+def _counts_on_its_generations(recipe: Recipe) -> str | None:
+    """Return why a lineage cannot get more generations than it was begun with, if it cannot."""
+    method = recipe.method
+    if method.name == "layer_wise":
+        return "layer_wise shares its units out among the generations it was begun with"
+    if method.slim_last:
+        return "method.slim_last makes the last one the slim network"
+    if method.final_share is not None:
+        return "method.final_share belongs to the last one"
+    return None
 
 
 def _differing(stored: Any, given: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:

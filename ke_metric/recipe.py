@@ -47,6 +47,9 @@ class Data(Section):
     validation_fraction: float = Field(0.0, ge=0, lt=1)
     """classification: share of the images of every training class that is held out for validation, where the
     benchmark has no validation part of its own."""
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images whose labels are shuffled among them, drawn once and for all: how a method copes
+    with wrong labels. Validation and test stay as they are."""
     crop_banner: bool = False
     """aircraft: cut the copyright strip, the lowest 20 pixels, off every picture."""
     verify_counts: bool = True
@@ -167,6 +170,9 @@ class Method(Section):
     share: float | None = Field(None, gt=0, lt=1)
     """Share of weights held at zero (dense_sparse_dense, 0.3), filters dropped (repr, 0.3) or weights redrawn
     (neural_regeneration, 0.2); the method's own when left out."""
+    final_share: float | None = Field(None, ge=0, lt=1)
+    """neural_regeneration: share that the last generation redraws, reached in equal steps from `share`; the same in
+    all generations when left out."""
     full_epochs: int = Field(20, ge=1)
     """repr: epochs of the full network in a cycle."""
     dropped_epochs: int = Field(10, ge=1)
@@ -181,6 +187,9 @@ class Method(Section):
     """Weight of the parent's outputs in the loss of its child; born_again takes 1 where this is 0."""
     teacher_temperature: float | None = Field(None, gt=0)
     """Temperature of the teacher's outputs; 1 for logits, 0.1 for similarities when left out."""
+    slim_last: bool = False
+    """kels: the last generation is the slim network itself, cut out of its parent and trained on, with the parent as
+    its teacher (teacher_weight, 1 where it is 0)."""
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> Self:
@@ -191,7 +200,8 @@ class Method(Section):
             readers = ", ".join(READERS[unread[0]])
             message = f"{unread[0]} = {getattr(self, unread[0])!r}, is not read by {self.name} (but by {readers})"
             raise ConflictError(message, (unread[0], "name"))
-        if self.teacher_temperature is not None and not self.teacher_weight and self.name != "born_again":
+        is_taught = self.teacher_weight > 0 or self.slim_last or self.name == "born_again"
+        if self.teacher_temperature is not None and not is_taught:
             message = f"teacher_temperature = {self.teacher_temperature}, has no effect where teacher_weight = 0"
             raise ConflictError(message, ("teacher_temperature", "teacher_weight"))
         if self.name == "later_layer_forgetting" and len(self.layers) != 1:
@@ -217,6 +227,7 @@ READERS = {
     "reset": ("knowledge_evolution", "later_layer_forgetting", "neural_regeneration"),
     "layers": ("later_layer_forgetting", "layer_wise"),
     "share": ("dense_sparse_dense", "repr", "neural_regeneration"),
+    "final_share": ("neural_regeneration",),
     "full_epochs": ("repr",),
     "dropped_epochs": ("repr",),
     "cycles": ("repr",),
@@ -224,6 +235,7 @@ READERS = {
     "perturb": ("shrink_and_perturb",),
     "teacher_weight": (*_TAUGHT, "born_again"),
     "teacher_temperature": (*_TAUGHT, "born_again"),
+    "slim_last": _TAUGHT,
 }
 """Fields of `method` that only some methods read, and which."""
 
@@ -381,6 +393,12 @@ class Recipe(Section):
         if self.method.name == "slim_alone" and self.split.kind != "kels":
             message = "method.name = 'slim_alone', needs split.kind = 'kels': single weights leave no slim network"
             raise ConflictError(message, ("method.name", "split.kind"))
+        if self.method.slim_last and (self.split.kind != "kels" or self.generations < 2):
+            message = (
+                f"method.slim_last = true, needs split.kind = 'kels' (is {self.split.kind!r}) and generations of at "
+                f"least 2 (is {self.generations}): the slim network is cut out of the generation before the last"
+            )
+            raise ConflictError(message, ("method.slim_last", "split.kind", "generations"))
         cycled = self.method.cycles * (self.method.full_epochs + self.method.dropped_epochs)
         if self.method.name == "repr" and cycled >= self.training.epochs:
             message = (

@@ -49,7 +49,7 @@ def test_an_embedding_network_is_built_by_the_stream_of_its_generation():
 
 def test_building_leaves_the_default_streams_alone():
     random = torch.get_rng_state()
-    blueprint_of().plan(blueprint_of().build(1))
+    blueprint_of().plan(blueprint_of().build(1), 1)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -65,7 +65,7 @@ def test_the_plan_is_the_recipes(task):
     split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
     blueprint = blueprint_of(task=task, split=split)
     network = blueprint.build(1)
-    plan = blueprint.plan(network)
+    plan = blueprint.plan(network, 1)
     expected = plan_split(network, torch.zeros(1, 3, 32, 32), **split)
     assert plan.to_json() == expected.to_json()
     assert plan.weights["head.weight"].outputs.count == (5 if task == "classification" else 8)
@@ -74,7 +74,7 @@ def test_the_plan_is_the_recipes(task):
 def test_the_masks_of_single_weights_go_by_the_seed_alone():
     masks = [
         weights_digest(
-            blueprint_of(split={"kind": "wels"}, seed=seed).plan(blueprint_of().build(number)).to_tensors()
+            blueprint_of(split={"kind": "wels"}, seed=seed).plan(blueprint_of().build(number), number).to_tensors()
         )
         for seed, number in ((0, 1), (0, 2), (1, 1))
     ]
@@ -86,11 +86,11 @@ def test_slim_alone_is_cut_from_the_dense_network_of_the_same_seed(task):
     dense, alone = blueprint_of(task=task), blueprint_of(task=task, method={"name": "slim_alone"})
     for number in (1, 2):
         network = dense.build(number)
-        expected = extract_slim(network, dense.plan(network))
+        expected = extract_slim(network, dense.plan(network, number))
         slim = alone.build(number)
         assert digest(slim) == digest(expected)
         assert torch.equal(slim.eval()(IMAGES), expected.eval()(IMAGES))
-        plan = alone.plan(slim)
+        plan = alone.plan(slim, 1)
         assert (plan.rate, plan.reset_count) == (1, 0)
         assert torch.equal(extract_slim(slim, plan).eval()(IMAGES), slim(IMAGES))
 
@@ -101,7 +101,7 @@ def test_slim_alone_keeps_whole_what_the_recipe_keeps_whole():
     slim = alone.build(1)
     assert len(slim.get_parameter("backbone.layer1.0.conv1.weight")) == 24
     assert len(slim.get_parameter("backbone.layer4.0.conv1.weight")) == 96
-    assert alone.plan(slim).reset_count == 0
+    assert alone.plan(slim, 1).reset_count == 0
 
 
 def test_the_channels_are_those_of_the_network():
@@ -129,3 +129,12 @@ def test_networks_that_cannot_be_built():
     assert raised.value.exit_code == ExitCode.RECIPE
     with pytest.raises(KeMetricError, match="2 classes or more"):
         blueprint_of(1, task="classification").build(1)
+
+
+def test_the_last_generation_may_be_the_slim_network():
+    blueprint = blueprint_of(method={"slim_last": True}, generations=3)
+    dense, slim = blueprint.build(2), blueprint.build(3)
+    expected = extract_slim(blueprint_of().build(3), blueprint.plan(dense, 2))
+    assert digest(slim) == digest(expected)
+    assert blueprint.plan(slim, 3).rate == 1.0
+    assert blueprint.plan(dense, 2).rate == 0.5

@@ -14,7 +14,8 @@ from ke_metric.data.pixels import PixelStore
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.generation import weights_digest
-from ke_metric.methods.table import METHODS
+from ke_metric.methods.table import METHODS, method_of
+from ke_metric.methods.teacher import divergence
 from ke_metric.recipe import Recipe
 from ke_metric.regime import Regime
 from ke_metric.split.plan import SplitPlan
@@ -319,3 +320,51 @@ def test_every_method_begins_on_both_tasks(name, task, pictures, ancestors):
     training = nursery.prepare(nursery.build_child(birth), nursery.build_loss(2, parent), birth)
     loss, _ = training.take_step(0, next(training.epochs.epoch(1)))
     assert np.isfinite(loss)
+
+
+SLIM_LAST = {"method": {"name": "knowledge_evolution", "slim_last": True}, "split": {"kind": "kels"}}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_last_generation_is_the_slim_network_of_its_parent_and_taught_by_it(task, pictures):
+    recipe = recipe_of("knowledge_evolution", task, generations=3, **SLIM_LAST)
+    one, two, three = grown(recipe, pictures)
+    assert_same(
+        one, grown(recipe_of("knowledge_evolution", task, generations=1, split=SLIM_LAST["split"]), pictures)[0]
+    )
+    nursery = nursery_of(recipe, pictures)
+    dense = nursery.blueprint.build(2)
+    dense.load_state_dict(two.weights)
+    expected = extract_slim(dense, SplitPlan.from_json(two.split, two.split_bits))
+    child = child_of(recipe, pictures, two)
+    assert weights_digest(child) == weights_digest(expected.state_dict())
+    regime = method_of(recipe, 3).regime(expected, nursery.birth(3, two))
+    images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(regime.targets(images), dense.eval()(images))
+    assert weights_digest(three.weights) != weights_digest(child)
+    # It is dense and slim in one: all of it is kept.
+    assert three.scorecard.slim == three.scorecard.dense
+    assert three.scorecard.dense_parameters == three.scorecard.slim_parameters == two.scorecard.slim_parameters
+    assert SplitPlan.from_json(three.split, three.split_bits).rate == 1.0
+    assert all(reset is None for _, reset in three.magnitudes.values())
+
+
+def test_a_slim_last_generation_goes_on_after_an_epoch(pictures):
+    recipe, recorder = recipe_of("knowledge_evolution", generations=2, **SLIM_LAST), Recorder()
+    one, two = grown(recipe, pictures, recorder)
+    state = recorder.states[2]
+    assert (state.number, state.epoch) == (2, 1)
+    assert_same(next(evolve(recipe, pictures, start=Start(one, state), device="cpu")), two)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.0, 1.0), (0.5, 0.5)])
+def test_the_teacher_of_a_slim_network_has_weight_1_unless_told(weight, expected, pictures):
+    section = {"name": "restarts", "slim_last": True, "teacher_weight": weight}
+    recipe = recipe_of("restarts", "classification", split={"kind": "kels"}, method=section)
+    one = next(evolve(recipe, pictures, device="cpu"))
+    assert type(method_of(recipe, 1).regime(nn.Identity(), nursery_of(recipe, pictures).birth(1, None))) is Regime
+    regime = method_of(recipe, 2).regime(nn.Identity(), nursery_of(recipe, pictures).birth(2, one))
+    outputs, targets = torch.eye(4), torch.ones(4, 4)
+    plain = divergence(targets, outputs, 1.0)
+    assert float(regime.added_loss(outputs, targets)) == pytest.approx(expected * float(plain))

@@ -67,6 +67,19 @@ def test_a_recipe_continues_itself():
             },
         ),
         (
+            {"method": {"slim_last": True}},
+            {"method": {"slim_last": True}, "generations": 4},
+            {
+                "generations": "generations = 4, the lineage has 3 (method.slim_last makes the last one the slim "
+                "network)"
+            },
+        ),
+        (
+            {"method": {"name": "neural_regeneration", "final_share": 0.1}},
+            {"method": {"name": "neural_regeneration", "final_share": 0.1}, "generations": 4},
+            {"generations": "generations = 4, the lineage has 3 (method.final_share belongs to the last one)"},
+        ),
+        (
             {},
             {"method": {"reset": "zero"}},
             {"method.reset": "method.reset = 'zero', the lineage has 'official'"},

@@ -190,6 +190,19 @@ def test_only_kels_recipes_of_methods_that_keep_the_dense_network_have_a_slim_on
     assert not Recipe(name="x", method=Method(name="slim_alone")).has_slim
 
 
+@pytest.mark.parametrize("fields", [{"split": Split(kind="wels")}, {"generations": 1}])
+def test_a_slim_last_generation_needs_a_dense_one_before_it(fields):
+    with pytest.raises(ValidationError, match=r"method\.slim_last = true, needs split\.kind = 'kels'"):
+        Recipe(name="x", method=Method(slim_last=True), **fields)
+    assert Recipe(name="x", method=Method(slim_last=True)).has_slim
+
+
+def test_a_temperature_is_read_where_the_slim_network_is_taught():
+    assert Method(slim_last=True, teacher_temperature=2.0).teacher_weight == 0
+    with pytest.raises(ValidationError, match="has no effect where teacher_weight = 0"):
+        Method(teacher_temperature=2.0)
+
+
 def test_the_readers_of_a_field_are_methods():
     names = get_args(Method.model_fields["name"].annotation)
     assert {reader for readers in READERS.values() for reader in readers} <= set(names)

@@ -66,7 +66,7 @@ def only_what_is_read(method):
     kept = {name: value for name, value in method.items() if name == "name" or method["name"] in READERS[name]}
     if method["name"] == "later_layer_forgetting":
         kept["layers"] = [*method["layers"], "layer4"][:1]
-    if method["name"] != "born_again" and not kept.get("teacher_weight"):
+    if method["name"] != "born_again" and not kept.get("teacher_weight") and not kept.get("slim_last"):
         kept.pop("teacher_temperature", None)
     return kept
 
@@ -82,6 +82,8 @@ def made_consistent(fields):
     fields["training"]["warmup_epochs"] = min(fields["training"]["warmup_epochs"], fields["training"]["epochs"] / 2)
     if fields["method"]["name"] == "slim_alone":
         fields["split"]["kind"] = "kels"
+    if fields["method"].get("slim_last"):
+        fields["split"]["kind"], fields["generations"] = "kels", 1 + fields["generations"] % 999 + 1
     if fields["method"]["name"] in ("born_again", "repeats"):
         fields["network"]["pretrained"] = False
     if fields["task"] == "classification":

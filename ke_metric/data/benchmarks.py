@@ -84,7 +84,9 @@ def load_benchmark(data: Data, task: str = "retrieval") -> Benchmark:
         benchmark = _keep_train(benchmark, data.train_classes)
     if data.test_classes is not None:
         benchmark = _keep_test(benchmark, data.test_classes)
-    return benchmark if task == "retrieval" else arrange_validation(benchmark, data)
+    if task == "classification":
+        benchmark = arrange_validation(benchmark, data)
+    return _with_wrong_labels(benchmark, data.label_noise) if data.label_noise else benchmark
 
 
 def default_task(name: str) -> str:
@@ -145,6 +147,20 @@ def _keep_test(benchmark: Benchmark, count: int) -> Benchmark:
     query = _only(benchmark.query, kept)
     gallery = query if benchmark.leave_one_out else _only(benchmark.gallery, kept)
     return replace(benchmark, query=query, gallery=gallery, notes={**benchmark.notes, **note})
+
+
+def _with_wrong_labels(benchmark: Benchmark, share: float) -> Benchmark:
+    """Shuffle the labels of a share of the training images among them: every class stays as large as it is.
+
+    A label may come back to its image, as in the symmetric noise of the literature.
+    """
+    train = benchmark.train
+    generator = numpy_generator(0, 0, f"label noise of {benchmark.name}")
+    chosen = generator.permutation(len(train))[: round(share * len(train))]
+    labels = train.labels.copy()
+    labels[chosen] = labels[generator.permutation(chosen)]
+    note = {"label noise": f"{int((labels != train.labels).sum())} of {len(train)} training labels are wrong"}
+    return replace(benchmark, train=replace(train, labels=labels), notes={**benchmark.notes, **note})
 
 
 def _drawn(name: str, part: str, *, labels: IntArray, count: int) -> tuple[IntArray, dict[str, str]]:

@@ -33,7 +33,7 @@ class Restarts(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)
 
 
 class Repeats(Method):
@@ -66,7 +66,7 @@ class ShrinkAndPerturb(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)
 
 
 class SlimAlone(Restarts):

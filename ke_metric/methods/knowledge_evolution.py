@@ -31,4 +31,4 @@ class KnowledgeEvolution(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)

@@ -43,7 +43,7 @@ class LaterLayerForgetting(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)
 
 
 def later_weights(network: nn.Module, recipe: MethodRecipe) -> dict[str, nn.Parameter]:

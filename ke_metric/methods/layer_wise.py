@@ -46,7 +46,7 @@ class LayerWise(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)
 
 
 def units(network: nn.Module, recipe: MethodRecipe) -> list[int]:

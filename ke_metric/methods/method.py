@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,10 +27,12 @@ class Birth:
         seed: Seed of the lineage.
         task: `retrieval` or `classification`.
         recipe: The recipe's section on the method.
-        plan: The split plan of the lineage.
+        plan: The split plan of this generation.
         parent: State dict of generation number - 1 after its last epoch; None for generation 1.
-        build: Builds a network of the lineage's architecture with the random weights of the generation with this
-            number, on the CPU.
+        parent_plan: The split plan of generation number - 1; None for generation 1.
+        build: Builds the network of the generation with this number, with the random weights that it begins with, on
+            the CPU.
+        place: Puts a network where the generation is trained, and lays it out as the generation's.
         channels: Returns the channels of the lineage's networks, and which layers share them.
         gradients: Returns weight name -> mean absolute gradient of the parent's loss over some of the training
             images, on the CPU; costly, and only where there is a parent.
@@ -44,7 +45,9 @@ class Birth:
     recipe: MethodRecipe
     plan: SplitPlan
     parent: Weights | None
+    parent_plan: SplitPlan | None
     build: Callable[[int], nn.Module]
+    place: Callable[[nn.Module], nn.Module]
     channels: Callable[[], ChannelGraph]
     gradients: Callable[[], Mapping[str, Tensor]]
 
@@ -56,19 +59,24 @@ class Birth:
         """Return a newly built network for `method.reset: same_as_init`; None for rules that need none."""
         return self.build(self.number) if self.recipe.reset == "same_as_init" else None
 
-    def teacher(self, network: nn.Module) -> nn.Module:
-        """Return the parent as a network of its own, frozen and in eval mode, where and laid out as `network` is."""
+    def parent_network(self) -> nn.Module:
+        """Return the parent as a network of its own, on the CPU."""
         assert self.parent is not None, "generation 1 has no parent"
-        teacher = copy.deepcopy(network)
-        load_whole(teacher, self.parent, "the parent's weights")
-        return teacher.requires_grad_(False).eval()
+        network = self.build(self.number - 1)
+        load_whole(network, self.parent, "the parent's weights")
+        return network
+
+    def teacher(self) -> nn.Module:
+        """Return the parent as a network of its own, frozen and in eval mode, placed."""
+        return self.place(self.parent_network()).requires_grad_(False).eval()
 
 
 class Method:
     """A method: what a child takes from its parent, and the regime of every generation.
 
     Attributes:
-        changes_architecture: Whether `architecture` gives another network than the recipe's.
+        changes_architecture: Whether `architecture` gives another network than the recipe's; its own split plan
+            keeps all of it.
     """
 
     changes_architecture: bool = False

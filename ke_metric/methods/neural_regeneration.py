@@ -43,7 +43,7 @@ class NeuralRegeneration(Method):
         saliency = {name: weight.detach().abs() * gradients[name] for name, weight in weights.items()}
         redraw_where(
             child,
-            least_salient(saliency, SHARE if birth.recipe.share is None else birth.recipe.share),
+            least_salient(saliency, share_of(birth)),
             rule=birth.recipe.reset,
             generator=birth.generator("reset"),
             fresh=birth.fresh(),
@@ -51,7 +51,17 @@ class NeuralRegeneration(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(network, birth)
+        return guidance(birth)
+
+
+def share_of(birth: Birth) -> float:
+    """Return the share of weights that a generation redraws; with `final_share` it changes in equal steps."""
+    recipe = birth.recipe
+    first = SHARE if recipe.share is None else recipe.share
+    if recipe.final_share is None or birth.generations < 3:
+        return first
+    progress = (birth.number - 2) / (birth.generations - 2)
+    return first + (recipe.final_share - first) * progress
 
 
 def least_salient(saliency: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from ke_metric.methods.layer_wise import LayerWise
 from ke_metric.methods.method import Method
 from ke_metric.methods.neural_regeneration import NeuralRegeneration
 from ke_metric.methods.repr_filters import RePr
+from ke_metric.methods.slim_last import SlimLast
 from ke_metric.methods.teacher import BornAgain
+from ke_metric.recipe import Recipe
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -31,3 +33,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 """Name in a recipe to the method; they hold no state."""
+
+_SLIM_LAST = SlimLast()
+
+
+def method_of(recipe: Recipe, number: int) -> Method:
+    """Return the method that generation `number` (from 1) of a lineage is grown by."""
+    is_slim = recipe.method.slim_last and number == recipe.generations
+    return _SLIM_LAST if is_slim else METHODS[recipe.method.name]

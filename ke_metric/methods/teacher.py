@@ -63,14 +63,18 @@ def similarities(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T)[others].view(count, count - 1)
 
 
-def guidance(network: nn.Module, birth: Birth) -> Regime:
+def guidance(birth: Birth) -> Regime:
     """Return the regime of a method whose recipe may ask for the parent as a teacher (`method.teacher_weight`)."""
     recipe = birth.recipe
     if birth.parent is None or recipe.teacher_weight == 0:
         return Regime()
-    return Guided(
-        birth.teacher(network), birth.task, weight=recipe.teacher_weight, temperature=recipe.teacher_temperature
-    )
+    return Guided(birth.teacher(), birth.task, weight=recipe.teacher_weight, temperature=recipe.teacher_temperature)
+
+
+def taught_by_parent(birth: Birth) -> Regime:
+    """Return the regime of a generation that always has its parent as a teacher, with a weight of 1 where it is 0."""
+    weight = birth.recipe.teacher_weight or 1.0
+    return Guided(birth.teacher(), birth.task, weight=weight, temperature=birth.recipe.teacher_temperature)
 
 
 class BornAgain(Method):
@@ -87,7 +91,4 @@ class BornAgain(Method):
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
         """Return the teacher's regime; a weight of 1 unless the recipe names another."""
-        if birth.parent is None:
-            return Regime()
-        weight = birth.recipe.teacher_weight or 1.0
-        return Guided(birth.teacher(network), birth.task, weight=weight, temperature=birth.recipe.teacher_temperature)
+        return Regime() if birth.parent is None else taught_by_parent(birth)

@@ -45,7 +45,7 @@ def grow(folder, *, scored=True, **fields):
     blueprint, slims = Blueprint(recipe, len(class_names)), {}
     for number, recall in enumerate(RECALLS, start=1):
         network = blueprint.build(number).eval()
-        plan = blueprint.plan(network)
+        plan = blueprint.plan(network, number)
         if plan.kind == "kels":
             slims[number] = extract_slim(network, plan)
         lineage.append(

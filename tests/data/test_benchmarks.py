@@ -217,3 +217,30 @@ def test_validation_images_are_held_out_of_the_classes_that_are_kept(make_class_
     assert cut.notes["validation"].startswith("4 training images held out")
     # The same images whatever classes are beside them.
     assert named(cut.validation) == {pair for pair in named(whole.validation) if pair[1] in cut.train.class_names}
+
+
+@pytest.mark.parametrize("task", ["retrieval", "classification"])
+def test_wrong_labels_are_shuffled_ones(make_class_folders, tmp_path, task):
+    root = make_class_folders(tmp_path / "pictures", 12, 10)
+    clean, some, more = (load(root, task=task, label_noise=share) for share in (0.0, 0.3, 0.6))
+    assert "label noise" not in clean.notes
+    assert some.train.keys == clean.train.keys
+    assert some.train.class_names == clean.train.class_names
+    wrong = [np.flatnonzero(noisy.train.labels != clean.train.labels) for noisy in (some, more)]
+    for noisy, share, indices in zip((some, more), (0.3, 0.6), wrong, strict=True):
+        assert 0.5 * share * len(clean.train) < len(indices) <= round(share * len(clean.train))
+        assert noisy.notes["label noise"] == f"{len(indices)} of {len(clean.train)} training labels are wrong"
+        # Every class is as large as it was, and what is scored is right.
+        assert np.bincount(noisy.train.labels).tolist() == np.bincount(clean.train.labels).tolist()
+        assert noisy.query.labels.tolist() == clean.query.labels.tolist()
+        assert np.array_equal(noisy.train.labels, load(root, task=task, label_noise=share).train.labels)
+
+
+def test_held_out_images_keep_their_labels(make_class_folders, tmp_path):
+    root = make_class_folders(tmp_path / "pictures", 4, 20)
+    clean, noisy = (
+        load(root, task="classification", label_noise=share, validation_fraction=0.3) for share in (0.0, 0.9)
+    )
+    assert noisy.validation.keys == clean.validation.keys
+    assert noisy.validation.labels.tolist() == clean.validation.labels.tolist()
+    assert (noisy.train.labels != clean.train.labels).mean() > 0.4

@@ -90,7 +90,7 @@ class Births:
 
     def __call__(self, name="knowledge_evolution", *, number=2, parent=None, gradients=None, **fields):
         """Return the birth of a generation; of number 1 without, of any other with a parent."""
-        facts = {key: fields.pop(key) for key in ("seed", "task", "generations") if key in fields}
+        facts = {key: fields.pop(key) for key in ("seed", "task", "generations", "place") if key in fields}
         birth = Birth(
             number=number,
             generations=3,
@@ -99,7 +99,9 @@ class Births:
             recipe=Method(name=name, **fields),
             plan=plan_of_all(),
             parent=None if number == 1 else (parent or trained()),
+            parent_plan=None if number == 1 else plan_of_all(),
             build=build,
+            place=lambda network: network,
             channels=channels_of_all,
             gradients=gradients or _no_gradients,
         )

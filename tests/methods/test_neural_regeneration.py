@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.neural_regeneration import SHARE, NeuralRegeneration, least_salient
+from ke_metric.methods.neural_regeneration import SHARE, NeuralRegeneration, least_salient, share_of
 from ke_metric.methods.teacher import Guided
 from ke_metric.regime import Regime
 
@@ -71,6 +71,30 @@ def test_exactly_the_least_salient_weights_are_new(share, small, birth_of, paren
     for name, value in child.items():
         if name not in names:
             assert torch.equal(value, parent[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "shares"),
+    [
+        ({}, [0.2, 0.2, 0.2, 0.2]),
+        ({"share": 0.4}, [0.4, 0.4, 0.4, 0.4]),
+        ({"share": 0.4, "final_share": 0.1}, [0.4, 0.3, 0.2, 0.1]),
+        ({"final_share": 0.0}, [0.2, 0.2 * 2 / 3, 0.2 / 3, 0.0]),
+        ({"final_share": 0.5}, [0.2, 0.3, 0.4, 0.5]),
+    ],
+)
+def test_the_share_changes_in_equal_steps(fields, shares, birth_of):
+    found = [share_of(birth_of(NAME, number=number, generations=5, **fields)) for number in range(2, 6)]
+    assert found == pytest.approx(shares)
+
+
+def test_one_child_alone_has_the_first_share(birth_of):
+    assert share_of(birth_of(NAME, number=2, generations=2, share=0.4, final_share=0.1)) == 0.4
+
+
+def test_a_final_share_of_nothing_inherits_everything(small, birth_of, parent):
+    child = grow(small, birth_of, parent, number=3, final_share=0.0)
+    assert all(torch.equal(value, parent[name]) for name, value in child.items())
 
 
 def test_the_share_is_the_papers(birth_of):
