@@ -5,32 +5,41 @@
     python eval/budget.py eval/budgets/glyphs_retrieval.yaml --seeds 0,1,2 --show
 
 Every strategy of the file gets the same number of epochs, divided among its generations. With `--equal compute` it
-gets as many as the reference's training time buys. Seconds per epoch are wall-clock, as they were measured at equal
-epochs, which is therefore run first, on one machine with nothing beside it; what a method does between generations
-(the saliency of neural_regeneration takes a fifth of an epoch) is not in them. They are fixed when they are first
-used, in `<grid>-compute.json` beside the lineages.
+gets as many as the reference's training time buys; where that differs by a tenth or less, which is what the clock is
+worth, it keeps the lineages it has. Seconds per epoch are wall-clock, as they were measured at equal epochs, which is
+therefore run first, on one machine with nothing else to do; what a method does between generations (the saliency of
+neural_regeneration takes a fifth of an epoch) is not in them. They are fixed when they are first used, in
+`<grid>-compute.json` beside the lineages.
 
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. Differences are paired by
-seed, with a 95 % bootstrap interval, and only between networks with as many parameters.
+seed, with a 95 % bootstrap interval, and only between networks with as many parameters. An average (`of` a strategy,
+see averages.py) is scored from lineages that are there anyway, once, and kept beside them.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import yaml
+from averages import KINDS, score_average
 from tables import folder_of, train
 
 from ke_metric import Lineage
 from ke_metric.comparison import Strategy, gather, mean_and_spread, paired_difference
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.generation import Scorecard, weights_digest
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[1]
-FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set"}
+FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set", "averages"}
+OPTIONAL = {"set", "averages"}
+# Times per epoch that differ by less are taken for equal.
+CLOCK_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Grid:
         slim_reference: Name of the strategy whose slim network the others are compared with.
         shared: Overrides of all strategies.
         strategies: Name -> number of generations, and its own overrides.
+        averages: Name -> the strategy whose generations are averaged, and what of them: `outputs` or `weights`.
     """
 
     recipe: Path
@@ -52,16 +62,17 @@ class Grid:
     slim_reference: str
     shared: tuple[str, ...]
     strategies: Mapping[str, tuple[int, tuple[str, ...]]]
+    averages: Mapping[str, tuple[str, str]]
 
 
 def read_grid(path: Path) -> Grid:
     """Read a file of strategies.
 
     Raises:
-        SystemExit: A field is missing or unknown, or a reference is no strategy.
+        SystemExit: A field is missing or unknown, or a reference or an average is of no strategy.
     """
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wrong = sorted((set(document) ^ FIELDS) - {"set"})
+    wrong = sorted((set(document) ^ FIELDS) - OPTIONAL)
     if wrong:
         raise SystemExit(f"{path}: {wrong[0]} is {'unknown' if wrong[0] in document else 'missing'}")
     strategies = {}
@@ -72,9 +83,20 @@ def read_grid(path: Path) -> Grid:
     for role in ("reference", "slim_reference"):
         if document[role] not in strategies:
             raise SystemExit(f"{path}: {role} = {document[role]!r} is no strategy")
-    shared = tuple(document.get("set", ()))
-    recipe = ROOT / document["recipe"]
-    return Grid(recipe, document["epochs"], document["reference"], document["slim_reference"], shared, strategies)
+    averages = {name: (own.get("of"), own.get("average")) for name, own in document.get("averages", {}).items()}
+    for name, (base, kind) in averages.items():
+        if base not in strategies or kind not in KINDS:
+            allowed = f"of: one of {', '.join(strategies)}; average: {' or '.join(KINDS)}"
+            raise SystemExit(f"{path}: averages.{name} is of {base!r}, average {kind!r}; {allowed}")
+    return Grid(
+        ROOT / document["recipe"],
+        document["epochs"],
+        document["reference"],
+        document["slim_reference"],
+        tuple(document.get("set", ())),
+        strategies,
+        averages,
+    )
 
 
 def recipes_of(
@@ -97,9 +119,11 @@ def recipes_of(
         if total % generations:
             raise SystemExit(f"{name}: {total} epochs do not divide among {generations} generations")
         overrides = [
-            *grid.shared, f"name={prefix}-{name}", f"generations={generations}",
+            *grid.shared, f"name={prefix}-{name}-{total}", f"generations={generations}",
             f"training.epochs={total // generations}", *own,
         ]  # fmt: skip
+        if any(base == name for base, _ in grid.averages.values()):
+            overrides.append("keep=all")
         found[name] = [load_recipe(grid.recipe, overrides, seed=seed) for seed in seeds]
         if any(recipe.generations * recipe.training.epochs != total for recipe in found[name]):
             raise SystemExit(f"{name}: its set changes generations or training.epochs, which the budget decides")
@@ -125,6 +149,8 @@ def training_seconds(lineage: Lineage, number: int) -> float:
 def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
     """Return strategy -> epochs that the reference's time buys, divisible by its generations; more than its warm-up.
 
+    A strategy that takes as long as the reference, to the clock's tolerance, gets the same epochs.
+
     Args:
         grid: The strategies.
         per_epoch: Strategy -> seconds per epoch.
@@ -132,13 +158,26 @@ def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
     budget = grid.epochs * per_epoch[grid.reference]
     epochs = {}
     for name, (generations, own) in grid.strategies.items():
+        if abs(per_epoch[name] / per_epoch[grid.reference] - 1) <= CLOCK_TOLERANCE:
+            epochs[name] = grid.epochs
+            continue
         warmup = load_recipe(grid.recipe, [*grid.shared, *own]).training.warmup_epochs
         epochs[name] = generations * max(math.floor(warmup) + 1, round(budget / per_epoch[name] / generations))
     return epochs
 
 
-def markdown(grid: Grid, lineages: Mapping[str, Sequence[Lineage]]) -> str:
-    """Return the table of the strategies that were run: last generation, dense and slim."""
+def markdown(
+    grid: Grid,
+    lineages: Mapping[str, Sequence[Lineage]],
+    averages: Mapping[str, Mapping[int, Scorecard]] | None = None,
+) -> str:
+    """Return the table of the strategies that were run: last generation, dense and slim; and of averages.
+
+    Args:
+        grid: The strategies.
+        lineages: Strategy -> finished lineages.
+        averages: Average -> seed -> its scorecard.
+    """
     strategies = {name: gather(found)[0] for name, found in lineages.items() if found}
     if not strategies:
         return "nothing was run yet"
@@ -159,6 +198,12 @@ def markdown(grid: Grid, lineages: Mapping[str, Sequence[Lineage]]) -> str:
         for network, reference in (("dense", grid.reference), ("slim", grid.slim_reference)):
             cells += _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
         lines.append(f"| {' | '.join(cells)} |")
+        for average, cards in (averages or {}).items():
+            if grid.averages[average][0] == name and cards:
+                whole = replace(strategy, name=average, scorecards={seed: [card] for seed, card in cards.items()})
+                told = [average, *cells[1:4], str(len(cards))]
+                told += _cells(whole, strategies.get(grid.reference), "dense", score, is_reference=False)
+                lines.append(f"| {' | '.join([*told, '', '', ''])} |")
     if any(1 < len(strategy.scorecards) < 5 for strategy in strategies.values()):
         lines += ["", "Intervals of fewer than five seeds are too narrow to be trusted."]
     return "\n".join(lines)
@@ -174,6 +219,9 @@ def _cells(
     if network not in strategy.networks:
         return "", "", ""
     size = strategy.parameters(network)
+    if network == "dense" and "slim" in strategy.networks and size == _slim_size(strategy):
+        # Its last generation is the slim network itself.
+        return "", "", ""
     ours = _values(strategy, network, score)
     mean, spread = mean_and_spread(list(ours.values()))
     told = f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
@@ -188,6 +236,10 @@ def _cells(
         "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     )
     return f"{size:,}", told, f"{100 * found.mean:+.1f}{interval}"
+
+
+def _slim_size(strategy: Strategy) -> int | None:
+    return next(iter(strategy.scorecards.values()))[-1].slim_parameters
 
 
 def _values(strategy: Strategy, network: str, score: str) -> dict[int, float]:
@@ -211,18 +263,55 @@ def main() -> None:
         unknown = chosen - set(grid.strategies)
         if unknown:
             parser.error(f"--strategies: {min(unknown)} is none of {', '.join(grid.strategies)}")
-        grid = Grid(**{**vars(grid), "strategies": {n: s for n, s in grid.strategies.items() if n in chosen}})
+        grid = replace(
+            grid,
+            strategies={name: each for name, each in grid.strategies.items() if name in chosen},
+            averages={name: each for name, each in grid.averages.items() if each[0] in chosen},
+        )
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    recipes = recipes_of(grid, f"{options.grid.stem}-epochs", seeds)
+    recipes = recipes_of(grid, options.grid.stem, seeds)
     if options.equal == "compute":
         per_epoch = measured(options.lineages / f"{options.grid.stem}-compute.json", recipes, options.lineages)
-        recipes = recipes_of(grid, f"{options.grid.stem}-compute", seeds, equal_compute(grid, per_epoch))
+        recipes = recipes_of(grid, options.grid.stem, seeds, equal_compute(grid, per_epoch))
     if not options.show:
         # Seed by seed: what is there when time runs out can be compared.
         for number in range(len(seeds)):
             for found in recipes.values():
                 train(found[number], grid.recipe, options.lineages)
-    print(markdown(grid, {name: _there(found, options.lineages) for name, found in recipes.items()}))
+    lineages = {name: _there(found, options.lineages) for name, found in recipes.items()}
+    path = options.lineages / f"{options.grid.stem}-averages.json"
+    averages = {
+        name: {
+            lineage.recipe.seed: card
+            for lineage in lineages[base]
+            if (card := averaged(lineage, kind, path, may_score=not options.show)) is not None
+        }
+        for name, (base, kind) in grid.averages.items()
+    }
+    print(markdown(grid, lineages, averages))
+
+
+def averaged(lineage: Lineage, kind: str, path: Path, *, may_score: bool = True) -> Scorecard | None:
+    """Return the scorecard of an average, the one that was kept if there is one.
+
+    Args:
+        lineage: Its generations are averaged.
+        kind: `outputs` or `weights`.
+        path: Where scorecards of averages are kept.
+        may_score: Whether one that is not there is computed.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    last = weights_digest(lineage.load(lineage.numbers[-1]).weights)
+    key = f"{lineage.folder.name} {kind} {last}"
+    if key not in kept:
+        if not may_score:
+            return None
+        recipe = lineage.recipe
+        benchmark = without_training(load_benchmark(recipe.data, recipe.task))
+        pictures = Pictures.decode(benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape)
+        kept[key] = asdict(score_average(lineage, kind, pictures))
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return Scorecard(**kept[key])
 
 
 def measured(path: Path, recipes: Mapping[str, Sequence[Recipe]], lineages: Path) -> dict[str, float]:

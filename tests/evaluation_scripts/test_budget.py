@@ -3,10 +3,16 @@
 import pytest
 import torch
 import yaml
-from budget import ROOT, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
+from averages import Ensemble, score_average
+from budget import ROOT, averaged, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
+from torch import nn
 
 from ke_metric import Lineage
+from ke_metric.cli.train import train_lineage
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.recipe_file import load_recipe
 
 SHIPPED = sorted((ROOT / "eval" / "budgets").glob("*.yaml"))
 GRID = {
@@ -40,7 +46,7 @@ def test_every_strategy_of_a_shipped_grid_is_a_recipe_of_equal_epochs(path):
 
 def test_a_strategy_is_the_recipe_with_its_changes(grid_of):
     (recipe,) = recipes_of(grid_of(set=["data.test_classes=20"]), "g", [4])["ke"]
-    assert (recipe.name, recipe.seed, recipe.split.rate) == ("g-ke", 4, 0.8)
+    assert (recipe.name, recipe.seed, recipe.split.rate) == ("g-ke-12", 4, 0.8)
     assert (recipe.generations, recipe.training.epochs, recipe.data.test_classes) == (3, 4, 20)
 
 
@@ -51,6 +57,8 @@ def test_a_strategy_is_the_recipe_with_its_changes(grid_of):
         ({"slim_reference": "x"}, "slim_reference = 'x' is no strategy"),
         ({"epoch": 3}, "epoch is unknown"),
         ({"strategies": {"plain": {"set": []}}}, r"strategies\.plain has \['set'\]"),
+        ({"averages": {"x": {"of": "ek", "average": "outputs"}}}, r"averages\.x is of 'ek'.*one of alone, ke, plain"),
+        ({"averages": {"x": {"of": "ke", "average": "mean"}}}, "average 'mean'; .*outputs or weights"),
     ],
 )
 def test_files_that_are_no_grids(changes, told, grid_of):
@@ -76,6 +84,8 @@ def test_equal_compute_spends_the_time_of_the_reference(grid_of):
     """12 epochs of 2 seconds: 24 seconds buy 24 epochs of one second, and three generations of 3 at 2.7 seconds."""
     grid = grid_of()
     assert equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 2.7}) == {"plain": 12, "alone": 24, "ke": 9}
+    # A tenth more or less is what the clock is worth, and the lineages that are there serve again.
+    assert equal_compute(grid, {"plain": 2.0, "alone": 1.85, "ke": 2.15}) == {"plain": 12, "alone": 12, "ke": 12}
     least = equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 1000.0})
     # One epoch more than the warm-up of one.
     assert least["ke"] == 6
@@ -153,3 +163,81 @@ def test_what_was_not_run_has_no_row(grid_of, grow):
     table = markdown(grid, {"plain": [], "ke": [grow(recipes["ke"][0], [0.1, 0.2, 0.3])]})
     assert [line.split()[1] for line in table.splitlines()[2:]] == ["ke"]
     assert "[" not in table
+
+
+def test_a_slim_last_generation_has_slim_cells_alone(grid_of, grow):
+    grid = grid_of(strategies={**GRID["strategies"], "cut": {"generations": 2, "set": ["method.slim_last=true"]}})
+    (recipe,) = recipes_of(grid, "g", [0])["cut"]
+    lineage = grow(recipe, [0.4, 0.3], size=3)
+    assert markdown(grid, {"cut": [lineage]}).splitlines()[2].endswith("| 1 |  |  |  | 3 | 15.0 |  |")
+
+
+def test_averages_have_rows_below_their_strategy(grid_of, grow):
+    grid = grid_of(averages={"mean": {"of": "ke", "average": "outputs"}})
+    assert grid.averages == {"mean": ("ke", "outputs")}
+    recipes = recipes_of(grid, "g", [0])
+    assert [recipes[name][0].keep for name in ("plain", "ke")] == ["last", "all"]
+    found = {"plain": [grow(recipes["plain"][0], [0.5])], "ke": [grow(recipes["ke"][0], [0.1, 0.2, 0.6])]}
+    lines = markdown(grid, found, {"mean": {0: Scorecard({"recall@1": 0.7}, None, 27, None)}}).splitlines()
+    assert [line.strip("| ").split(" | ")[:8] for line in lines[3:5]] == [
+        ["ke", "3 x 4", "12", "1.5", "1", "9", "60.0", "+10.0"],
+        ["mean", "3 x 4", "12", "1.5", "1", "27", "70.0"],
+    ]
+    assert len(markdown(grid, found, {"mean": {}}).splitlines()) == 4
+
+
+def test_an_ensemble_is_the_mean_of_its_members():
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(5, 4, generator=generator) for _ in range(3)]
+
+    class Fixed(nn.Module):
+        def __init__(self, outputs):
+            super().__init__()
+            self.outputs = outputs
+
+        def forward(self, _):
+            return self.outputs
+
+    embeddings = [nn.functional.normalize(each, dim=1) for each in images]
+    found = Ensemble([Fixed(each) for each in embeddings], "retrieval")(torch.zeros(5, 3, 2, 2))
+    expected = torch.stack([each @ each.T for each in embeddings]).mean(dim=0)
+    torch.testing.assert_close(found @ found.T, expected)
+    found = Ensemble([Fixed(each) for each in images], "classification")(torch.zeros(5, 3, 2, 2))
+    torch.testing.assert_close(found.exp(), torch.stack([each.softmax(1) for each in images]).mean(dim=0))
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A lineage of three tiny generations on characters, all of whose weights were kept, and its pictures."""
+    overrides = [
+        "name=tiny", "generations=3", "training.epochs=1", "training.warmup_epochs=0", "keep=all",
+        "data.train_classes=6", "data.test_classes=12", "network.backbone=timm/test_resnet", "method.name=repeats",
+        "evaluation.kmeans_seeds=1", "data.image_size=16", "evaluation.resize=16", "batches.size=8",
+    ]  # fmt: skip
+    path = ROOT / "recipes" / "glyphs_resnet18.yaml"
+    recipe, folder = load_recipe(path, overrides), tmp_path_factory.mktemp("tiny") / "tiny-s0"
+    train_lineage(recipe, text="x", folder=folder, device="cpu", resume=False, overwrite=False)
+    benchmark = without_training(load_benchmark(recipe.data, recipe.task))
+    return Lineage(folder), Pictures.decode(benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape)
+
+
+def test_the_average_of_one_generation_is_that_generation(grown, monkeypatch):
+    lineage, pictures = grown
+    monkeypatch.setattr(Lineage, "numbers", [2])
+    for kind in ("outputs", "weights"):
+        found = score_average(lineage, kind, pictures)
+        assert found.dense["recall@1"] == lineage.scorecard(2).dense["recall@1"]
+        assert found.dense_parameters == lineage.scorecard(2).dense_parameters
+
+
+def test_averages_are_scored_once_and_kept(grown, tmp_path, monkeypatch):
+    lineage, _ = grown
+    path = tmp_path / "averages.json"
+    assert averaged(lineage, "outputs", path, may_score=False) is None
+    outputs, weights = (averaged(lineage, kind, path) for kind in ("outputs", "weights"))
+    size = lineage.scorecard(1).dense_parameters
+    assert (outputs.dense_parameters, weights.dense_parameters) == (3 * size, size)
+    assert outputs.dense["recall@1"] != weights.dense["recall@1"]
+    monkeypatch.setattr("budget.score_average", None)
+    assert averaged(lineage, "outputs", path, may_score=False) == outputs
+    assert averaged(lineage, "weights", path) == weights
