@@ -1,13 +1,16 @@
 """Copy what a claim rests on out of lineages: recipe, scorecards, hardware, versions, commit; no weights.
 
     python eval/collect.py eval/results/emoji_resnet18 ke=lineages/emoji_resnet18-s0 long=lineages/emoji_long-s0 ...
+    python eval/collect.py eval/results/tables.jsonl lineages/tables/*
 
-Every lineage goes to OUTPUT/<method>-s<seed>.json. `eval/table.py` makes a table of such a folder.
+Every lineage goes to OUTPUT/<method>-s<seed>.json, or to a line of OUTPUT where that ends in .jsonl. What is not
+named is named after its recipe. `eval/table.py` makes a table of such a folder.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ke_metric import Lineage
 from ke_metric.report import scorecard_document
@@ -16,22 +19,30 @@ from ke_metric.report import scorecard_document
 def main() -> None:
     """Collect the lineages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder to write into")
-    parser.add_argument("lineages", nargs="+", metavar="METHOD=LINEAGE", help="finished lineages and what they show")
+    parser.add_argument("output", type=Path, help="folder to write into, or a .jsonl file")
+    parser.add_argument("lineages", nargs="+", metavar="[METHOD=]LINEAGE", help="finished lineages, what they show")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    documents = []
     for named in options.lineages:
-        method, separator, folder = named.partition("=")
-        if not separator:
-            parser.error(f"{named!r} is not METHOD=LINEAGE")
-        document = collect(method, Lineage(folder))
-        path = options.output / f"{method}-s{document['recipe']['seed']}.json"
+        method, separator, folder = named.rpartition("=")
+        lineage = Lineage(folder)
+        documents.append(collect(method if separator else lineage.recipe.name, lineage))
+    if options.output.suffix == ".jsonl":
+        lines = [json.dumps(document, allow_nan=False) for document in documents]
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    for document in documents:
+        path = options.output / f"{document['method']}-s{document['recipe']['seed']}.json"
         path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        print(path)
 
 
-def collect(method: str, lineage: Lineage) -> dict[str, object]:
-    """Return everything about a finished lineage but its weights."""
+def collect(method: str, lineage: Lineage) -> dict[str, Any]:
+    """Return everything about a finished lineage but its weights.
+
+    Raises:
+        SystemExit: It is not finished.
+    """
     facts = lineage.facts
     if facts["status"] != "finished":
         raise SystemExit(f"{lineage.folder}: {facts['status']}, not finished")

@@ -93,7 +93,8 @@ def _require_unfinished(lineage: Lineage, recipe: Recipe) -> None:
 
 
 def _create(folder: Path, recipe: Recipe, text: str, overwrite: bool) -> Lineage:
-    command = shlex.join(["ke-metric", *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    command = shlex.join(["ke-metric" if program == "__main__.py" else program, *sys.argv[1:]])
     return Lineage.create(folder, recipe, text=text, command=command, overwrite=overwrite)
 
 

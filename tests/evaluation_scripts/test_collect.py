@@ -1,0 +1,53 @@
+"""Collecting what a claim rests on: everything of a finished lineage but its weights."""
+
+import json
+import sys
+
+import collect
+import pytest
+import torch
+
+from ke_metric import Lineage
+from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.recipe import Recipe
+
+
+@pytest.fixture
+def lineages(tmp_path):
+    """Two finished lineages of one recipe."""
+    folders = []
+    for seed in (0, 1):
+        folder = tmp_path / f"small-s{seed}"
+        lineage = Lineage.create(folder, Recipe(name="small", seed=seed), text="x", command="ke-metric")
+        card = Scorecard({"recall@1": 0.5 + seed}, {"recall@1": 0.25}, 9, 3)
+        provenance = Provenance("x", None, seed, {"commit": "c"}, {"device": "cpu"}, {"training": 2.0})
+        lineage.append(Generation(1, {"w": torch.zeros(1)}, {}, "{}", {}, card, (), {}, provenance))
+        lineage.set_status("finished")
+        folders.append(folder)
+    return folders
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["collect.py", *map(str, arguments)])
+    collect.main()
+
+
+def test_a_file_a_lineage_or_a_line_a_lineage(lineages, tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path / "results", *(f"ke={folder}" for folder in lineages))
+    run(monkeypatch, tmp_path / "results.jsonl", *lineages)
+    files = [json.loads((tmp_path / "results" / f"ke-s{seed}.json").read_text()) for seed in (0, 1)]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [document["method"] for document in (*files, *lines)] == ["ke", "ke", "small", "small"]
+    assert [{**line, "method": "ke"} for line in lines] == files
+    assert [document["generations"][0]["dense"]["recall@1"] for document in files] == [0.5, 1.5]
+    kept = {"slim": {"recall@1": 0.25}, "slim_parameters": 3, "seconds": {"training": 2.0}}
+    assert kept.items() <= files[0]["generations"][0].items()
+    assert files[0]["generations"][0]["environment"] == {"commit": "c"}
+    assert files[1]["recipe"]["seed"] == 1
+
+
+def test_what_is_not_finished_is_no_result(lineages, tmp_path, monkeypatch):
+    Lineage(lineages[1]).set_status("interrupted")
+    with pytest.raises(SystemExit, match="small-s1: interrupted, not finished"):
+        run(monkeypatch, tmp_path / "results.jsonl", *lineages)
+    assert not (tmp_path / "results.jsonl").exists()
