@@ -187,6 +187,8 @@ class Method(Section):
     """Weight of the parent's outputs in the loss of its child; born_again takes 1 where this is 0."""
     teacher_temperature: float | None = Field(None, gt=0)
     """Temperature of the teacher's outputs; 1 for logits, 0.1 for similarities when left out."""
+    fit_steps: float = Field(0.0, ge=0, le=1)
+    """Share of the steps in which the fit hypothesis computes alone, the reset hypothesis 0; in generation 1 too."""
     slim_last: bool = False
     """kels: the last generation is the slim network itself, cut out of its parent and trained on, with the parent as
     its teacher (teacher_weight, 1 where it is 0)."""
@@ -235,6 +237,7 @@ READERS = {
     "perturb": ("shrink_and_perturb",),
     "teacher_weight": (*_TAUGHT, "born_again"),
     "teacher_temperature": (*_TAUGHT, "born_again"),
+    "fit_steps": ("knowledge_evolution", "restarts"),
     "slim_last": _TAUGHT,
 }
 """Fields of `method` that only some methods read, and which."""

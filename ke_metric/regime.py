@@ -5,6 +5,8 @@ Shapes: B batch, H and W image height and width, D size of an output (embedding 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -27,6 +29,10 @@ class Regime:
             epoch: Its number.
             optimizer: Of the generation, whose state may be changed in place.
         """
+
+    def step(self) -> AbstractContextManager[None]:
+        """Return what surrounds the computation of a step's loss and gradient."""
+        return nullcontext()
 
     def targets(self, images: Tensor) -> Tensor | None:
         """Return what `added_loss` compares the outputs of these images [B, 3, H, W] with; [B, D], no gradient."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ke_metric.methods.fit_steps import with_fit_steps
 from ke_metric.methods.method import Birth, Method, load_whole
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe import Method as MethodRecipe
@@ -32,8 +33,8 @@ class Restarts(Method):
         load_whole(child, birth.parent, "the parent's weights")
 
     def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; the parent teaches where the recipe asks for it."""
-        return guidance(birth)
+        """See `Method.regime`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
+        return with_fit_steps(guidance(birth), network, birth)
 
 
 class Repeats(Method):

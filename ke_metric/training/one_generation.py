@@ -168,11 +168,12 @@ class GenerationTraining:
         factor = self.regime.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, outputs, labels = self._compute_loss(step, batch)
-        value = float(loss.detach())
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {value}", step, batch.keys)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        with self.regime.step():
+            loss, outputs, labels = self._compute_loss(step, batch)
+            value = float(loss.detach())
+            if not torch.isfinite(loss):
+                raise self._diverged(f"the loss is {value}", step, batch.keys)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         self.engine.average_gradients(self.loss)
         self.regime.before_step()
         if self.recipe.training.gradient_clip is not None:
