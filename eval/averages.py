@@ -7,6 +7,7 @@ averaged like weights, without a new pass over the training images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ class Ensemble(nn.Module):
         outputs = [member(images) for member in self.members]
         if self._task == "retrieval":
             return normalize(torch.cat(outputs, dim=1), dim=1)
-        return torch.stack([each.softmax(dim=1) for each in outputs]).mean(dim=0).log()
+        return torch.stack([each.log_softmax(dim=1) for each in outputs]).logsumexp(dim=0) - math.log(len(outputs))
 
 
 def score_average(lineage: Lineage, kind: str, pictures: Pictures) -> Scorecard:
@@ -58,7 +59,7 @@ def score_average(lineage: Lineage, kind: str, pictures: Pictures) -> Scorecard:
     """
     recipe = lineage.recipe
     networks = [_network(lineage, number) for number in lineage.numbers]
-    whole = Ensemble(networks, recipe.task) if kind == "outputs" else _mean(networks)
+    whole = Ensemble(networks, recipe.task) if kind == "outputs" else mean_of_weights(networks)
     scorer = Scorer(pictures, recipe, Engine("fp32"))
     placed = scorer.engine.place(whole, channels_last=recipe.training.channels_last)
     return Scorecard(scorer.score(placed), None, count_parameters(whole), None)
@@ -71,7 +72,8 @@ def _network(lineage: Lineage, number: int) -> nn.Module:
     return network
 
 
-def _mean(networks: Sequence[nn.Module]) -> nn.Module:
+def mean_of_weights(networks: Sequence[nn.Module]) -> nn.Module:
+    """Return the first of some networks, with the mean of the weights and statistics of all."""
     first, *others = networks
     states = [network.state_dict() for network in others]
     with torch.no_grad():

@@ -85,8 +85,8 @@ def read_grid(path: Path) -> Grid:
             raise SystemExit(f"{path}: {role} = {document[role]!r} is no strategy")
     averages = {name: (own.get("of"), own.get("average")) for name, own in document.get("averages", {}).items()}
     for name, (base, kind) in averages.items():
-        if base not in strategies or kind not in KINDS:
-            allowed = f"of: one of {', '.join(strategies)}; average: {' or '.join(KINDS)}"
+        if base not in strategies or kind not in KINDS or "method.slim_last=true" in strategies[base][1]:
+            allowed = f"of: one of {', '.join(strategies)}, but for slim_last; average: {' or '.join(KINDS)}"
             raise SystemExit(f"{path}: averages.{name} is of {base!r}, average {kind!r}; {allowed}")
     return Grid(
         ROOT / document["recipe"],
@@ -216,18 +216,15 @@ def _cells(
 
     Nothing where there is no such network, no difference to a network of another size.
     """
-    if network not in strategy.networks:
+    if network not in strategy.last_networks:
         return "", "", ""
-    size = strategy.parameters(network)
-    if network == "dense" and "slim" in strategy.networks and size == _slim_size(strategy):
-        # Its last generation is the slim network itself.
-        return "", "", ""
+    size = strategy.parameters(network, strategy.generations)
     ours = _values(strategy, network, score)
     mean, spread = mean_and_spread(list(ours.values()))
     told = f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
-    if is_reference or reference is None or network not in reference.networks:
+    if is_reference or reference is None or network not in reference.last_networks:
         return f"{size:,}", told, ""
-    if reference.parameters(network) != size:
+    if reference.parameters(network, reference.generations) != size:
         return f"{size:,}", told, ""
     found = paired_difference(ours, _values(reference, network, score))
     if found is None:
@@ -236,10 +233,6 @@ def _cells(
         "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     )
     return f"{size:,}", told, f"{100 * found.mean:+.1f}{interval}"
-
-
-def _slim_size(strategy: Strategy) -> int | None:
-    return next(iter(strategy.scorecards.values()))[-1].slim_parameters
 
 
 def _values(strategy: Strategy, network: str, score: str) -> dict[int, float]:

@@ -24,16 +24,20 @@ def main() -> None:
     options = parser.parse_args()
     documents = []
     for named in options.lineages:
-        method, separator, folder = named.rpartition("=")
+        method, _, folder = ("", "", named) if Path(named).exists() else named.partition("=")
         lineage = Lineage(folder)
-        documents.append(collect(method if separator else lineage.recipe.name, lineage))
+        documents.append(collect(method or lineage.recipe.name, lineage))
+    names = [f"{document['method']}-s{document['recipe']['seed']}" for document in documents]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"{max(names, key=names.count)} is there twice; name one of them: METHOD=LINEAGE")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix == ".jsonl":
         lines = [json.dumps(document, allow_nan=False) for document in documents]
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
-    options.output.mkdir(parents=True, exist_ok=True)
-    for document in documents:
-        path = options.output / f"{document['method']}-s{document['recipe']['seed']}.json"
+    options.output.mkdir(exist_ok=True)
+    for name, document in zip(names, documents, strict=True):
+        path = options.output / f"{name}.json"
         path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -97,9 +97,18 @@ def _scored_without_reset_part(lineage: Lineage) -> list[float]:
 
 
 def magnitudes(lineage: Lineage) -> tuple[list[float], list[float]]:
-    """Return mean |w| of the fit and of the reset part of every generation: the mean over layers that have both."""
+    """Return mean |w| of the fit and of the reset part of every generation: the mean over layers that have both.
+
+    Without a last generation that is the slim network, which has one part.
+
+    Raises:
+        SystemExit: No layer of a generation has both.
+    """
     fits, resets = [], []
-    for number in lineage.numbers:
+    recipe = lineage.recipe
+    for number in (
+        number for number in lineage.numbers if not recipe.method.slim_last or number < recipe.generations
+    ):
         card = json.loads((lineage.generation_folder(number) / "scorecard.json").read_text(encoding="utf-8"))
         both = [pair for pair in card["magnitudes"].values() if None not in pair]
         if not both:

@@ -53,6 +53,12 @@ class Strategy:
         return generation * self.recipe.training.epochs
 
     @property
+    def last_networks(self) -> tuple[str, ...]:
+        """The networks of the last generation, which may be the slim one alone (`method.slim_last`)."""
+        is_slim = self.recipe.method.slim_last and self.generations == self.recipe.generations
+        return ("slim",) if is_slim and self.recipe.has_slim else self.networks
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The networks that have scores: dense, slim, or both.
 
@@ -62,9 +68,9 @@ class Strategy:
             return ("slim",)
         return ("dense", "slim") if self.recipe.has_slim else ("dense",)
 
-    def parameters(self, network: str) -> int:
-        """Return the number of parameters of one of its networks."""
-        card = next(iter(self.scorecards.values()))[-1]
+    def parameters(self, network: str, generation: int) -> int:
+        """Return the number of parameters of one of a generation's networks."""
+        card = next(cards for cards in self.scorecards.values() if len(cards) >= generation)[generation - 1]
         count = card.dense_parameters if self._stored_as(network) == "dense" else card.slim_parameters
         assert count is not None, f"{self.name} has no {network} network"
         return count

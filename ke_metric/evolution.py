@@ -188,13 +188,14 @@ class Nursery:
             )
         return Birth(
             number=number,
-            generations=recipe.generations,
+            generations=recipe.generations - recipe.method.slim_last,
             seed=recipe.seed,
             task=recipe.task,
             recipe=recipe.method,
             plan=self._plan(number, parent),
             parent=parent.weights if parent else None,
             parent_plan=SplitPlan.from_json(parent.split, parent.split_bits) if parent else None,
+            parent_network=lambda: self._network_of(parent),
             build=self._build,
             place=self._place,
             channels=self.blueprint.channels,
@@ -229,7 +230,7 @@ class Nursery:
         return self.blueprint.build(number, load_pretrained=number == 1)
 
     def _plan(self, number: int, parent: Generation | None) -> SplitPlan:
-        """Return the parent's plan, or a generation's own: the masks never change in a lineage, its networks may."""
+        """Return the parent's plan, as masks never change in a lineage; its own for a network of another width."""
         recipe = self.recipe
         if parent is None:
             return self.blueprint.plan(self.blueprint.build(number), number)
@@ -245,12 +246,17 @@ class Nursery:
             return self.blueprint.plan(self.blueprint.build(number), number)
         return plan
 
-    def _gradients(self, parent: Generation | None) -> dict[str, Tensor]:
-        """Return the mean absolute gradients of a parent's weights over an epoch's first batches, 20 % of them."""
+    def _network_of(self, parent: Generation | None) -> nn.Module:
+        """Return a parent as a network, on the CPU; nothing pretrained is asked for where all weights are loaded."""
         assert parent is not None, "generation 1 has no parent"
         network = self.blueprint.build(parent.number)
         load_whole(network, parent.weights, "the parent's weights")
-        network = self._place(network)
+        return network
+
+    def _gradients(self, parent: Generation | None) -> dict[str, Tensor]:
+        """Return the mean absolute gradients of a parent's weights over an epoch's first batches, 20 % of them."""
+        assert parent is not None, "generation 1 has no parent"
+        network = self._place(self._network_of(parent))
         loss = self.build_loss(parent.number, None)
         load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         epochs = self._epochs(parent.number)

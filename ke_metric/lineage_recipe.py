@@ -30,7 +30,7 @@ def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
     What some recipes do in a generation depends on how many there are in all: those may not become more.
     """
     changed = {name: text for name, text in changed_fields(stored, given).items() if name not in FREE_FIELDS}
-    if "generations" in changed and (reason := _counts_on_its_generations(stored)):
+    if "generations" in changed and (reason := why_not_longer(stored)):
         changed["generations"] += f" ({reason})"
     elif given.generations > stored.generations:
         del changed["generations"]
@@ -39,7 +39,7 @@ def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
     return changed
 
 
-def _counts_on_its_generations(recipe: Recipe) -> str | None:
+def why_not_longer(recipe: Recipe) -> str | None:
     """Return why a lineage cannot get more generations than it was begun with, if it cannot."""
     method = recipe.method
     if method.name == "layer_wise":

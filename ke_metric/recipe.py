@@ -171,7 +171,7 @@ class Method(Section):
     """Share of weights held at zero (dense_sparse_dense, 0.3), filters dropped (repr, 0.3) or weights redrawn
     (neural_regeneration, 0.2); the method's own when left out."""
     final_share: float | None = Field(None, ge=0, lt=1)
-    """neural_regeneration: share that the last generation redraws, reached in equal steps from `share`; the same in
+    """neural_regeneration: share that its last generation redraws, reached in equal steps from `share`; the same in
     all generations when left out."""
     full_epochs: int = Field(20, ge=1)
     """repr: epochs of the full network in a cycle."""
@@ -187,7 +187,7 @@ class Method(Section):
     """Weight of the parent's outputs in the loss of its child; born_again takes 1 where this is 0."""
     teacher_temperature: float | None = Field(None, gt=0)
     """Temperature of the teacher's outputs; 1 for logits, 0.1 for similarities when left out."""
-    fit_steps: float = Field(0.0, ge=0, le=1)
+    fit_steps: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which the fit hypothesis computes alone, the reset hypothesis 0; in generation 1 too."""
     slim_last: bool = False
     """kels: the last generation is the slim network itself, cut out of its parent and trained on, with the parent as
@@ -402,6 +402,18 @@ class Recipe(Section):
                 f"least 2 (is {self.generations}): the slim network is cut out of the generation before the last"
             )
             raise ConflictError(message, ("method.slim_last", "split.kind", "generations"))
+        grown = self.generations - self.method.slim_last
+        if self.method.final_share is not None and grown < 3:
+            message = (
+                f"method.final_share = {self.method.final_share}, needs at least 3 generations that "
+                f"neural_regeneration grows (are {grown}): the second has method.share, the last method.final_share"
+            )
+            raise ConflictError(message, ("method.final_share", "generations"))
+        if self.method.fit_steps and self.split.rate == 1:
+            message = (
+                f"method.fit_steps = {self.method.fit_steps}, has no reset hypothesis to leave out: split.rate = 1"
+            )
+            raise ConflictError(message, ("method.fit_steps", "split.rate"))
         cycled = self.method.cycles * (self.method.full_epochs + self.method.dropped_epochs)
         if self.method.name == "repr" and cycled >= self.training.epochs:
             message = (

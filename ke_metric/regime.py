@@ -30,8 +30,8 @@ class Regime:
             optimizer: Of the generation, whose state may be changed in place.
         """
 
-    def step(self) -> AbstractContextManager[None]:
-        """Return what surrounds the computation of a step's loss and gradient."""
+    def step(self, number: int) -> AbstractContextManager[None]:
+        """Return what surrounds the computation of loss and gradient in step `number` (from 0) of a generation."""
         return nullcontext()
 
     def targets(self, images: Tensor) -> Tensor | None:

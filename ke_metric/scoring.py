@@ -60,7 +60,8 @@ class Scorer:
         slim = extract_slim(network, plan)
         return Scorecard(
             dense=dense,
-            slim=self.score(slim),
+            # All of it is kept, as in a last generation that is slim already: the same network.
+            slim=self.score(slim) if plan.reset_count else dense,
             dense_parameters=count_parameters(network),
             slim_parameters=count_parameters(slim),
         )

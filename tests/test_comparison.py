@@ -69,7 +69,7 @@ def test_the_slim_architecture_alone_is_a_slim_network(grow):
     alone = gather([grow([0.4], method={"name": "slim_alone"})])[0]
     assert alone.networks == ("slim",)
     assert alone.scores(1, "slim") == {0: {"recall@1": 0.4}}
-    assert alone.parameters("slim") == 9
+    assert alone.parameters("slim", 1) == 9
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ def test_the_last_generation_is_the_slim_network_of_its_parent_and_taught_by_it(
     assert all(reset is None for _, reset in three.magnitudes.values())
 
 
-@pytest.mark.parametrize("field", [{"slim_last": True}, {"fit_steps": 0.5}], ids=["slim last", "fit steps"])
+@pytest.mark.parametrize("field", [{"slim_last": True}, {"fit_steps": 0.3}], ids=["slim last", "fit steps"])
 def test_what_any_method_may_do_besides_goes_on_after_an_epoch(field, pictures):
     method = {"method": {"name": "knowledge_evolution", **field}, "split": {"kind": "kels"}}
     recipe, recorder = recipe_of("knowledge_evolution", generations=2, **method), Recorder()

@@ -197,6 +197,19 @@ def test_a_slim_last_generation_needs_a_dense_one_before_it(fields):
     assert Recipe(name="x", method=Method(slim_last=True)).has_slim
 
 
+@pytest.mark.parametrize(("generations", "slim_last"), [(2, False), (3, True)])
+def test_a_final_share_needs_two_children(generations, slim_last):
+    method = Method(name="neural_regeneration", final_share=0.1, slim_last=slim_last)
+    with pytest.raises(ValidationError, match=r"method\.final_share = 0\.1, needs at least 3 generations"):
+        Recipe(name="x", method=method, generations=generations)
+    assert Recipe(name="x", method=method, generations=generations + 1)
+
+
+def test_steps_of_a_fit_hypothesis_need_a_reset_one():
+    with pytest.raises(ValidationError, match=r"method\.fit_steps = 0\.5, has no reset hypothesis to leave out"):
+        Recipe(name="x", method=Method(fit_steps=0.5), split=Split(rate=1.0))
+
+
 def test_a_temperature_is_read_where_the_slim_network_is_taught():
     assert Method(slim_last=True, teacher_temperature=2.0).teacher_weight == 0
     with pytest.raises(ValidationError, match="has no effect where teacher_weight = 0"):

@@ -83,7 +83,10 @@ def made_consistent(fields):
     if fields["method"]["name"] == "slim_alone":
         fields["split"]["kind"] = "kels"
     if fields["method"].get("slim_last"):
-        fields["split"]["kind"], fields["generations"] = "kels", 1 + fields["generations"] % 999 + 1
+        fields["split"]["kind"] = "kels"
+    fields["generations"] = min(1000, fields["generations"] + 3)
+    if fields["method"].get("fit_steps"):
+        fields["split"]["rate"] = min(fields["split"]["rate"], 0.9)
     if fields["method"]["name"] in ("born_again", "repeats"):
         fields["network"]["pretrained"] = False
     if fields["task"] == "classification":

@@ -44,7 +44,7 @@ def _scores(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
             "generation": generation,
             "epochs": strategy.epochs(generation),
             "network": network,
-            "parameters": strategy.parameters(network),
+            "parameters": strategy.parameters(network, generation),
             "seeds": list(strategy.scores(generation, network)),
             "scores": {
                 name: dict(zip(("mean", "spread"), mean_and_spread(values), strict=True))
@@ -68,7 +68,7 @@ def _differences(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
     reference, *others = strategies
     documents = []
     for strategy in others:
-        for network in (network for network in strategy.networks if network in reference.networks):
+        for network in (network for network in strategy.last_networks if network in reference.last_networks):
             ours = strategy.scores(strategy.generations, network)
             theirs = reference.scores(reference.generations, network)
             names = [name for name in next(iter(ours.values())) if name in next(iter(theirs.values()))]
@@ -86,8 +86,8 @@ def _differences(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
                     "network": network,
                     "epochs": strategy.epochs(strategy.generations),
                     "reference_epochs": reference.epochs(reference.generations),
-                    "parameters": strategy.parameters(network),
-                    "reference_parameters": reference.parameters(network),
+                    "parameters": strategy.parameters(network, strategy.generations),
+                    "reference_parameters": reference.parameters(network, reference.generations),
                     "seeds": sorted(ours.keys() & theirs.keys()),
                     "scores": {
                         name: {"difference": each.mean, "low": each.low, "high": each.high}

@@ -17,6 +17,7 @@ from ke_metric.data.pictures import Pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.lineage import RESOLVED, Lineage, default_folder
+from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
 from ke_metric.report import scorecard_document, scorecards_table
 from ke_metric.training.engine import Engine
@@ -85,9 +86,14 @@ def _require_unfinished(lineage: Lineage, recipe: Recipe) -> None:
         # Killed between its last generation and this record.
         with lineage.writing():
             lineage.set_status("finished")
+    why_not = why_not_longer(recipe)
     raise KeMetricError(
-        f"{lineage.folder}: finished, it has all {recipe.generations} generations of the recipe; ask for more "
-        f"with --set generations={recipe.generations + 1}",
+        f"{lineage.folder}: finished, it has all {recipe.generations} generations of the recipe; "
+        + (
+            f"there cannot be more: {why_not}"
+            if why_not
+            else f"ask for more with --set generations={recipe.generations + 1}"
+        ),
         ExitCode.LINEAGE,
     )
 

@@ -1,8 +1,10 @@
 """Steps in which the fit hypothesis computes alone: dense and slim network trained together, in one set of weights.
 
 In a share of the steps the reset hypothesis is 0 while the loss and its gradient are computed, and norm layers use
-their running statistics, as `extract_slim` inherits them; so those steps train just what the slim network computes.
-The gradient of the reset hypothesis is dropped, and its weights are back before the optimizer moves.
+their running statistics, as `extract_slim` inherits them; so those steps train just what the slim network computes,
+but for statistics over channels (`SplitPlan.norms`), which the slim network takes over fewer. The gradient of the
+reset hypothesis is dropped, and its weights are back before the optimizer moves; momentum and weight decay move them
+on, as in any other step.
 
 The idea is that of slimmable networks (Yu et al., ICLR 2019), which give every width norm statistics of its own; here
 there is one set of them, the dense network's, because the slim network is to be cut out of it as it is. Ours.
@@ -27,13 +29,13 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class FitSteps(Regime):
-    """Lets the fit hypothesis compute alone in some steps, spread evenly over every epoch.
+    """Lets the fit hypothesis compute alone in some steps, spread evenly over the generation.
 
     Args:
         inner: What else happens while the generation trains.
         network: The network.
         plan: Its split plan.
-        share: Share of the steps of an epoch, in (0, 1]: floor(share * steps) of them.
+        share: Share of the steps, in (0, 1): floor(share * n) of the first n.
     """
 
     def __init__(self, inner: Regime, network: nn.Module, plan: SplitPlan, share: float) -> None:
@@ -42,20 +44,17 @@ class FitSteps(Regime):
         self._reset = {
             name: ~mask.expand().to(network.get_parameter(name).device) for name, mask in plan.weights.items()
         }
-        self._step = 0
         self._is_fit = False
 
     def epoch_begins(self, epoch: int, optimizer: Optimizer) -> None:
-        """Count the steps anew."""
-        self._step = 0
+        """See `Regime.epoch_begins`."""
         self._inner.epoch_begins(epoch, optimizer)
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, number: int) -> Iterator[None]:
         """Take the reset hypothesis away while a step's loss and gradient are computed, if it is one of those."""
-        self._is_fit = math.floor((self._step + 1) * self._share) > math.floor(self._step * self._share)
-        self._step += 1
-        with self._inner.step():
+        self._is_fit = math.floor((number + 1) * self._share) > math.floor(number * self._share)
+        with self._inner.step(number):
             if not self._is_fit:
                 yield
                 return
@@ -106,5 +105,5 @@ class FitSteps(Regime):
 
 def with_fit_steps(inner: Regime, network: nn.Module, birth: Birth) -> Regime:
     """Return a regime with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
-    share = birth.recipe.fit_steps
-    return FitSteps(inner, network, birth.plan, share) if share else inner
+    method = birth.recipe
+    return FitSteps(inner, network, birth.plan, method.fit_steps) if method.fit_steps else inner

@@ -23,13 +23,14 @@ class Birth:
 
     Attributes:
         number: Number of the generation, counted from 1.
-        generations: How many there will be.
+        generations: How many the recipe's method grows.
         seed: Seed of the lineage.
         task: `retrieval` or `classification`.
         recipe: The recipe's section on the method.
         plan: The split plan of this generation.
         parent: State dict of generation number - 1 after its last epoch; None for generation 1.
         parent_plan: The split plan of generation number - 1; None for generation 1.
+        parent_network: Builds the parent as a network of its own, on the CPU; only where there is one.
         build: Builds the network of the generation with this number, with the random weights that it begins with, on
             the CPU.
         place: Puts a network where the generation is trained, and lays it out as the generation's.
@@ -46,6 +47,7 @@ class Birth:
     plan: SplitPlan
     parent: Weights | None
     parent_plan: SplitPlan | None
+    parent_network: Callable[[], nn.Module]
     build: Callable[[int], nn.Module]
     place: Callable[[nn.Module], nn.Module]
     channels: Callable[[], ChannelGraph]
@@ -59,15 +61,9 @@ class Birth:
         """Return a newly built network for `method.reset: same_as_init`; None for rules that need none."""
         return self.build(self.number) if self.recipe.reset == "same_as_init" else None
 
-    def parent_network(self) -> nn.Module:
-        """Return the parent as a network of its own, on the CPU."""
-        assert self.parent is not None, "generation 1 has no parent"
-        network = self.build(self.number - 1)
-        load_whole(network, self.parent, "the parent's weights")
-        return network
-
     def teacher(self) -> nn.Module:
         """Return the parent as a network of its own, frozen and in eval mode, placed."""
+        assert self.parent is not None, "generation 1 has no parent"
         return self.place(self.parent_network()).requires_grad_(False).eval()
 
 

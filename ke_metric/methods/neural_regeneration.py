@@ -58,7 +58,7 @@ def share_of(birth: Birth) -> float:
     """Return the share of weights that a generation redraws; with `final_share` it changes in equal steps."""
     recipe = birth.recipe
     first = SHARE if recipe.share is None else recipe.share
-    if recipe.final_share is None or birth.generations < 3:
+    if recipe.final_share is None:
         return first
     progress = (birth.number - 2) / (birth.generations - 2)
     return first + (recipe.final_share - first) * progress

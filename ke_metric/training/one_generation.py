@@ -168,7 +168,7 @@ class GenerationTraining:
         factor = self.regime.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.regime.step():
+        with self.regime.step(step):
             loss, outputs, labels = self._compute_loss(step, batch)
             value = float(loss.detach())
             if not torch.isfinite(loss):

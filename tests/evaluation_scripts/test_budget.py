@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from averages import Ensemble, score_average
+from averages import Ensemble, mean_of_weights, score_average
 from budget import ROOT, averaged, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
 from torch import nn
 
@@ -59,6 +59,13 @@ def test_a_strategy_is_the_recipe_with_its_changes(grid_of):
         ({"strategies": {"plain": {"set": []}}}, r"strategies\.plain has \['set'\]"),
         ({"averages": {"x": {"of": "ek", "average": "outputs"}}}, r"averages\.x is of 'ek'.*one of alone, ke, plain"),
         ({"averages": {"x": {"of": "ke", "average": "mean"}}}, "average 'mean'; .*outputs or weights"),
+        (
+            {
+                "strategies": {**GRID["strategies"], "cut": {"generations": 2, "set": ["method.slim_last=true"]}},
+                "averages": {"x": {"of": "cut", "average": "weights"}},
+            },
+            "but for slim_last",
+        ),
     ],
 )
 def test_files_that_are_no_grids(changes, told, grid_of):
@@ -168,7 +175,7 @@ def test_what_was_not_run_has_no_row(grid_of, grow):
 def test_a_slim_last_generation_has_slim_cells_alone(grid_of, grow):
     grid = grid_of(strategies={**GRID["strategies"], "cut": {"generations": 2, "set": ["method.slim_last=true"]}})
     (recipe,) = recipes_of(grid, "g", [0])["cut"]
-    lineage = grow(recipe, [0.4, 0.3], size=3)
+    lineage = grow(recipe, [0.4, 0.3])
     assert markdown(grid, {"cut": [lineage]}).splitlines()[2].endswith("| 1 |  |  |  | 3 | 15.0 |  |")
 
 
@@ -204,6 +211,25 @@ def test_an_ensemble_is_the_mean_of_its_members():
     torch.testing.assert_close(found @ found.T, expected)
     found = Ensemble([Fixed(each) for each in images], "classification")(torch.zeros(5, 3, 2, 2))
     torch.testing.assert_close(found.exp(), torch.stack([each.softmax(1) for each in images]).mean(dim=0))
+
+
+def test_probabilities_that_vanish_are_no_infinities():
+    logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
+    members = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    ensemble = Ensemble(members, "classification")
+    for member in members:
+        member.forward = lambda _: logits
+    assert torch.isfinite(ensemble(torch.zeros(2, 1))).all()
+
+
+def test_the_mean_of_weights_is_their_mean():
+    networks = [nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(3)]
+    for number, network in enumerate(networks):
+        network[1].running_mean.fill_(number)
+    expected = torch.stack([network[0].weight.detach() for network in networks]).mean(dim=0)
+    found = mean_of_weights(networks)
+    torch.testing.assert_close(found[0].weight.detach(), expected)
+    assert found[1].running_mean.tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.fixture(scope="module")

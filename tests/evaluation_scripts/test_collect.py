@@ -46,6 +46,19 @@ def test_a_file_a_lineage_or_a_line_a_lineage(lineages, tmp_path, monkeypatch):
     assert files[1]["recipe"]["seed"] == 1
 
 
+def test_two_of_one_name_are_not_one_file(lineages, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="small-s0 is there twice"):
+        run(monkeypatch, tmp_path / "results", lineages[0], lineages[0])
+
+
+def test_folders_with_an_equals_sign(lineages, tmp_path, monkeypatch):
+    odd = tmp_path / "fold=1"
+    lineages[0].rename(odd)
+    run(monkeypatch, tmp_path / "new" / "results.jsonl", odd, f"ke={odd}")
+    lines = [json.loads(line) for line in (tmp_path / "new" / "results.jsonl").read_text().splitlines()]
+    assert [line["method"] for line in lines] == ["small", "ke"]
+
+
 def test_what_is_not_finished_is_no_result(lineages, tmp_path, monkeypatch):
     Lineage(lineages[1]).set_status("interrupted")
     with pytest.raises(SystemExit, match="small-s1: interrupted, not finished"):

@@ -91,6 +91,13 @@ class Births:
     def __call__(self, name="knowledge_evolution", *, number=2, parent=None, gradients=None, **fields):
         """Return the birth of a generation; of number 1 without, of any other with a parent."""
         facts = {key: fields.pop(key) for key in ("seed", "task", "generations", "place") if key in fields}
+        parent = None if number == 1 else (parent or trained())
+
+        def parent_network():
+            network = build(number - 1)
+            network.load_state_dict(parent)
+            return network
+
         birth = Birth(
             number=number,
             generations=3,
@@ -98,7 +105,8 @@ class Births:
             task="classification",
             recipe=Method(name=name, **fields),
             plan=plan_of_all(),
-            parent=None if number == 1 else (parent or trained()),
+            parent=parent,
+            parent_network=parent_network,
             parent_plan=None if number == 1 else plan_of_all(),
             build=build,
             place=lambda network: network,

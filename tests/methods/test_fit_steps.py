@@ -40,7 +40,7 @@ def copied(network):
 def test_a_step_computes_what_the_slim_network_computes(network, plan):
     slim = extract_slim(network, plan).eval()
     regime = FitSteps(Regime(), network, plan, 1.0)
-    with regime.step():
+    with regime.step(0):
         found = network(IMAGES)
         found.square().sum().backward()
     regime.before_step()
@@ -56,7 +56,7 @@ def test_a_step_computes_what_the_slim_network_computes(network, plan):
 
 def test_weights_and_statistics_are_as_they_were(network, plan):
     before = copied(network)
-    with FitSteps(Regime(), network, plan, 1.0).step():
+    with FitSteps(Regime(), network, plan, 1.0).step(0):
         assert not torch.equal(network.head.weight, before["head.weight"])
         network(IMAGES)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -65,7 +65,7 @@ def test_weights_and_statistics_are_as_they_were(network, plan):
 
 def test_also_when_a_step_fails(network, plan):
     before = copied(network)
-    with pytest.raises(ArithmeticError), FitSteps(Regime(), network, plan, 1.0).step():
+    with pytest.raises(ArithmeticError), FitSteps(Regime(), network, plan, 1.0).step(0):
         raise ArithmeticError
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
@@ -73,7 +73,7 @@ def test_also_when_a_step_fails(network, plan):
 
 def test_frozen_norms_stay_frozen(network, plan):
     network.bn1.eval()
-    with FitSteps(Regime(), network, plan, 1.0).step():
+    with FitSteps(Regime(), network, plan, 1.0).step(0):
         network(IMAGES)
     assert not network.bn1.training
 
@@ -81,7 +81,7 @@ def test_frozen_norms_stay_frozen(network, plan):
 def test_any_other_step_is_a_step_of_the_whole_network(network, plan):
     before = copied(network)
     regime = FitSteps(Regime(), network, plan, 0.4)
-    with regime.step():
+    with regime.step(0):
         assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
         network(IMAGES).square().sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
@@ -90,19 +90,19 @@ def test_any_other_step_is_a_step_of_the_whole_network(network, plan):
     assert not torch.equal(network.bn1.running_mean, before["bn1.running_mean"])
 
 
-@given(st.integers(1, 40), st.floats(0.01, 1.0))
-def test_the_share_of_an_epoch_is_exact_and_even(steps, share):
-    regime = FitSteps(Regime(), nn.Identity(), EmptyPlan(), share)
-    for epoch in (1, 2):
-        regime.epoch_begins(epoch, None)
-        taken = []
-        for _ in range(steps):
-            with regime.step():
-                taken.append(regime._is_fit)
-        assert sum(taken) == math.floor(steps * share)
-        # No two of them are further apart than the share says.
-        places = [place for place, is_fit in enumerate(taken) if is_fit]
-        assert all(after - place <= math.ceil(1 / share) for place, after in itertools.pairwise(places))
+@given(st.integers(1, 40), st.floats(0.01, 0.99))
+def test_the_share_is_exact_and_even_over_the_generation(steps, share):
+    """However the steps are cut into epochs."""
+    regime, taken = FitSteps(Regime(), nn.Identity(), EmptyPlan(), share), []
+    for number in range(steps):
+        if number % 3 == 0:
+            regime.epoch_begins(1 + number // 3, None)
+        with regime.step(number):
+            taken.append(regime._is_fit)
+        assert sum(taken) == math.floor((number + 1) * share)
+    # No two of them are further apart than the share says.
+    places = [place for place, is_fit in enumerate(taken) if is_fit]
+    assert all(after - place <= math.ceil(1 / share) for place, after in itertools.pairwise(places))
 
 
 @dataclass
@@ -172,9 +172,9 @@ def test_training_with_them_brings_the_slim_network_closer(small, plan):
         network = small(1).train()
         regime = FitSteps(Regime(), network, plan, share) if share else Regime()
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-        for _ in range(40):
+        for number in range(40):
             optimizer.zero_grad()
-            with regime.step():
+            with regime.step(number):
                 cross_entropy(network(IMAGES), labels).backward()
             regime.before_step()
             optimizer.step()

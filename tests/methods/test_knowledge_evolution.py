@@ -159,5 +159,5 @@ def test_the_parent_teaches_only_where_the_recipe_asks_for_it(parent, birth_of):
     method, network = KnowledgeEvolution(), build(2)
     assert type(method.regime(network, birth_of(parent=parent))) is Regime
     assert type(method.regime(network, birth_of(number=1, teacher_weight=0.5))) is Regime
-    taught = replace(birth_of(parent=parent, teacher_weight=0.5), build=build)
+    taught = replace(birth_of(parent=parent, teacher_weight=0.5), parent_network=lambda: build(1))
     assert isinstance(method.regime(network, taught), Guided)

@@ -88,10 +88,6 @@ def test_the_share_changes_in_equal_steps(fields, shares, birth_of):
     assert found == pytest.approx(shares)
 
 
-def test_one_child_alone_has_the_first_share(birth_of):
-    assert share_of(birth_of(NAME, number=2, generations=2, share=0.4, final_share=0.1)) == 0.4
-
-
 def test_a_final_share_of_nothing_inherits_everything(small, birth_of, parent):
     child = grow(small, birth_of, parent, number=3, final_share=0.0)
     assert all(torch.equal(value, parent[name]) for name, value in child.items())

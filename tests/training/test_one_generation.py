@@ -2,6 +2,8 @@
 
 import copy
 import io
+import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -363,6 +365,12 @@ class Listener(Regime):
         assert optimizer.param_groups
         self.heard.append(f"epoch {epoch}")
 
+    @contextmanager
+    def step(self, number):
+        self._hear(f"step {number}")
+        yield
+        self._hear("end")
+
     def targets(self, images):
         self.images = images
         self._hear("targets")
@@ -390,16 +398,19 @@ class Listener(Regime):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_regime_is_told_what_happens_when_it_happens(precision):
-    network = Toy()
+    with default_streams(0, 1, "network"):
+        network = Toy()
     listener, recorder = Listener(network), Recorder()
     recipe = recipe_of(epochs=2, warmup_epochs=0, schedule="constant", precision=precision)
     training = prepare(recipe, network=network, regime=listener)
     state = training.train(recorder)
-    step = ["targets", "added_loss", "before_step", "after_step"]
+    parts = ["targets", "added_loss", "end", "before_step", "after_step"]
     told = [each if isinstance(each, str) else each[0] for each in listener.heard]
-    assert told == ["epoch 1", *step * BATCHES, "epoch 2", *step * BATCHES]
-    for first in range(1, 1 + 4 * BATCHES, 4):
-        before, _, complete, after = listener.heard[first : first + 4]
+    steps = [[f"step {number}", *parts] for number in range(2 * BATCHES)]
+    assert told == ["epoch 1", *itertools.chain(*steps[:BATCHES]), "epoch 2", *itertools.chain(*steps[BATCHES:])]
+    for first in range(1, 1 + 6 * BATCHES, 6):
+        _, before, _, end, complete, after = listener.heard[first : first + 6]
+        assert end[1] == complete[1], "the gradients were computed outside"
         assert (before[1], complete[1]) == (True, False), "the gradients were not complete"
         assert before[2] == complete[2] != after[2], "the weights had not changed"
     assert state.training_log[0]["learning_rate"] == pytest.approx(0.5 * 0.05)
