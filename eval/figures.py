@@ -161,7 +161,8 @@ def draw(axes: Axes, curves: Sequence[Curve], *, ylabel: str, pairs: bool) -> No
     axes.set_xlabel("generation")
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3, linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8)
+    # Below the axes: curves go anywhere inside.
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.get_major_locator().set_params(integer=True)
 
