@@ -9,9 +9,10 @@ gets as many as the reference's training time buys; where that differs by a tent
 worth, it keeps the lineages it has. Seconds per epoch are wall-clock, as they were measured at equal epochs, which is
 therefore run first, on one machine with nothing else to do; what a method does between generations (the saliency of
 neural_regeneration takes a fifth of an epoch) is not in them. They are fixed when they are first used, in
-`<grid>-compute.json` beside the lineages.
+`budget_<grid>_seconds.json` beside the results.
 
-Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. Differences are paired by
+Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
+written to `eval/results/budget_<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by
 seed, with a 95 % bootstrap interval, and only between networks with as many parameters. An average (`of` a strategy,
 see averages.py) is scored from lineages that are there anyway, once, and kept beside them.
 """
@@ -19,19 +20,20 @@ see averages.py) is scored from lineages that are there anyway, once, and kept b
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import yaml
 from averages import KINDS, score_average
+from stored_results import Results, StoredResult, training_seconds
 from tables import folder_of, train
 
 from ke_metric import Lineage
 from ke_metric.comparison import Strategy, gather, mean_and_spread, paired_difference
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
-from ke_metric.generation import Scorecard, weights_digest
+from ke_metric.generation import Scorecard
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_file import load_recipe
 
@@ -130,7 +132,7 @@ def recipes_of(
     return found
 
 
-def seconds_per_epoch(lineages: Sequence[Lineage]) -> float:
+def seconds_per_epoch(lineages: Sequence[Lineage | StoredResult]) -> float:
     """Return the training time of finished lineages over their epochs, as it was measured."""
     seconds = epochs = 0.0
     for lineage in lineages:
@@ -138,12 +140,6 @@ def seconds_per_epoch(lineages: Sequence[Lineage]) -> float:
             seconds += training_seconds(lineage, number)
             epochs += lineage.recipe.training.epochs
     return seconds / epochs
-
-
-def training_seconds(lineage: Lineage, number: int) -> float:
-    """Return how long a generation was trained."""
-    provenance = json.loads((lineage.generation_folder(number) / "provenance.json").read_text(encoding="utf-8"))
-    return float(provenance["seconds"]["training"])
 
 
 def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
@@ -168,7 +164,7 @@ def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
 
 def markdown(
     grid: Grid,
-    lineages: Mapping[str, Sequence[Lineage]],
+    lineages: Mapping[str, Sequence[Lineage | StoredResult]],
     averages: Mapping[str, Mapping[int, Scorecard]] | None = None,
 ) -> str:
     """Return the table of the strategies that were run: last generation, dense and slim; and of averages.
@@ -248,6 +244,7 @@ def main() -> None:
     parser.add_argument("--strategies", help="only these, separated by commas")
     parser.add_argument("--equal", choices=["epochs", "compute"], default="epochs")
     parser.add_argument("--lineages", type=Path, default=Path("lineages") / "budget")
+    parser.add_argument("--results", type=Path, default=ROOT / "eval" / "results")
     parser.add_argument("--show", action="store_true", help="train nothing")
     options = parser.parse_args()
     grid = read_grid(options.grid)
@@ -263,86 +260,76 @@ def main() -> None:
         )
     seeds = [int(seed) for seed in options.seeds.split(",")]
     recipes = recipes_of(grid, options.grid.stem, seeds)
+    results = Results(options.results / f"budget_{options.grid.stem}.jsonl")
     if options.equal == "compute":
-        per_epoch = measured(options.lineages / f"{options.grid.stem}-compute.json", recipes, options.lineages)
+        path = options.results / f"budget_{options.grid.stem}_seconds.json"
+        per_epoch = measured(path, {name: _there(found, results) for name, found in recipes.items()})
         recipes = recipes_of(grid, options.grid.stem, seeds, equal_compute(grid, per_epoch))
     if not options.show:
         # Seed by seed: what is there when time runs out can be compared.
         for number in range(len(seeds)):
-            for found in recipes.values():
-                train(found[number], grid.recipe, options.lineages)
-    lineages = {name: _there(found, options.lineages) for name, found in recipes.items()}
-    path = options.lineages / f"{options.grid.stem}-averages.json"
+            for name, found in recipes.items():
+                kinds = {kind for base, kind in grid.averages.values() if base == name}
+                grow(found[number], grid.recipe, kinds, lineages=options.lineages, results=results)
+    there = {name: _there(found, results) for name, found in recipes.items()}
     averages = {
-        name: {
-            lineage.recipe.seed: card
-            for lineage in lineages[base]
-            if (card := averaged(lineage, kind, path, may_score=not options.show)) is not None
-        }
+        name: {each.recipe.seed: each.averages[kind] for each in there[base] if kind in each.averages}
         for name, (base, kind) in grid.averages.items()
     }
-    print(markdown(grid, lineages, averages))
+    print(markdown(grid, there, averages))
 
 
-def averaged(lineage: Lineage, kind: str, path: Path, *, may_score: bool = True) -> Scorecard | None:
-    """Return the scorecard of an average, the one that was kept if there is one.
+def grow(recipe: Recipe, path: Path, kinds: Collection[str], *, lineages: Path, results: Results) -> None:
+    """Train a lineage, score averages of it, and write down what it shows; what was written down before stays.
 
     Args:
-        lineage: Its generations are averaged.
-        kind: `outputs` or `weights`.
-        path: Where scorecards of averages are kept.
-        may_score: Whether one that is not there is computed.
+        recipe: The recipe.
+        path: The file it was changed from.
+        kinds: `outputs` and `weights`: which averages.
+        lineages: Where lineages are.
+        results: Where results are.
     """
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    last = weights_digest(lineage.load(lineage.numbers[-1]).weights)
-    key = f"{lineage.folder.name} {kind} {last}"
-    if key not in kept:
-        if not may_score:
-            return None
-        recipe = lineage.recipe
+    before = results.get(recipe)
+    if before is not None and set(kinds) <= set(before.averages):
+        return
+    train(recipe, path, lineages)
+    lineage = Lineage(folder_of(recipe, lineages))
+    if len(lineage.numbers) < recipe.generations:
+        return
+    averages = {}
+    if kinds:
         benchmark = without_training(load_benchmark(recipe.data, recipe.task))
         pictures = Pictures.decode(benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape)
-        kept[key] = asdict(score_average(lineage, kind, pictures))
-        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return Scorecard(**kept[key])
+        averages = {kind: asdict(score_average(lineage, kind, pictures)) for kind in sorted(kinds)}
+    results.add(lineage, averages)
 
 
-def measured(path: Path, recipes: Mapping[str, Sequence[Recipe]], lineages: Path) -> dict[str, float]:
+def measured(path: Path, results: Mapping[str, Sequence[StoredResult]]) -> dict[str, float]:
     """Return strategy -> seconds per epoch, those that were used before where there are any.
 
     Args:
         path: Where they are kept: with other times, lineages at equal compute would have other epochs.
-        recipes: The strategies at equal epochs.
-        lineages: Where their lineages are.
+        results: Strategy -> its results at equal epochs.
 
     Raises:
-        SystemExit: A strategy has no finished lineage at equal epochs.
+        SystemExit: A strategy has none.
     """
     kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in recipes.keys() - kept.keys():
-        done = _there(recipes[name], lineages)
-        if not done:
+    for name in results.keys() - kept.keys():
+        if not results[name]:
             raise SystemExit(f"{name}: no lineage at equal epochs yet, whose time per epoch is needed first")
-        kept[name] = seconds_per_epoch(done)
+        kept[name] = seconds_per_epoch(results[name])
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return kept
 
 
-def _there(recipes: Sequence[Recipe], lineages: Path) -> list[Lineage]:
-    """Return the finished lineages of recipes.
+def _there(recipes: Sequence[Recipe], results: Results) -> list[StoredResult]:
+    """Return what there is of some recipes.
 
     Raises:
-        KeMetricError: A lineage of another recipe is in its place.
+        KeMetricError: One is of another recipe.
     """
-    found = []
-    for recipe in recipes:
-        folder = folder_of(recipe, lineages)
-        if (folder / "lineage.json").exists():
-            lineage = Lineage(folder)
-            lineage.require_recipe(recipe)
-            if len(lineage.numbers) == recipe.generations:
-                found.append(lineage)
-    return found
+    return [found for found in map(results.get, recipes) if found is not None]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@
     python eval/tables.py --table resnet18 --benchmark flowers --show
 
 Trains the lineages of the methods one after another, goes on with those that were interrupted, and prints a Markdown
-table; with --show it trains nothing. A cell that was never run is blank. What every row has in common can be changed
-with --set, and stands under the table. `eval/published.yaml` has the published figures.
+table; with --show it trains nothing. What a finished lineage shows is written to
+`eval/results/table_<table>_<benchmark>.jsonl`, and stands for it where its folder is gone. A cell that was never run
+is blank. What every row has in common can be changed with --set, and stands under the table. `eval/published.yaml`
+has the published figures.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from stored_results import Results, StoredResult
 from table_cells import (
     METHODS,
     PUBLISHED,
@@ -77,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--lineages", type=Path, default=Path("lineages") / "tables")
+    parser.add_argument("--results", type=Path, default=ROOT / "eval" / "results")
     parser.add_argument("--show", action="store_true", help="train nothing")
     options = parser.parse_args()
     table = TABLES[options.table]
@@ -103,14 +107,23 @@ def main() -> None:
     # All of them before the first is trained: what a recipe gets wrong shows at once.
     recipes = {variant: recipes_of(variant) for variant in chosen}
     plain = {variant.loss: recipes_of(Variant(variant.loss, "ke")) for variant in chosen}
+    results = Results(options.results / f"table_{options.table}_{options.benchmark}.jsonl")
     if not options.show:
         for recipe in (recipe for variant in chosen for recipe in recipes[variant]):
-            train(recipe, recipe_path(table, options.benchmark), options.lineages)
+            if results.get(recipe) is None:
+                train(recipe, recipe_path(table, options.benchmark), options.lineages)
+                keep(recipe, options.lineages, results)
     cells = [
         cell
         for variant in chosen
         for cell in cells_of(
-            table, options.benchmark, variant, recipes[variant], options.lineages, plain=plain[variant.loss]
+            table,
+            options.benchmark,
+            variant,
+            recipes[variant],
+            options.lineages,
+            plain=plain[variant.loss],
+            results=results,
         )
     ]
     print(markdown(cells, score_names(recipes[chosen[0]][0])))
@@ -139,6 +152,13 @@ def train(recipe: Recipe, path: Path, lineages: Path) -> None:
         print(f"{folder}: {error}", file=sys.stderr)
 
 
+def keep(recipe: Recipe, lineages: Path, results: Results) -> None:
+    """Write down what a lineage shows, if it is finished."""
+    lineage = Lineage(folder_of(recipe, lineages))
+    if len(lineage.numbers) == recipe.generations:
+        results.add(lineage)
+
+
 def folder_of(recipe: Recipe, lineages: Path) -> Path:
     """Return where the lineage of a recipe is."""
     return lineages / f"{recipe.name}-s{recipe.seed}"
@@ -157,6 +177,7 @@ def cells_of(
     lineages: Path,
     *,
     plain: Sequence[Recipe],
+    results: Results,
 ) -> list[Cell]:
     """Return the rows of a variant: its generations 1, 3, 5, 10 and the last, dense and slim.
 
@@ -167,11 +188,12 @@ def cells_of(
         recipes: The variant's, for all seeds.
         lineages: Where lineages are.
         plain: Recipes of Knowledge Evolution with the same loss, whose generation 1 is the plain training.
+        results: What is left of lineages that are gone.
     """
     recipe = recipes[0]
     found, first = (
-        _there(recipes, lineages),
-        {seed: each.scorecard(1) for seed, each in _there(plain, lineages).items()},
+        _there(recipes, lineages, results),
+        {seed: each.scorecard(1) for seed, each in _there(plain, lineages, results).items()},
     )
     is_single = recipe.generations == 1
     numbers = [1] if is_single else sorted({*(n for n in SHOWN if n <= recipe.generations), recipe.generations})
@@ -201,15 +223,18 @@ def _slim(cards: dict[int, Scorecard]) -> dict[int, Scores]:
     return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
 
 
-def _there(recipes: Sequence[Recipe], lineages: Path) -> dict[int, Lineage]:
-    """Return seed -> lineage, for those that have a generation.
+def _there(recipes: Sequence[Recipe], lineages: Path, results: Results) -> dict[int, Lineage | StoredResult]:
+    """Return seed -> lineage, for those that have a generation, or what is left of it.
 
     Raises:
         KeMetricError: A lineage of another recipe is in the place of one.
     """
-    found = {}
+    found: dict[int, Lineage | StoredResult] = {}
     for recipe in recipes:
-        folder = folder_of(recipe, lineages)
+        stored, folder = results.get(recipe), folder_of(recipe, lineages)
+        if stored is not None:
+            found[recipe.seed] = stored
+            continue
         if (folder / "lineage.json").exists():
             lineage = Lineage(folder)
             lineage.require_recipe(recipe)

@@ -4,7 +4,9 @@ import pytest
 import torch
 import yaml
 from averages import Ensemble, mean_of_weights, score_average
-from budget import ROOT, averaged, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
+from budget import ROOT, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
+from budget import grow as grow_and_keep
+from stored_results import Results
 from torch import nn
 
 from ke_metric import Lineage
@@ -149,19 +151,24 @@ def test_networks_of_another_size_have_no_difference(grid_of, grow):
 def test_times_that_were_used_are_kept(grid_of, grow, tmp_path):
     """More seeds change the mean; lineages that are there at equal compute keep their epochs."""
     recipes = recipes_of(grid_of(), "g", [0, 1])
+
+    def of(recipe):
+        return Lineage(tmp_path / f"{recipe.name}-s{recipe.seed}")
+
     for found in recipes.values():
         grow(found[0], [0.1] * found[0].generations, 12.0)
-    kept = measured(tmp_path / "times.json", recipes, tmp_path)
+    kept = measured(tmp_path / "times.json", {name: [of(found[0])] for name, found in recipes.items()})
     assert kept == {"plain": 1.0, "alone": 1.0, "ke": 3.0}
     for found in recipes.values():
         grow(found[1], [0.1] * found[1].generations, 24.0)
-    assert measured(tmp_path / "times.json", recipes, tmp_path) == kept
-    assert measured(tmp_path / "others.json", recipes, tmp_path)["ke"] == 4.5
+    both = {name: list(map(of, found)) for name, found in recipes.items()}
+    assert measured(tmp_path / "times.json", both) == kept
+    assert measured(tmp_path / "others.json", both)["ke"] == 4.5
 
 
 def test_times_of_strategies_that_were_not_run(grid_of, tmp_path):
     with pytest.raises(SystemExit, match="no lineage at equal epochs yet"):
-        measured(tmp_path / "times.json", recipes_of(grid_of(), "g", [0]), tmp_path)
+        measured(tmp_path / "times.json", {"ke": []})
 
 
 def test_what_was_not_run_has_no_row(grid_of, grow):
@@ -256,14 +263,19 @@ def test_the_average_of_one_generation_is_that_generation(grown, monkeypatch):
         assert found.dense_parameters == lineage.scorecard(2).dense_parameters
 
 
-def test_averages_are_scored_once_and_kept(grown, tmp_path, monkeypatch):
+def test_what_was_trained_is_written_down_once(grown, tmp_path, monkeypatch):
+    """With its averages; then neither the lineage nor its weights are needed any more."""
     lineage, _ = grown
-    path = tmp_path / "averages.json"
-    assert averaged(lineage, "outputs", path, may_score=False) is None
-    outputs, weights = (averaged(lineage, kind, path) for kind in ("outputs", "weights"))
+    recipe, path = lineage.recipe, tmp_path / "results.jsonl"
+    assert Results(path).get(recipe) is None
+    grow_and_keep(recipe, path, {"outputs", "weights"}, lineages=lineage.folder.parent, results=Results(path))
+    found = Results(path).get(recipe)
     size = lineage.scorecard(1).dense_parameters
-    assert (outputs.dense_parameters, weights.dense_parameters) == (3 * size, size)
-    assert outputs.dense["recall@1"] != weights.dense["recall@1"]
-    monkeypatch.setattr("budget.score_average", None)
-    assert averaged(lineage, "outputs", path, may_score=False) == outputs
-    assert averaged(lineage, "weights", path) == weights
+    assert found.averages["outputs"].dense_parameters == 3 * size
+    assert found.averages["weights"].dense_parameters == size
+    assert found.averages["outputs"].dense["recall@1"] != found.averages["weights"].dense["recall@1"]
+    monkeypatch.setattr("budget.train", None)
+    grow_and_keep(recipe, path, {"outputs"}, lineages=tmp_path / "gone", results=Results(path))
+    content = path.read_text()
+    assert [found.scorecard(number) for number in found.numbers] == [lineage.scorecard(n) for n in (1, 2, 3)]
+    assert content == path.read_text()

@@ -2,10 +2,12 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from stored_results import Results
 from table_cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrides_of, recipe_of, variants
 from tables import Cell, cells_of, folder_of, markdown, published_figures
 
@@ -22,13 +24,15 @@ SMALL = (
     "batches.size=4",
 )  # fmt: skip
 
+NOTHING = Results(Path("there is no such file.jsonl"))
+
 
 def unrun(table, benchmark, folder):
     """Return the cells of a table of which nothing was run."""
     cells = []
     for variant in variants(table, list(METHODS)):
         recipe = recipe_of(table, benchmark, variant, (), 0)
-        cells += cells_of(table, benchmark, variant, [recipe], folder, plain=[recipe])
+        cells += cells_of(table, benchmark, variant, [recipe], folder, plain=[recipe], results=NOTHING)
     assert not any(cell.scores for cell in cells)
     return cells
 
@@ -142,7 +146,7 @@ def stored(tmp_path):
 def test_rows_of_lineages(stored, tmp_path):
     variant = Variant("smth", "ke")
     recipes = [stored(variant, [0.5, 0.6, 0.7], 0), stored(variant, [0.3, 0.5, 0.6], 1)]
-    cells = cells_of(TABLES["small"], "glyphs", variant, recipes, tmp_path, plain=recipes)
+    cells = cells_of(TABLES["small"], "glyphs", variant, recipes, tmp_path, plain=recipes, results=NOTHING)
     assert [(cell.label, cell.network, cell.epochs) for cell in cells] == [
         ("Smth + KE-N_1", "dense", 2), ("Smth + KE-N_1", "slim", 2),
         ("Smth + KE-N_3", "dense", 6), ("Smth + KE-N_3", "slim", 6),
@@ -157,14 +161,14 @@ def test_rows_of_lineages(stored, tmp_path):
 def test_single_trainings_gain_over_the_plain_one(method, network, base, stored, tmp_path):
     plain, variant = stored(Variant("smth", "ke"), [0.5, 0.6, 0.7], 0), Variant("smth", method)
     recipe = stored(variant, [0.8], 0)
-    cell = cells_of(TABLES["small"], "glyphs", variant, [recipe], tmp_path, plain=[plain])[0]
+    cell = cells_of(TABLES["small"], "glyphs", variant, [recipe], tmp_path, plain=[plain], results=NOTHING)[0]
     assert (cell.network, cell.first) == (network, {0: {"top1": base}})
 
 
 def test_what_was_not_run_is_blank(stored, tmp_path):
     variant = Variant("smth", "ke")
     recipes = [stored(variant, [0.5], 0), recipe_of(TABLES["small"], "glyphs", variant, ("generations=3",), 1)]
-    cells = cells_of(TABLES["small"], "glyphs", variant, recipes[:1], tmp_path, plain=recipes)
+    cells = cells_of(TABLES["small"], "glyphs", variant, recipes[:1], tmp_path, plain=recipes, results=NOTHING)
     assert [len(cell.scores) for cell in cells] == [1, 1, 0, 0]
     assert re.search(r"\| Smth \+ KE-N_3 \| dense \|  \|  \|  \|  \| 6 \|", markdown(cells, ("top1",)))
 
@@ -174,7 +178,7 @@ def test_lineages_of_another_recipe_are_not_shown(stored, tmp_path):
     stored(variant, [0.5], 0)
     other = recipe_of(TABLES["small"], "glyphs", variant, ("generations=3", "training.epochs=5"), 0)
     with pytest.raises(Exception, match=r"another recipe: training\.epochs"):
-        cells_of(TABLES["small"], "glyphs", variant, [other], tmp_path, plain=[other])
+        cells_of(TABLES["small"], "glyphs", variant, [other], tmp_path, plain=[other], results=NOTHING)
 
 
 def test_a_cell_without_scores_has_no_numbers():
