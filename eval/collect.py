@@ -9,6 +9,7 @@ named is named after its recipe. `eval/table.py` makes a table of such a folder.
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,15 @@ def collect(method: str, lineage: Lineage) -> dict[str, Any]:
         )
     return {
         "method": method,
-        "lineage": facts,
+        "lineage": facts | {"command": portable(str(facts["command"]))},
         "recipe": lineage.recipe.model_dump(mode="json"),
         "generations": generations,
     }
+
+
+def portable(command: str) -> str:
+    """Return a command without what only one machine has: of absolute paths the last part."""
+    return shlex.join(Path(word).name if Path(word).is_absolute() else word for word in shlex.split(command))
 
 
 if __name__ == "__main__":

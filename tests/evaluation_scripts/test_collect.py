@@ -46,6 +46,11 @@ def test_a_file_a_lineage_or_a_line_a_lineage(lineages, tmp_path, monkeypatch):
     assert files[1]["recipe"]["seed"] == 1
 
 
+def test_a_command_leaves_its_machine_behind():
+    command = "budget.py eval/budgets/x.yaml --results '/some where/results' --set a=[1,2]"
+    assert collect.portable(command) == "budget.py eval/budgets/x.yaml --results results --set 'a=[1,2]'"
+
+
 def test_two_of_one_name_are_not_one_file(lineages, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="small-s0 is there twice"):
         run(monkeypatch, tmp_path / "results", lineages[0], lineages[0])
