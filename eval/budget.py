@@ -14,7 +14,7 @@ neural_regeneration takes a fifth of an epoch) is not in them. They are fixed wh
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
 written to `eval/results/budget_<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by
 seed, with a 95 % bootstrap interval, and only between networks with as many parameters. An average (`of` a strategy,
-see averages.py) is scored from lineages that are there anyway, once, and kept beside them.
+see averages.py) is scored from the lineage that was trained for that strategy, and written down with it.
 """
 
 import argparse

@@ -106,9 +106,8 @@ def magnitudes(lineage: Lineage) -> tuple[list[float], list[float]]:
     """
     fits, resets = [], []
     recipe = lineage.recipe
-    for number in (
-        number for number in lineage.numbers if not recipe.method.slim_last or number < recipe.generations
-    ):
+    slim_number = recipe.generations if recipe.method.slim_last else None
+    for number in (number for number in lineage.numbers if number != slim_number):
         card = json.loads((lineage.generation_folder(number) / "scorecard.json").read_text(encoding="utf-8"))
         both = [pair for pair in card["magnitudes"].values() if None not in pair]
         if not both:
