@@ -1,0 +1,102 @@
+"""The keeper writes resume states as often as their writing allows, and never leaves the last one unwritten."""
+
+import pytest
+
+from ke_metric.cli import keeper as module
+from ke_metric.cli.keeper import Keeper
+from ke_metric.generation import TrainingState
+from ke_metric.recipe import Recipe
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class FakeLineage:
+    """Takes some seconds to save a state."""
+
+    def __init__(self, folder, clock, seconds):
+        self.folder, self.recipe, self.saved = folder, Recipe(name="x"), []
+        self._clock, self._seconds = clock, seconds
+
+    def save_state(self, state):
+        self._clock.now += self._seconds
+        self.saved.append(state.epoch)
+
+    def log(self, event, **facts):
+        pass
+
+
+def state_of(epoch):
+    log = ({"generation": 1, "epoch": epoch, "loss": 1.0, "learning_rate": 0.1},)
+    return TrainingState(1, epoch, {}, {}, {}, log, 0.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def train(keeper, clock, epochs, seconds):
+    for epoch in range(1, epochs + 1):
+        clock.now += seconds
+        keeper.epoch_done(state_of(epoch))
+
+
+def stop(lineage, clock, error):
+    with Keeper(lineage) as keeper:
+        train(keeper, clock, 3, 1.0)
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("writing", "epoch", "saved"),
+    [
+        (0.1, 0.01, [1, 2, 3, 4, 5, 6]),  # quick: always, however short the epochs
+        (5.0, 60.0, [1, 2, 3, 4, 5, 6]),  # a small share of the time
+        (5.0, 20.0, [1, 4, 6]),  # 45 seconds must have gone by; the last one when it ends
+        (5.0, 1.0, [1, 6]),
+    ],
+)
+def test_writing_takes_a_tenth_of_the_time_at_most(writing, epoch, saved, clock, tmp_path):
+    lineage = FakeLineage(tmp_path, clock, writing)
+    with Keeper(lineage) as keeper:
+        train(keeper, clock, 6, epoch)
+    assert lineage.saved == saved
+
+
+def test_what_is_not_written_when_it_stops_is_written_then(clock, tmp_path):
+    lineage = FakeLineage(tmp_path, clock, 5.0)
+    with pytest.raises(ArithmeticError):
+        stop(lineage, clock, ArithmeticError())
+    assert lineage.saved == [1, 3]
+
+
+def test_a_second_ctrl_c_writes_nothing_more(clock, tmp_path):
+    lineage = FakeLineage(tmp_path, clock, 5.0)
+    with pytest.raises(KeyboardInterrupt):
+        stop(lineage, clock, KeyboardInterrupt())
+    assert lineage.saved == [1]
+
+
+class Stored:
+    """As much of a stored generation as a keeper looks at."""
+
+    number, magnitudes = 1, {}
+
+    class scorecard:
+        dense, slim = {}, None
+
+
+def test_a_stored_generation_leaves_no_state(clock, tmp_path):
+    lineage = FakeLineage(tmp_path, clock, 5.0)
+    with Keeper(lineage) as keeper:
+        train(keeper, clock, 3, 1.0)
+        keeper.generation_done(Stored())
+    assert lineage.saved == [1]
