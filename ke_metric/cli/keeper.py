@@ -11,6 +11,7 @@ from typing import Self
 from torch.utils.tensorboard import SummaryWriter
 
 from ke_metric.cli.display import say
+from ke_metric.errors import KeMetricError
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage import Lineage
 from ke_metric.lineage_folder import TENSORBOARD
@@ -50,7 +51,11 @@ class Keeper(Watch):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._unwritten is not None and not isinstance(error, KeyboardInterrupt):
-            self._write(self._unwritten)
+            try:
+                self._write(self._unwritten)
+            except (KeMetricError, OSError) as failure:
+                # What stopped the training is the news; that this failed as well comes second.
+                say(f"warning: the state after epoch {self._unwritten.epoch} is lost: {failure}", style="yellow")
         if self._board is not None:
             with self._harmless():
                 self._board.close()

@@ -4,6 +4,7 @@ import pytest
 
 from ke_metric.cli import keeper as module
 from ke_metric.cli.keeper import Keeper
+from ke_metric.errors import KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.recipe import Recipe
 
@@ -17,13 +18,15 @@ class Clock:
 
 
 class FakeLineage:
-    """Takes some seconds to save a state."""
+    """Takes some seconds to save a state, and has room for so many."""
 
-    def __init__(self, folder, clock, seconds):
+    def __init__(self, folder, clock, seconds, room=100):
         self.folder, self.recipe, self.saved = folder, Recipe(name="x"), []
-        self._clock, self._seconds = clock, seconds
+        self._clock, self._seconds, self._room = clock, seconds, room
 
     def save_state(self, state):
+        if len(self.saved) == self._room:
+            raise KeMetricError("no room")
         self._clock.now += self._seconds
         self.saved.append(state.epoch)
 
@@ -83,6 +86,14 @@ def test_a_second_ctrl_c_writes_nothing_more(clock, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stop(lineage, clock, KeyboardInterrupt())
     assert lineage.saved == [1]
+
+
+def test_what_stopped_it_is_told_even_where_the_state_cannot_be_written(clock, tmp_path, capsys):
+    lineage = FakeLineage(tmp_path, clock, 5.0, room=1)
+    with pytest.raises(ArithmeticError):
+        stop(lineage, clock, ArithmeticError())
+    assert lineage.saved == [1]
+    assert "the state after epoch 3 is lost: no room" in capsys.readouterr().err
 
 
 class Stored:
