@@ -141,7 +141,8 @@ def train(recipe: Recipe, path: Path, lineages: Path) -> None:
     if is_there:
         lineage = Lineage(folder)
         lineage.require_recipe(recipe)
-        if len(lineage.numbers) >= recipe.generations:
+        # One that was killed between its last generation and this word goes on, which writes it.
+        if lineage.facts["status"] == "finished":
             return
     text = path.read_text(encoding="utf-8")
     try:
