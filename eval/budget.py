@@ -5,11 +5,10 @@
     python eval/budget.py eval/budgets/glyphs_retrieval.yaml --seeds 0,1,2 --show
 
 Every strategy of the file gets the same number of epochs, divided among its generations. With `--equal compute` it
-gets as many as the reference's training time buys; where that differs by 15 % or less, which is what the clock is
-worth, it keeps the lineages it has. Seconds per epoch are wall-clock, as they were measured at equal epochs, which is
-therefore run first, on one machine; of every generation's the least of all seeds counts, because what else a machine
-does only adds to it. What a method does between generations (the saliency of neural_regeneration takes a fifth of an
-epoch) is not in them. They are fixed when they are first used, in `budget_<grid>_seconds.json` beside the results.
+gets as many as the reference's arithmetic buys, counted while a few epochs of each run (operations.py), and kept in
+`budget_<grid>_operations.json` beside the results; where an epoch takes as much, to a twentieth, a strategy keeps the
+lineages it has. What a method does between generations (the saliency of neural_regeneration takes a fifth of an epoch)
+is not counted.
 
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
 written to `eval/results/budget_<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import yaml
 from averages import KINDS, score_average
+from operations import operations_per_epoch, training_pictures
 from stored_results import Results, StoredResult, training_seconds
 from tables import folder_of, train
 
@@ -40,8 +40,8 @@ from ke_metric.recipe_file import load_recipe
 ROOT = Path(__file__).parents[1]
 FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set", "averages"}
 OPTIONAL = {"set", "averages"}
-# Times per epoch that differ by less are taken for equal.
-CLOCK_TOLERANCE = 0.15
+# Epochs whose arithmetic differs by less are taken for equal.
+TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -132,28 +132,19 @@ def recipes_of(
     return found
 
 
-def seconds_per_epoch(lineages: Sequence[Lineage | StoredResult]) -> float:
-    """Return the training time of finished lineages over their epochs: of every generation the least of all seeds."""
-    recipe = lineages[0].recipe
-    least = [
-        min(training_seconds(lineage, number) for lineage in lineages) for number in range(1, recipe.generations + 1)
-    ]
-    return sum(least) / (recipe.generations * recipe.training.epochs)
-
-
 def equal_compute(grid: Grid, per_epoch: Mapping[str, float]) -> dict[str, int]:
-    """Return strategy -> epochs that the reference's time buys, divisible by its generations; more than its warm-up.
+    """Return strategy -> epochs that the reference's arithmetic buys, divisible by its generations.
 
-    A strategy that takes as long as the reference, to the clock's tolerance, gets the same epochs.
+    More than its warm-up; a strategy that takes as much as the reference, to the tolerance, gets the same epochs.
 
     Args:
         grid: The strategies.
-        per_epoch: Strategy -> seconds per epoch.
+        per_epoch: Strategy -> operations per epoch.
     """
     budget = grid.epochs * per_epoch[grid.reference]
     epochs = {}
     for name, (generations, own) in grid.strategies.items():
-        if abs(per_epoch[name] / per_epoch[grid.reference] - 1) <= CLOCK_TOLERANCE:
+        if abs(per_epoch[name] / per_epoch[grid.reference] - 1) <= TOLERANCE:
             epochs[name] = grid.epochs
             continue
         warmup = load_recipe(grid.recipe, [*grid.shared, *own]).training.warmup_epochs
@@ -261,8 +252,8 @@ def main() -> None:
     recipes = recipes_of(grid, options.grid.stem, seeds)
     results = Results(options.results / f"budget_{options.grid.stem}.jsonl")
     if options.equal == "compute":
-        path = options.results / f"budget_{options.grid.stem}_seconds.json"
-        per_epoch = measured(path, {name: _there(found, results) for name, found in recipes.items()})
+        path = options.results / f"budget_{options.grid.stem}_operations.json"
+        per_epoch = counted(path, {name: found[0] for name, found in recipes.items()})
         recipes = recipes_of(grid, options.grid.stem, seeds, equal_compute(grid, per_epoch))
     if not options.show:
         # Seed by seed: what is there when time runs out can be compared.
@@ -303,22 +294,19 @@ def grow(recipe: Recipe, path: Path, kinds: Collection[str], *, lineages: Path, 
     results.add(lineage, averages)
 
 
-def measured(path: Path, results: Mapping[str, Sequence[StoredResult]]) -> dict[str, float]:
-    """Return strategy -> seconds per epoch, those that were used before where there are any.
+def counted(path: Path, recipes: Mapping[str, Recipe]) -> dict[str, float]:
+    """Return strategy -> operations per epoch, those that were counted before where there are any.
 
     Args:
-        path: Where they are kept: with other times, lineages at equal compute would have other epochs.
-        results: Strategy -> its results at equal epochs.
-
-    Raises:
-        SystemExit: A strategy has none.
+        path: Where they are kept.
+        recipes: Strategy -> its recipe; all train on the same pictures.
     """
     kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in results.keys() - kept.keys():
-        if not results[name]:
-            raise SystemExit(f"{name}: no lineage at equal epochs yet, whose time per epoch is needed first")
-        kept[name] = seconds_per_epoch(results[name])
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    missing = {name: recipe for name, recipe in recipes.items() if name not in kept}
+    if missing:
+        pictures = training_pictures(next(iter(missing.values())))
+        kept |= {name: operations_per_epoch(recipe, pictures) for name, recipe in missing.items()}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return kept
 
 

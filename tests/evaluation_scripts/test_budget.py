@@ -1,16 +1,18 @@
-"""Strategies at one budget: equal epochs, equal measured time, and a table that holds what was run."""
+"""Strategies at one budget: equal epochs, equal arithmetic, and a table that holds what was run."""
 
 import pytest
 import tables
 import torch
 import yaml
 from averages import Ensemble, mean_of_weights, score_average
-from budget import ROOT, equal_compute, markdown, measured, read_grid, recipes_of, seconds_per_epoch
+from budget import ROOT, counted, equal_compute, markdown, read_grid, recipes_of
 from budget import grow as grow_and_keep
+from operations import training_pictures
 from stored_results import Results
 from torch import nn
 
 from ke_metric import Lineage
+from ke_metric.blueprint import Blueprint
 from ke_metric.cli.train import train_lineage
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
@@ -90,12 +92,12 @@ def test_epochs_that_do_not_divide(grid_of):
         recipes_of(grid_of(epochs=13), "g", [0])
 
 
-def test_equal_compute_spends_the_time_of_the_reference(grid_of):
-    """12 epochs of 2 seconds: 24 seconds buy 24 epochs of one second, and three generations of 3 at 2.7 seconds."""
+def test_equal_compute_spends_the_arithmetic_of_the_reference(grid_of):
+    """12 epochs of 2: 24 buys 24 epochs of 1, and three generations of 3 at 2.7."""
     grid = grid_of()
     assert equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 2.7}) == {"plain": 12, "alone": 24, "ke": 9}
-    # A tenth more or less is what the clock is worth, and the lineages that are there serve again.
-    assert equal_compute(grid, {"plain": 2.0, "alone": 1.85, "ke": 2.15}) == {"plain": 12, "alone": 12, "ke": 12}
+    # A twentieth more or less is equal, and the lineages that are there serve again.
+    assert equal_compute(grid, {"plain": 2.0, "alone": 1.91, "ke": 2.09}) == {"plain": 12, "alone": 12, "ke": 12}
     least = equal_compute(grid, {"plain": 2.0, "alone": 1.0, "ke": 1000.0})
     # One epoch more than the warm-up of one.
     assert least["ke"] == 6
@@ -110,21 +112,11 @@ def grow(tmp_path):
         for number, recall in enumerate(recalls, start=1):
             slim = {"recall@1": recall / 2} if recipe.has_slim else None
             card = Scorecard({"recall@1": recall}, slim, size, 3 if slim else None)
-            spent = seconds[number - 1] if isinstance(seconds, list) else seconds
-            provenance = Provenance("x", None if number == 1 else "x", recipe.seed, {}, {}, {"training": spent})
+            provenance = Provenance("x", None if number == 1 else "x", recipe.seed, {}, {}, {"training": seconds})
             lineage.append(Generation(number, {"w": torch.zeros(1)}, {}, "{}", {}, card, (), {}, provenance))
         return lineage
 
     return grown
-
-
-def test_time_per_epoch_is_the_least_of_all_seeds(grid_of, grow):
-    recipes = recipes_of(grid_of(), "g", [0, 1])["ke"]
-    found = [
-        grow(recipes[0], [0.1, 0.2, 0.3], [10.0, 30.0, 11.0]),
-        grow(recipes[1], [0.1, 0.2, 0.3], [12.0, 9.0, 15.0]),
-    ]
-    assert seconds_per_epoch(found) == pytest.approx((10 + 9 + 11) / 12)
 
 
 def test_a_lineage_killed_before_the_word_finished_gets_it(grid_of, grow, monkeypatch, tmp_path):
@@ -166,27 +158,46 @@ def test_networks_of_another_size_have_no_difference(grid_of, grow):
     assert markdown(grid, found).splitlines()[2].endswith("| 3 | 25.0 | +5.0 |")
 
 
-def test_times_that_were_used_are_kept(grid_of, grow, tmp_path):
-    """More seeds find quieter times; lineages that are there at equal compute keep their epochs."""
-    recipes = recipes_of(grid_of(), "g", [0, 1])
+def by_hand(recipe, images, classes):
+    """Return operations of an epoch: twice the multiplications of every layer, three times for its gradients.
 
-    def of(recipe):
-        return Lineage(tmp_path / f"{recipe.name}-s{recipe.seed}")
+    The first layer has no gradient to its input.
+    """
+    network = Blueprint(recipe, classes).build(1)
+    counts = []
 
-    for found in recipes.values():
-        grow(found[0], [0.1] * found[0].generations, 12.0)
-    kept = measured(tmp_path / "times.json", {name: [of(found[0])] for name, found in recipes.items()})
-    assert kept == {"plain": 1.0, "alone": 1.0, "ke": 3.0}
-    for found in recipes.values():
-        grow(found[1], [0.1] * found[1].generations, 6.0)
-    both = {name: list(map(of, found)) for name, found in recipes.items()}
-    assert measured(tmp_path / "times.json", both) == kept
-    assert measured(tmp_path / "others.json", both)["ke"] == 1.5
+    def count(layer, inputs, output):
+        per_output = layer.weight[0].numel()
+        counts.append(2 * per_output * output.numel() * (2 if not counts else 3))
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    network(torch.zeros(images, 3, recipe.data.image_size, recipe.data.image_size))
+    return sum(counts)
 
 
-def test_times_of_strategies_that_were_not_run(grid_of, tmp_path):
-    with pytest.raises(SystemExit, match="no lineage at equal epochs yet"):
-        measured(tmp_path / "times.json", {"ke": []})
+def test_arithmetic_is_counted(tmp_path):
+    """A plain training as by hand; slim is less than half; a teacher is a forward pass more."""
+    path = ROOT / "recipes" / "glyphs_classes_resnet18.yaml"
+    shared = ["data.train_classes=4", "network.backbone=timm/test_resnet", "batches.size=8"]
+    overrides = {
+        "plain": ["generations=1"],
+        "alone": ["generations=1", "method.name=slim_alone"],
+        "taught": ["generations=2", "method.name=restarts", "method.teacher_weight=1.0"],
+        "parted": ["generations=1", "method.name=restarts", "method.fit_steps=0.5"],
+    }
+    recipes = {name: load_recipe(path, [*shared, *own], seed=0) for name, own in overrides.items()}
+    found = counted(tmp_path / "operations.json", recipes)
+    pictures = training_pictures(recipes["plain"])
+    images = len(pictures.benchmark.train.labels)
+    assert found["plain"] == pytest.approx(by_hand(recipes["plain"], images, 4), rel=1e-6)
+    assert found["alone"] < 0.5 * found["plain"]
+    # Half of the generations are taught.
+    assert found["taught"] == pytest.approx(found["plain"] * (1 + 0.5 / 3), rel=0.03)
+    # A fit step runs the whole network with its reset part at zero.
+    assert found["parted"] == found["plain"]
+    assert counted(tmp_path / "operations.json", dict.fromkeys(recipes, None)) == found
 
 
 def test_what_was_not_run_has_no_row(grid_of, grow):
