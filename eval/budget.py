@@ -7,8 +7,8 @@
 Every strategy of the file gets the same number of epochs, divided among its generations. With `--equal compute` it
 gets as many as the reference's arithmetic buys, counted while a few epochs of each run (operations.py), and kept in
 `budget_<grid>_operations.json` beside the results; where an epoch takes as much, to a twentieth, a strategy keeps the
-lineages it has. What a method does between generations (the saliency of neural_regeneration takes a fifth of an epoch)
-is not counted.
+lineages it has. What a method does between generations (the saliency of neural_regeneration takes a fifth of an
+epoch) is not counted.
 
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
 written to `eval/results/budget_<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by

@@ -155,7 +155,8 @@ def draw(axes: Axes, curves: Sequence[Curve], *, ylabel: str, pairs: bool) -> No
         style = "--" if curve.dashed else "-"
         axes.plot(generations, means, style, color=colour, label=curve.label, marker=marker, markersize=3)
         if len(curve.values) > 1:
-            low, high = [mean - each for mean, each in spread], [mean + each for mean, each in spread]
+            # Nothing that is drawn can be negative.
+            low, high = [max(0.0, mean - each) for mean, each in spread], [mean + each for mean, each in spread]
             axes.fill_between(generations, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlabel("generation")
     axes.set_ylabel(ylabel)
