@@ -1,5 +1,8 @@
 """Strategies at one budget: equal epochs, equal arithmetic, and a table that holds what was run."""
 
+import re
+
+import budget
 import pytest
 import tables
 import torch
@@ -308,3 +311,19 @@ def test_what_was_trained_is_written_down_once(grown, tmp_path, monkeypatch):
     content = path.read_text()
     assert [found.scorecard(number) for number in found.numbers] == [lineage.scorecard(n) for n in (1, 2, 3)]
     assert content == path.read_text()
+
+
+@pytest.mark.parametrize("name", ["emoji_classes", "emoji_retrieval", "glyphs_retrieval"])
+def test_tables_that_are_committed_are_those_of_the_results(name, monkeypatch, capsys):
+    """And docs/what-to-use.md has its figures from them."""
+    grid = ROOT / "eval" / "budgets" / f"{name}.yaml"
+    monkeypatch.setattr("sys.argv", ["budget.py", str(grid), "--seeds", "0,1,2", "--show"])
+    budget.main()
+    shown = capsys.readouterr().out
+    assert (ROOT / "eval" / "results" / f"budget_{name}.md").read_text(encoding="utf-8").endswith(shown)
+    told = (ROOT / "docs" / "what-to-use.md").read_text(encoding="utf-8")
+    for strategy in ("plain", "ke_3", "shrink_3", "slim_alone"):
+        (row,) = (line for line in shown.splitlines() if line.startswith(f"| {strategy} |"))
+        # Of the dense network; of slim_alone the only one.
+        figure = re.search(r"\d+\.\d ± \d+\.\d", row)[0]
+        assert any(figure in line for line in told.splitlines() if line.startswith(f"| {strategy} |")), figure
