@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 
 $(INSTALLED): setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[cpu,emoji,timm,test,compare]'
+	$(BIN)/pip install --quiet --editable '.[cpu,emoji,timm,milvus,serve,export,test,compare]'
 	touch $@
 
 # Three generations on characters rendered from fonts that are already installed: nothing is downloaded.

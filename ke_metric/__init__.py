@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from ke_metric.networks.description import NetworkCard
     from ke_metric.networks.storage import load_network, save_network
     from ke_metric.recipe_file import load_recipe
+    from ke_metric.retrieval.embedder import Embedder
     from ke_metric.split.planning import plan_split
     from ke_metric.split.reset import redraw_reset
     from ke_metric.split.slim import extract_slim
 
 __all__ = [
     "Architecture",
+    "Embedder",
     "Lineage",
     "NetworkCard",
     "__version__",
@@ -39,6 +41,7 @@ __version__ = "0.1.0"  # setup.py reads it here
 
 _HOMES = {
     "Architecture": "ke_metric.networks.architecture",
+    "Embedder": "ke_metric.retrieval.embedder",
     "Lineage": "ke_metric.lineage",
     "NetworkCard": "ke_metric.networks.description",
     "evolve": "ke_metric.evolution",

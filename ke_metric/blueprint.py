@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ke_metric.generation import Generation
+from ke_metric.methods.method import load_whole
 from ke_metric.methods.table import method_of
 from ke_metric.networks.classification import build_classifier
 from ke_metric.networks.embedding import build_network
@@ -68,6 +70,21 @@ class Blueprint:
         """
         changed = method_of(self.recipe, number).changes_architecture
         return self._plan(network, 1.0 if changed else self.recipe.split.rate)
+
+    def restore(self, generation: Generation, *, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
+        """Return the dense network of a stored generation, laid out in memory as it was scored, and its split plan.
+
+        Raises:
+            KeMetricError: The weights or the plan do not fit the recipe's network.
+        """
+        network = self.build(generation.number)
+        load_whole(network, generation.weights, "the stored weights")
+        plan = SplitPlan.from_json(generation.split, generation.split_bits)
+        plan.check(network)
+        network.to(device)
+        if self.recipe.training.channels_last:
+            network.to(memory_format=torch.channels_last)
+        return network, plan
 
     def _dense(self, load_pretrained: bool) -> nn.Module:
         recipe, size = self.recipe, self.recipe.data.image_size

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage_disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.lineage_files import (
@@ -40,9 +40,14 @@ from ke_metric.lineage_recipe import changed_fields, forbidden_changes
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_file import load_recipe
 
-__all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder"]
+__all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
 LINEAGES = Path("lineages")
+
+
+def holds_lineage(folder: Path | str) -> bool:
+    """Return whether there is a lineage in a folder."""
+    return (Path(folder) / FACTS).is_file()
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -65,7 +70,7 @@ class Lineage:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        if not (self.folder / FACTS).is_file():
+        if not holds_lineage(self.folder):
             raise KeMetricError(
                 f"{self.folder}: no lineage here (no {FACTS}); begin one with ke-metric train, without --resume",
                 ExitCode.LINEAGE,
@@ -160,6 +165,26 @@ class Lineage:
         if number not in numbers:
             there = f"there are generations 1 to {numbers[-1]}" if numbers else "there is no complete generation yet"
             raise KeMetricError(f"{self.folder}: no generation {number}; {there}", ExitCode.LINEAGE)
+
+    def number_of(self, which: int | str) -> int:
+        """Return the number that `which` means: a number, in digits or not, `last` or `best`.
+
+        Raises:
+            KeMetricError: It means none, or there is no generation yet.
+        """
+        if which == "best":
+            return self.best
+        if which == "last":
+            numbers = self.numbers
+            if not numbers:
+                raise KeMetricError(f"{self.folder}: there is no complete generation yet", ExitCode.LINEAGE)
+            return numbers[-1]
+        if isinstance(which, str) and not which.isdecimal():
+            raise KeMetricError(
+                f"generation {which!r}: must be a number, last or best{closest(which, ('last', 'best'))}",
+                ExitCode.USAGE,
+            )
+        return int(which)
 
     def has_weights(self, number: int) -> bool:
         """Whether the weights of a generation were kept."""

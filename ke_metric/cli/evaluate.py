@@ -15,10 +15,8 @@ from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
-from ke_metric.methods.method import load_whole
 from ke_metric.report import scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
-from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 
 NETWORKS = {"dense": ("dense",), "slim": ("slim",), "both": ("dense", "slim")}
@@ -88,11 +86,7 @@ def _numbers(store: Lineage, which: str) -> list[int]:
 def _score(generation: Generation, scorer: Scorer) -> Scorecard:
     recipe = scorer.recipe
     classes = len(scorer.pictures.benchmark.train.class_names)
-    network = Blueprint(recipe, classes).build(generation.number)
-    load_whole(network, generation.weights, "the stored weights")
-    plan = SplitPlan.from_json(generation.split, generation.split_bits)
-    plan.check(network)
-    return scorer.scorecard(scorer.engine.place(network, channels_last=recipe.training.channels_last), plan)
+    return scorer.scorecard(*Blueprint(recipe, classes).restore(generation, device=scorer.engine.device))
 
 
 def _compare(card: Scorecard, generation: Generation, backend: str) -> str:

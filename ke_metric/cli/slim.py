@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -15,14 +14,12 @@ from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation
 from ke_metric.lineage import Lineage
-from ke_metric.methods.method import load_whole
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import WEIGHTS, NetworkCard
 from ke_metric.networks.folders import require_free
 from ke_metric.networks.storage import save_network
 from ke_metric.recipe import Recipe
 from ke_metric.scoring import count_parameters
-from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 
 
@@ -92,11 +89,7 @@ def _number(store: Lineage, which: str) -> int:
 
 def _dense_and_slim(generation: Generation, recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """Return the networks of a generation, laid out in memory as they were when they were scored."""
-    dense = Blueprint(recipe, len(generation.provenance.class_names)).build(generation.number)
-    load_whole(dense, generation.weights, "the stored weights")
-    if recipe.training.channels_last:
-        dense.to(memory_format=torch.channels_last)
-    plan = SplitPlan.from_json(generation.split, generation.split_bits)
+    dense, plan = Blueprint(recipe, len(generation.provenance.class_names)).restore(generation)
     return dense, extract_slim(dense, plan)
 
 

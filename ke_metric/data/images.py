@@ -38,26 +38,34 @@ class FolderSource:
     root: Path
 
     def read(self, key: str) -> Image.Image:
-        """Decode the file by its content, whatever its extension says, and convert to RGB."""
-        path = self.root / key
-        try:
-            with warnings.catch_warnings():
-                # Palette images with transparency: Pillow asks for RGBA, of which we keep the colours anyway.
-                warnings.simplefilter("ignore", UserWarning)
-                with Image.open(path) as image:
-                    if image.width * image.height > MAX_PIXELS:
-                        raise KeMetricError(
-                            f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are allowed",
-                            ExitCode.DATA,
-                        )
-                    return image.convert("RGB")
-        except FileNotFoundError:
-            raise KeMetricError(f"{path}: no such image file", ExitCode.DATA) from None
-        except KeMetricError:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # Pillow raises SyntaxError and ValueError for some broken PNG and TIFF files.
-            raise KeMetricError(f"{path}: cannot be decoded as an image: {error}", ExitCode.DATA) from error
+        """Decode the file of a key, see `read_picture`."""
+        return read_picture(self.root / key)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a file by its content, whatever its extension says, and convert to RGB.
+
+    Raises:
+        KeMetricError: It is missing, no picture, damaged, or larger than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Palette images with transparency: Pillow asks for RGBA, of which we keep the colours anyway.
+            warnings.simplefilter("ignore", UserWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise KeMetricError(
+                        f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are allowed",
+                        ExitCode.DATA,
+                    )
+                return image.convert("RGB")
+    except FileNotFoundError:
+        raise KeMetricError(f"{path}: no such image file", ExitCode.DATA) from None
+    except KeMetricError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises SyntaxError and ValueError for some broken PNG and TIFF files.
+        raise KeMetricError(f"{path}: cannot be decoded as an image: {error}", ExitCode.DATA) from error
 
 
 @dataclass(frozen=True)

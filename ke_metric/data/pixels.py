@@ -10,11 +10,11 @@ import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import reduction
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 PixelArray = npt.NDArray[np.uint8]
 StoreShape = Literal["keep", "square"]
+Source = TypeVar("Source")
+Decoded = TypeVar("Decoded")
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
@@ -101,7 +103,7 @@ class PixelStore:
     ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
-        for index, picture in enumerate(_in_order(decode, len(images))):
+        for index, picture in enumerate(in_order(decode, range(len(images)))):
             heights[index], widths[index] = picture.shape[:2]
             stream.write(picture.data)
             if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
@@ -150,13 +152,13 @@ def _mapped(file: BinaryIO) -> PixelArray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _in_order(decode: Callable[[int], PixelArray], count: int) -> Iterator[PixelArray]:
-    """Yield `count` pictures in order, decoded by a few threads that run ahead by a bounded number of pictures."""
+def in_order(decode: Callable[[Source], Decoded], sources: Iterable[Source]) -> Iterator[Decoded]:
+    """Yield every source decoded, in order, by a few threads that run ahead by a bounded number of them."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    waiting: deque[Future[PixelArray]] = deque()
+    waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for index in range(count):
-            waiting.append(pool.submit(decode, index))
+        for source in sources:
+            waiting.append(pool.submit(decode, source))
             if len(waiting) > LOOK_AHEAD * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -164,13 +166,30 @@ def _in_order(decode: Callable[[int], PixelArray], count: int) -> Iterator[Pixel
 
 
 def _decode(images: ImageSet, index: int, *, store_size: int, shape: StoreShape) -> PixelArray:
-    image = images.read(index)
+    return stored_picture(images.read(index), images.keys[index], store_size=store_size, shape=shape)
+
+
+def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:
+    """Return what is kept of a picture: resized, up or down (antialiased bicubic).
+
+    Args:
+        image: RGB.
+        name: What an error calls it.
+        store_size: Shorter side in pixels.
+        shape: See `PixelStore.build`.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        KeMetricError: DATA, for a strip so long that too many pixels would be kept.
+    """
     width = height = store_size
     if shape == "keep":
         width, height = _shorter_side(image.width, image.height, store_size)
     if width * height > MAX_PIXELS:
         raise KeMetricError(
-            f"{images.keys[index]}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
+            f"{name}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
             f"at data.store_size = {store_size} it has {width}x{height} pixels, at most {MAX_PIXELS:,} are allowed",
             ExitCode.DATA,
         )
@@ -197,17 +216,21 @@ def evaluation_pixels(store: PixelStore, indices: Sequence[int] | IntArray, *, r
     Returns:
         uint8 [B, size, size, 3].
     """
-    assert size <= resize, (size, resize)
     batch = np.empty((len(indices), size, size, 3), np.uint8)
     for row, index in zip(batch, indices, strict=True):
-        picture = store.picture(int(index))
-        width, height = _shorter_side(picture.shape[1], picture.shape[0], resize)
-        if picture.shape[:2] != (height, width):
-            resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-            picture = np.asarray(resized)
-        top, left = (height - size) // 2, (width - size) // 2
-        row[:] = picture[top : top + size, left : left + size]
+        row[:] = evaluation_picture(store.picture(int(index)), resize=resize, size=size)
     return batch
+
+
+def evaluation_picture(picture: PixelArray, *, resize: int, size: int) -> PixelArray:
+    """Return what the network sees of one kept picture [H, W, 3] when it is scored: see `evaluation_pixels`."""
+    assert size <= resize, (size, resize)
+    width, height = _shorter_side(picture.shape[1], picture.shape[0], resize)
+    if picture.shape[:2] != (height, width):
+        resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+        picture = np.asarray(resized)
+    top, left = (height - size) // 2, (width - size) // 2
+    return picture[top : top + size, left : left + size]
 
 
 def unit_range(pixels: torch.Tensor, *, device: torch.device, channels_last: bool) -> torch.Tensor:

@@ -45,6 +45,10 @@ class StoredSplit(Section):
 class Normalization(Section):
     """What becomes of a picture before the network sees it, as float32 [B, 3, image_size, image_size]."""
 
+    store_size: int | None = Field(None, ge=1)
+    """Pixels that the shorter side is resized to (bicubic) right after decoding; None: it is left as it is."""
+    store_shape: Literal["keep", "square"] = "keep"
+    """keep: the aspect ratio stays. square: the picture is squashed to store_size x store_size."""
     resize: int | None = Field(None, ge=1)
     """Pixels that the shorter side is resized to (bilinear) before the centre crop; None: nobody said."""
     image_size: int = Field(ge=1)
@@ -53,6 +57,19 @@ class Normalization(Section):
     """Mean of red, green, blue in [0, 1] that is subtracted."""
     std: Triple
     """Standard deviation of red, green, blue in [0, 1] that is divided by."""
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> Self:
+        """Return what a recipe does to the pictures that it scores."""
+        data = recipe.data
+        return cls(
+            store_size=data.store_size,
+            store_shape=data.store_shape,
+            resize=recipe.evaluation.resize,
+            image_size=data.image_size,
+            mean=data.mean,
+            std=data.std,
+        )
 
 
 class NetworkCard(Section):
@@ -73,13 +90,9 @@ class NetworkCard(Section):
             recipe: The recipe.
             class_names: Names of the training classes of a classification, in the order of their numbers.
         """
-        data = recipe.data
-        normalization = Normalization(
-            resize=recipe.evaluation.resize, image_size=data.image_size, mean=data.mean, std=data.std
-        )
         return cls(
             split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate),
-            normalization=normalization,
+            normalization=Normalization.of_recipe(recipe),
             class_names=None if class_names is None else tuple(class_names),
         )
 

@@ -24,7 +24,7 @@ LAYER_0 = {
 LAYER_1 = {"data", "networks", "split", "methods", "losses", "training", "evaluation"}
 LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
 LAYER_2 = {"blueprint", "evolution", "scoring"} | LINEAGE
-LAYER_3 = {"comparison", "report", "retrieval"}
+LAYER_3 = {"comparison", "export", "report", "retrieval", "serving"}
 # What a room may import besides layer 0 and itself.
 ARROWS = {
     **dict.fromkeys(LAYER_0 | LAYER_1, frozenset[str]()),
@@ -35,7 +35,9 @@ ARROWS = {
     **dict.fromkeys(LINEAGE, LINEAGE),
     "comparison": LINEAGE,
     "report": LINEAGE,
-    "retrieval": LINEAGE | {"networks", "split", "evaluation"},
+    "retrieval": LINEAGE | {"blueprint", "data", "evaluation", "networks", "split"},
+    "export": LINEAGE | {"evaluation", "networks", "retrieval"},
+    "serving": LINEAGE | {"retrieval"},
     "cli": LAYER_1 | LAYER_2 | LAYER_3,
 }
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "tools"}

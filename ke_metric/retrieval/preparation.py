@@ -1,0 +1,90 @@
+"""What becomes of one picture before the network sees it: exactly what becomes of it when a generation is scored.
+
+Shapes: H and W height and width in pixels, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ke_metric.data.images import read_picture
+from ke_metric.data.pixels import PixelArray, evaluation_picture, stored_picture
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.networks.description import Normalization
+
+Picture = str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor
+"""A path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor [3, H, W]: uint8, or float in [0, 1]."""
+
+
+def prepare(picture: Picture, name: str, how: Normalization) -> PixelArray:
+    """Decode a picture and cut out what the network sees of it.
+
+    Args:
+        picture: See `Picture`.
+        name: What an error calls a picture that has no path.
+        how: Sizes; mean and deviation are not applied here.
+
+    Returns:
+        uint8 [S, S, 3].
+
+    Raises:
+        KeMetricError: DATA, naming the picture: it cannot be decoded, or has a type or shape that is no picture's.
+    """
+    image = as_image(picture, name)
+    if how.store_size is None:
+        kept = np.asarray(image)
+    else:
+        kept = stored_picture(image, name, store_size=how.store_size, shape=how.store_shape)
+    return evaluation_picture(kept, resize=how.resize or how.image_size, size=how.image_size)
+
+
+def as_image(picture: Picture, name: str) -> Image.Image:
+    """Return a picture as RGB.
+
+    Raises:
+        KeMetricError: DATA, see `prepare`.
+    """
+    if isinstance(picture, str | Path):
+        return read_picture(Path(picture))
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, torch.Tensor):
+        return Image.fromarray(_tensor_pixels(picture.detach().cpu(), name))
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(_array_pixels(picture, name))
+    raise KeMetricError(
+        f"{name}: {type(picture).__name__} is no picture; give a path, a PIL image, an array or a tensor",
+        ExitCode.DATA,
+    )
+
+
+def _array_pixels(array: npt.NDArray[Any], name: str) -> PixelArray:
+    grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
+        raise KeMetricError(
+            f"{name}: an array {list(array.shape)} of {array.dtype} is no picture, must be uint8 [H, W, 3] or [H, W]",
+            ExitCode.DATA,
+        )
+    return np.ascontiguousarray(np.repeat(array[:, :, None], 3, axis=2) if grey else array)
+
+
+def _tensor_pixels(tensor: torch.Tensor, name: str) -> PixelArray:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise KeMetricError(f"{name}: a tensor {list(tensor.shape)} is no picture, must be [3, H, W]", ExitCode.DATA)
+    if tensor.dtype.is_floating_point:
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise KeMetricError(
+                f"{name}: a tensor of {tensor.dtype} must lie in [0, 1], this one in [{tensor.min():.3g}, "
+                f"{tensor.max():.3g}]; standardisation is the embedder's work",
+                ExitCode.DATA,
+            )
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise KeMetricError(f"{name}: a tensor of {tensor.dtype}, must be uint8 or float in [0, 1]", ExitCode.DATA)
+    return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())

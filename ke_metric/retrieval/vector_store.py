@@ -1,0 +1,213 @@
+"""The vector store: where the embeddings of a gallery lie with their items, and are searched.
+
+One small interface; every kind of store passes the same contract tests (tests/retrieval/test_store_contract.py).
+
+Shapes: N items, B batch, D embedding, Q queries, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.retrieval.where import Where
+
+LONGEST_TEXT = 1024
+"""Characters of an id, path or label; what every kind of store can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a gallery.
+
+    Attributes:
+        id: Unique in the store.
+        path: Where the picture lies; empty where that is not known. No store ever opens it.
+        label: Its class; empty where that is not known.
+    """
+
+    id: str
+    path: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The K most similar items of each query, most similar first.
+
+    What a hit is (`items`) and its embedding (`vectors`) are read from the store when asked for, which must be before
+    the store is changed or closed.
+
+    Attributes:
+        similarities: [Q, K] float32 cosine similarities, never rising along a row; -inf where a query has fewer hits.
+        numbers: [Q, K] int64, equal for equal items; -1 where there is none. The store's own: no meaning elsewhere.
+        read_items: [M] different numbers to their M items.
+        read_vectors: [M] different numbers to their vectors float32 [M, D].
+    """
+
+    similarities: FloatArray
+    numbers: IntArray
+    read_items: Callable[[IntArray], Sequence[Item]]
+    read_vectors: Callable[[IntArray], FloatArray]
+
+    def __post_init__(self) -> None:
+        assert self.numbers.ndim == 2, self.numbers.shape
+        assert self.numbers.shape == self.similarities.shape, (self.numbers.shape, self.similarities.shape)
+        assert self.numbers.dtype == np.int64, self.numbers.dtype
+        assert self.similarities.dtype == np.float32, self.similarities.dtype
+        assert bool(((self.numbers == -1) == np.isneginf(self.similarities)).all()), "padding is not -1 with -inf"
+        assert bool((self.similarities[:, 1:] <= self.similarities[:, :-1]).all()), "similarities rise along a row"
+
+    def items(self) -> list[list[Item]]:
+        """Return the items of each query, most similar first; fewer than K where there were no more."""
+        distinct = np.unique(self.numbers[self.numbers >= 0])
+        found = dict(zip(distinct.tolist(), self.read_items(distinct), strict=True))
+        return [[found[number] for number in row if number >= 0] for row in self.numbers.tolist()]
+
+    def vectors(self) -> FloatArray:
+        """Return the embeddings of the hits, float32 [Q, K, D]; zeros where there is none."""
+        distinct = np.unique(self.numbers[self.numbers >= 0])
+        vectors = self.read_vectors(distinct)
+        found = np.zeros((*self.numbers.shape, vectors.shape[1]), np.float32)
+        there = self.numbers >= 0
+        found[there] = vectors[np.searchsorted(distinct, self.numbers[there])]
+        return found
+
+
+class VectorStore(Protocol):
+    """Embeddings and their items, searched by inner product.
+
+    Vectors are float32, L2-normalised: the inner product is the cosine similarity, and higher is always better. What
+    `add` and `remove` have done when they return is acknowledged: it is on the disk (or with the server), and a
+    SIGKILL at any moment later loses none of it. A call that is killed before it returns has happened as a whole or
+    not at all. One writer at a time: a second one is refused when it opens the store.
+    """
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of items, N."""
+        ...
+
+    def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
+        """Add items; all of them or none.
+
+        Args:
+            items: B items of different ids.
+            vectors: [B, D] float32, L2-normalised.
+            replace: Let items of an id that is there take its place; False: that is an error.
+
+        Raises:
+            KeMetricError: DATA, naming the id: it is there already, comes twice, or is empty or too long; or for
+                vectors of another shape or type, or not of length 1.
+        """
+        ...
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove items; all of them or none.
+
+        Raises:
+            KeMetricError: DATA, naming it: there is no item of an id.
+        """
+        ...
+
+    def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
+        """Find the items with the largest inner product with each query.
+
+        Args:
+            queries: [Q, D] float32, L2-normalised; Q may be 0.
+            k: Neighbours per query, at least 1.
+            where: Search only items for which this holds.
+
+        Raises:
+            KeMetricError: DATA for queries of another shape or type.
+        """
+        ...
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        """Return those of the ids that are in the store."""
+        ...
+
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Return the items of ids, in order.
+
+        Raises:
+            KeMetricError: DATA, naming it: there is no item of an id.
+        """
+        ...
+
+    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
+        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D]."""
+        ...
+
+    def flush(self) -> None:
+        """Bring what only makes searching faster up to date. Nothing acknowledged ever waits for this."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return facts for people and programs as plain JSON values: kind, whether search is exact, bytes, ..."""
+        ...
+
+    def close(self) -> None:
+        """Release files, locks and connections. Nothing acknowledged is lost without it."""
+        ...
+
+
+def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -> None:
+    """Refuse what no store takes.
+
+    Raises:
+        KeMetricError: DATA, see `VectorStore.add`.
+    """
+    check_vectors(vectors, dimension)
+    if len(items) != len(vectors):
+        raise KeMetricError(f"{len(items)} items with {len(vectors)} vectors, must be one for each", ExitCode.DATA)
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise KeMetricError(f"item {item.id!r} comes twice in what is to be added", ExitCode.DATA)
+        seen.add(item.id)
+        for name, text in (("id", item.id), ("path", item.path), ("label", item.label)):
+            if len(text) > LONGEST_TEXT or "\0" in text or not is_unicode(text) or (name == "id" and not text):
+                raise KeMetricError(
+                    f"item {item.id[:80]!r}: {name} = {text[:80]!r} ({len(text)} characters), must be text of at "
+                    f"most {LONGEST_TEXT:,} characters without NUL{', and not empty' if name == 'id' else ''}",
+                    ExitCode.DATA,
+                )
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
+    if len(wrong):
+        raise KeMetricError(
+            f"item {items[wrong[0]].id!r}: its vector has length {lengths[wrong[0]]:.4g}, must be 1 (L2-normalised)",
+            ExitCode.DATA,
+        )
+
+
+def check_vectors(vectors: FloatArray, dimension: int) -> None:
+    """Refuse vectors of another shape or type.
+
+    Raises:
+        KeMetricError: DATA.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != np.float32:
+        raise KeMetricError(
+            f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, must be float32 [B, {dimension}]",
+            ExitCode.DATA,
+        )
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written; file names that are not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""Which items a search looks at: `label == "crow" and path != "a.jpg"`, in the words that Milvus understands too."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from ke_metric.errors import ExitCode, KeMetricError, closest
+
+FIELDS = ("id", "path", "label")
+LONGEST = 10_000
+FORM = 'must be FIELD == "text", FIELD != "text" or FIELD in ["text", ...], several of them joined by `and`'
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition on a field of an item.
+
+    Attributes:
+        field: One of `FIELDS`; an unknown path or label is the empty text.
+        within: Whether the field must be one of the values, or none of them.
+        values: At least one text.
+    """
+
+    field: Literal["id", "path", "label"]
+    within: bool
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Conditions that all hold.
+
+    Attributes:
+        conditions: At least one.
+    """
+
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `label == "crow"`, `label != "crow"`, `label in ["crow", "jay"]`, or several joined by `and`.
+
+        Raises:
+            KeMetricError: USAGE: it is none of these, or the field is unknown.
+        """
+        try:
+            if len(text) > LONGEST:
+                raise ValueError(f"{len(text)} characters, at most {LONGEST:,} are allowed")
+            tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise _refused(text, str(error)) from error
+        parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+        return cls(tuple(_condition(part, text) for part in parts))
+
+
+def _condition(node: ast.expr, text: str) -> Condition:
+    match node:
+        case ast.Compare(left=ast.Name(id=name), ops=[operator], comparators=[right]):
+            if name not in FIELDS:
+                raise _refused(text, f"there is no field {name!r}{closest(name, FIELDS)}; there are id, path, label")
+            if isinstance(operator, ast.In) and isinstance(right, ast.List | ast.Tuple) and right.elts:
+                return Condition(name, True, tuple(_text(element, text) for element in right.elts))  # type: ignore[arg-type]
+            if isinstance(operator, ast.Eq | ast.NotEq):
+                return Condition(name, isinstance(operator, ast.Eq), (_text(right, text),))  # type: ignore[arg-type]
+    raise _refused(text, f"{ast.unparse(node)[:80]!r} is no condition")
+
+
+def _text(node: ast.expr, text: str) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    raise _refused(text, f'{ast.unparse(node)[:80]} is no text in quotes, such as "crow"')
+
+
+def _refused(text: str, reason: str) -> KeMetricError:
+    return KeMetricError(f"where = {text[:200]!r}: {reason}; {FORM}", ExitCode.USAGE)
