@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ke_metric.networks.storage import load_network, save_network
     from ke_metric.recipe_file import load_recipe
     from ke_metric.retrieval.embedder import Embedder
+    from ke_metric.retrieval.index import Index
     from ke_metric.split.planning import plan_split
     from ke_metric.split.reset import redraw_reset
     from ke_metric.split.slim import extract_slim
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Architecture",
     "Embedder",
+    "Index",
     "Lineage",
     "NetworkCard",
     "__version__",
@@ -42,6 +44,7 @@ __version__ = "0.1.0"  # setup.py reads it here
 _HOMES = {
     "Architecture": "ke_metric.networks.architecture",
     "Embedder": "ke_metric.retrieval.embedder",
+    "Index": "ke_metric.retrieval.index",
     "Lineage": "ke_metric.lineage",
     "NetworkCard": "ke_metric.networks.description",
     "evolve": "ke_metric.evolution",

@@ -1,4 +1,4 @@
-"""The folder of a stored network: whole or not there at all, and never in the place of something else."""
+"""Folders that are whole or not there at all: stored networks, indexes, exports."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def whole_folder(place: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it becomes `place`, on any error nothing is left of it.
 
     Args:
-        place: What it becomes, see `require_free`.
+        place: What it becomes: not there, an empty folder, or one to be replaced.
         overwrite: Whether it takes the place of a folder; that one is gone only when the new one is in its place.
 
     Raises:
@@ -93,6 +93,13 @@ def whole_folder(place: Path, *, overwrite: bool) -> Iterator[Path]:
         raise KeMetricError(f"{place}: cannot be written: {what}", ExitCode.ENVIRONMENT) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_new_folder(place: Path) -> None:
+    """Delete a folder that this process has made and that turned out to be of no use."""
+    former = place.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{place.name}")
+    place.rename(former)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _reach_disk(path: Path) -> None:

@@ -1,0 +1,318 @@
+"""The index: a searched gallery together with the network that made its vectors.
+
+A folder: index.json, `model/` (the network as a bundle, so that the folder is all that a search needs) and the files
+of the store. Shapes: B batch, D embedding, Q queries, K neighbours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.networks.description import Sha256, installed_versions
+from ke_metric.networks.folders import remove_new_folder, whole_folder
+from ke_metric.recipe_problems import dotted, shown
+from ke_metric.recipe_section import Section
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.store_settings import StoreSettings, open_store
+from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
+from ke_metric.retrieval.where import Where
+
+MANIFEST = "index.json"
+MODEL = "model"
+FORMAT_VERSION: Literal[1] = 1
+FAISS_STORE = StoreSettings()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One item that was found.
+
+    Attributes:
+        rank: From 1, the most similar item.
+        id: Of the item.
+        path: Where its picture lies; empty where that is not known.
+        label: Its class; empty where that is not known.
+        similarity: Cosine similarity to the query (or what a re-ranking puts in its place); higher is better.
+    """
+
+    rank: int
+    id: str
+    path: str
+    label: str
+    similarity: float
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def results_of(hits: Hits) -> list[list[Result]]:
+    """Return the results of each query."""
+    return [
+        [
+            Result(rank, item.id, item.path, item.label, float(similarity))
+            for rank, (item, similarity) in enumerate(zip(items, row, strict=False), start=1)
+        ]
+        for items, row in zip(hits.items(), hits.similarities, strict=True)
+    ]
+
+
+class Manifest(Section):
+    """What index.json says."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    digest: Sha256
+    """Of the embedder that made the vectors."""
+    dimension: int = Field(ge=1)
+    """Length D of the vectors."""
+    description: str
+    """Where that embedder came from, in words."""
+    store: StoreSettings
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+    """Of what made the index; for people."""
+
+
+class Index:
+    """A gallery that is searched. Made by `create` or `open`; close it, or use it as a context manager.
+
+    Args:
+        folder: Where it lies.
+        manifest: What its index.json says.
+        writing: Whether it can be changed; one process at a time can.
+        device: Where its embedder runs and a memmap store searches; see `Embedder.load`.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What its index.json says.
+        store: Its vectors and items.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, writing: bool, device: torch.device | str | None = None
+    ) -> None:
+        self.folder, self.manifest, self._device = folder, manifest, device
+        self.store: VectorStore = open_store(
+            folder,
+            manifest.dimension,
+            manifest.store,
+            writing=writing,
+            device=device or "cpu",
+            facts={"digest": manifest.digest},
+        )
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path | str,
+        *,
+        embedder: Embedder | None = None,
+        digest: str | None = None,
+        dimension: int | None = None,
+        description: str = "vectors given",
+        settings: StoreSettings = FAISS_STORE,
+    ) -> Self:
+        """Make an empty index and open it for writing.
+
+        Args:
+            folder: A folder that is not there, or is empty.
+            embedder: What makes its vectors; it is stored beside them.
+            digest: In place of an embedder: SHA-256 of whatever makes the vectors.
+            dimension: In place of an embedder: length D of the vectors.
+            description: In place of an embedder: where the vectors come from, in words.
+            settings: Kind of store.
+
+        Raises:
+            KeMetricError: The folder is taken, the disk is full, or the store cannot be made.
+        """
+        place = Path(folder)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise KeMetricError(
+                f"{place}: exists; choose another folder, add to the index there is, or delete it yourself",
+                ExitCode.USAGE,
+            )
+        if embedder is not None:
+            digest, dimension, description = embedder.digest, embedder.dimension, embedder.description
+        assert digest is not None, "an index needs an embedder, or a digest"
+        assert dimension is not None, "an index needs an embedder, or a dimension"
+        manifest = Manifest(digest=digest, dimension=dimension, description=description, store=settings)
+        with whole_folder(place.resolve(), overwrite=False) as temporary:
+            (temporary / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
+            if embedder is not None:
+                embedder.save(temporary / MODEL)
+        try:
+            return cls(place, manifest, writing=True)
+        except BaseException:
+            remove_new_folder(place)
+            raise
+
+    @classmethod
+    def open(cls, folder: Path | str, *, writing: bool = False, device: torch.device | str | None = None) -> Self:
+        """Open an index.
+
+        Args:
+            folder: Where it lies.
+            writing: To add and remove; one process at a time can.
+            device: Where its embedder runs and a memmap store searches; see `Embedder.load`.
+
+        Raises:
+            KeMetricError: There is none, it is damaged, or another process writes it.
+        """
+        return cls(Path(folder), read_manifest(Path(folder)), writing=writing, device=device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the embedder that made the vectors."""
+        return self.manifest.digest
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self.manifest.dimension
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether the network that made the vectors is stored beside them."""
+        return (self.folder / MODEL).is_dir()
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder that made the vectors, loaded when first asked for.
+
+        Raises:
+            KeMetricError: It is not stored here, is damaged, or is another one.
+        """
+        if not self.has_embedder:
+            raise KeMetricError(
+                f"{self.folder}: made of vectors alone ({self.manifest.description}), without the network that made "
+                f"them: pictures cannot be embedded here. Name the network: its digest must be {self.digest[:12]}",
+                ExitCode.DATA,
+            )
+        embedder = Embedder.load(self.folder / MODEL, device=self._device)
+        self.require_digest(embedder.digest, f"{self.folder / MODEL}")
+        return embedder
+
+    def require_digest(self, digest: str, whose: str) -> None:
+        """Refuse vectors of another network: they cannot be compared with those here.
+
+        Args:
+            digest: Digest of the embedder that made them.
+            whose: What an error calls them.
+
+        Raises:
+            KeMetricError: DATA: they were made by another one.
+        """
+        if digest != self.digest:
+            raise KeMetricError(
+                f"{whose}: made by another network than the vectors of {self.folder} (digest {digest[:12]}, the "
+                f"index's is {self.digest[:12]}: {self.manifest.description}); vectors of two networks cannot be "
+                "compared",
+                ExitCode.DATA,
+            )
+
+    def add(self, items: Sequence[Item], vectors: FloatArray, *, digest: str, replace: bool = False) -> None:
+        """Add items and their vectors [B, D], all or none; acknowledged when this returns. See `VectorStore.add`.
+
+        Args:
+            items: B items of different ids.
+            vectors: [B, D] float32, L2-normalised.
+            digest: Of the embedder that made the vectors.
+            replace: Let items of an id that is there take its place.
+
+        Raises:
+            KeMetricError: DATA: vectors of another network, or what `VectorStore.add` refuses.
+        """
+        self.require_digest(digest, "vectors to be added")
+        self.store.add(items, vectors, replace=replace)
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove items, all or none; see `VectorStore.remove`."""
+        self.store.remove(ids)
+
+    def search(self, queries: FloatArray, k: int, *, digest: str, where: Where | None = None) -> Hits:
+        """Find the k most similar items of each query [Q, D]; see `VectorStore.search`.
+
+        Raises:
+            KeMetricError: DATA: queries of another network, or of another shape.
+        """
+        self.require_digest(digest, "queries")
+        return self.store.search(queries, k, where=where)
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts for people and programs: items, model, store."""
+        return {
+            "index": str(self.folder),
+            "items": len(self.store),
+            "dimension": self.dimension,
+            "model": {
+                "digest": self.digest,
+                "description": self.manifest.description,
+                "stored_here": self.has_embedder,
+            },
+            "store": dict(self.store.describe()),
+        }
+
+    def close(self) -> None:
+        """Close the store; everything acknowledged stays."""
+        self.store.close()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read index.json.
+
+    Raises:
+        KeMetricError: There is none, it is damaged, or of another format version.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise KeMetricError(
+            f"{folder}: no index here (no {MANIFEST}); make one with ke-metric index build", ExitCode.DATA
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
+    try:
+        document = json.loads(text)
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise KeMetricError(
+                f"{path}: format_version = {shown(version)}, this version of ke_metric reads {FORMAT_VERSION}",
+                ExitCode.DATA,
+            )
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise KeMetricError(
+            f"{path}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}", ExitCode.DATA
+        ) from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, KeMetricError):
+            raise
+        raise KeMetricError(f"{path}: damaged: {type(error).__name__}: {error}", ExitCode.DATA) from error
+
+
+def _to_json(manifest: Manifest) -> str:
+    return json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
