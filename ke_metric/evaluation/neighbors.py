@@ -99,13 +99,19 @@ def search(
     similarities = np.full((len(query), k), -np.inf, dtype=np.float32)
     lookup = _LOOKUPS[backend.name](gallery, backend)
     for rows in row_chunks(len(query), backend.chunk):
-        found = _without_self(*lookup(query[rows], depth), own[rows])
+        found = without_self(*lookup(query[rows], depth), own[rows])
         similarities[rows, :width], indices[rows, :width] = found[0][:, :width], found[1][:, :width]
     return Neighbors(indices, similarities)
 
 
-def _without_self(similarities: FloatArray, indices: IntArray, own: IntArray) -> tuple[FloatArray, IntArray]:
-    """Move each query's own picture, where it was found, to the end of its row and turn it into padding."""
+def without_self(similarities: FloatArray, indices: IntArray, own: IntArray) -> tuple[FloatArray, IntArray]:
+    """Move each query's own picture, where it was found, to the end of its row and turn it into padding.
+
+    Args:
+        similarities: [Q, K] float32, most similar first.
+        indices: [Q, K] int64 positions in the gallery, or a store's numbers; -1 for padding.
+        own: [Q] position of each query's own picture, -1 for none.
+    """
     is_self = indices == own[:, None]
     others_first = np.argsort(is_self, axis=1, kind="stable")
     similarities = np.where(is_self, np.float32(-np.inf), similarities)
