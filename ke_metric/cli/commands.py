@@ -109,7 +109,7 @@ def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: An
 
 @main.command()
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
-@click.option("--gen", "which", required=True, metavar="N|best", help="Which generation to cut the network out of.")
+@click.option("--gen", "which", required=True, metavar="N|last|best", help="Which generation to cut the network out of.")
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")

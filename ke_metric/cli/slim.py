@@ -11,7 +11,7 @@ from torch import nn
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import say
 from ke_metric.cli.result import Result
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation
 from ke_metric.lineage import Lineage
 from ke_metric.networks.architecture import Architecture
@@ -27,7 +27,7 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
     """Store the slim network of a generation.
 
     Args:
-        which: A number or `best`.
+        which: A number, `last` or `best`.
         lineage: The lineage's folder; the newest one when None.
         folder: Where config.json and model.safetensors are put.
         overwrite: Replace the stored network that is there.
@@ -42,7 +42,7 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
         say(f"newest lineage: {store.folder}")
     recipe = store.recipe
     _require_slim(store.folder, recipe)
-    generation = store.load(_number(store, which))
+    generation = store.load(store.number_of(which))
     dense, slim = _dense_and_slim(generation, recipe)
     class_names = generation.provenance.class_names or None
     save_network(
@@ -77,14 +77,6 @@ def _require_slim(folder: Path, recipe: Recipe) -> None:
     else:
         return
     raise KeMetricError(f"{folder}: its generations have no slim network: {reason}", ExitCode.LINEAGE)
-
-
-def _number(store: Lineage, which: str) -> int:
-    if which == "best":
-        return store.best
-    if not which.isdecimal():
-        raise KeMetricError(f"--gen {which}: must be a number or best{closest(which, ('best',))}", ExitCode.USAGE)
-    return int(which)
 
 
 def _dense_and_slim(generation: Generation, recipe: Recipe) -> tuple[nn.Module, nn.Module]:

@@ -148,8 +148,8 @@ def test_an_existing_folder_is_replaced_only_when_asked(grown, tmp_path):
     [
         (("--gen", 4), ExitCode.LINEAGE, "no generation 4; there are generations 1 to 3"),
         (("--gen", 1), ExitCode.LINEAGE, "weights of this generation were not kept"),
-        (("--gen", "bset"), ExitCode.USAGE, "must be a number or best; did you mean 'best'"),
-        (("--gen", "all"), ExitCode.USAGE, "must be a number or best"),
+        (("--gen", "bset"), ExitCode.USAGE, "must be a number, last or best; did you mean 'best'"),
+        (("--gen", "all"), ExitCode.USAGE, "must be a number, last or best"),
         ((), ExitCode.USAGE, "--gen"),
     ],
 )
