@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
 from ke_metric.errors import ExitCode, KeMetricError
 
 FOLDER = click.Path(path_type=Path)
@@ -41,6 +41,8 @@ def main() -> None:
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
     ke-metric eval --gen 3                          score a generation again
     ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
+    ke-metric index build photos -o photos.index    embed pictures into an index
+    ke-metric search new.jpg --index photos.index   find the most similar ones
     ke-metric compare lineages/*                    scores over seeds, and which recipe is ahead
     ke-metric data check ~/my_images                look for bad files before training
     """
@@ -71,12 +73,12 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     if options.pop("dry_run"):
         from ke_metric.cli.dry_run import rehearse
 
-        _print(rehearse(loaded, device=options["device"], folder=options["lineage"]), as_json)
+        rehearse(loaded, device=options["device"], folder=options["lineage"]).print(as_json)
         return
     from ke_metric.cli.train import train_lineage
 
     text = recipe.read_text(encoding="utf-8")
-    _print(train_lineage(loaded, text=text, folder=options.pop("lineage"), **options), as_json)
+    train_lineage(loaded, text=text, folder=options.pop("lineage"), **options).print(as_json)
 
 
 @main.command("eval")
@@ -103,13 +105,15 @@ def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: An
 
     gates = [_gate(text) for text in minimums]
     result = evaluate_lineage(which=which, **options)
-    _print(result, as_json)
+    result.print(as_json)
     require_minimums(result, gates)
 
 
 @main.command()
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
-@click.option("--gen", "which", required=True, metavar="N|last|best", help="Which generation to cut the network out of.")
+@click.option(
+    "--gen", "which", required=True, metavar="N|last|best", help="Which generation to cut the network out of."
+)
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
@@ -122,7 +126,7 @@ def slim(as_json: bool, **options: Any) -> None:
     """
     from ke_metric.cli.slim import store_slim
 
-    _print(store_slim(**options), as_json)
+    store_slim(**options).print(as_json)
 
 
 @main.command()
@@ -136,7 +140,7 @@ def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
     """
     from ke_metric.cli.compare import compare_lineages
 
-    _print(compare_lineages(lineages), as_json)
+    compare_lineages(lineages).print(as_json)
 
 
 def _gate(text: str) -> tuple[str, float]:
@@ -169,7 +173,7 @@ def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) 
     """
     from ke_metric.cli.data import prepare_benchmark
 
-    _print(prepare_benchmark(name, source=source, target=target or Path("data") / name), as_json)
+    prepare_benchmark(name, source=source, target=target or Path("data") / name).print(as_json)
 
 
 @data.command()
@@ -189,18 +193,26 @@ def check(name_or_path: str, root: str | None, task: str | None, as_json: bool) 
     from ke_metric.cli.data import check_benchmark
 
     result = check_benchmark(name_or_path, root=root, task=task)
-    _print(result, as_json)
+    result.print(as_json)
     if not result.document["ok"]:
         raise click.exceptions.Exit(ExitCode.DATA)
 
 
-def _print(result: Any, as_json: bool) -> None:
-    """Print a result, which has a `document` for programs and a `show()` for people."""
-    from ke_metric.cli.display import IS_FIRST_PROCESS
+@data.command()
+@click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
+@click.option("--to", "target", type=FOLDER, required=True, help="Folder to make.")
+@click.option("--part", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def pictures(as_json: bool, **options: Any) -> None:
+    """Write the pictures that a lineage is scored on as PNG files in class folders, below gallery and query.
 
-    if not IS_FIRST_PROCESS:
-        return
-    if as_json:
-        click.echo(json.dumps(result.document, indent=2, allow_nan=False))
-    else:
-        result.show()
+    \b
+    ke-metric data pictures --lineage lineages/demo --to pictures
+    """
+    from ke_metric.cli.pictures import write_lineage_pictures
+
+    write_lineage_pictures(**options).print(as_json)
+
+
+for command in GALLERY_COMMANDS:
+    main.add_command(command)

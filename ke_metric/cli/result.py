@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import click
 from rich.console import Console, RenderableType
 
 WIDEST = 240
@@ -23,6 +25,17 @@ class Result:
 
     document: Mapping[str, Any]
     shown: RenderableType
+
+    def print(self, as_json: bool) -> None:
+        """Print it on stdout, as one JSON document or for people; of several processes the first one does."""
+        from ke_metric.cli.display import IS_FIRST_PROCESS
+
+        if not IS_FIRST_PROCESS:
+            return
+        if as_json:
+            click.echo(json.dumps(self.document, indent=2, allow_nan=False))
+        else:
+            self.show()
 
     def show(self) -> None:
         """Print it on stdout; as wide as it needs where stdout is no terminal."""

@@ -1,0 +1,128 @@
+"""Options that several commands share: which pictures, which network, which store. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class PictureChoice:
+    """Which pictures a command means.
+
+    Attributes:
+        sources: Files, folders and CSV files.
+        labels: Whether the labels that folders and CSV files tell are kept.
+        strict: Whether the first picture that cannot be used is an error.
+    """
+
+    sources: tuple[Path, ...]
+    labels: bool = True
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which network embeds pictures.
+
+    Attributes:
+        lineage: Folder of a lineage; None: the newest one, unless there is a bundle.
+        which: A generation's number, `last` or `best`; None: `last`.
+        network: `dense` or `slim`; None: `slim`.
+        bundle: Folder of a stored network, in place of all that.
+        device: A torch device.
+        batch_size: Pictures per forward pass; None: the network's own.
+    """
+
+    lineage: Path | None = None
+    which: str | None = None
+    network: str | None = None
+    bundle: Path | None = None
+    device: str | None = None
+    batch_size: int | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a network was named at all."""
+        return any(value is not None for value in (self.lineage, self.which, self.network, self.bundle))
+
+
+@dataclass(frozen=True)
+class StoreChoice:
+    """Which kind of store an index gets; None is what `StoreSettings` says."""
+
+    kind: str | None = None
+    factory: str | None = None
+    search: tuple[str, ...] = ()
+    uri: str | None = None
+    collection: str | None = None
+    index: str | None = None
+
+
+def picture_options(function: Function) -> Function:
+    """Add PICTURES and the options that go with them, given to the command as `pictures`."""
+
+    @wraps(function)
+    def packed(sources: tuple[Path, ...], no_labels: bool, strict: bool, **rest: Any) -> Any:
+        return function(pictures=PictureChoice(sources, not no_labels, strict), **rest)
+
+    for option in (
+        click.argument("sources", nargs=-1, type=FOLDER, metavar="PICTURES..."),
+        click.option("--no-labels", is_flag=True, help="Forget what folders and CSV files say of classes."),
+        click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used."),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def model_options(function: Function) -> Function:
+    """Add the options that name a network, given to the command as `model`."""
+
+    @wraps(function)
+    def packed(
+        *, lineage: Path | None, which: str | None, network: str | None, bundle: Path | None, **rest: Any
+    ) -> Any:
+        named = {"lineage": lineage, "which": which, "network": network}
+        if bundle is not None and any(value is not None for value in named.values()):
+            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
+        how = {name: rest.pop(name) for name in ("device", "batch_size")}
+        return function(model=ModelChoice(bundle=bundle, **named, **how), **rest)
+
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1), help="Pictures per forward pass."),
+        click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out."),
+        click.option("--bundle", type=FOLDER, help="A stored network (ke-metric slim) in place of a lineage."),
+        click.option("--network", type=click.Choice(["dense", "slim"]), help="slim when left out."),
+        click.option("--gen", "which", metavar="N|last|best", help="The generation; last when left out."),
+        click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out."),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def store_options(function: Function) -> Function:
+    """Add the options that say how an index is stored, given to the command as `store`."""
+
+    @wraps(function)
+    def packed(*, kind: str | None, factory: str | None, search: tuple[str, ...], **rest: Any) -> Any:
+        milvus = {name: rest.pop(name) for name in ("uri", "collection", "index")}
+        return function(store=StoreChoice(kind=kind, factory=factory, search=search, **milvus), **rest)
+
+    for option in (
+        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
+        click.option("--collection", help="milvus: name of the collection."),
+        click.option("--uri", help="milvus: a cluster, http://host:19530; a file in the index when left out."),
+        click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
+        click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
+        click.option("--store", "kind", type=click.Choice(["faiss", "memmap", "milvus"]), help="faiss if left out."),
+    ):
+        packed = option(packed)
+    return packed

@@ -1,0 +1,253 @@
+"""Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
+
+Plain formats that any program reads (docs/pipelines.md); an index can be made of them without the pictures.
+
+Shapes: N items, B batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.lib import format as npy
+from pydantic import Field, ValidationError
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.networks.description import Sha256, installed_versions
+from ke_metric.networks.folders import whole_folder
+from ke_metric.recipe_problems import dotted, shown
+from ke_metric.recipe_section import Section
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.item_embeddings import ItemBatch
+from ke_metric.retrieval.picture_list import LeftOut
+from ke_metric.retrieval.vector_store import Item, check_addition
+
+VECTORS = "vectors.npy"
+ITEMS = "items.csv"
+FACTS = "embeddings.json"
+MODEL = "model"
+COLUMNS = ("id", "path", "label")
+FORMAT_VERSION: Literal[1] = 1
+
+
+class Facts(Section):
+    """What embeddings.json says."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    digest: Sha256
+    """Of the embedder that made the vectors."""
+    dimension: int = Field(ge=1)
+    """Length D of the vectors."""
+    count: int = Field(ge=0)
+    """Number N of items."""
+    description: str
+    """Where the embedder came from, in words."""
+    left_out: list[dict[str, str]]
+    """Pictures that could not be used: name and reason."""
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+    """Of what made the vectors; for people."""
+
+
+def require_place(folder: Path, *, overwrite: bool) -> None:
+    """Check, before anything is computed, that embeddings can be written to a folder.
+
+    Raises:
+        KeMetricError: USAGE: something lies there, and is no embeddings or may not be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    ours = (
+        folder.is_dir()
+        and FACTS in (names := {path.name for path in folder.iterdir()})
+        and (names <= {VECTORS, ITEMS, FACTS, MODEL})
+    )
+    if not ours:
+        raise KeMetricError(
+            f"{folder}: exists and is not just embeddings, so it is never replaced; choose another folder, or delete "
+            "it yourself",
+            ExitCode.USAGE,
+        )
+    if not overwrite:
+        raise KeMetricError(
+            f"{folder}: there are embeddings already; choose another folder, or replace them (--overwrite)",
+            ExitCode.USAGE,
+        )
+
+
+def write_embeddings(
+    folder: Path,
+    embedder: Embedder,
+    batches: Iterable[ItemBatch],
+    *,
+    left_out: Sequence[LeftOut] = (),
+    overwrite: bool = False,
+) -> Facts:
+    """Write embeddings and the network that made them, whole or not at all; a batch at a time is in memory.
+
+    Args:
+        folder: Folder to make.
+        embedder: What made the vectors.
+        batches: The items and their vectors.
+        left_out: Pictures that were left out before.
+        overwrite: Replace the embeddings that are there.
+
+    Returns:
+        What embeddings.json says.
+
+    Raises:
+        KeMetricError: The folder is taken (USAGE), a picture is refused (DATA), or the disk is full (ENVIRONMENT).
+    """
+    require_place(folder, overwrite=overwrite)
+    with whole_folder(folder.resolve(), overwrite=overwrite) as temporary:
+        with (
+            (temporary / VECTORS).open("wb") as vectors,
+            (temporary / ITEMS).open("w", encoding="utf-8", newline="") as items,
+        ):
+            count, more_left_out = _write_batches(batches, embedder.dimension, vectors=vectors, items=items)
+        facts = Facts(
+            digest=embedder.digest,
+            dimension=embedder.dimension,
+            count=count,
+            description=embedder.description,
+            left_out=[asdict(picture) for picture in (*left_out, *more_left_out)],
+        )
+        embedder.save(temporary / MODEL)
+        text = json.dumps(facts.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / FACTS).write_text(text + "\n", encoding="utf-8")
+    return facts
+
+
+def _write_batches(
+    batches: Iterable[ItemBatch], dimension: int, *, vectors: IO[bytes], items: IO[str]
+) -> tuple[int, list[LeftOut]]:
+    # Every field is quoted: a carriage return in a file name would otherwise end the row.
+    rows = csv.writer(items, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    items.write(",".join(COLUMNS) + "\n")
+    _write_header(vectors, 0, dimension)
+    count, left_out = 0, []
+    for batch in batches:
+        check_addition(batch.items, batch.vectors, dimension)
+        vectors.write(np.ascontiguousarray(batch.vectors).data)
+        rows.writerows((item.id, item.path, item.label) for item in batch.items)
+        count += len(batch.items)
+        left_out += batch.left_out
+    vectors.seek(0)
+    # NumPy leaves room for a longer number of rows, so that the header keeps its length.
+    _write_header(vectors, count, dimension)
+    return count, left_out
+
+
+def _write_header(file: IO[bytes], count: int, dimension: int) -> None:
+    facts = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+    npy.write_array_header_1_0(file, facts)
+
+
+def holds_embeddings(folder: Path) -> bool:
+    """Return whether there are embeddings in a folder."""
+    return (folder / FACTS).is_file()
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingFiles:
+    """Embeddings on disk.
+
+    Attributes:
+        folder: Where they lie.
+        facts: What embeddings.json says.
+        vectors: [N, D] float32, mapped from the file: read when looked at.
+    """
+
+    folder: Path
+    facts: Facts
+    vectors: FloatArray
+
+    @classmethod
+    def open(cls, folder: Path) -> EmbeddingFiles:
+        """Open a folder that `write_embeddings` made.
+
+        Raises:
+            KeMetricError: DATA: there is none, or a file of it is missing, damaged or of another format version.
+        """
+        facts = _read_facts(folder / FACTS)
+        vectors = _read_vectors(folder / VECTORS)
+        wanted = (facts.count, facts.dimension)
+        if vectors.shape != wanted or vectors.dtype != np.float32:
+            raise KeMetricError(
+                f"{folder / VECTORS}: {vectors.dtype} {list(vectors.shape)}, must be float32 {list(wanted)} as "
+                f"{FACTS} says",
+                ExitCode.DATA,
+            )
+        return cls(folder, facts, vectors)
+
+    @property
+    def model(self) -> Path | None:
+        """The bundle of the network that made the vectors; None where it was taken away."""
+        return self.folder / MODEL if (self.folder / MODEL).is_dir() else None
+
+    def batches(self, batch_size: int = 8192) -> Iterator[ItemBatch]:
+        """Yield the items and their vectors, in order.
+
+        Raises:
+            KeMetricError: DATA: items.csv is damaged or has not as many rows as there are vectors.
+        """
+        path, done = self.folder / ITEMS, 0
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = csv.reader(file, strict=True)
+                if tuple(next(rows, ())) != COLUMNS:
+                    raise KeMetricError(f"{path}: the first line must be {','.join(COLUMNS)}", ExitCode.DATA)
+                while chunk := [_item(row, path, rows.line_num) for row in islice(rows, batch_size)]:
+                    vectors = np.array(self.vectors[done : done + len(chunk)])
+                    done += len(chunk)
+                    if len(vectors) < len(chunk):
+                        break
+                    yield ItemBatch(chunk, vectors)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
+        if done != self.facts.count:
+            raise KeMetricError(
+                f"{path}: {'more' if done > self.facts.count else f'{done:,}'} rows, must be {self.facts.count:,} as "
+                f"{FACTS} says",
+                ExitCode.DATA,
+            )
+
+
+def _item(row: list[str], path: Path, line: int) -> Item:
+    if len(row) != len(COLUMNS):
+        raise KeMetricError(
+            f"{path}, line {line}: {len(row)} cells, must be {len(COLUMNS)}: {','.join(COLUMNS)}", ExitCode.DATA
+        )
+    return Item(*row)
+
+
+def _read_vectors(path: Path) -> FloatArray:
+    try:
+        vectors: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
+    return vectors
+
+
+def _read_facts(path: Path) -> Facts:
+    try:
+        document: Any = json.loads(path.read_bytes())
+        return Facts.model_validate(document)
+    except FileNotFoundError:
+        raise KeMetricError(
+            f"{path.parent}: no embeddings here (no {FACTS}); make some with ke-metric embed", ExitCode.DATA
+        ) from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise KeMetricError(
+            f"{path}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}", ExitCode.DATA
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
