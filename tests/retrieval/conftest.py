@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe import Recipe
+from ke_metric.retrieval.vector_store import Hits, Item
+from ke_metric.retrieval.where import Where
 
 FIELDS = {
     "name": "x",
@@ -60,3 +63,44 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Lineage:
 def grow_lineage() -> Callable[..., Lineage]:
     """Store another one: `grow_lineage(folder, split={"kind": "wels"})`."""
     return grow
+
+
+class MemoryStore:
+    """A vector store as anybody would write one down: two lists, all inner products, one sort per query."""
+
+    def __init__(self, items: Sequence[Item], vectors: np.ndarray) -> None:
+        self.items, self.vectors, self.dimension = list(items), vectors, vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def search(self, queries: np.ndarray, k: int, *, where: Where | None = None) -> Hits:
+        numbers = np.full((len(queries), k), -1, np.int64)
+        similarities = np.full((len(queries), k), -np.inf, np.float32)
+        allowed = [number for number, item in enumerate(self.items) if where is None or holds(where, item)]
+        for row, query in enumerate(queries):
+            found = sorted((-float(np.dot(query, self.vectors[number])), number) for number in allowed)[:k]
+            numbers[row, : len(found)] = [number for _, number in found]
+            similarities[row, : len(found)] = [-negative for negative, _ in found]
+        return Hits(
+            similarities, numbers, lambda asked: [self.items[n] for n in asked], lambda asked: self.vectors[asked]
+        )
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        return {item.id for item in self.items} & set(ids)
+
+    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], np.ndarray]]:
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, start + batch_size)
+            yield self.items[rows], self.vectors[rows]
+
+
+def holds(where: Where, item: Item) -> bool:
+    """Whether every condition holds for an item."""
+    return all((getattr(item, part.field) in part.values) == part.within for part in where.conditions)
+
+
+@pytest.fixture(scope="session")
+def memory_store() -> Callable[..., MemoryStore]:
+    """The slow, obvious store: `memory_store(items, vectors)`."""
+    return MemoryStore
