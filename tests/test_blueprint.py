@@ -6,7 +6,7 @@ import torch
 from ke_metric import blueprint as module
 from ke_metric.blueprint import Blueprint
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import weights_digest
+from ke_metric.generation import Generation, Provenance, Scorecard, weights_digest
 from ke_metric.networks.classification import Classifier
 from ke_metric.networks.embedding import build_network
 from ke_metric.randomness import default_streams
@@ -138,3 +138,41 @@ def test_the_last_generation_may_be_the_slim_network():
     assert digest(slim) == digest(expected)
     assert blueprint.plan(slim, 3).rate == 1.0
     assert blueprint.plan(dense, 2).rate == 0.5
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_stored_generation_comes_back_as_it_was_scored(channels_last):
+    """Its weights, not the random ones of its number; its plan; its layout in memory."""
+    blueprint = blueprint_of(training={"channels_last": channels_last})
+    network = blueprint.build(2)
+    plan = blueprint.plan(network, 2)
+    with torch.no_grad():
+        network.head.weight.mul_(3)
+    restored, restored_plan = blueprint.restore(stored(network, plan))
+    assert digest(restored) == digest(network) != digest(blueprint.build(2))
+    assert restored_plan == plan
+    convolution = max((weight for weight in restored.parameters() if weight.ndim == 4), key=torch.Tensor.numel)
+    assert convolution.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_weights_of_another_network_are_refused():
+    blueprint = blueprint_of()
+    network = blueprint.build(1)
+    generation = stored(network, blueprint.plan(network, 1))
+    del generation.weights["head.weight"]
+    with pytest.raises(KeMetricError, match="the stored weights do not fit the recipe's network"):
+        blueprint.restore(generation)
+
+
+def stored(network, plan):
+    return Generation(
+        number=2,
+        weights=network.state_dict(),
+        loss_weights={},
+        split=plan.to_json(),
+        split_bits=plan.to_tensors(),
+        scorecard=Scorecard({}, None, 1, None),
+        training_log=(),
+        magnitudes={},
+        provenance=Provenance("0", "1", 0, {}, {}, {}),
+    )

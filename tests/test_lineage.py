@@ -309,6 +309,18 @@ def test_the_best_of_none(lineage):
         lineage.best  # noqa: B018 -- the access is what is tested
 
 
+def test_a_generation_is_meant_by_number_or_by_name(lineage):
+    with refused(ExitCode.LINEAGE, "no complete generation yet"):
+        lineage.number_of("last")
+    with lineage.writing():
+        for number, recall in enumerate((0.2, 0.9, 0.4), start=1):
+            lineage.append(generation(number, recall))
+    assert [lineage.number_of(which) for which in (2, "2", "last", "best")] == [2, 2, 3, 2]
+    for which in ("lst", "-1", "", "1.5"):
+        with refused(ExitCode.USAGE, "must be a number, last or best"):
+            lineage.number_of(which)
+
+
 def test_weights_that_were_not_kept(lineage):
     with lineage.writing():
         lineage.append(generation(1))
