@@ -6,7 +6,7 @@ Shapes: N items, D embedding, Q queries, G gallery items, K neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def score_retrieval(
             seed or backend name; ENVIRONMENT for a backend that is not usable here.
     """
     how = scoring or Scoring()
-    _require_ranks(recall_at)
+    require_ranks(recall_at)
     device = how.device or (embeddings.device if isinstance(embeddings, torch.Tensor) else None)
     backend = choose_backend(how.backend, device)
     query = Embeddings(embeddings, labels, ids)
@@ -134,7 +134,12 @@ class _RetrievalTask:
             )
 
 
-def _require_ranks(ranks: Sequence[int]) -> None:
+def require_ranks(ranks: Sequence[int]) -> None:
+    """Refuse Ks of Recall@K that are no ranks.
+
+    Raises:
+        KeMetricError: RECIPE, naming it.
+    """
     for rank in ranks:
         if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1:
             raise KeMetricError(
@@ -144,16 +149,36 @@ def _require_ranks(ranks: Sequence[int]) -> None:
 
 
 def _score_neighbors(task: _RetrievalTask, ranks: tuple[int, ...], backend: Backend) -> dict[str, float]:
+    def find(block: IntArray, depth: int) -> BoolArray:
+        return _find_hits(task, block, depth, backend)
+
     relevant = count_relevant(task.query.labels, task.gallery.labels, task.self_match)
+    return score_lists(relevant, ranks, find, gallery_size=len(task.gallery))
+
+
+def score_lists(
+    relevant: IntArray, ranks: Sequence[int], find: Callable[[IntArray, int], BoolArray], *, gallery_size: int
+) -> dict[str, float]:
+    """Score neighbour lists, wherever they come from, each as long as its query needs.
+
+    Args:
+        relevant: [Q] R of each query; those with R = 0 are left out.
+        ranks: The Ks of Recall@K.
+        find: Positions of B queries and a depth K to [B, K] bool: whether the neighbour at each rank is a hit.
+        gallery_size: Number of items, which no list is longer than.
+
+    Returns:
+        `recall@K` for each K, `map@r`, `r_precision`, `queries` and `queries_without_match`, as `score_retrieval`.
+    """
     scored = np.flatnonzero(relevant)
     counts: dict[str, float] = {"queries": len(scored), "queries_without_match": len(relevant) - len(scored)}
     if not len(scored):
         return counts
-    depth = np.maximum(relevant, max(ranks, default=1)).clip(max=len(task.gallery))
+    depth = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
     per_query: dict[str, ScoreArray] = {}
     for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
-        hits = _find_hits(task, block, int(depth[block].max()), backend)
-        for name, values in _score_hits(hits, relevant[block], ranks).items():
+        hits = find(block, int(depth[block].max()))
+        for name, values in _score_hits(hits, relevant[block], tuple(ranks)).items():
             per_query.setdefault(name, np.empty(len(relevant)))[block] = values
     # fsum rounds only once, so that the order of the queries does not matter.
     return {name: math.fsum(values[scored]) / len(scored) for name, values in per_query.items()} | counts
