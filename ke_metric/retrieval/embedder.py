@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ke_metric.blueprint import Blueprint
 from ke_metric.data.pixels import PixelArray, in_order, normalize
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embed import embed
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.generation import weights_digest
 from ke_metric.lineage import Lineage, holds_lineage
@@ -280,9 +281,7 @@ class Embedder:
             device=self.device,
             channels_last=self._channels_last,
         )
-        with torch.no_grad():
-            vectors: Tensor = self.network(batch)
-        return vectors.float().cpu().numpy()
+        return embed(self.network, [batch])
 
     @property
     def _channels_last(self) -> bool:
