@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Whatever computes weights or scores, or draws pictures.
+# Whatever computes weights or scores, draws pictures, or searches.
 PACKAGES = (
     "ke_metric",
     "torch",
@@ -27,6 +27,12 @@ PACKAGES = (
     "matplotlib",
     "resvg-py",
     "safetensors",
+    "pymilvus",
+    "milvus-lite",
+    "onnx",
+    "onnxruntime",
+    "starlette",
+    "uvicorn",
 )
 GIT_SECONDS = 10
 
