@@ -1,0 +1,117 @@
+"""A connection to Milvus: to Milvus Lite, which is started for it in this process, or to a server."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval.milvus_collection import explained
+from ke_metric.retrieval.milvus_lite_folder import LiteFolder
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+SCHEMES = ("http", "https", "tcp")
+SECONDS_TO_CONNECT = 10.0
+SECONDS = 120.0
+"""That a request to a server may take. Milvus Lite, in this process, takes what it takes."""
+
+
+class Connection:
+    """A connection; close it.
+
+    Args:
+        uri: A file that ends with .db, or a server.
+        writing: A file that is not there is made.
+        token: What a server asks for; never stored or printed.
+
+    Attributes:
+        uri: The same; it may be shown.
+        lite: The hold on the file; None for a server.
+        client: Speaks to either.
+
+    Raises:
+        KeMetricError: USAGE: no such URI. ENVIRONMENT: pymilvus is not installed, or the server does not answer.
+            DATA: see `LiteFolder`.
+    """
+
+    def __init__(self, uri: str, *, writing: bool, token: str | None = None) -> None:
+        is_server = _is_server(uri)
+        _require("pymilvus", *([] if is_server else ["milvus_lite"]))
+        self.uri, self._open = uri, True
+        self.lite = None if is_server else LiteFolder(Path(uri).absolute(), writing=writing)
+        try:
+            self.client = _server(uri, token) if self.lite is None else _started(self.lite)
+        except BaseException:
+            if self.lite is not None:
+                self.lite.close()
+            raise
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a request may take; None: for ever."""
+        return SECONDS if self.lite is None else None
+
+    def close(self) -> None:
+        """Close it; for a file, stop Milvus Lite and let others open it."""
+        if self._open:
+            self._open = False
+            self.client.close()
+            if self.lite is not None:
+                _stop(self.lite)
+                self.lite.close()
+
+
+def _is_server(uri: str) -> bool:
+    parts = urlsplit(uri)
+    if parts.scheme in SCHEMES:
+        if "@" in parts.netloc or parts.query:
+            raise KeMetricError(
+                f"milvus: uri = {parts.scheme}://...{parts.hostname or ''}: must not hold a user, password or query, "
+                "since it is stored and shown; a token (or user:password) goes into the variable "
+                "KE_METRIC_MILVUS_TOKEN",
+                ExitCode.USAGE,
+            )
+        return True
+    if not uri.endswith(".db"):
+        raise KeMetricError(
+            f"milvus: uri = {uri!r}, must be a file that ends with .db, or a server: http://host:19530",
+            ExitCode.USAGE,
+        )
+    return False
+
+
+def _require(*packages: str) -> None:
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise KeMetricError(
+                f"milvus: {name} is not installed: pip install 'ke_metric[cpu,milvus]'; beside faiss-gpu see "
+                "docs/milvus.md",
+                ExitCode.ENVIRONMENT,
+            )
+
+
+def _server(uri: str, token: str | None) -> MilvusClient:
+    from pymilvus import MilvusClient
+
+    with explained(uri):
+        return MilvusClient(uri, token=token or "", timeout=SECONDS_TO_CONNECT)
+
+
+def _started(folder: LiteFolder) -> MilvusClient:
+    from ke_metric.evaluation.faiss_library import load_faiss
+
+    load_faiss()  # Milvus Lite imports it: after torch, and only if it is whole
+    from pymilvus import MilvusClient
+
+    with explained(str(folder.path)):
+        return MilvusClient(str(folder.path))
+
+
+def _stop(folder: LiteFolder) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_server(str(folder.path))

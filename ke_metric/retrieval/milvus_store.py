@@ -1,0 +1,254 @@
+"""A store in Milvus: a file that Milvus Lite opens in this process, or a server, by nothing but another URI.
+
+Milvus holds the items as well as the vectors. See docs/milvus.md. Shapes: N items, B batch, D embedding, Q queries,
+K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection as Many
+from typing import Any
+
+import numpy as np
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.retrieval.milvus_collection import REQUEST_ROWS, TEXTS, Collection, Row, kind_of
+from ke_metric.retrieval.milvus_connection import Connection
+from ke_metric.retrieval.milvus_expression import expression_of
+from ke_metric.retrieval.milvus_hits import Found
+from ke_metric.retrieval.milvus_journal import Journal
+from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_vectors
+from ke_metric.retrieval.where import Where
+
+HITS_AT_ONCE = 2**17
+"""Of one request: some 300 bytes each, more where paths are long."""
+PRODUCTS_AT_ONCE = 2**25
+"""Inner products that Milvus Lite keeps at a time, four bytes each: of all queries of a request with all items."""
+
+
+class MilvusStore:
+    """A `VectorStore` in Milvus.
+
+    Args:
+        uri: A file that ends with .db for Milvus Lite; http://host:19530 or the like for a server.
+        dimension: Length D of the vectors.
+        writing: To add and remove, and to make what is not there.
+        collection: Name of the collection; its journal is a second one, of this name and `_journal`.
+        kind: Of the index: FLAT, which is exact, HNSW, IVF_FLAT or AUTOINDEX.
+        token: What the server asks for; never stored or printed.
+        facts: What the collection is to say of itself, such as the digest of the model; one that says otherwise is
+            refused.
+
+    Attributes:
+        facts: What the collection says of itself.
+
+    Raises:
+        KeMetricError: USAGE: no such URI or kind. ENVIRONMENT: pymilvus is not installed, or the server does not
+            answer. DATA: there is no collection, it is of something else, or its file is open already.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        dimension: int,
+        *,
+        writing: bool,
+        collection: str = "ke_metric",
+        kind: str = "FLAT",
+        token: str | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        self._kind, self._kind_name, self._dimension, self._writing = kind_of(kind), kind, dimension, writing
+        self._count: int | None = None
+        self._settled = True
+        self._connection = Connection(uri, writing=writing, token=token)
+        try:
+            self._open(collection, facts)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, name: str, facts: Mapping[str, str] | None) -> None:
+        client, lite, timeout = self._connection.client, self._connection.lite, self._connection.timeout
+        place = f"{self._connection.uri}, collection {name}"
+        main = self._main = Collection(client, name, place, timeout)
+        self._journal = Journal(main, Collection(client, f"{name}_journal", place, timeout), self._dimension)
+        if not main.exists:
+            if not self._writing:
+                raise KeMetricError(f"{place}: there is no such collection", ExitCode.DATA)
+            self._journal.make(facts or {})
+            main.make(self._dimension)
+        main.check(self._dimension, self._kind_name)
+        main.load(self._kind_name)
+        self._check_facts(facts)
+        if self._alone:
+            self._journal.settle()
+        if lite and lite.was_killed:
+            main.flush()
+
+    def _check_facts(self, asked: Mapping[str, str] | None) -> None:
+        place = self._main.place
+        if not self._journal.own.exists:
+            raise KeMetricError(
+                f"{place}: made by another program: there is no collection {self._journal.own.name}", ExitCode.DATA
+            )
+        self._journal.own.load("FLAT")
+        self.facts: Mapping[str, str] = self._journal.facts
+        for name, value in (asked or {}).items():
+            found = self.facts.get(name)
+            if found != value:
+                raise KeMetricError(f"{place}: its {name} is {found!r}, asked for is {value!r}", ExitCode.DATA)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody else changes the collection."""
+        return self._writing or self._connection.lite is not None
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self._dimension
+
+    def __len__(self) -> int:
+        if self._count is None or not self._alone:
+            self._settle()
+            self._count = len(self._main)
+        return self._count
+
+    def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
+        """Add items; all of them or none. See `VectorStore.add`."""
+        self._require_writing()
+        check_addition(items, vectors, self._dimension)
+        if not items:
+            return
+        self._settle()
+        there = self.known([item.id for item in items])
+        if there and not replace:
+            first = next(item.id for item in items if item.id in there)
+            raise KeMetricError(
+                f"{self._main.place}: item {first!r} is there already ({len(there):,} of these {len(items):,} are); "
+                "replace=True lets the new ones take their place",
+                ExitCode.DATA,
+            )
+        rows = [
+            {"id": item.id, "path": item.path, "label": item.label, "vector": vector}
+            for item, vector in zip(items, np.ascontiguousarray(vectors), strict=True)
+        ]
+        self._change(lambda: self._journal.put(rows), len(items) - len(there))
+
+    def remove(self, ids: Many[str]) -> None:
+        """Remove items; all of them or none. See `VectorStore.remove`."""
+        self._require_writing()
+        self._settle()
+        distinct = list(dict.fromkeys(ids))
+        self._require_known(distinct, self.known(distinct))
+        if distinct:
+            self._change(lambda: self._journal.delete(distinct), -len(distinct))
+
+    def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
+        """Find the items with the largest inner product with each query. See `VectorStore.search`.
+
+        Raises:
+            KeMetricError: DATA: queries of another shape or type. USAGE: more than 16,384 neighbours of that many
+                items.
+        """
+        check_vectors(queries, self._dimension)
+        assert k >= 1, k
+        there = len(self)
+        most = min(k, there)
+        if most > REQUEST_ROWS:
+            raise KeMetricError(
+                f"{self._main.place}: k = {k:,}, Milvus finds at most {REQUEST_ROWS:,} neighbours; a FAISS or memmap "
+                "store finds more",
+                ExitCode.USAGE,
+            )
+        found = Found(len(queries), k)
+        if most:
+            products = PRODUCTS_AT_ONCE // there if self._connection.lite else REQUEST_ROWS
+            step = max(1, min(REQUEST_ROWS, HITS_AT_ONCE // most, products))
+            expression, settings = expression_of(where), self._kind.searched(most)
+            for start in range(0, len(queries), step):
+                part = queries[start : start + step]
+                found.enter(start, self._main.search(list(part), most, expression=expression, settings=settings))
+        return Hits(
+            found.similarities, found.numbers, found.items_of, lambda some: self._vectors_of(found.items_of(some))
+        )
+
+    def known(self, ids: Many[str]) -> set[str]:
+        """Return those of the ids that are in the store."""
+        self._settle()
+        return {row["id"] for row in self._main.find(ids, ["id"])}
+
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Return the items of ids, in order. See `VectorStore.get`."""
+        self._settle()
+        found = {row["id"]: _item(row) for row in self._main.find(dict.fromkeys(ids), TEXTS)}
+        self._require_known(ids, found.keys())
+        return [found[name] for name in ids]
+
+    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
+        """Yield everything, in the order of the ids. See `VectorStore.read`."""
+        self._settle()
+        for page in self._main.pages([*TEXTS, "vector"], width=4 * self._dimension + 1024):
+            for start in range(0, len(page), batch_size):
+                rows = page[start : start + batch_size]
+                yield [_item(row) for row in rows], np.array([row["vector"] for row in rows], np.float32)
+
+    def flush(self) -> None:
+        """Have what was written last brought into data files and indexed, by Milvus in its own time."""
+        self._settle()
+        self._main.flush()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return facts for people and programs as plain JSON values."""
+        return {
+            "kind": "milvus",
+            "uri": self._connection.uri,
+            "collection": self._main.name,
+            "index": self._kind_name,
+            "exact": self._kind_name == "FLAT",
+            "items": len(self),
+            "dimension": self._dimension,
+            "facts": dict(self.facts),
+            **({"bytes": lite.size} if (lite := self._connection.lite) else {}),
+        }
+
+    def close(self) -> None:
+        """Close the connection, and for a file stop Milvus Lite and let others open it."""
+        self._connection.close()
+
+    def _change(self, change: Callable[[], None], more: int) -> None:
+        """Make a change; where its answer is lost, find out before the next request what became of it."""
+        count, self._count, self._settled = len(self), None, False
+        change()
+        self._count, self._settled = count + more, True
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._journal.settle()
+            self._settled = True
+
+    def _require_writing(self) -> None:
+        if not self._writing:
+            raise KeMetricError(f"{self._main.place}: opened to read, not to add or remove", ExitCode.USAGE)
+
+    def _require_known(self, ids: Sequence[str], known: Many[str]) -> None:
+        missing = [name for name in ids if name not in known]
+        if missing:
+            raise KeMetricError(
+                f"{self._main.place}: there is no item {missing[0]!r}"
+                + (f" (nor {len(missing) - 1:,} others)" if len(missing) > 1 else ""),
+                ExitCode.DATA,
+            )
+
+    def _vectors_of(self, items: Sequence[Item]) -> FloatArray:
+        ids = [item.id for item in items]
+        rows = {row["id"]: row["vector"] for row in self._main.find(ids, ["id", "vector"], width=4 * self._dimension)}
+        self._require_known(ids, rows.keys())
+        return np.array([rows[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
+
+
+def _item(row: Row) -> Item:
+    return Item(row["id"], row["path"], row["label"])
