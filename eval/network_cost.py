@@ -25,17 +25,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from circumstances import circumstances
 from coverage_networks import build_network, give_weights, measure_statistics, unfused_attention
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ke_metric import extract_slim, plan_split, redraw_reset
-from ke_metric.environment import describe_environment
 from ke_metric.errors import KeMetricError
 from ke_metric.scoring import count_parameters
 
@@ -55,7 +54,8 @@ def main() -> None:
         costs = [_cost(name, options) for name in options.networks or NETWORKS]
     except KeMetricError as error:
         raise SystemExit(str(error)) from error
-    text = "\n".join([*circumstances(options.rounds), "", *report(costs)])
+    head = circumstances(("torchvision", "timm"), more=f"interleaved rounds: {options.rounds}; fp32")
+    text = "\n".join([*head, "", *report(costs)])
     print(text)
     if options.markdown:
         options.markdown.write_text(f"# What a split saves\n\n{text}\n", encoding="utf-8")
@@ -384,23 +384,6 @@ def _in_fresh_process(name: str, rate: float, pixels: int) -> int | None:
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
-
-
-def circumstances(rounds: int) -> list[str]:
-    """Return what the figures depend on besides the networks, as lines of Markdown."""
-    facts = describe_environment()
-    versions = [f"{name} {facts['versions'].get(name)}" for name in ("ke_metric", "torch", "torchvision", "timm")]
-    commit = facts.get("commit", "not known") + (", changed since" if facts.get("commit_changed") else "")
-    machine = [facts.get("processor", "processor not known"), f"{facts.get('cores')} cores"]
-    if torch.cuda.is_available():
-        machine.append(torch.cuda.get_device_name())
-    return [
-        f"- command: `{' '.join(['python', 'eval/network_cost.py', *sys.argv[1:]])}`",
-        f"- machine: {', '.join(machine)}",
-        f"- threads: {torch.get_num_threads()}; interleaved rounds: {rounds}; fp32",
-        f"- versions: Python {facts['python']}, {', '.join(versions)}",
-        f"- commit: {commit}; date: {datetime.now(UTC):%Y-%m-%d}",
-    ]
 
 
 def report(costs: Sequence[Cost]) -> list[str]:
