@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def picture_options(function: Function) -> Function:
         return function(pictures=PictureChoice(sources, not no_labels, strict), **rest)
 
     for option in (
-        click.argument("sources", nargs=-1, type=FOLDER, metavar="PICTURES..."),
+        click.argument("sources", nargs=-1, type=FOLDER, metavar="[PICTURES]..."),
         click.option("--no-labels", is_flag=True, help="Forget what folders and CSV files say of classes."),
         click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used."),
     ):
@@ -83,22 +83,17 @@ def picture_options(function: Function) -> Function:
     return packed
 
 
-def model_options(function: Function) -> Function:
+def network_options(function: Function) -> Function:
     """Add the options that name a network, given to the command as `model`."""
 
     @wraps(function)
-    def packed(
-        *, lineage: Path | None, which: str | None, network: str | None, bundle: Path | None, **rest: Any
-    ) -> Any:
-        named = {"lineage": lineage, "which": which, "network": network}
-        if bundle is not None and any(value is not None for value in named.values()):
+    def packed(**options: Any) -> Any:
+        model = ModelChoice(**{name: options.pop(name) for name in ("lineage", "which", "network", "bundle")})
+        if model.bundle is not None and (model.lineage or model.which or model.network):
             raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
-        how = {name: rest.pop(name) for name in ("device", "batch_size")}
-        return function(model=ModelChoice(bundle=bundle, **named, **how), **rest)
+        return function(model=model, **options)
 
     for option in (
-        click.option("--batch-size", type=click.IntRange(1), help="Pictures per forward pass."),
-        click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out."),
         click.option("--bundle", type=FOLDER, help="A stored network (ke-metric slim) in place of a lineage."),
         click.option("--network", type=click.Choice(["dense", "slim"]), help="slim when left out."),
         click.option("--gen", "which", metavar="N|last|best", help="The generation; last when left out."),
@@ -108,13 +103,28 @@ def model_options(function: Function) -> Function:
     return packed
 
 
+def model_options(function: Function) -> Function:
+    """Add the options that name a network and say how it runs, given to the command as `model`."""
+
+    @wraps(function)
+    def packed(*, model: ModelChoice, device: str | None, batch_size: int | None, **options: Any) -> Any:
+        return function(model=replace(model, device=device, batch_size=batch_size), **options)
+
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1), help="Pictures per forward pass."),
+        click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out."),
+    ):
+        packed = option(packed)
+    return network_options(packed)
+
+
 def store_options(function: Function) -> Function:
     """Add the options that say how an index is stored, given to the command as `store`."""
 
     @wraps(function)
-    def packed(*, kind: str | None, factory: str | None, search: tuple[str, ...], **rest: Any) -> Any:
-        milvus = {name: rest.pop(name) for name in ("uri", "collection", "index")}
-        return function(store=StoreChoice(kind=kind, factory=factory, search=search, **milvus), **rest)
+    def packed(**options: Any) -> Any:
+        fields = ("kind", "factory", "search", "uri", "collection", "index")
+        return function(store=StoreChoice(**{name: options.pop(name) for name in fields}), **options)
 
     for option in (
         click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),

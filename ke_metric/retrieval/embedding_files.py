@@ -132,7 +132,8 @@ def _write_batches(
     rows = csv.writer(items, lineterminator="\n", quoting=csv.QUOTE_ALL)
     items.write(",".join(COLUMNS) + "\n")
     _write_header(vectors, 0, dimension)
-    count, left_out = 0, []
+    count = 0
+    left_out: list[LeftOut] = []
     for batch in batches:
         check_addition(batch.items, batch.vectors, dimension)
         vectors.write(np.ascontiguousarray(batch.vectors).data)

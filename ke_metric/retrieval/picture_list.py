@@ -58,20 +58,19 @@ def list_pictures(sources: Sequence[Path], *, labels: bool = True) -> PictureLis
             same id.
     """
     found: dict[str, Item] = {}
-    left_out: list[LeftOut] = []
     for item in (item for source in sources for item in _pictures_of(source)):
         if item.id in found:
             raise _same_id(found[item.id], item)
         found[item.id] = item
-    for name in [name for name, item in found.items() if not _can_be_held(item)]:
-        left_out.append(_unholdable(found.pop(name)))
+    unheld = [name for name, item in found.items() if not _can_be_held(item)]
+    left_out = tuple(_unholdable(found.pop(name)) for name in unheld)
     if not found and not left_out:
         raise KeMetricError(
             f"no pictures in {', '.join(map(str, sources))}; pictures end in {' '.join(sorted(IMAGE_EXTENSIONS))}",
             ExitCode.DATA,
         )
     items = found.values() if labels else (replace(item, label="") for item in found.values())
-    return PictureList(tuple(items), tuple(left_out))
+    return PictureList(tuple(items), left_out)
 
 
 def _pictures_of(source: Path) -> Iterable[Item]:
@@ -137,7 +136,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
-    """Tell a file, or a link to nothing (which is to be reported), from a pipe or device, whose reading may not end."""
+    """Tell a file, or a link to nothing (to be reported), from a pipe or device, whose reading may not end."""
     return entry.is_file() or not Path(entry.path).exists()
 
 
