@@ -5,9 +5,10 @@ Shapes: N items, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -25,6 +26,9 @@ from ke_metric.recipe import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
+
+Seen = Callable[[str, FloatArray, FloatArray], None]
+"""Takes which network, "dense" or "slim", its embeddings of the queries [Q, D] and of the gallery [G, D]."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +56,42 @@ class Scorer:
         """
         return choose_backend(self.recipe.evaluation.backend, self.engine.device).name
 
-    def scorecard(self, network: nn.Module, plan: SplitPlan) -> Scorecard:
-        """Score a network and, where the recipe asks for it and KELS gives one, its slim network."""
-        dense = self.score(network)
+    def scorecard(self, network: nn.Module, plan: SplitPlan, *, seen: Seen | None = None) -> Scorecard:
+        """Score a network and, where the recipe asks for it and KELS gives one, its slim network.
+
+        Args:
+            network: In eval mode or not; left as it was.
+            plan: Its split.
+            seen: Called with "dense" and "slim" and the embeddings that were scored; never for a classification.
+        """
+        dense = self.score(network, seen=partial(seen, "dense") if seen else None)
         if plan.kind != "kels" or not self.recipe.has_slim:
             return Scorecard(dense=dense, slim=None, dense_parameters=count_parameters(network), slim_parameters=None)
         slim = extract_slim(network, plan)
         return Scorecard(
             dense=dense,
             # All of it is kept, as in a last generation that is slim already: the same network.
-            slim=self.score(slim) if plan.reset_count else dense,
+            slim=self.score(slim, seen=partial(seen, "slim") if seen else None) if plan.reset_count else dense,
             dense_parameters=count_parameters(network),
             slim_parameters=count_parameters(slim),
         )
 
-    def score(self, network: nn.Module) -> Scores:
+    def score(self, network: nn.Module, *, seen: Callable[[FloatArray, FloatArray], None] | None = None) -> Scores:
         """Return the scores of a network.
 
         Those of a classification are `top1` and `top5` on the test part, and `validation_top1` and `validation_top5`
         where the benchmark has a validation part.
+
+        Args:
+            network: In eval mode or not; left as it was.
+            seen: Called with the embeddings of the queries and of the gallery; never for a classification.
         """
         if self.recipe.task == "classification":
             return self._classify(network)
-        return self._compare(*self._embed_all(network), clusters=True)
+        query, gallery = self._embed_all(network)
+        if seen is not None:
+            seen(query, gallery)
+        return self._compare(query, gallery, clusters=True)
 
     def _classify(self, network: nn.Module) -> Scores:
         benchmark, pictures = self.pictures.benchmark, self.pictures

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
+from ke_metric.cli.through_options import ThroughChoice, through_options
 from ke_metric.errors import ExitCode, KeMetricError
 
 FOLDER = click.Path(path_type=Path)
@@ -93,17 +94,26 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     help="Exit with 7 unless every network scored has at least this: --min recall@1=0.6",
 )
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@through_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
-def evaluate(which: str, minimums: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def evaluate(
+    which: str, minimums: tuple[str, ...], through: ThroughChoice | None, as_json: bool, **options: Any
+) -> None:
     """Score generations of a lineage again, dense and slim, from their weights.
 
     \b
     ke-metric eval --gen 10
     ke-metric eval --gen best --network slim --min recall@1=0.6 --json
+    ke-metric eval --gen 10 --store faiss --factory HNSW32
+    ke-metric eval --gen 10 --store memmap --expand 4:3
     """
     from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
 
     gates = [_gate(text) for text in minimums]
+    if through is not None:
+        from ke_metric.cli.evaluate_store import StoreScoring
+
+        options["through"] = StoreScoring.of(through)
     result = evaluate_lineage(which=which, **options)
     result.print(as_json)
     require_minimums(result, gates)

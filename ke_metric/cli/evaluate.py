@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Group, RenderableType
 
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import counting, say
+from ke_metric.cli.evaluate_store import StoreScoring, store_table
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
+from ke_metric.recipe import Recipe
 from ke_metric.report import scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
@@ -22,7 +26,9 @@ from ke_metric.training.engine import Engine
 NETWORKS = {"dense": ("dense",), "slim": ("slim",), "both": ("dense", "slim")}
 
 
-def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: str | None) -> Result:
+def evaluate_lineage(
+    *, which: str, lineage: Path | None, network: str, device: str | None, through: StoreScoring | None = None
+) -> Result:
     """Score generations of a lineage.
 
     Args:
@@ -30,14 +36,42 @@ def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: 
         lineage: The lineage's folder; the newest one when None.
         network: `dense`, `slim` or `both`.
         device: A torch device.
+        through: Score the same embeddings through a store as well.
 
     Raises:
-        KeMetricError: No such lineage or generation, weights not kept, no slim network, or the data are missing.
+        KeMetricError: No such lineage or generation, weights not kept, no slim network, the data are missing, or a
+            classification is to be scored through a store.
     """
     store = Lineage(lineage) if lineage else Lineage.newest()
     if lineage is None:
         say(f"newest lineage: {store.folder}")
     numbers = _numbers(store, which)
+    _require_scored(store, network, through)
+    generations = {number: store.load(number) for number in numbers}
+    scorer = _scorer(store.recipe, device)
+    cards: dict[int, Scorecard] = {}
+    documents: list[dict[str, object]] = []
+    tables: list[RenderableType] = []
+    for number, generation in generations.items():
+        embeddings: dict[str, tuple[FloatArray, FloatArray]] = {}
+        cards[number] = _score(generation, scorer, embeddings if through else None)
+        say(
+            _compare(
+                cards[number], generation, "no search" if store.recipe.task == "classification" else scorer.backend
+            )
+        )
+        documents.append(_only(scorecard_document(number, cards[number]), NETWORKS[network]))
+        if through and scorer.engine.is_main:
+            chosen = {name: embeddings[name] for name in NETWORKS[network] if name in embeddings}
+            documents[-1]["store"] = found = through.document(scorer, chosen, exact=documents[-1])
+            tables.append(store_table(documents[-1], found))
+    document: dict[str, object] = {"lineage": str(store.folder)}
+    document |= {"generations": documents} if which == "all" else documents[0]
+    table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network])
+    return Result(document, Group(table, *tables) if tables else table)
+
+
+def _require_scored(store: Lineage, network: str, through: StoreScoring | None) -> None:
     recipe = store.recipe
     if network == "slim" and not recipe.has_slim:
         raise KeMetricError(
@@ -45,22 +79,21 @@ def evaluate_lineage(*, which: str, lineage: Path | None, network: str, device: 
             f"{recipe.evaluation.slim}, method.name = {recipe.method.name!r}",
             ExitCode.LINEAGE,
         )
-    generations = {number: store.load(number) for number in numbers}
+    if through is not None and recipe.task == "classification":
+        raise KeMetricError(
+            f"{store.folder}: --store: a classifier has logits, no embeddings that a store could hold; it needs a "
+            "lineage of task = 'retrieval'",
+            ExitCode.LINEAGE,
+        )
+
+
+def _scorer(recipe: Recipe, device: str | None) -> Scorer:
     benchmark = without_training(load_benchmark(recipe.data, recipe.task))
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(
             benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
         )
-    scorer = Scorer(pictures, recipe, Engine("fp32", device))
-    cards = {number: _score(generation, scorer) for number, generation in generations.items()}
-    for number, card in cards.items():
-        backend = "no search" if recipe.task == "classification" else scorer.backend
-        say(_compare(card, generations[number], backend))
-    networks = NETWORKS[network]
-    documents = [_only(scorecard_document(number, card), networks) for number, card in cards.items()]
-    document: dict[str, object] = {"lineage": str(store.folder)}
-    document |= {"generations": documents} if which == "all" else documents[0]
-    return Result(document, scorecards_table(str(store.folder), cards, networks=networks))
+    return Scorer(pictures, recipe, Engine("fp32", device))
 
 
 def _numbers(store: Lineage, which: str) -> list[int]:
@@ -83,10 +116,18 @@ def _numbers(store: Lineage, which: str) -> list[int]:
     return [int(which)]
 
 
-def _score(generation: Generation, scorer: Scorer) -> Scorecard:
-    recipe = scorer.recipe
+def _score(
+    generation: Generation, scorer: Scorer, embeddings: dict[str, tuple[FloatArray, FloatArray]] | None
+) -> Scorecard:
+    """Score a generation; keep the embeddings of each network where somebody asks for them."""
+
+    def keep(network: str, query: FloatArray, gallery: FloatArray) -> None:
+        assert embeddings is not None
+        embeddings[network] = query, gallery
+
     classes = len(scorer.pictures.benchmark.train.class_names)
-    return scorer.scorecard(*Blueprint(recipe, classes).restore(generation, device=scorer.engine.device))
+    network, plan = Blueprint(scorer.recipe, classes).restore(generation, device=scorer.engine.device)
+    return scorer.scorecard(network, plan, seen=None if embeddings is None else keep)
 
 
 def _compare(card: Scorecard, generation: Generation, backend: str) -> str:

@@ -215,6 +215,12 @@ class MilvusStore:
             **({"bytes": lite.size} if (lite := self._connection.lite) else {}),
         }
 
+    def drop(self) -> None:
+        """Delete the collection with all its items, and its journal; what else the database holds stays."""
+        self._require_writing()
+        self._main.drop()
+        self._journal.own.drop()
+
     def close(self) -> None:
         """Close the connection, and for a file stop Milvus Lite and let others open it."""
         self._connection.close()

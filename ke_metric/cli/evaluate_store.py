@@ -1,0 +1,203 @@
+"""`ke-metric eval --store`: the same embeddings scored through a store, and what that costs in scores.
+
+Shapes: Q queries, G gallery items, D embedding.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from rich import box
+from rich.table import Column, Table
+
+from ke_metric.cli.display import say
+from ke_metric.cli.through_options import ThroughChoice
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
+from ke_metric.report import header
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.store_scores import score_through
+from ke_metric.retrieval.store_settings import StoreSettings, open_store
+from ke_metric.retrieval.vector_store import Item, VectorStore
+from ke_metric.scoring import Scorer
+
+ITEMS_AT_A_TIME = 65_536
+# What a temporary store says of itself that is of no use when it is gone.
+FLEETING = ("uri", "collection", "facts", "kind", "exact")
+
+
+@dataclass(frozen=True)
+class StoreScoring:
+    """How embeddings are scored through a store.
+
+    Attributes:
+        settings: Which store.
+        expand: See `ranked_search`.
+        rerank: See `ranked_search`.
+    """
+
+    settings: StoreSettings
+    expand: Expansion | None
+    rerank: Reranking | None
+
+    @classmethod
+    def of(cls, choice: ThroughChoice) -> Self:
+        """Read what was asked for on the command line.
+
+        Raises:
+            KeMetricError: USAGE: a value is not allowed, or the kind of store would not read it.
+        """
+        store = choice.store
+        settings = StoreSettings.of(
+            kind=store.kind,
+            factory=store.factory,
+            search=_search_settings(store.search) or None,
+            uri=store.uri,
+            index=store.index,
+        )
+        return cls(
+            settings,
+            None if choice.expand is None else Expansion.parse(choice.expand),
+            None if choice.rerank is None else Reranking.parse(choice.rerank),
+        )
+
+    def document(
+        self,
+        scorer: Scorer,
+        embeddings: Mapping[str, tuple[FloatArray, FloatArray]],
+        *,
+        exact: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Score networks through a store each, made for them and removed again.
+
+        Args:
+            scorer: Who has the pictures' labels and keys, and knows the Ks of Recall@K.
+            embeddings: Of each network, those of the queries [Q, D] and of the gallery [G, D].
+            exact: The scores of each network without a store.
+
+        Returns:
+            Plain JSON values: `kind`, `exact`, `expand` and `rerank` where they were asked for; for each network its
+            scores by its name, and `loss` (exact - store), `queries_per_second` and `facts` of its store.
+
+        Raises:
+            KeMetricError: The store cannot be made, or a class is larger than the re-ranking's depth.
+        """
+        document: dict[str, Any] = {"kind": self.settings.kind}
+        document |= {
+            name: asdict(option)
+            for name, option in (("expand", self.expand), ("rerank", self.rerank))
+            if option is not None
+        }
+        document |= {name: {} for name in ("loss", "queries_per_second", "facts")}
+        for network, (query, gallery) in embeddings.items():
+            say(f"{network}: scoring through a store of kind {self.settings.kind} ...")
+            with self._filled(scorer, gallery) as store:
+                facts = dict(store.describe())
+                document["exact"] = facts["exact"]
+                document["facts"][network] = {name: facts[name] for name in facts if name not in FLEETING}
+                document[network], document["queries_per_second"][network] = self._score(store, scorer, query)
+            document["loss"][network] = _loss(exact[network], document[network])
+        return document
+
+    @contextmanager
+    def _filled(self, scorer: Scorer, gallery: FloatArray) -> Iterator[VectorStore]:
+        """Make a store of the gallery, as long as the block lasts."""
+        images = scorer.pictures.benchmark.gallery
+        # Normalised once more, in float64: the very numbers that the exact scores are of.
+        vectors = Embeddings(gallery, images.labels, images.keys).vectors
+        items = [Item(key, label=str(label)) for key, label in zip(images.keys, images.labels.tolist(), strict=True)]
+        with temporary_store(self.settings, vectors.shape[1], device=scorer.engine.device) as store:
+            for rows in row_chunks(len(items), ITEMS_AT_A_TIME):
+                store.add(items[rows], vectors[rows])
+            store.flush()
+            yield store
+
+    def _score(self, store: VectorStore, scorer: Scorer, query: FloatArray) -> tuple[dict[str, float], float]:
+        """Return the scores, and queries per second of searching for the largest K, all queries in one call."""
+        images, recall_at = scorer.pictures.benchmark.query, scorer.recipe.evaluation.recall_at
+        vectors = Embeddings(query, images.labels, images.keys).vectors
+        labels = [str(label) for label in images.labels.tolist()]
+        scores = score_through(
+            store, vectors, labels, recall_at, ids=images.keys, expand=self.expand, rerank=self.rerank
+        )
+        started = time.perf_counter()
+        ranked_search(store, vectors, max(recall_at, default=1), expand=self.expand, rerank=self.rerank)
+        return scores, len(vectors) / (time.perf_counter() - started)
+
+
+@contextmanager
+def temporary_store(
+    settings: StoreSettings, dimension: int, *, device: torch.device | str = "cpu"
+) -> Iterator[VectorStore]:
+    """Open a new store for writing that is gone after the block.
+
+    It lies in a temporary folder, or at the URI of the settings in a collection of a new name.
+    """
+    if settings.kind == "milvus":
+        settings = settings.model_copy(update={"collection": f"ke_metric_eval_{secrets.token_hex(8)}"})
+    with tempfile.TemporaryDirectory(prefix="ke-metric-eval-") as folder:
+        store = open_store(Path(folder), dimension, settings, writing=True, device=device)
+        try:
+            yield store
+        finally:
+            _remove_collection(store, settings)
+            store.close()
+
+
+def _remove_collection(store: VectorStore, settings: StoreSettings) -> None:
+    if settings.kind == "milvus":
+        from ke_metric.retrieval.milvus_store import MilvusStore
+
+        assert isinstance(store, MilvusStore), store
+        store.drop()
+
+
+def _search_settings(texts: tuple[str, ...]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value.isdecimal():
+            raise KeMetricError(f"--search {text!r}: must be KEY=N, as in nprobe=32", ExitCode.USAGE)
+        found[name] = int(value)
+    return found
+
+
+def _loss(exact: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
+    """Return exact - store of every score of both; how many queries there were is no score."""
+    counts = ("queries", "queries_without_match")
+    return {name: exact[name] - scores[name] for name in scores if name in exact and name not in counts}
+
+
+def store_table(exact: Mapping[str, Any], document: Mapping[str, Any]) -> Table:
+    """Return the table of one generation: exact, through the store, and the loss, in percent.
+
+    Args:
+        exact: `generation`, its number, and the scores of each network without a store.
+        document: From `StoreScoring.document`.
+    """
+    names = list(next(iter(document["loss"].values())))
+    table = Table(
+        "network",
+        "search",
+        *(Column(header(name), justify="right", overflow="fold") for name in names),
+        Column("queries/s", justify="right"),
+        title=f"generation {exact['generation']} through a store of kind {document['kind']}, in percent",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for network, loss in document["loss"].items():
+        speed = f"{document['queries_per_second'][network]:,.0f}"
+        rows = (("exact", exact[network], ""), ("store", document[network], speed), ("loss", loss, ""))
+        for position, (what, scores, last) in enumerate(rows):
+            cells = [f"{100 * scores[name]:.2f}" for name in names]
+            table.add_row("" if position else network, what, *cells, last)
+    return table
