@@ -83,7 +83,7 @@ class VectorFile:
         Raises:
             KeMetricError: ENVIRONMENT: the disk is full or cannot be written.
         """
-        rest = memoryview(np.ascontiguousarray(vectors, np.float32).reshape(-1)).cast("B")
+        rest = np.ascontiguousarray(vectors, np.float32).reshape(-1).view(np.uint8).data
         place = row * self.row_bytes
         try:
             while rest:
@@ -128,7 +128,7 @@ class VectorFile:
             yield start, part
 
     def _read(self, row: int, into: FloatArray) -> None:
-        rest = memoryview(into.reshape(-1)).cast("B")
+        rest = into.reshape(-1).view(np.uint8).data
         place = row * self.row_bytes
         while rest:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe import Recipe
 from ke_metric.retrieval.vector_store import Hits, Item
 from ke_metric.retrieval.where import Where
+
+sys.path.append(str(Path(__file__).parent))  # store_kinds, store_twin
 
 FIELDS = {
     "name": "x",

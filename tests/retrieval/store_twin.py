@@ -1,0 +1,110 @@
+"""What a store does, as anybody would write it down: a dict, all inner products, one sort; and how both compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ke_metric.retrieval.vector_store import Item, VectorStore
+from ke_metric.retrieval.where import Where
+
+
+def unit_vectors(count: int, dimension: int, *, seed: int, spread: float = 1.0, centres: int = 0) -> np.ndarray:
+    """Draw vectors of length 1, float32 [count, dimension]; around so many centres, or everywhere."""
+    draw = np.random.default_rng(seed)
+    vectors = spread * draw.normal(size=(count, dimension))
+    if centres:
+        vectors += draw.normal(size=(centres, dimension))[draw.integers(centres, size=count)]
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def some_items(count: int, *, first: int = 0, classes: int = 7) -> list[Item]:
+    return [Item(f"id-{n}", f"folder/{n}.jpg", f"class-{n % classes}") for n in range(first, first + count)]
+
+
+class Twin:
+    """Items by id, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, tuple[Item, np.ndarray]] = {}
+
+    def add(self, items: Iterable[Item], vectors: np.ndarray) -> None:
+        for item, vector in zip(items, vectors, strict=True):
+            self.content.pop(item.id, None)
+            self.content[item.id] = (item, vector.copy())
+
+    def remove(self, ids: Iterable[str]) -> None:
+        for name in set(ids):
+            del self.content[name]
+
+    def matching(self, where: Where | None) -> dict[str, tuple[Item, np.ndarray]]:
+        return {name: both for name, both in self.content.items() if where is None or holds(where, both[0])}
+
+    def similarities(self, query: np.ndarray, where: Where | None = None) -> dict[str, float]:
+        """Return the inner product with every item for which `where` holds, by id."""
+        wide = query.astype(np.float64)
+        return {name: float(wide @ vector.astype(np.float64)) for name, (_, vector) in self.matching(where).items()}
+
+
+def holds(where: Where, item: Item) -> bool:
+    return all((getattr(item, part.field) in part.values) == part.within for part in where.conditions)
+
+
+def assert_same_content(store: VectorStore, twin: Twin, batch_size: int = 7) -> None:
+    assert len(store) == len(twin.content)
+    found = {}
+    for items, vectors in store.read(batch_size):
+        assert 0 < len(items) <= batch_size
+        assert vectors.shape == (len(items), store.dimension)
+        assert vectors.dtype == np.float32
+        found.update(zip((item.id for item in items), zip(items, vectors, strict=True), strict=True))
+    assert set(found) == set(twin.content)
+    for name, (item, vector) in twin.content.items():
+        assert found[name][0] == item
+        np.testing.assert_array_equal(found[name][1], vector)
+    names = list(twin.content)
+    assert store.get(names) == [twin.content[name][0] for name in names]
+    assert store.known([*names, "never added"]) == set(names)
+
+
+def assert_same_answers(
+    store: VectorStore,
+    twin: Twin,
+    queries: np.ndarray,
+    k: int,
+    *,
+    where: Where | None = None,
+    exact: bool = True,
+    tolerance: float = 1e-5,
+) -> None:
+    """Compare one search: its ranks, ties aside; of an approximate store only whether what it found is right."""
+    hits = store.search(queries, k, where=where)
+    assert hits.similarities.shape == hits.numbers.shape == (len(queries), k)
+    assert hits.vectors().shape == (len(queries), k, store.dimension)
+    rows = zip(queries, hits.similarities, hits.items(), hits.vectors(), strict=True)
+    for query, similarities, items, vectors in rows:
+        expected = twin.similarities(query, where)
+        _assert_true_hits(items, vectors, similarities, twin, expected, tolerance)
+        if exact:
+            best = sorted(expected.values(), reverse=True)[:k]
+            assert len(items) == len(best)
+            np.testing.assert_allclose(similarities[: len(best)], best, atol=tolerance)
+
+
+def _assert_true_hits(
+    items: Sequence[Item],
+    vectors: np.ndarray,
+    similarities: np.ndarray,
+    twin: Twin,
+    expected: dict[str, float],
+    tolerance: float,
+) -> None:
+    assert len({item.id for item in items}) == len(items)
+    for place, item in enumerate(items):
+        assert item.id in expected, f"{item} was removed, replaced or should not match"
+        assert item == twin.content[item.id][0]
+        np.testing.assert_array_equal(vectors[place], twin.content[item.id][1])
+        assert abs(similarities[place] - expected[item.id]) <= tolerance
+    assert np.isneginf(similarities[len(items) :]).all()
+    assert not vectors[len(items) :].any()
