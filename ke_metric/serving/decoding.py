@@ -1,0 +1,81 @@
+"""Uploaded bytes to a picture: in memory, by real content, with its pixels counted before they are decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image
+
+from ke_metric.serving.exchange import Refused
+
+# Content type -> Pillow's name of the format. No other decoder ever sees an upload.
+FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
+ALLOWED = "must be image/jpeg, image/png or image/webp"
+# Each scan of a progressive JPEG costs about a decoding; encoders write about ten.
+MAX_SCANS = 100
+SCAN = b"\xff\xda"
+
+
+def refuse_bombs() -> None:
+    """Make Pillow's warning of decompression bombs an error, for the whole process."""
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def picture_format(content_type: bytes | None) -> str:
+    """Return Pillow's name of the format that a Content-Type header names.
+
+    Raises:
+        Refused: 415: it is missing, or names something else.
+    """
+    named = (content_type or b"").partition(b";")[0].strip().lower().decode("latin-1")
+    found = FORMATS.get(named)
+    if found is None:
+        said = f"Content-Type {named[:80]!r}" if named else "no Content-Type"
+        raise Refused(415, f"{said}: {ALLOWED}")
+    return found
+
+
+def begins_as(body: bytes) -> str | None:
+    """Return the format as which bytes begin; None: none of those allowed."""
+    if body.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    return "WEBP" if body.startswith(b"RIFF") and body[8:12] == b"WEBP" else None
+
+
+def decode(body: bytes, kind: str, max_pixels: int) -> Image.Image:
+    """Decode a picture.
+
+    Args:
+        body: The file.
+        kind: Pillow's name of the format it must have.
+        max_pixels: Width x height, at most; read from the header, before anything is decoded.
+
+    Returns:
+        The picture, decoded; its first frame where there are several.
+
+    Raises:
+        Refused: 413 too many pixels, 415 another format, 422 it cannot be decoded.
+    """
+    if body and begins_as(body) != kind:
+        raise Refused(415, f"the content is no {kind}, as which the Content-Type announces it; {ALLOWED}")
+    if kind == "JPEG" and body.count(SCAN) > MAX_SCANS:
+        raise Refused(422, f"the JPEG has more than {MAX_SCANS} scans")
+    try:
+        with Image.open(io.BytesIO(body), formats=(kind,)) as image:
+            if image.width * image.height > max_pixels:
+                raise _too_many(max_pixels)
+            image.load()
+            return image
+    except Refused:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many(max_pixels) from None
+    except Exception as error:  # whatever a decoder says of bytes that somebody made up
+        raise Refused(422, f"the {kind} cannot be decoded: it is damaged or cut off") from error
+
+
+def _too_many(max_pixels: int) -> Refused:
+    return Refused(413, f"the picture has more than {max_pixels:,} pixels")

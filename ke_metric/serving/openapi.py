@@ -1,0 +1,184 @@
+"""The OpenAPI 3.1 description of the service; a test compares it with the routes and the answers there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ke_metric import __version__
+from ke_metric.serving.decoding import FORMATS
+from ke_metric.serving.gallery_pictures import CONTENT_TYPES
+from ke_metric.serving.questions import DEFAULT_K
+from ke_metric.serving.settings import Limits, ServiceSettings
+
+Document = dict[str, Any]
+
+REASONS = {
+    "400": "A parameter is unknown or has a value that is not allowed, or the request is no HTTP.",
+    "401": "The token is missing or wrong; only where the service has one.",
+    "403": "The Host header names another machine, or a page of another origin asks.",
+    "404": "There is nothing at this path, or no picture of this id.",
+    "405": "The path does not take this method.",
+    "408": "The upload came too slowly; the connection is closed.",
+    "413": "The upload has too many bytes, or the picture too many pixels.",
+    "415": "Content type or content is not JPEG, PNG or WebP, or one is not the other.",
+    "422": "The picture cannot be decoded: it is damaged or cut off.",
+    "503": "Too much to do, starting or stopping; try again after Retry-After seconds.",
+}
+UPLOAD_REASONS = ("400", "401", "403", "405", "408", "413", "415", "422", "503")
+READ_REASONS = ("400", "401", "403", "405")
+
+
+def openapi_document(settings: ServiceSettings) -> Document:
+    """Return the description of a service with these settings."""
+    limits = settings.limits
+    document: Document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ke-metric serve",
+            "version": __version__,
+            "description": "Search an index of pictures with a picture.",
+        },
+        "paths": {
+            "/search": {"post": _search(limits)},
+            "/embed": {"post": _embed(limits)},
+            "/images/{id}": {"get": _image()},
+            "/health": {"get": _health()},
+            "/metrics": {"get": _metrics()},
+            "/openapi.json": {"get": _description()},
+        },
+        "components": {"schemas": SCHEMAS},
+    }
+    if settings.token is not None:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+        document["paths"]["/health"]["get"]["security"] = []
+    return document
+
+
+def _search(limits: Limits) -> Document:
+    k = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": DEFAULT_K}
+    where = (
+        'Only items for which this holds: label == "crow", id != "a.jpg", label in ["crow", "jay"], joined by and.'
+    )
+    return {
+        "operationId": "search",
+        "summary": "The items of the gallery most similar to a picture.",
+        "parameters": [
+            {"name": "k", "in": "query", "description": "How many.", "schema": k},
+            {"name": "where", "in": "query", "description": where, "schema": {"type": "string"}},
+        ],
+        "requestBody": _picture(limits),
+        "responses": {"200": _json("SearchAnswer", "Most similar first."), **_reasons(UPLOAD_REASONS)},
+    }
+
+
+def _embed(limits: Limits) -> Document:
+    return {
+        "operationId": "embed",
+        "summary": "The embedding of a picture.",
+        "requestBody": _picture(limits),
+        "responses": {"200": _json("EmbedAnswer", "L2-normalised."), **_reasons(UPLOAD_REASONS)},
+    }
+
+
+def _image() -> Document:
+    types = sorted({name.decode() for name in CONTENT_TYPES.values()})
+    return {
+        "operationId": "image",
+        "summary": "The picture of an item of the gallery.",
+        "parameters": [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": "Percent-encoded.",
+                "schema": {"type": "string", "minLength": 1, "maxLength": 1024},
+            }
+        ],
+        "responses": {
+            "200": {"description": "The file as it is.", "content": {name: {} for name in types}},
+            **_reasons((*READ_REASONS, "404", "503")),
+        },
+    }
+
+
+def _health() -> Document:
+    return {
+        "operationId": "health",
+        "summary": "Whether searches are answered; needs no token.",
+        "responses": {
+            "200": _json("Health", "Ready."),
+            "503": _json("Health", "Starting or stopping."),
+            **_reasons(("400", "403", "405")),
+        },
+    }
+
+
+def _metrics() -> Document:
+    return {
+        "operationId": "metrics",
+        "summary": "Counters for Prometheus.",
+        "responses": {
+            "200": {
+                "description": "Prometheus text format.",
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+            },
+            **_reasons(READ_REASONS),
+        },
+    }
+
+
+def _description() -> Document:
+    return {
+        "operationId": "description",
+        "summary": "This document.",
+        "responses": {
+            "200": {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}},
+            **_reasons(READ_REASONS),
+        },
+    }
+
+
+def _picture(limits: Limits) -> Document:
+    return {
+        "required": True,
+        "description": f"The file: at most {limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels.",
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in FORMATS},
+    }
+
+
+def _json(schema: str, description: str) -> Document:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": description, "content": content}
+
+
+def _reasons(statuses: tuple[str, ...]) -> Document:
+    return {status: _json("Error", REASONS[status]) for status in sorted(statuses)}
+
+
+def _object(**properties: Document) -> Document:
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+TEXT: Document = {"type": "string"}
+DIGEST: Document = {"type": "string", "description": "SHA-256 of what the vectors depend on."}
+SCHEMAS: Document = {
+    "SearchAnswer": _object(
+        results={"type": "array", "items": {"$ref": "#/components/schemas/Result"}}, digest=DIGEST
+    ),
+    "Result": _object(
+        rank={"type": "integer", "minimum": 1},
+        id=TEXT,
+        label={"type": "string", "description": "Empty where it is not known."},
+        image={"type": "string", "description": "Path of its picture here."},
+        similarity={"type": "number", "description": "Cosine similarity; higher is better."},
+    ),
+    "EmbedAnswer": _object(embedding={"type": "array", "items": {"type": "number"}}, digest=DIGEST),
+    "Health": _object(status={"enum": ["starting", "ready", "stopping"]}),
+    "Error": _object(error=TEXT),
+}

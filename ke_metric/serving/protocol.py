@@ -1,0 +1,104 @@
+"""HTTP as uvicorn speaks it, less patient: headers have a size and a time, and connections a number."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY_SECONDS, error_body
+from ke_metric.serving.settings import Limits
+
+# Requests that a connection may send before the first one is answered.
+PIPELINE = 16
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """A connection. `protocol_of` gives the class its limits.
+
+    uvicorn waits for headers for ever, and takes any number of bytes of them; httptools counts neither.
+    """
+
+    limits: Limits
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; refuse where there are too many connections."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._in_headers, self._header_bytes = True, 0
+        self._header_timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "too many connections", retry=True)
+            return
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and see whether headers are too long in coming."""
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.limits.header_bytes:
+                self._refuse(431, f"the headers are larger than {self.limits.header_bytes:,} bytes")
+            else:
+                self._await_headers()
+        elif len(self.pipeline) > PIPELINE:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._forget_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Note that headers are coming."""
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        """Note that they have come."""
+        self._in_headers, self._header_bytes = False, 0
+        self._forget_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as everything else is answered."""
+        self._refuse(400, "this is no HTTP request that can be read")
+
+    def _await_headers(self) -> None:
+        if self._header_timer is None and not self.transport.is_closing():
+            self._header_timer = self.loop.call_later(self.limits.header_seconds, self._headers_late)
+
+    def _headers_late(self) -> None:
+        self._header_timer = None
+        self._refuse(408, f"the headers took more than {self.limits.header_seconds:g} seconds")
+
+    def _forget_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _refuse(self, status: int, reason: str, *, retry: bool = False) -> None:
+        """Answer without the application, and close.
+
+        Where an earlier request of the connection is still being answered, nothing may be written in between.
+        """
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_raw_reply(status, reason, retry=retry))
+        self.transport.close()
+
+
+def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
+    body = error_body(reason)
+    headers = [JSON_TYPE, *COMMON, CLOSE, (b"content-length", b"%d" % len(body))]
+    if retry:
+        headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
+
+
+def protocol_of(limits: Limits) -> Any:
+    """Return the class of connections with these limits."""
+    return type("LimitedProtocol", (ImpatientProtocol,), {"limits": limits})

@@ -1,0 +1,113 @@
+"""What the service needs of an index, and nothing more.
+
+Shapes: B batch, D embedding, Q queries, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import RLock
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ke_metric.retrieval.index import Index, Result, results_of
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import Where
+
+Pixels = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+
+
+class Searcher(Protocol):
+    """An embedder and the gallery that it searches; called by several threads."""
+
+    @property
+    def digest(self) -> str:
+        """Of the network that makes the vectors."""
+        ...
+
+    def prepare(self, picture: Image.Image) -> Pixels:
+        """Return what the network sees of a picture, uint8 [S, S, 3]."""
+        ...
+
+    def embed(self, pixels: Pixels) -> Vectors:
+        """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""
+        ...
+
+    def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
+        """Return the results of each query [Q, D]."""
+        ...
+
+    def find(self, item: str) -> Item | None:
+        """Return the item of an id, None where there is none."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about the index."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class IndexSearcher:
+    """An index on disk, opened for reading.
+
+    Args:
+        folder: Of the index.
+        device: Where its embedder runs; see `Embedder.load`.
+
+    Raises:
+        KeMetricError: There is none, it is damaged, or it has no embedder.
+    """
+
+    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+        self._index = Index.open(folder, device=device)
+        try:
+            self._embedder = self._index.embedder
+        except BaseException:
+            self._index.close()
+            raise
+        # Not every kind of store can be asked by two threads at a time.
+        self._store = RLock()
+
+    @property
+    def digest(self) -> str:
+        """Of the network that makes the vectors."""
+        return self._embedder.digest
+
+    def prepare(self, picture: Image.Image) -> Pixels:
+        """Return what the network sees of a picture, uint8 [S, S, 3].
+
+        Raises:
+            KeMetricError: DATA: it cannot be used.
+        """
+        return self._embedder.prepare(picture)
+
+    def embed(self, pixels: Pixels) -> Vectors:
+        """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""
+        return self._embedder.embed_pixels(pixels)
+
+    def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
+        """Return the results of each query [Q, D]."""
+        with self._store:
+            return results_of(self._index.search(queries, k, digest=self.digest, where=where))
+
+    def find(self, item: str) -> Item | None:
+        """Return the item of an id, None where there is none."""
+        with self._store:
+            return self._index.store.get([item])[0] if self._index.store.known([item]) else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about the index."""
+        with self._store:
+            return self._index.describe()
+
+    def close(self) -> None:
+        """Close the index."""
+        with self._store:
+            self._index.close()

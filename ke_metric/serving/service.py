@@ -1,0 +1,189 @@
+"""The service without HTTP: an index that is opened in the background, answers in batches, and is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Literal
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from ke_metric.errors import KeMetricError
+from ke_metric.retrieval.index import Result
+from ke_metric.serving.batching import STOPPING, Batcher, Job
+from ke_metric.serving.decoding import decode
+from ke_metric.serving.exchange import Refused, Reply, busy
+from ke_metric.serving.gallery_pictures import read_picture
+from ke_metric.serving.metrics import Metrics
+from ke_metric.serving.questions import Question
+from ke_metric.serving.searcher import Pixels, Searcher
+from ke_metric.serving.settings import Limits
+from ke_metric.serving.uploads import Uploads
+
+State = Literal["starting", "ready", "stopping"]
+READING_THREADS = 2
+GREY = Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+class Service:
+    """An index that answers.
+
+    Args:
+        open_searcher: Opens the index; called once, in another thread.
+        limits: How much of everything.
+
+    Attributes:
+        state: What /health says.
+        failure: Why the index could not be opened; None as long as nothing is wrong.
+        limits: How much of everything.
+        metrics: Counters.
+        uploads: Reads bodies.
+    """
+
+    def __init__(self, open_searcher: Callable[[], Searcher], limits: Limits) -> None:
+        self._open, self.limits = open_searcher, limits
+        self.state: State = "starting"
+        self.failure: BaseException | None = None
+        self.metrics, self.uploads = Metrics(), Uploads(limits)
+        self._searcher: Searcher | None = None
+        self._batcher = Batcher(self._prepare, self._answer, limits=limits)
+        self._batcher.sizes = self.metrics.count_batch
+        self.metrics.watch(queue=lambda: self._batcher.waiting, held=lambda: self.uploads.held)
+        self._readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read")
+        self._reading = 0
+
+    @property
+    def searcher(self) -> Searcher:
+        """The index.
+
+        Raises:
+            Refused: 503: it is not open yet, or not any more.
+        """
+        if self._searcher is None or self.state != "ready":
+            raise busy(STOPPING if self.state == "stopping" else "the service is starting")
+        return self._searcher
+
+    def start(self) -> None:
+        """Open the index in the background, and start working; on the event loop."""
+        loop = asyncio.get_running_loop()
+        self._batcher.start(loop)
+        self._opening = asyncio.ensure_future(self._open_searcher(loop))
+
+    async def _open_searcher(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._searcher = await loop.run_in_executor(self._readers, self._open_and_try)
+        except Exception as error:
+            self.failure = error
+            return
+        if self.state == "starting":
+            self.state = "ready"
+
+    def _open_and_try(self) -> Searcher:
+        """Open the index, and embed a picture: what is built at the first forward pass is built before requests."""
+        searcher = self._open()
+        try:
+            searcher.embed(np.stack([searcher.prepare(GREY)]))
+        except BaseException:
+            searcher.close()
+            raise
+        return searcher
+
+    def check_ready(self) -> None:
+        """Raise Refused (503) where a picture would not be taken now."""
+        _ = self.searcher
+        self._batcher.check_room()
+
+    async def ask(self, body: bytes, kind: str, question: Question | None) -> bytes:
+        """Return the JSON document of a search, or of an embedding where there is no question.
+
+        Raises:
+            Refused: The picture cannot be used, or there is too much to do.
+        """
+        self.check_ready()
+        document: bytes = await self._batcher.submit(body, kind, question)
+        return document
+
+    async def picture(self, identifier: str) -> Reply:
+        """Return the picture of an item of the gallery.
+
+        Raises:
+            Refused: There is none, or there is too much to do.
+        """
+        searcher = self.searcher
+        if self._reading >= self.limits.queue:
+            raise busy("too many requests are waiting")
+        self._reading += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._readers, read_picture, searcher, identifier, self.limits.image_bytes
+            )
+        finally:
+            self._reading -= 1
+
+    def stop(self) -> None:
+        """Take nothing more; what is in work is finished."""
+        self.state = "stopping"
+        self._batcher.stop()
+        self.uploads.stop()
+
+    async def close(self) -> None:
+        """Finish what is in work, within the time for it, and close the index."""
+        self.stop()
+        await self._opening
+        finished = await asyncio.to_thread(self._batcher.close, self.limits.stop_seconds)
+        self._readers.shutdown(wait=finished, cancel_futures=True)
+        if self._searcher is not None and finished:
+            self._searcher.close()
+
+    def _prepare(self, body: bytes, kind: str) -> Pixels:
+        picture = decode(body, kind, self.limits.max_pixels)
+        assert self._searcher is not None
+        try:
+            return self._searcher.prepare(picture)
+        except KeMetricError as error:
+            raise Refused(422, f"the picture cannot be used: {error}") from error
+
+    def _answer(self, jobs: Sequence[Job]) -> list[bytes]:
+        """Embed a batch, and search for all those that ask the same in one go."""
+        assert self._searcher is not None
+        vectors = self._searcher.embed(np.stack([job.pixels for job in jobs]))
+        answers: list[bytes] = [b""] * len(jobs)
+        groups: dict[Question | None, list[int]] = defaultdict(list)
+        for position, job in enumerate(jobs):
+            groups[job.question].append(position)
+        digest = self._searcher.digest
+        for question, positions in groups.items():
+            if question is None:
+                for position in positions:
+                    answers[position] = embedding_document(vectors[position].tolist(), digest)
+                continue
+            found = self._searcher.search(vectors[positions], question.k, question.where)
+            for position, results in zip(positions, found, strict=True):
+                answers[position] = search_document(results, digest)
+        return answers
+
+
+def search_document(results: Sequence[Result], digest: str) -> bytes:
+    """Return the answer to a search: no paths of this machine, but where to get each picture from here."""
+    found = ", ".join(
+        f'{{"rank": {result.rank}, {_item_members(result.id, result.label)}, "similarity": {result.similarity!r}}}'
+        for result in results
+    )
+    return f'{{"results": [{found}], "digest": "{digest}"}}'.encode()
+
+
+@lru_cache(maxsize=16_384)
+def _item_members(identifier: str, label: str) -> str:
+    members = {"id": identifier, "label": label, "image": f"/images/{quote(identifier, safe='')}"}
+    return json.dumps(members)[1:-1]
+
+
+def embedding_document(vector: list[float], digest: str) -> bytes:
+    """Return the answer to an embedding, [D] numbers."""
+    return json.dumps({"embedding": vector, "digest": digest}).encode()
