@@ -38,15 +38,19 @@ def _number(which: str | None) -> int | str:
     return int(which) if which is not None and which.isdecimal() else which or "last"
 
 
-def list_chosen(pictures: PictureChoice) -> PictureList:
+def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
     """List the pictures that were named, and tell of those that cannot be used already by their names.
+
+    Args:
+        pictures: Which ones.
+        unique: Whether two may not have the same id.
 
     Raises:
         KeMetricError: None was named (USAGE), see `list_pictures`, or one cannot be used and all must (DATA).
     """
     if not pictures.sources:
         raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
-    listed = list_pictures(pictures.sources, labels=pictures.labels)
+    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique)
     if pictures.strict:
         require_all_usable(listed)
     warn_of(listed.left_out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ke_metric.cli.choices import FOLDER, model_options, picture_options, store_options
+from ke_metric.cli.choices import FOLDER, model_options, network_options, picture_options, store_options
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 INDEX = click.option("--index", "folder", type=FOLDER, required=True, help="Folder of the index.")
@@ -109,5 +109,110 @@ def info(folder: Path, as_json: bool) -> None:
     describe_index(folder).print(as_json)
 
 
-GALLERY_COMMANDS: list[click.Command] = [embed, index]
+@click.command()
+@picture_options
+@INDEX
+@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Results for each picture.")
+@click.option("--where", metavar="CONDITION", help="Search only items for which it holds: 'label != \"crow\"'")
+@click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by the N nearest items: --expand 4:3")
+@click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 20:6:0.3")
+@click.option("--keep-self", is_flag=True, help="Keep the item whose path is that of the picture searched with.")
+@click.option("--montage", type=FOLDER, help="Draw the pictures and what they found into this file.")
+@model_options
+@JSON
+def search(as_json: bool, **options: Any) -> None:
+    """Find the most similar items of an index for each of PICTURES.
+
+    The similarity is the cosine of the embeddings: higher is better.
+
+    \b
+    ke-metric search new.jpg --index photos.index
+    ke-metric search queries --index photos.index -k 5 --montage found.png
+    ke-metric search new.jpg --index photos.index --where 'label in ["crow", "jay"]' --json
+    """
+    from ke_metric.cli.search import How, search_index
+
+    how = How.of(**{name: options.pop(name) for name in ("k", "where", "expand", "rerank", "keep_self")})
+    search_index(how=how, **options).print(as_json)
+
+
+@click.command()
+@network_options
+@click.option(
+    "--format", "kind", type=click.Choice(["onnx", "torch-export"]), required=True, help="What runs it later."
+)
+@click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
+@click.option(
+    "--int8",
+    type=click.Choice(["none", "dynamic", "static"]),
+    default="none",
+    show_default=True,
+    help="onnx: 8-bit integers, whose ranges are measured in every batch or once, on training pictures.",
+)
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0, 100),
+    default=5.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Recall@1 that 8-bit integers may cost; a file that costs more is not kept.",
+)
+@click.option("--pictures", type=FOLDER, help="Compare on the pictures of this folder; needed with --bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace the export that is there.")
+@JSON
+def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any) -> None:
+    """Write a network as ONNX or torch.export, and compare it with PyTorch: what differs is not kept.
+
+    The file takes float32 pictures [B, 3, S, S] in [0, 1] and gives L2-normalised embeddings; export.json beside it
+    says how pictures are prepared and what the comparison found.
+
+    \b
+    ke-metric export --format onnx -o onnx
+    ke-metric export --format onnx --int8 static --gen best --network dense -o onnx8
+    ke-metric export --format torch-export --bundle slim --pictures photos -o program
+    """
+    from ke_metric.cli.export import export_network
+    from ke_metric.export.export import ExportSettings
+
+    settings = ExportSettings(kind, int8, max_loss)  # type: ignore[arg-type]  # click let these words through
+    export_network(settings=settings, **options).print(as_json)
+
+
+@click.command()
+@INDEX
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: one that is free.")
+@click.option(
+    "--token-file",
+    type=FOLDER,
+    help="Holds the token that requests must carry; that of $KE_METRIC_SERVE_TOKEN when left out.",
+)
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--max-bytes", type=click.IntRange(1), default=10_000_000, show_default=True, help="Of an upload.")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=25_000_000, show_default=True, help="Of an uploaded picture."
+)
+@click.option("--max-k", type=click.IntRange(1), default=100, show_default=True, help="Neighbours asked for.")
+@click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Pictures per forward pass.")
+@click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Pictures that may wait.")
+@click.option(
+    "--upload-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=20.0,
+    show_default=True,
+    help="By which an upload must have come.",
+)
+def serve(folder: Path, **options: Any) -> None:
+    """Answer searches over HTTP until Ctrl-C or SIGTERM; docs/serving.md says what is asked and answered.
+
+    \b
+    ke-metric serve --index photos.index
+    curl --data-binary @crow.jpg -H "Content-Type: image/jpeg" "http://127.0.0.1:8000/search?k=5"
+    """
+    from ke_metric.cli.serve import serve_index
+
+    serve_index(folder, **options)
+
+
+GALLERY_COMMANDS: list[click.Command] = [embed, index, search, export, serve]
 """What `commands` adds to `main`."""

@@ -32,7 +32,7 @@ class PictureList:
     """The pictures somebody means.
 
     Attributes:
-        items: In the order of what was named, those of a folder sorted by id; paths are absolute, ids differ.
+        items: In the order of what was named, those of a folder sorted by id; paths are absolute.
         left_out: Files whose name no index can hold.
     """
 
@@ -40,7 +40,7 @@ class PictureList:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def list_pictures(sources: Sequence[Path], *, labels: bool = True) -> PictureList:
+def list_pictures(sources: Sequence[Path], *, labels: bool = True, unique: bool = True) -> PictureList:
     """List the pictures of files, folders and CSV files.
 
     A folder gives the pictures in it and in all folders below, by their suffix: the id is the path relative to the
@@ -52,25 +52,25 @@ def list_pictures(sources: Sequence[Path], *, labels: bool = True) -> PictureLis
     Args:
         sources: What was named.
         labels: Keep the labels; False: none is known.
+        unique: Refuse two pictures of the same id, which no index can hold; False: queries may share one.
 
     Raises:
         KeMetricError: DATA: nothing lies where one is named, it cannot be read, there is no picture, or two have the
             same id.
     """
-    found: dict[str, Item] = {}
-    for item in (item for source in sources for item in _pictures_of(source)):
-        if item.id in found:
-            raise _same_id(found[item.id], item)
-        found[item.id] = item
-    unheld = [name for name, item in found.items() if not _can_be_held(item)]
-    left_out = tuple(_unholdable(found.pop(name)) for name in unheld)
-    if not found and not left_out:
+    found = [item for source in sources for item in _pictures_of(source)]
+    if unique:
+        _refuse_same_ids(found)
+    items = [item for item in found if _can_be_held(item)]
+    if not found:
         raise KeMetricError(
             f"no pictures in {', '.join(map(str, sources))}; pictures end in {' '.join(sorted(IMAGE_EXTENSIONS))}",
             ExitCode.DATA,
         )
-    items = found.values() if labels else (replace(item, label="") for item in found.values())
-    return PictureList(tuple(items), left_out)
+    return PictureList(
+        tuple(items if labels else [replace(item, label="") for item in items]),
+        tuple(_unholdable(item) for item in found if not _can_be_held(item)),
+    )
 
 
 def _pictures_of(source: Path) -> Iterable[Item]:
@@ -156,9 +156,12 @@ def _unholdable(item: Item) -> LeftOut:
     return LeftOut(name, f"{name}: the path is {what}; rename the file")
 
 
-def _same_id(first: Item, second: Item) -> KeMetricError:
-    return KeMetricError(
-        f"two pictures have the id {first.id!r}: {first.path} and {second.path}; name a folder that holds both, "
-        "whose relative paths then differ",
-        ExitCode.DATA,
-    )
+def _refuse_same_ids(items: Sequence[Item]) -> None:
+    first: dict[str, Item] = {}
+    for item in items:
+        if (other := first.setdefault(item.id, item)) is not item:
+            raise KeMetricError(
+                f"two pictures have the id {item.id!r}: {other.path} and {item.path}; name a folder that holds both, "
+                "whose relative paths then differ",
+                ExitCode.DATA,
+            )

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 
 FIELDS = ("id", "path", "label")
 LONGEST = 10_000
 FORM = 'must be FIELD == "text", FIELD != "text" or FIELD in ["text", ...], several of them joined by `and`'
+
+
+class Fields(Protocol):
+    """What has the fields; an `Item`."""
+
+    @property
+    def id(self) -> str:
+        """Unique in a store."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where the picture lies."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The class."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,10 @@ class Where:
             raise _refused(text, str(error)) from error
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
         return cls(tuple(_condition(part, text) for part in parts))
+
+    def holds(self, item: Fields) -> bool:
+        """Return whether all conditions hold for an item."""
+        return all((getattr(item, one.field) in one.values) == one.within for one in self.conditions)
 
 
 def _condition(node: ast.expr, text: str) -> Condition:

@@ -1,0 +1,181 @@
+"""`ke-metric search`: the most similar items of an index for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from ke_metric.cli.choices import ModelChoice, PictureChoice
+from ke_metric.cli.display import say
+from ke_metric.cli.embed import list_chosen, load_embedder, require_some, told
+from ke_metric.cli.result import Result
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.retrieval.index import Index, results_of
+from ke_metric.retrieval.index import Result as Found
+from ke_metric.retrieval.item_embeddings import embed_items
+from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
+from ke_metric.retrieval.picture_list import LeftOut
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
+from ke_metric.retrieval.where import Where
+
+QUERIES_AT_A_TIME = 1024
+NO_ITEM = ""
+"""An id that no item has."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How is searched.
+
+    Attributes:
+        k: Results for each query.
+        where: Search only items for which this holds.
+        expand: Expand the queries.
+        rerank: Re-rank what is found.
+        keep_self: Keep the item that is the query's own picture.
+    """
+
+    k: int
+    where: Where | None = None
+    expand: Expansion | None = None
+    rerank: Reranking | None = None
+    keep_self: bool = False
+
+    @classmethod
+    def of(cls, k: int, *, where: str | None, expand: str | None, rerank: str | None, keep_self: bool) -> How:
+        """Read what the command line says.
+
+        Raises:
+            KeMetricError: USAGE: one of the texts is malformed.
+        """
+        return cls(
+            k,
+            None if where is None else Where.parse(where),
+            None if expand is None else Expansion.parse(expand),
+            None if rerank is None else Reranking.parse(rerank),
+            keep_self,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one picture.
+
+    Attributes:
+        query: The picture.
+        results: Most similar first.
+        own_id: Id of the item that is the query's own picture and was left out; None where there is none.
+    """
+
+    query: Item
+    results: list[Found]
+    own_id: str | None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Plain JSON values; what is not known is absent."""
+        facts = {"query": self.query.path, "label": self.query.label or None, "self_left_out": self.own_id}
+        known = {name: value for name, value in facts.items() if value is not None}
+        return {**known, "results": [result.document for result in self.results]}
+
+
+def search_index(
+    *, pictures: PictureChoice, folder: Path, how: How, montage: Path | None, model: ModelChoice
+) -> Result:
+    """Search an index with pictures.
+
+    Args:
+        pictures: Which ones.
+        folder: The index.
+        how: How is searched.
+        montage: File to draw the results into.
+        model: What embeds the pictures; the index's own network where none is named.
+
+    Raises:
+        KeMetricError: There is no such index, the network is not the one that made its vectors, or none of the
+            pictures can be used.
+    """
+    if montage is not None:
+        require_picture_name(montage)
+    with Index.open(folder, device=model.device) as index:
+        listed = list_chosen(pictures, unique=False)
+        embedder = load_embedder(model) if model.is_named else index.embedder
+        index.require_digest(embedder.digest, embedder.description)
+        batches = embed_items(embedder, listed.items, strict=pictures.strict, batch_size=model.batch_size)
+        answers: list[Answer] = []
+        left_out = list(listed.left_out)
+        for batch in told(batches, "searching", len(listed.items)):
+            left_out += batch.left_out
+            for start in range(0, len(batch.items), QUERIES_AT_A_TIME):
+                part = slice(start, start + QUERIES_AT_A_TIME)
+                answers += _answers(index.store, batch.items[part], batch.vectors[part], how)
+    require_some(len(answers), len(listed.items))
+    if montage is not None:
+        _draw(answers, montage)
+    return Result(_document(folder, answers, left_out, montage), Group(*map(_table, answers)))
+
+
+def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Answer]:
+    own = [NO_ITEM] * len(queries) if how.keep_self else _own_items(store, queries, vectors, how)
+    hits = ranked_search(
+        store,
+        vectors,
+        how.k,
+        where=how.where,
+        expand=how.expand,
+        rerank=how.rerank,
+        exclude=own if any(own) else None,
+    )
+    return [
+        Answer(query, results, own_id or None)
+        for query, results, own_id in zip(queries, results_of(hits), own, strict=True)
+    ]
+
+
+def _own_items(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[str]:
+    """Return, for each query, the id of the item with its path, `NO_ITEM` where there is none among the nearest."""
+    hits: Hits = store.search(vectors, how.k + 1, where=how.where)
+    return [
+        next((item.id for item in items if item.path == query.path), NO_ITEM)
+        for query, items in zip(queries, hits.items(), strict=True)
+    ]
+
+
+def _draw(answers: Sequence[Answer], path: Path) -> None:
+    rows = [MontageRow(answer.query.id, answer.query.path, answer.query.label, answer.results) for answer in answers]
+    write_montage(rows, path)
+    if len(rows) > MOST_QUERIES or any(len(row.results) > MOST_RESULTS for row in rows):
+        say(
+            f"{path}: shows the first {MOST_QUERIES} of {len(rows):,} queries, and at most {MOST_RESULTS} results of each"
+        )
+
+
+def _document(
+    folder: Path, answers: Sequence[Answer], left_out: Sequence[LeftOut], montage: Path | None
+) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "index": str(folder),
+        "queries": [answer.document for answer in answers],
+        "left_out": [{"name": picture.name, "reason": picture.reason} for picture in left_out],
+    }
+    return document if montage is None else document | {"montage": str(montage)}
+
+
+def _table(answer: Answer) -> Table:
+    label = f" ({answer.query.label})" if answer.query.label else ""
+    own = f"; is in the index as {answer.own_id}, which is left out" if answer.own_id else ""
+    table = Table(title=f"{answer.query.path}{label}{own}", title_justify="left")
+    for name in ("rank", "similarity"):
+        table.add_column(name, justify="right")
+    for name in ("label", "id", "path"):
+        table.add_column(name, overflow="fold")
+    for result in answer.results:
+        cells = (str(result.rank), f"{result.similarity:.4f}", result.label, result.id, result.path)
+        table.add_row(*cells)
+    return table
