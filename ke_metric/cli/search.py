@@ -151,9 +151,7 @@ def _draw(answers: Sequence[Answer], path: Path) -> None:
     rows = [MontageRow(answer.query.id, answer.query.path, answer.query.label, answer.results) for answer in answers]
     write_montage(rows, path)
     if len(rows) > MOST_QUERIES or any(len(row.results) > MOST_RESULTS for row in rows):
-        say(
-            f"{path}: shows the first {MOST_QUERIES} of {len(rows):,} queries, and at most {MOST_RESULTS} results of each"
-        )
+        say(f"{path}: shows at most {MOST_QUERIES} of the {len(rows):,} queries and {MOST_RESULTS} results of each")
 
 
 def _document(

@@ -21,7 +21,7 @@ MOST_RESULTS = 20
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 # In pixels.
-PICTURE, FRAME, GAP, MARGIN = 112, 5, 14, 24
+PICTURE, FRAME, GAP, MARGIN = 112, 5, 16, 24
 CELL = PICTURE + 2 * FRAME
 TEXT_LINE, LINES_OF_LABEL = 15, 2
 HEADER = 46
@@ -144,7 +144,7 @@ def _draw_cell(
     if caption:
         draw.text((centre, below), caption, INK if color == UNKNOWN else color, _font(13, bold=True), anchor="ma")
         below += TEXT_LINE + 2
-    for line in shortened(label, CELL + GAP - 4, LINES_OF_LABEL):
+    for line in shortened(label, CELL + 4, LINES_OF_LABEL):
         draw.text((centre, below), line, INK, _font(11), anchor="ma")
         below += TEXT_LINE - 1
 
