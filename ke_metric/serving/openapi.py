@@ -56,7 +56,7 @@ def openapi_document(settings: ServiceSettings) -> Document:
 
 
 def _search(limits: Limits) -> Document:
-    k = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": DEFAULT_K}
+    k = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": min(DEFAULT_K, limits.max_k)}
     where = (
         'Only items for which this holds: label == "crow", id != "a.jpg", label in ["crow", "jay"], joined by and.'
     )

@@ -80,13 +80,15 @@ class ImpatientProtocol(HttpToolsProtocol):
             self._header_timer = None
 
     def _refuse(self, status: int, reason: str, *, retry: bool = False) -> None:
-        """Answer without the application, and close.
+        """Answer in the application's place, and close.
 
         Where an earlier request of the connection is still being answered, nothing may be written in between.
         """
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        is_alone = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        if is_alone and not self.pipeline:
             self.transport.write(_raw_reply(status, reason, retry=retry))
         self.transport.close()
 

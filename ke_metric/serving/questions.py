@@ -35,7 +35,7 @@ def read_question(query: bytes, max_k: int) -> Question:
         Refused: 400: a parameter is unknown, comes twice, or has a value that is not allowed.
     """
     given = read_parameters(query, PARAMETERS)
-    k = given.get("k", str(DEFAULT_K))
+    k = given.get("k", str(min(DEFAULT_K, max_k)))
     if not (k.isascii() and k.isdecimal() and len(k) <= 9 and 1 <= int(k) <= max_k):
         raise Refused(400, f"k = {k[:20]!r}: must be a whole number from 1 to {max_k}")
     return Question(int(k), _read_where(given["where"]) if "where" in given else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,24 +29,30 @@ class Server(uvicorn.Server):
     Args:
         config: Of uvicorn.
         service: What is served.
+
+    Attributes:
+        service: What is served.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service = service
+        self.service = service
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether it is time to stop: asked for, or the index could not be opened."""
-        return await super().on_tick(counter) or self._service.failure is not None
+        return await super().on_tick(counter) or self.service.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop: what waits is answered 503, what is in work is finished."""
-        self._service.stop()
+        self.service.stop()
         await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take signals as requests to stop; uvicorn would raise them again in the end, and exit with them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
         try:
             yield
@@ -71,18 +78,20 @@ def serve(
         KeMetricError: The address cannot be had, or the index cannot be opened.
     """
     refuse_bombs()
-    with _listen(settings) as listener:
+    with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
-        service = Service(open_searcher, settings.limits)
+        server = build_server(open_searcher, settings)
         listening(settings.url)
-        Server(_config(Application(service, settings), settings), service).run([listener])
-    if service.failure is not None:
-        raise service.failure
+        server.run([listener])
+    if server.service.failure is not None:
+        raise server.service.failure
 
 
-def _config(application: Application, settings: ServiceSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        application,
+def build_server(open_searcher: Callable[[], Searcher], settings: ServiceSettings) -> Server:
+    """Return a server that is not running yet; see `serve`."""
+    service = Service(open_searcher, settings.limits)
+    config = uvicorn.Config(
+        Application(service, settings),
         http=protocol_of(settings.limits),
         ws="none",
         lifespan="on",
@@ -94,9 +103,15 @@ def _config(application: Application, settings: ServiceSettings) -> uvicorn.Conf
         timeout_keep_alive=settings.limits.idle_seconds,
         timeout_graceful_shutdown=settings.limits.stop_seconds,
     )
+    return Server(config, service)
 
 
-def _listen(settings: ServiceSettings) -> socket.socket:
+def listen(settings: ServiceSettings) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        KeMetricError: ENVIRONMENT: the address cannot be had.
+    """
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)

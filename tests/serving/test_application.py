@@ -1,0 +1,309 @@
+"""Every route, every limit of a picture, every status."""
+
+import json
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from live_service import PNG, FakeSearcher, Running, encode, picture_of, running
+
+from ke_metric.retrieval.index import Result
+from ke_metric.retrieval.where import Where
+from ke_metric.serving.decoding import decode
+from ke_metric.serving.service import search_document
+from ke_metric.serving.settings import ServiceSettings
+
+PICTURE = encode(picture_of(3))
+OTHERS = [encode(picture_of(100 + number)) for number in range(40)]
+
+
+def embedded(searcher, image):
+    return searcher._embed(searcher.prepare(image)[None])
+
+
+def assert_results(answer, searcher, image, k, where=None):
+    results = searcher.search(embedded(searcher, image), k, where)[0]
+    assert answer.status == 200, answer
+    document = answer.document
+    assert document["digest"] == searcher.digest
+    found = [(result["rank"], result["id"], result["label"]) for result in document["results"]]
+    assert found == [(result.rank, result.id, result.label) for result in results]
+    similarities = [result["similarity"] for result in document["results"]]
+    np.testing.assert_allclose(similarities, [result.similarity for result in results], atol=1e-6)
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def bomb(width, height):
+    """Return a small PNG that says it has these pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("kind", "content_type"), [("PNG", PNG), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
+def test_a_search_finds_what_the_index_finds(service, kind, content_type):
+    image = picture_of(3)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    body = encode(image, kind, **options)
+    answer = service.search(body, "/search?k=4", content_type)
+    assert_results(answer, service.searcher, decode(body, kind, 10**6), 4)
+    assert answer.document["results"][0]["id"] == "birds/3 ü.png"
+    assert set(answer.document["results"][0]) == {"rank", "id", "label", "image", "similarity"}
+
+
+def test_a_content_type_may_have_parameters_and_capitals(service):
+    assert service.search(PICTURE, content_type="Image/PNG; x=y").status == 200
+
+
+def test_ten_neighbours_where_nothing_is_asked(fresh):
+    with fresh(max_k=20) as service:
+        assert len(service.search(PICTURE).document["results"]) == 10
+    with fresh(max_k=7) as service:
+        assert len(service.search(PICTURE).document["results"]) == 7
+
+
+def test_a_search_where_something_holds(service):
+    text = 'label != "class 0" and id != "birds/1 ü.png"'
+    answer = service.search(PICTURE, f"/search?k=5&where={quote(text)}")
+    assert_results(answer, service.searcher, picture_of(3), 5, Where.parse(text))
+    assert len(answer.document["results"]) == 5
+
+
+def test_embed_gives_the_vector_bit_by_bit(service):
+    document = service.search(PICTURE, "/embed").document
+    vector = np.array(document["embedding"], np.float32)
+    np.testing.assert_array_equal(vector, embedded(service.searcher, picture_of(3))[0])
+    assert document["digest"] == service.searcher.digest
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["k=0", "k=8", "k=-1", "k=1.5", "k=x", "k=", "k=%31%00", "k=1&k=1", "k=99999999999999999999", "zork=1", "k=1&K=1",
+     "where=zork", "where=", "where=path+%3D%3D+%22x%22", "where=label", "k", "&&", "k=%ff", "k=%C2%B2", "where=" + "(" * 300,
+     "k=1;where=x", "a=1&" * 20 + "k=1"],
+)  # fmt: skip
+def test_parameters_that_are_not_allowed(service, query):
+    answer = service.search(PICTURE, f"/search?{query}")
+    assert answer.status == 400, answer
+    assert set(answer.document) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/embed?k=1", "/health?x=1", "/metrics?x=", "/openapi.json?v=3", "/images/x?k=1"])
+def test_other_routes_take_no_parameters(service, path):
+    method = "POST" if path.startswith("/embed") else "GET"
+    assert service.ask(method, path, PICTURE if method == "POST" else None, PNG).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (PICTURE, "text/plain", 415),
+        (PICTURE, None, 415),
+        (PICTURE, "image/gif", 415),
+        (PICTURE, "image/png2", 415),
+        (PICTURE, "multipart/form-data; boundary=x", 415),
+        (PICTURE, "image/jpeg", 415),
+        (encode(picture_of(1), "GIF"), PNG, 415),
+        (encode(picture_of(1), "TIFF"), "image/jpeg", 415),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", PNG, 415),
+        (b"garbage", PNG, 415),
+        (b"", PNG, 422),
+        (PICTURE[:-30], PNG, 422),
+        (PICTURE[:20], PNG, 422),
+        (encode(picture_of(1), "JPEG")[:-100], "image/jpeg", 422),
+        (encode(picture_of(1), "WEBP")[:-100], "image/webp", 422),
+        (b"\xff\xd8\xff" + b"garbage" * 100, "image/jpeg", 422),
+        (b"\x89PNG\r\n\x1a\n" + b"garbage" * 100, PNG, 422),
+        (b"\xff\xd8\xff" + b"\xff\xda" * 200, "image/jpeg", 422),
+        (bomb(10_000, 5_000), PNG, 413),
+        (bomb(10_000, 10_000), PNG, 413),
+        (bomb(2**31 - 1, 2**31 - 1), PNG, 413),
+        (encode(picture_of(1, (400, 251))), PNG, 413),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 200_000, PNG, 413),
+    ],
+)
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")  # as `serve` sets it
+def test_pictures_that_are_not_taken(service, body, content_type, status):
+    for path in ("/search", "/embed"):
+        answer = service.search(body, path, content_type)
+        assert answer.status == status, answer
+        assert set(answer.document) == {"error"}
+        assert answer.headers["content-type"] == "application/json"
+
+
+def test_limits_are_allowed_themselves(fresh):
+    body = encode(picture_of(1, (400, 250)))
+    with fresh(max_bytes=len(body), max_pixels=100_000) as service:
+        assert service.search(body).status == 200
+    with fresh(max_bytes=len(body) - 1) as service:
+        assert service.search(body).status == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/search", 405),
+        ("PUT", "/search", 405),
+        ("GET", "/embed", 405),
+        ("POST", "/health", 405),
+        ("DELETE", "/images/x", 405),
+        ("GET", "/", 404),
+        ("GET", "/zork", 404),
+        ("POST", "/search/", 404),
+        ("GET", "/docs", 404),
+        ("GET", "//health", 404),
+        ("GET", "/health/..", 404),
+        ("OPTIONS", "/search", 405),
+        ("TRACE", "/health", 405),
+    ],
+)
+def test_other_paths_and_methods(service, method, path, status):
+    answer = service.ask(method, path)
+    assert answer.status == status
+    assert set(answer.document) == {"error"}
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_health_metrics_and_description(service):
+    health = service.ask("GET", "/health")
+    assert (health.status, health.document) == (200, {"status": "ready"})
+    assert service.ask("HEAD", "/health").status == 200
+    assert service.ask("GET", "/openapi.json").document["openapi"] == "3.1.0"
+
+
+def test_metrics_count(fresh):
+    with fresh() as service:
+        for _ in range(3):
+            service.search(PICTURE)
+        service.search(PICTURE, "/embed")
+        service.search(b"", PNG)
+        service.ask("GET", "/zork")
+        answer = service.ask("GET", "/metrics")
+    lines = dict(line.rsplit(" ", 1) for line in answer.body.decode().splitlines() if not line.startswith("#"))
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert lines['ke_metric_requests_total{route="/search",status="200"}'] == "3.0"
+    assert lines['ke_metric_requests_total{route="/embed",status="200"}'] == "1.0"
+    assert lines['ke_metric_requests_total{route="none",status="404"}'] == "1.0"
+    assert lines['ke_metric_request_seconds_count{route="/search"}'] == "3.0"
+    assert lines["ke_metric_pictures_total"] == "4.0"
+    assert lines["ke_metric_batch_pictures_count"] == "4.0"
+    assert lines["ke_metric_queue_pictures"] == "0.0"
+    assert lines["ke_metric_upload_bytes"] == "0.0"
+    assert lines["ke_metric_requests_in_flight"] == "1.0"
+
+
+@pytest.mark.parametrize("path", ["/health", "/zork", "/search", "/images/x"])
+def test_every_answer_is_guarded_and_names_no_software(service, path):
+    headers = service.ask("GET", path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert "server" not in headers
+
+
+def test_concurrent_requests_get_their_own_answers(fresh):
+    images = [picture_of(100 + number) for number in range(len(OTHERS))]
+    with fresh(queue=64) as service, ThreadPoolExecutor(16) as pool:
+        paths = [f"/search?k={1 + number % 3}" for number in range(len(OTHERS))]
+        answers = list(pool.map(service.search, OTHERS * 3, paths * 3))
+        for number, answer in enumerate(answers):
+            image, k = images[number % len(OTHERS)], 1 + number % len(OTHERS) % 3
+            assert_results(answer, service.searcher, image, k)
+        assert max(service.searcher.batches) <= 4
+
+
+def test_requests_that_wait_share_a_forward_pass(fresh):
+    with fresh(queue=20) as service, ThreadPoolExecutor(20) as pool:
+        service.searcher.gate.clear()
+        asked = [pool.submit(service.search, body) for body in OTHERS[:13]]
+        while service.server.service._batcher.waiting < 13:
+            assert not any(one.done() for one in asked)
+        service.searcher.gate.set()
+        assert [one.result().status for one in asked] == [200] * 13
+        assert max(service.searcher.batches) == 4
+
+
+def test_a_full_queue_is_told_at_once(fresh):
+    with fresh(queue=2) as service, ThreadPoolExecutor(8) as pool:
+        service.searcher.gate.clear()
+        waiting = [pool.submit(service.search, PICTURE) for _ in range(2)]
+        while service.server.service._batcher.waiting < 2:
+            pass
+        refused = service.search(PICTURE)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert service.ask("GET", "/health").status == 200
+        service.searcher.gate.set()
+        assert [one.result().status for one in waiting] == [200, 200]
+        assert service.search(PICTURE).status == 200
+
+
+def test_what_waited_too_long_is_told(fresh):
+    with fresh(answer_seconds=-1.0) as service:
+        assert service.search(PICTURE).status == 503
+
+
+class Broken(FakeSearcher):
+    def search(self, queries, k, where):
+        raise RuntimeError(f"/secret/place k={k}")
+
+
+def test_our_own_mistakes_are_told_without_their_words(items, capfd):
+    with running(Broken(items)) as service:
+        answer = service.search(PICTURE)
+        assert (answer.status, service.search(PICTURE, "/embed").status) == (500, 200)
+    assert b"secret" not in answer.body
+    assert "/secret/place" in capfd.readouterr().err
+
+
+def test_a_service_that_cannot_open_its_index_ends(items):
+    def fail():
+        raise RuntimeError("no index")
+
+    service = Running(fail).start(ready=False)
+    service._thread.join(10)
+    assert str(service.server.service.failure) == "no index"
+
+
+def test_until_the_index_is_open_there_is_only_health(items):
+    opened = threading.Event()
+
+    def slowly():
+        assert opened.wait(10)
+        return FakeSearcher(items)
+
+    service = Running(slowly).start(ready=False)
+    try:
+        health = service.ask("GET", "/health")
+        assert (health.status, health.document) == (503, {"status": "starting"})
+        assert service.search(PICTURE).status == service.ask("GET", "/images/x").status == 503
+        opened.set()
+        while service.ask("GET", "/health").status != 200:
+            pass
+        assert service.search(PICTURE).status == 200
+    finally:
+        opened.set()
+        service.stop()
+
+
+def test_json_is_json(items):
+    nasty = Result(1, 'a"\\\n\u2028</script>é', "/secret", 'x"y', -0.5)
+    document = json.loads(search_document([nasty], "d"))
+    assert document == {
+        "results": [
+            {"rank": 1, "id": nasty.id, "label": 'x"y', "image": "/images/" + quote(nasty.id, safe=""),
+             "similarity": -0.5}
+        ],
+        "digest": "d",
+    }  # fmt: skip
+    assert json.loads(search_document([], "d"))["results"] == []
+
+
+def test_a_token_is_part_of_the_settings_description():
+    assert "secret" not in repr(ServiceSettings(token="secret-token-of-many-characters"))

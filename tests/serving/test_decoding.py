@@ -1,0 +1,46 @@
+"""Whatever bytes come: a picture, or a refusal."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_service import encode, picture_of
+
+from ke_metric.serving.decoding import FORMATS, begins_as, decode
+from ke_metric.serving.exchange import Refused
+
+FILES = {kind: encode(picture_of(5), kind) for kind in FORMATS.values()}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_formats_are_told_by_their_content(kind):
+    assert begins_as(FILES[kind]) == kind
+    assert decode(FILES[kind], kind, 10**6).size == (16, 12)
+
+
+def test_a_progressive_picture_is_taken():
+    body = encode(picture_of(5), "JPEG", progressive=True)
+    assert decode(body, "JPEG", 10**6).size == (16, 12)
+
+
+def test_the_picture_is_decoded_when_it_is_returned():
+    image = decode(FILES["JPEG"], "JPEG", 10**6)
+    assert image.getpixel((3, 3)) == decode(FILES["JPEG"], "JPEG", 10**6).convert("RGB").getpixel((3, 3))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(FILES)),
+    cut=st.integers(0, 2000),
+    changes=st.lists(st.tuples(st.integers(0, 1999), st.integers(0, 255)), max_size=6),
+)
+def test_damaged_files_are_refused_or_decoded(kind, cut, changes):
+    body = bytearray(FILES[kind][:cut] if cut < 1500 else FILES[kind])
+    for position, value in changes:
+        if position < len(body):
+            body[position] = value
+    try:
+        image = decode(bytes(body), kind, 1000)
+    except Refused as refused:
+        assert refused.status in (413, 415, 422)
+    else:
+        assert image.width * image.height <= 1000

@@ -1,0 +1,77 @@
+"""Pictures of the gallery: by id, only pictures, and never by a path of the request."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+def get(service, identifier):
+    return service.ask("GET", f"/images/{identifier}")
+
+
+@pytest.mark.parametrize(("number", "content_type"), [(0, "image/png"), (2, "image/jpeg")])
+def test_the_file_as_it_is(service, items, number, content_type):
+    answer = get(service, quote(items[number].id, safe=""))
+    assert (answer.status, answer.headers["content-type"]) == (200, content_type)
+    assert answer.body == Path(items[number].path).read_bytes()
+    assert get(service, quote(items[number].id, safe="/")).body == answer.body
+
+
+def test_head_has_no_body(service, items):
+    answer = service.ask("HEAD", f"/images/{quote(items[0].id)}")
+    assert (answer.status, answer.body) == (200, b"")
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 8, 9], ids=["gone", "html", "no-path", "device", "folder"])
+def test_an_item_without_a_picture(service, items, number):
+    answer = get(service, quote(items[number].id))
+    assert answer.status == 404
+    assert items[number].path not in answer.body.decode() or not items[number].path
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path, service, items):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    before = items[9]
+    items[9] = before.__class__(before.id, str(tmp_path / "pipe"), "")
+    try:
+        assert get(service, quote(before.id)).status == 404
+    finally:
+        items[9] = before
+
+
+def test_a_file_larger_than_allowed(fresh, items):
+    size = Path(items[0].path).stat().st_size
+    with fresh(image_bytes=size) as service:
+        assert get(service, quote(items[0].id)).status == 200
+    with fresh(image_bytes=size - 1) as service:
+        assert get(service, quote(items[0].id)).status == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "..", "../etc/passwd", "../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/etc/passwd", "%2fetc%2fpasswd",
+     "..%5c..%5cwindows", "%00", "birds/0%00", "%ff", "%", "%zz", "birds/0%20%C3%BC.png%00.html", "birds/../birds/0",
+     "x" * 2000, "file:///etc/passwd", "birds//0%20%C3%BC.png", "birds/0%20%C3%BC.png/", "birds/0+%C3%BC.png"],
+)  # fmt: skip
+def test_path_tricks_find_nothing(service, path):
+    answer = get(service, path)
+    assert (answer.status, answer.document) == (404, {"error": "there is no picture of this id"})
+
+
+def test_the_path_of_an_item_is_not_its_id(service, items):
+    assert get(service, quote(items[0].path, safe="")).status == 404
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from(["..", "/", "%2e", "%2f", "etc", "passwd", "%00", "%", "birds", "0", "\\", ".png", "%C3"])
+    )
+)
+def test_nothing_but_ids_is_found(service, parts):
+    assert get(service, "".join(parts)).status == 404

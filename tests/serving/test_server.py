@@ -1,0 +1,218 @@
+"""The process: `ke-metric serve` on a real index, its answers, its end, and what it refuses to begin with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from live_service import encode, picture_of
+
+from ke_metric.blueprint import Blueprint
+from ke_metric.cli import main
+from ke_metric.errors import ExitCode
+from ke_metric.networks.architecture import Architecture
+from ke_metric.networks.description import NetworkCard, Normalization
+from ke_metric.recipe import Recipe
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.index import Index
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.serving.server import listen
+from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings
+
+RECIPE = Recipe.model_validate(
+    {"name": "x", "data": {"image_size": 32}, "network": {"backbone": "timm/test_resnet", "embedding_size": 8}}
+)
+QUERIES = [picture_of(200 + number, (40, 30)) for number in range(24)]
+
+
+def make_embedder():
+    network = Blueprint(RECIPE, 0).build(1).eval()
+    card = NetworkCard(split=None, normalization=Normalization.of_recipe(RECIPE))
+    return Embedder(network, architecture=Architecture.of_recipe(RECIPE), card=card)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An index of twenty pictures."""
+    place = tmp_path_factory.mktemp("served")
+    embedder, items = make_embedder(), []
+    for number in range(20):
+        path = place / f"{number}.png"
+        picture_of(number, (40, 30)).save(path)
+        items.append(Item(f"{number}.png", str(path), f"class {number % 4}"))
+    with Index.create(place / "index", embedder=embedder) as index:
+        index.add(items, embedder([item.path for item in items]), digest=embedder.digest)
+    return place / "index"
+
+
+class Served:
+    """`ke-metric serve` in a process of its own."""
+
+    def __init__(self, folder, *options):
+        command = [sys.executable, "-m", "ke_metric.cli", "serve", "--index", str(folder), "--port", "0", *options]
+        environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        line = self.process.stderr.readline()
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+);", line)[1])
+        while self.ask("GET", "/health")[0] != 200:
+            assert self.process.poll() is None
+            time.sleep(0.05)
+
+    def ask(self, method, path, body=None):
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {"Content-Type": "image/png"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def end(self, number):
+        """Send a signal and return the exit code, the seconds that took and what was printed."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        printed = self.process.communicate(timeout=30)[1]
+        return self.process.returncode, time.monotonic() - started, printed
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    found = Served(folder)
+    yield found
+    assert found.end(signal.SIGTERM)[0] == 0
+
+
+def test_answers_are_those_of_embedder_and_index(served, folder):
+    with ThreadPoolExecutor(8) as pool:
+        bodies = [encode(image) for image in QUERIES]
+        found = list(pool.map(lambda body: served.ask("POST", "/search?k=5", body), bodies))
+        vectors = list(pool.map(lambda body: served.ask("POST", "/embed", body), bodies))
+    with Index.open(folder) as index:
+        expected = index.embedder(QUERIES)
+        hits = index.search(expected, 5, digest=index.digest)
+        names = [[item.id for item in row] for row in hits.items()]
+    assert {status for status, _ in found + vectors} == {200}
+    assert [[result["id"] for result in document["results"]] for _, document in found] == names
+    np.testing.assert_allclose(
+        [[result["similarity"] for result in document["results"]] for _, document in found],
+        hits.similarities,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose([document["embedding"] for _, document in vectors], expected, atol=1e-5)
+
+
+def test_what_a_writer_adds_is_found_while_serving(served, folder):
+    picture = picture_of(999, (40, 30))
+    with Index.open(folder, writing=True) as index:
+        index.add([Item("new")], index.embedder(picture), digest=index.digest)
+    try:
+        document = served.ask("POST", "/search?k=1", encode(picture))[1]
+        assert document["results"][0]["id"] == "new"
+    finally:
+        with Index.open(folder, writing=True) as index:
+            index.remove(["new"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_it_stops_in_the_middle_of_requests(folder, number):
+    served = Served(folder)
+    statuses, bodies = [], [encode(image) for image in QUERIES]
+
+    def ask_until_the_end(body):
+        try:
+            while True:
+                statuses.append(served.ask("POST", "/search", body)[0])
+        except (HTTPException, OSError) as error:
+            statuses.append(type(error).__name__)
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask_until_the_end, body) for body in bodies[:8]]
+        while len(statuses) < 20:
+            assert served.process.poll() is None
+        code, seconds, printed = served.end(number)
+        for one in asking:
+            one.result(timeout=10)
+    assert code == 0
+    assert seconds < 8
+    assert "Traceback" not in printed
+    assert {status for status in statuses if isinstance(status, int)} <= {200, 503}
+
+
+def test_stopping_ends_uploads_and_closes_the_index(fresh):
+    with fresh(upload_seconds=30.0) as service, ThreadPoolExecutor(1) as pool:
+        head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 9999\r\n\r\nx"
+        uploading = pool.submit(service.raw, head, 10)
+        while not service.server.service.uploads.held:
+            time.sleep(0.01)
+        service.stop()
+        assert uploading.result().startswith(b"HTTP/1.1 503 ")
+        assert service.searcher.closed == 1
+
+
+def test_stopping_finishes_what_is_in_work(fresh):
+    with fresh() as service, ThreadPoolExecutor(4) as pool:
+        service.searcher.gate.clear()
+        asked = [pool.submit(service.search, encode(picture_of(number))) for number in range(3)]
+        while service.server.service._batcher._prepared.qsize() < 1 and service.server.service._batcher.waiting < 3:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        service.server.should_exit = True
+        time.sleep(0.3)
+        service.searcher.gate.set()
+        assert [one.result().status for one in asked] == [200] * 3
+
+
+def test_work_that_does_not_end_does_not_keep_it(fresh):
+    with fresh(stop_seconds=1) as service, ThreadPoolExecutor(1) as pool:
+        service.searcher.gate.clear()
+        asked = pool.submit(service.search, encode(picture_of(1)))
+        while service.server.service._batcher.waiting < 1:
+            time.sleep(0.01)
+        service.stop()
+        assert asked.exception() or asked.result().status >= 500
+        assert service.searcher.closed == 0
+
+
+def refused(*options):
+    result = CliRunner().invoke(main, ["serve", *map(str, options)])
+    assert result.exit_code, result.output
+    return result.exit_code, result.stderr
+
+
+def test_there_must_be_an_index(tmp_path):
+    code, said = refused("--index", tmp_path / "zork", "--port", 0)
+    assert code == ExitCode.DATA
+    assert "no index here" in said
+
+
+def test_another_host_without_a_token_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    code, said = refused("--index", tmp_path, "--host", "0.0.0.0")
+    assert code == ExitCode.USAGE
+    assert "--token-file" in said
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with listen(ServiceSettings(port=0)) as listener:
+        code, said = refused("--index", tmp_path, "--port", listener.getsockname()[1])
+    assert code == ExitCode.ENVIRONMENT
+    assert "cannot be listened on" in said
+
+
+def test_a_missing_library_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, said = refused("--index", tmp_path)
+    assert code == ExitCode.ENVIRONMENT
+    assert "pip install 'ke_metric[serve]'" in said
+
+
+def test_a_token_is_never_an_option():
+    assert "--token " not in CliRunner().invoke(main, ["serve", "--help"]).stdout
