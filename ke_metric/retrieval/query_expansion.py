@@ -96,10 +96,8 @@ def expand_queries(
 
 
 def _moved(queries: FloatArray, hits: Hits, alpha: float) -> FloatArray:
-    found = hits.numbers >= 0
-    similarities = np.where(found, hits.similarities, 0).clip(min=0).astype(np.float64)
-    # 0 to the power of 0 is 1: without an exponent every neighbour counts alike, but padding never does.
-    weights = np.where(found, similarities**alpha, 0)
+    # 0 to the power of 0 is 1: without an exponent every neighbour counts alike. Padding has a vector of zeros.
+    weights = hits.similarities.clip(min=0).astype(np.float64) ** alpha
     # A product of matrices for each query, [1, K] x [K, D].
     total = queries + (weights[:, None, :] @ hits.vectors().astype(np.float64))[:, 0]
     lengths = np.linalg.norm(total, axis=1, keepdims=True)

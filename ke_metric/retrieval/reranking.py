@@ -120,8 +120,8 @@ def _similarities(queries: FloatArray, hits: Hits, rule: Reranking) -> FloatArra
 def _distances(vectors: Tensor, there: Tensor) -> Tensor:
     """Return squared distances of members, each row divided by its largest, [B, M, M] float64; inf to padding."""
     wide = vectors.double()
-    squared = (2 - 2 * wide @ wide.transpose(1, 2)).clamp_(min=0)
-    squared.diagonal(dim1=1, dim2=2).zero_()
+    lengths = wide.square().sum(dim=2)
+    squared = (lengths[:, :, None] + lengths[:, None, :] - 2 * wide @ wide.transpose(1, 2)).clamp_(min=0)
     pairs = there[:, :, None] & there[:, None, :]
     largest = squared.masked_fill(~pairs, 0).amax(dim=2, keepdim=True)
     # Where all members are one point there is no largest distance to divide by.

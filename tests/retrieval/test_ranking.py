@@ -125,12 +125,13 @@ def test_the_querys_own_picture_takes_no_part(store):
     assert_ranked_like(hits, others, final)
 
 
-def test_fewer_candidates_than_asked_for(store):
+@pytest.mark.parametrize(("k1", "k2"), [(9, 4), (27, 4), (9, 50)])
+def test_fewer_candidates_than_asked_for(store, k1, k2):
     """What is missing changes nothing: the rule among the 30 items that the condition leaves."""
     where = Where.parse('label == "b"')
-    hits = ranked_search(store, QUERIES, 60, where=where, rerank=Reranking(9, 4, 0.3, depth=80))
+    hits = ranked_search(store, QUERIES, 60, where=where, rerank=Reranking(k1, k2, 0.3, depth=80))
     members = [n for n in range(COUNT) if n % 3 == 1]
-    final = [rerank_in_loops(query, store.vectors[members], k1=9, k2=4, weight=0.3) for query in QUERIES]
+    final = [rerank_in_loops(query, store.vectors[members], k1=k1, k2=k2, weight=0.3) for query in QUERIES]
     assert (hits.numbers >= 0).sum(axis=1).tolist() == [30] * len(QUERIES)
     assert_ranked_like(hits, [members] * len(QUERIES), final)
 
@@ -164,6 +165,21 @@ def test_mutual_neighbours_overtake_a_nearer_loner(memory_store):
     query = np.array([[1, 0]], np.float32)
     assert ranked_search(store, query, 1).items()[0][0].id == "loner"
     assert ranked_search(store, query, 1, rerank=Reranking(3, 1, 0.1, depth=8)).items()[0][0].id == "friend"
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(2, 1), (2, 2), (4, 3)])
+def test_an_item_comes_before_its_duplicates(memory_store, k1, k2):
+    """Of four equal pictures, the query among them, each has itself for nearest neighbour, and then the others in their order."""
+    vectors = np.repeat(clustered(12), 3, axis=0)
+    store = memory_store([Item(str(n)) for n in range(36)], vectors)
+    queries = vectors[[0, 16]]
+    hits = ranked_search(store, queries, 36, rerank=Reranking(k1, k2, 0.3, depth=36))
+    near = store.search(queries, 36).numbers
+    final = [
+        rerank_in_loops(query, vectors[numbers], k1=k1, k2=k2, weight=0.3)
+        for query, numbers in zip(queries, near, strict=True)
+    ]
+    assert_ranked_like(hits, near, final)
 
 
 def test_duplicates_are_ranked_without_trouble(memory_store):

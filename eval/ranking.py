@@ -1,0 +1,241 @@
+"""What query expansion and k-reciprocal re-ranking gain and cost, on lineages that were trained here.
+
+    python eval/ranking.py [LINEAGE ...] [--results eval/results/ranking]
+
+Measures the last generation of each LINEAGE, dense and slim, and keeps it as a line of RESULTS.jsonl; then writes
+RESULTS.md from all lines. Every test picture queries all others in an exact store (memmap).
+
+Defaults are chosen without a look at the test classes: on classes that the lineage was neither trained nor tested on
+(the training part's classes beyond `data.train_classes`), the setting with the highest mean MAP@R over all networks,
+among those that cost no network more than half a point of Recall@1 there.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from circumstances import circumstances
+
+from ke_metric import Lineage
+from ke_metric.blueprint import Blueprint
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.images import Benchmark, ImageSet
+from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.evaluation.embeddings import Embeddings, FloatArray
+from ke_metric.recipe import Recipe
+from ke_metric.retrieval.memmap_store import MemmapStore
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.store_scores import score_through
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.scoring import Scorer
+from ke_metric.training.engine import Engine
+
+HELD_OUT_CLASSES = 100
+SCORES = ("recall@1", "map@r", "r_precision")
+# Points of Recall@1 that a default may cost a network.
+TOLERATED = 0.5
+EXPANSIONS = [f"{neighbors}:{alpha}" for neighbors in (1, 2, 4, 8) for alpha in (0, 1, 3)]
+RERANKINGS = [
+    *(f"{k1}:{k2}:0.3" for k1 in (5, 10, 20) for k2 in (1, 3, 6) if k2 <= k1),
+    *(f"10:3:{weight}" for weight in (0.1, 0.6)),
+]
+DEPTHS = ["20:6:0.3:50", "20:6:0.3:200"]
+TIMED_QUERIES = 500
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measure the lineages named on the command line and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lineages", nargs="*", type=Path, metavar="LINEAGE")
+    parser.add_argument("--results", type=Path, default=Path("eval/results/ranking"), help="without .jsonl or .md")
+    options = parser.parse_args()
+    lines = options.results.with_suffix(".jsonl")
+    stored = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    documents = {document["lineage"]: document for document in stored}
+    for folder in options.lineages:
+        documents[folder.name] = measure(Lineage(folder))
+        lines.write_text("".join(json.dumps(document) + "\n" for document in documents.values()))
+    text = "\n".join(report(list(documents.values())))
+    options.results.with_suffix(".md").write_text(text + "\n")
+    print(text)
+
+
+def measure(lineage: Lineage) -> dict[str, Any]:
+    """Return the scores of every setting, in percent, of both networks on both parts, and what settings cost."""
+    recipe = lineage.recipe
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"kmeans_seeds": 0})})
+    whole = load_benchmark(recipe.data, recipe.task)
+    parts = {"test": whole, "held out": replace(whole, query=(rest := held_out(recipe, whole)), gallery=rest)}
+    document: dict[str, Any] = {"lineage": lineage.folder.name, "circumstances": described(), "parts": {}}
+    for part, benchmark in parts.items():
+        images = benchmark.query
+        sizes = np.bincount(images.labels)
+        facts = {"pictures": len(images), "classes": int((sizes > 0).sum()), "largest_class": int(sizes.max())}
+        document["parts"][part] = {**facts, "networks": {}}
+        for network, vectors in embed_networks(lineage, recipe, benchmark).items():
+            with TemporaryDirectory() as folder:
+                store = filled(Path(folder), images, vectors)
+                scores = {text: score(store, images, vectors, text) for text in ["", *settings()]}
+                document["parts"][part]["networks"][network] = scores
+                if part == "test" and network == "dense":
+                    document["cost"] = costs(store, vectors)
+                store.close()
+            print(f"{lineage.folder.name} {part} {network}: done", file=sys.stderr)
+    return document
+
+
+def settings() -> list[str]:
+    """Return every setting of the grid, `expand ...`, `rerank ...`, or both."""
+    return [
+        *(f"expand {text}" for text in EXPANSIONS),
+        *(f"rerank {text}" for text in (*RERANKINGS, *DEPTHS)),
+        "expand 2:3 rerank 10:3:0.3",
+    ]
+
+
+def parsed(text: str) -> tuple[Expansion | None, Reranking | None]:
+    """Return the options that a setting stands for."""
+    words = text.split()
+    found = dict(zip(words[::2], words[1::2], strict=True))
+    return (
+        Expansion.parse(found["expand"]) if "expand" in found else None,
+        Reranking.parse(found["rerank"]) if "rerank" in found else None,
+    )
+
+
+def described() -> list[str]:
+    """Return the circumstances of this run."""
+    return circumstances(("numpy",), more=f"times are the least of {ROUNDS}")
+
+
+def held_out(recipe: Recipe, benchmark: Benchmark) -> ImageSet:
+    """Return pictures of classes that are in the training part, but not among those trained on."""
+    everything = load_benchmark(recipe.data.model_copy(update={"train_classes": None}), recipe.task).train
+    trained = set(benchmark.train.class_names)
+    rest = [number for number, name in enumerate(everything.class_names) if name not in trained][:HELD_OUT_CLASSES]
+    if not rest:
+        raise SystemExit(f"{benchmark.name}: every class of the training part was trained on; set train_classes")
+    return everything.at(np.flatnonzero(np.isin(everything.labels, rest)))
+
+
+def embed_networks(lineage: Lineage, recipe: Recipe, benchmark: Benchmark) -> dict[str, FloatArray]:
+    """Return the normalised embeddings of the queries, which are the gallery too, by each network."""
+    found: dict[str, FloatArray] = {}
+
+    def keep(network: str, query: FloatArray, gallery: FloatArray) -> None:
+        found[network] = Embeddings(query, benchmark.query.labels).vectors
+
+    pictures = Pictures.decode(
+        without_training(benchmark), recipe.data.store_size, store_shape=recipe.data.store_shape
+    )
+    scorer = Scorer(pictures, recipe, Engine("fp32", "cpu"))
+    network, plan = Blueprint(recipe, 0).restore(lineage.load(lineage.number_of("last")), device=torch.device("cpu"))
+    scorer.scorecard(network, plan, seen=keep)
+    return found
+
+
+def filled(folder: Path, images: ImageSet, vectors: FloatArray) -> MemmapStore:
+    """Return a store of the pictures."""
+    store = MemmapStore(folder, vectors.shape[1], writing=True, device="cpu")
+    labels = images.labels.tolist()
+    store.add([Item(key, label=str(label)) for key, label in zip(images.keys, labels, strict=True)], vectors)
+    return store
+
+
+def score(store: MemmapStore, images: ImageSet, vectors: FloatArray, text: str) -> dict[str, float]:
+    """Return the scores of a setting, in percent."""
+    expand, rerank = parsed(text)
+    labels = [str(label) for label in images.labels.tolist()]
+    found = score_through(store, vectors, labels, (1,), ids=images.keys, expand=expand, rerank=rerank)
+    return {name: 100 * found[name] for name in SCORES}
+
+
+def costs(store: MemmapStore, vectors: FloatArray) -> dict[str, dict[str, float]]:
+    """Return milliseconds per query of settings, all queries in one call and one by one, and peak memory in MB.
+
+    The settings come in the order of their memory, which is the most that the process ever had.
+    """
+    queries, found = vectors[:TIMED_QUERIES], {}
+    for text in ("", "expand 1:3", "expand 8:3", "rerank 20:6:0.3:50", "rerank 20:6:0.3", "rerank 20:6:0.3:200"):
+        expand, rerank = parsed(text)
+        together, alone = [], []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            ranked_search(store, queries, 10, expand=expand, rerank=rerank)
+            together.append((time.perf_counter() - started) / len(queries))
+            started = time.perf_counter()
+            for query in queries[:50]:
+                ranked_search(store, query[None], 10, expand=expand, rerank=rerank)
+            alone.append((time.perf_counter() - started) / 50)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found[text] = {"together": 1e3 * min(together), "alone": 1e3 * min(alone), "peak": peak}
+    return found
+
+
+def report(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the tables of all lineages measured, as lines of Markdown."""
+    lines = [
+        "# Better ranking, measured",
+        "",
+        "Written by `python eval/ranking.py`; docs/ranking.md says it in words.",
+    ]
+    chosen = {kind: choose(documents, kind) for kind in ("expand", "rerank")}
+    lines += ["", "Chosen on held-out classes: " + ", ".join(f"`--{text or 'none'}`" for text in chosen.values())]
+    for document in documents:
+        lines += ["", f"## {document['lineage']}", "", *document["circumstances"]]
+        for part, found in document["parts"].items():
+            lines += ["", f"### {part}: {found['pictures']:,} pictures, {found['classes']:,} classes"]
+            lines += ["", *table(found["networks"])]
+        if "cost" in document:
+            lines += ["", "### cost", "", *cost_table(document["cost"])]
+    return lines
+
+
+def choose(documents: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Return the default of a kind of setting, by the rule at the top; empty where none is allowed."""
+    networks = [found for document in documents for found in document["parts"]["held out"]["networks"].values()]
+    allowed = {}
+    for text in (text for text in networks[0] if text.startswith(kind) and text.count(" ") == 1):
+        if all(found[text]["recall@1"] >= found[""]["recall@1"] - TOLERATED for found in networks):
+            allowed[text] = fmean(found[text]["map@r"] - found[""]["map@r"] for found in networks)
+    return max(allowed, key=lambda text: allowed[text], default="")
+
+
+def table(networks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Return plain scores and what each setting adds, in points, side by side for the networks."""
+    names = [f"{network} {name}" for network in networks for name in ("R@1", "MAP@R", "R-precision")]
+    lines = [f"| setting | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for text in next(iter(networks.values())):
+        cells = []
+        for found in networks.values():
+            shift = 0 if not text else 1
+            cells += [f"{found[text][n] - shift * found[''][n]:{'+.1f' if text else '.1f'}}" for n in SCORES]
+        lines.append(f"| {text or 'plain'} | {' | '.join(cells)} |")
+    return lines
+
+
+def cost_table(costs: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return what settings cost."""
+    lines = [
+        f"| setting | ms per query, {TIMED_QUERIES} at a time | ms per query, one at a time | peak memory, MB |",
+        "|---|---:|---:|---:|",
+    ]
+    for text, cost in costs.items():
+        cells = f"{cost['together']:.2f} | {cost['alone']:.2f} | {cost['peak']:,.0f}"
+        lines.append(f"| {text or 'plain'} | {cells} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
