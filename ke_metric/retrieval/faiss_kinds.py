@@ -1,0 +1,158 @@
+"""Kinds of FAISS index by their factory string: made, set for a search, and told apart.
+
+Shapes: N vectors of D numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.evaluation.faiss_library import load_faiss
+
+AUTO = "auto"
+EXAMPLES = "Flat, HNSW32, IVF1024,Flat, IVF4096,PQ64x4fs or OPQ32,IVF4096,PQ32x8"
+SETTINGS = ("nprobe", "efSearch")
+EF_SEARCH = 64
+"""Places a search of a graph keeps in mind."""
+MOST_SETTING = 1_000_000
+LONGEST_NUMBER = 6
+# Under so many vectors for each centroid FAISS warns; more than the other made searching no better.
+LEAST_PER_CENTROID = 39
+PER_CENTROID = 64
+LEAST_SAMPLE = 65_536
+
+
+def check_factory(factory: str, dimension: int) -> None:
+    """Refuse what is neither `auto` nor an index of FAISS.
+
+    Raises:
+        KeMetricError: USAGE, see `make_index`.
+    """
+    if factory != AUTO:
+        make_index(factory, dimension)
+
+
+def make_index(factory: str, dimension: int) -> Any:
+    """Return an empty FAISS index of inner products that takes vectors with their ids.
+
+    Args:
+        factory: FAISS's name of it.
+        dimension: Length D of the vectors.
+
+    Raises:
+        KeMetricError: USAGE: FAISS has no such index for vectors of this length.
+    """
+    faiss = load_faiss()
+    try:
+        _check_words(factory)
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise KeMetricError(
+            f"factory = {factory[:200]!r}: FAISS has no such index for vectors of {dimension} numbers: "
+            f"{_reason(error)}; must be 'auto', or for example {EXAMPLES}",
+            ExitCode.USAGE,
+        ) from error
+    transformed = isinstance(index, faiss.IndexPreTransform) and faiss.try_extract_index_ivf(index) is not None
+    return index if isinstance(index, faiss.IndexIVF) or transformed else faiss.IndexIDMap(index)
+
+
+def _check_words(factory: str) -> None:
+    if "IDMap" in factory:
+        raise ValueError("the ids are the store's own, without IDMap")
+    if re.search(rf"\d{{{LONGEST_NUMBER + 1}}}", factory):
+        raise ValueError(f"a number of more than {LONGEST_NUMBER} digits")
+    # FAISS takes these, and fails when it adds or searches.
+    if re.search(r"(IVF0|HNSW[01]|NSG[01])(?!\d)", factory):
+        raise ValueError("it needs at least 1 list, or 2 links of a graph")
+
+
+def _reason(error: Exception) -> str:
+    """Return what FAISS says, without the place in its source."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", text)[:200] or type(error).__name__
+
+
+def _parts(index: Any) -> Iterator[Any]:
+    """Yield an index and those inside it, each as what it is, from the outside in."""
+    faiss = load_faiss()
+    part = faiss.downcast_index(index)
+    yield part
+    for name in ("index", "base_index", "quantizer"):
+        inner = getattr(part, name, None)
+        if isinstance(inner, faiss.Index):
+            yield from _parts(inner)
+
+
+def training_counts(index: Any) -> tuple[int, int]:
+    """Return how many vectors the training of an index needs, and how many it is given; 0 where it needs none."""
+    if index.is_trained:
+        return 0, 0
+    lists = [int(part.nlist) for part in _parts(index) if hasattr(part, "nlist")]
+    codebooks = [int(part.pq.ksub) for part in _parts(index) if hasattr(part, "pq")]
+    most = max([1, *lists, *codebooks])
+    return LEAST_PER_CENTROID * most, max(PER_CENTROID * most, LEAST_SAMPLE)
+
+
+def is_exact(index: Any) -> bool:
+    """Return whether every vector is compared, whole, with every query."""
+    return isinstance(_searched(index), load_faiss().IndexFlat)
+
+
+def is_whole(index: Any) -> bool:
+    """Return whether the index holds whole vectors, so that the similarities it finds are true ones."""
+    faiss = load_faiss()
+    return isinstance(_searched(index), faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+
+
+def _searched(index: Any) -> Any:
+    faiss = load_faiss()
+    return next(part for part in _parts(index) if not isinstance(part, faiss.IndexIDMap))
+
+
+def check_settings(search: Mapping[str, int]) -> dict[str, int]:
+    """Return settings of a search.
+
+    Args:
+        search: `nprobe`, how many lists of an IVF index are looked into; `efSearch`, how many places a search of a
+            graph keeps in mind.
+
+    Raises:
+        KeMetricError: USAGE: another name, or no positive whole number.
+    """
+    for name, value in search.items():
+        if name not in SETTINGS:
+            raise KeMetricError(
+                f"search: unknown setting {name!r}{closest(name, SETTINGS)}; there are {', '.join(SETTINGS)}",
+                ExitCode.USAGE,
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SETTING:
+            raise KeMetricError(
+                f"search: {name} = {value!r}, must be a whole number from 1 to {MOST_SETTING:,}", ExitCode.USAGE
+            )
+    return dict(search)
+
+
+def apply_settings(index: Any, search: Mapping[str, int]) -> dict[str, int]:
+    """Set how thoroughly an index is searched, and return what was set.
+
+    It is set on the index itself: importing pytorch_metric_learning replaces FAISS's `Index.search` by one that takes
+    no parameters.
+
+    Args:
+        index: Changed in place.
+        search: From `check_settings`. Where it does not say: `nprobe` is the root of the number of lists, `efSearch`
+            `EF_SEARCH`.
+    """
+    used: dict[str, int] = {}
+    for part in _parts(index):
+        if hasattr(part, "nprobe"):
+            used["nprobe"] = min(search.get("nprobe", math.isqrt(int(part.nlist))), int(part.nlist))
+            part.nprobe = used["nprobe"]
+        if hasattr(part, "hnsw"):
+            used["efSearch"] = search.get("efSearch", EF_SEARCH)
+            part.hnsw.efSearch = used["efSearch"]
+    return used

@@ -1,0 +1,101 @@
+"""A search of a FAISS index some of whose items were removed, or that holds its vectors only as short codes.
+
+Shapes: Q queries, D numbers in a vector, K neighbours, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ke_metric.evaluation.embeddings import FloatArray, IntArray
+
+Found = tuple[FloatArray, IntArray]
+"""Similarities float32 [Q, K], most similar first, and rows int64 [Q, K]; -inf and -1 where there is none."""
+BoolArray = npt.NDArray[np.bool_]
+
+CANDIDATES = 4
+LEAST_CANDIDATES = 40
+"""Of short codes so many times K are found, at least so many, and compared again by their whole vectors."""
+SLACK = 8
+DEEPER = 4
+
+
+class IndexSearch:
+    """Searches an index for what is still there.
+
+    Args:
+        index: FAISS's object; its ids are rows.
+        removed: [N] which of the rows that it covers are gone; None where it holds none that is.
+        vectors: Rows [M] to vectors [M, D], where the index holds short codes; None where it holds them whole.
+        live: How many items it holds that are not gone.
+    """
+
+    def __init__(
+        self, index: Any, *, removed: BoolArray | None, vectors: Callable[[IntArray], FloatArray] | None, live: int
+    ) -> None:
+        self._index, self._removed, self._vectors, self._live = index, removed, vectors, live
+
+    def search(self, queries: FloatArray, k: int) -> tuple[Found, IntArray]:
+        """Find the k most similar items of each query.
+
+        Where removed items crowd out others, those queries are searched again for four times as many, and so on.
+
+        Args:
+            queries: [Q, D] float32.
+            k: Neighbours per query.
+
+        Returns:
+            What was found, and the numbers of the queries for which that is less than k although the index holds
+            more: it looked into too few lists, or nearly everything near them was removed.
+        """
+        similarities, rows = self._once(queries, k, depth := self._first_depth(k))
+        wanted = min(k, self._live)
+        lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < wanted)
+        while len(lacking) and self._removed is not None and (depth := DEEPER * depth) < self._most_depth:
+            similarities[lacking], rows[lacking] = self._once(queries[lacking], k, depth)
+            lacking = lacking[np.count_nonzero(rows[lacking] >= 0, axis=1) < wanted]
+        return (similarities, rows), lacking
+
+    def _first_depth(self, k: int) -> int:
+        depth = k if self._vectors is None else max(CANDIDATES * k, LEAST_CANDIDATES)
+        if self._removed is not None:
+            depth += SLACK + round(depth * (1 - self._live / max(1, self._index.ntotal)))
+        return depth
+
+    @property
+    def _most_depth(self) -> int:
+        """How deep FAISS is asked to look: beyond, an exact search of everything costs less."""
+        return max(1024, int(self._index.ntotal) // 16)
+
+    def _once(self, queries: FloatArray, k: int, depth: int) -> Found:
+        similarities, rows = self._index.search(queries, depth)
+        if self._removed is not None:
+            rows[self._removed[rows] & (rows >= 0)] = -1
+        if self._vectors is not None:
+            similarities = self._compared_again(queries, rows)
+        missing = rows < 0
+        if missing.any():
+            similarities[missing] = -np.inf
+        return (similarities, rows) if depth == k else best(similarities, rows, k)
+
+    def _compared_again(self, queries: FloatArray, rows: IntArray) -> FloatArray:
+        assert self._vectors is not None
+        vectors = self._vectors(np.maximum(rows, 0).ravel())
+        products: FloatArray = np.matmul(vectors.reshape(*rows.shape, -1), queries[:, :, None])[:, :, 0]
+        return products
+
+
+def best(similarities: FloatArray, rows: IntArray, k: int) -> Found:
+    """Return the k most similar of each query, most similar first.
+
+    Args:
+        similarities: [Q, C], in any order.
+        rows: [Q, C], C at least k.
+        k: How many.
+    """
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)

@@ -1,0 +1,224 @@
+"""Kinds of FAISS index: trained, chosen, set, and compared again where they hold short codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faiss_filled import KINDS, RARER_KINDS, D, check, fill, recall, vectors_of
+from store_twin import Twin
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.faiss_library import load_faiss
+from ke_metric.retrieval.faiss_file import read_records
+from ke_metric.retrieval.faiss_store import FaissStore
+from ke_metric.retrieval.gallery import Gallery
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of FAISS that wait for each other take long on a busy machine."""
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open a store in the test's folder; it is closed when the test ends."""
+    stores = []
+
+    def make(factory="Flat", *, writing=True, **settings):
+        stores.append(FaissStore(tmp_path / "store", D, writing=writing, factory=factory, **settings))
+        return stores[-1]
+
+    yield make
+    for store in reversed(stores):
+        store.close()
+
+
+def test_a_kind_that_cannot_be_trained_yet_is_searched_exactly(opened):
+    store = opened("IVF16,Flat")
+    twin = fill(store, 600)
+    store.flush()
+    assert store.describe()["indexed"] == 0
+    assert store.describe()["reason"] == (
+        "IVF16,Flat: needs 624 items for its training; the 600 that there are are searched exactly"
+    )
+    check(store, twin, exact=True)
+    fill(store, 24, seed=1, twin=twin, first=600)
+    store.flush()
+    assert store.describe()["indexed"] == 624
+    assert store.describe()["reason"] == "IVF16,Flat: asked for"
+
+
+def test_a_kind_is_trained_again_when_the_gallery_has_grown(opened):
+    store = opened("IVF4,Flat")
+    twin = fill(store, 200)
+    for size, trained in ((200, 200), (800, 200), (801, 801)):
+        if size > len(twin.content):
+            fill(store, size - len(twin.content), seed=size, twin=twin, first=len(twin.content))
+        store.flush()
+        assert read_records(store._gallery)[0].trained == trained
+        assert store.describe()["indexed"] == size
+
+
+def test_training_takes_a_sample_of_the_whole_gallery(opened, monkeypatch):
+    asked = []
+    real = Gallery.vectors
+    monkeypatch.setattr("ke_metric.retrieval.faiss_kinds.LEAST_SAMPLE", 500)
+    monkeypatch.setattr("ke_metric.retrieval.faiss_kinds.PER_CENTROID", 40)
+    monkeypatch.setattr(Gallery, "vectors", lambda self, rows: (asked.append(rows), real(self, rows))[1])
+    store = opened("IVF4,Flat")
+    fill(store, 2000)
+    store.remove([f"id-{n}" for n in range(1000)])
+    store.flush()
+    (sample,) = asked
+    assert len(sample) == 500
+    assert sample.min() >= 1000, "what was removed trains nothing"
+    assert sample.min() < 1020
+    assert sample.max() > 1980
+    assert (np.diff(sample) > 0).all()
+
+
+def test_the_same_gallery_gives_the_same_file(tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        store = FaissStore(tmp_path / name, D, writing=True, factory="IVF4,PQ8x4")
+        fill(store)
+        store.flush()
+        digests.append(read_records(store._gallery)[0].sha256)
+        store.close()
+    assert digests[0] == digests[1]
+
+
+def test_auto_changes_the_kind_with_the_size(opened, monkeypatch):
+    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.FLAT_NUMBERS", 500 * D)
+    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.HNSW_NUMBERS", 1000 * D)
+    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.IVF_NUMBERS", 1500 * D)
+    store = opened("auto")
+    assert store.describe()["factory"] == "Flat"
+    twin = Twin()
+    for size, factory, exact in (
+        (400, "Flat", True),
+        (900, "HNSW32", False),
+        (1400, "IVF16,Flat", False),
+        (2000, "IVF16,PQ8x4fs", False),
+    ):
+        fill(store, size - len(twin.content), seed=size, twin=twin, first=len(twin.content))
+        store.flush()
+        facts = store.describe()
+        assert (facts["factory"], facts["exact"], facts["indexed"]) == (factory, exact, size)
+        assert facts["reason"].startswith(f"{factory}: {size:,} vectors of {D} numbers take ")
+        check(store, twin, exact=exact)
+    gone = list(twin.content)[:1600]
+    store.remove(gone)
+    twin.remove(gone)
+    assert store.describe()["reason"].startswith("IVF16,PQ8x4fs, until flushed. Flat: 400 vectors")
+    store.flush()
+    assert store.describe()["factory"] == "Flat"
+    check(store, twin, exact=True)
+
+
+def test_another_kind_asked_for_is_built_when_flushed(opened):
+    store = opened("Flat")
+    twin = fill(store)
+    store.flush()
+    store.close()
+    store = opened("HNSW32")
+    assert store.describe()["reason"] == "Flat, until flushed. HNSW32: asked for"
+    check(store, twin, exact=True)
+    store.flush()
+    assert store.describe()["factory"] == "HNSW32"
+
+
+def test_short_codes_are_compared_again(opened):
+    store = opened("IVF4,PQ4x4", search={"nprobe": 4})
+    twin = fill(store, 2000)
+    store.flush()
+    bare = store._now().derived.index
+    queries = vectors_of(30, 5)
+    _, rows = bare.search(queries, 10)
+    truth = [set(sorted(s, key=s.get)[-10:]) for s in map(twin.similarities, queries)]
+    by_codes = sum(len({f"id-{n}" for n in row} & best) for row, best in zip(rows.tolist(), truth, strict=True)) / 300
+    assert recall(store, twin) > by_codes + 0.1
+    check(store, twin, exact=False)
+
+
+def test_settings_are_used(opened):
+    store = opened("IVF16,Flat")
+    twin = fill(store, 2000)
+    store.flush()
+    assert store.describe()["search"] == {"nprobe": 4}
+    store.close()
+    found = []
+    for nprobe in (1, 16):
+        store = opened("IVF16,Flat", writing=False, search={"nprobe": nprobe, "efSearch": 7})
+        assert store.describe()["search"] == {"nprobe": nprobe}
+        found.append(recall(store, twin))
+    assert found[0] < found[1] == 1
+
+
+def test_pytorch_metric_learning_imported_first(tmp_path):
+    """It replaces FAISS's search by one of fewer arguments."""
+    code = f"""
+import pytorch_metric_learning.utils.inference, faiss.contrib.torch_utils, numpy as np, sys
+sys.path.append({str(Path(__file__).parent)!r})
+from store_twin import *
+from ke_metric.retrieval.faiss_store import FaissStore
+for number, factory in enumerate({KINDS + RARER_KINDS!r}):
+    store = FaissStore(__import__("pathlib").Path({str(tmp_path)!r}) / str(number), 16, writing=True, factory=factory,
+                       search={{"nprobe": 4, "efSearch": 200}})
+    twin = Twin()
+    items, vectors = some_items(700), unit_vectors(700, 16, seed=1)
+    store.add(items, vectors); twin.add(items, vectors); store.flush()
+    store.remove(["id-3", "id-600"]); twin.remove(["id-3", "id-600"])
+    whole = factory in ("Flat", "HNSW32", "IVF4,Flat", "IVF4_HNSW8,Flat")
+    assert_same_answers(store, twin, unit_vectors(20, 16, seed=2), 5, exact=whole)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+BAD_FACTORIES = ("nonsense", "", "IVF0,Flat", "HNSW1", "IVF16", "PQ7x4", "LSH", "IDMap,Flat", "IVF12345678,Flat")
+
+
+@pytest.mark.parametrize("factory", BAD_FACTORIES)
+def test_a_bad_factory_is_refused_before_anything_is_made(tmp_path, factory):
+    with pytest.raises(KeMetricError, match="for example Flat, HNSW32, IVF1024,Flat") as caught:
+        FaissStore(tmp_path / "store", D, writing=True, factory=factory)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert repr(factory) in str(caught.value)
+    assert ".cpp" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"nprobes": 3}, "unknown setting 'nprobes'; did you mean 'nprobe'?"),
+        ({"nprobe": 0}, "nprobe = 0, must be a whole number from 1"),
+        ({"efSearch": -1}, "efSearch = -1"),
+        ({"efSearch": 10**7}, "efSearch = 10000000"),
+        ({"nprobe": True}, "nprobe = True"),
+        ({"nprobe": 1.5}, "nprobe = 1.5"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, search, said):
+    with pytest.raises(KeMetricError) as caught:
+        FaissStore(tmp_path / "store", D, writing=True, search=search)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert said in str(caught.value)
+
+
+def test_what_faiss_cannot_build_is_an_error_that_loses_nothing(opened):
+    store = opened("NSG16")
+    twin = fill(store, 300)
+    store.flush()
+    fill(store, 10, seed=1, twin=twin, first=300)
+    with pytest.raises(KeMetricError, match="nothing is lost"):
+        store.flush()
+    check(store, twin, exact=False)
