@@ -115,7 +115,7 @@ class Collection:
                 parameters.add_index(
                     "vector", index_type=kind, metric_type="IP", index_name="vector", params=dict(KINDS[kind].build)
                 )
-                self.client.create_index(self.name, parameters)
+                self.client.create_index(self.name, parameters, sync=False)  # there is nothing in it yet
             self.client.load_collection(self.name)
 
     def check(self, dimension: int, kind: str) -> None:

@@ -19,6 +19,9 @@ SECONDS_TO_CONNECT = 10.0
 SECONDS = 120.0
 """That a request to a server may take. Milvus Lite, in this process, takes what it takes."""
 
+NEVER = 2**31 - 1
+"""pymilvus pings every 10 s; Milvus Lite hangs up on that, in the middle of a request that takes longer."""
+
 
 class Connection:
     """A connection; close it.
@@ -108,7 +111,7 @@ def _started(folder: LiteFolder) -> MilvusClient:
     from pymilvus import MilvusClient
 
     with explained(str(folder.path)):
-        return MilvusClient(str(folder.path))
+        return MilvusClient(str(folder.path), grpc_options={"grpc.keepalive_time_ms": NEVER})
 
 
 def _stop(folder: LiteFolder) -> None:

@@ -58,13 +58,15 @@ class LiteFolder:
             raise KeMetricError(f"{path}: there is no Milvus Lite database here", ExitCode.DATA)
         self._lock = FileLock(path / LOCK, timeout=0, thread_local=False)
         try:
-            path.mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             self.was_killed = (path / OPENED).exists()
-            if self.was_killed:
-                self._mend()
+            with FileLock(path / "LOCK", timeout=0, thread_local=False):  # Milvus Lite's own
+                if self.was_killed:
+                    self._mend()
             (path / OPENED).touch()
         except Timeout:
+            self._lock.release()
             raise KeMetricError(f"{path}: is open already; {ONE_AT_A_TIME}", ExitCode.DATA) from None
         except OSError as error:
             self._lock.release()
@@ -72,15 +74,13 @@ class LiteFolder:
 
     def _mend(self) -> None:
         """Remove what a SIGKILL leaves; nothing of it is data that is not elsewhere."""
-        held = FileLock(self.path / "LOCK", timeout=0, thread_local=False)  # Milvus Lite's own
-        with held:
-            for folder in sorted((self.path / "collections").glob("*/")):
-                if not (folder / "schema.json").exists():
-                    shutil.rmtree(folder)
-                    continue
-                for index in folder.glob("partitions/*/indexes/*.idx"):
-                    index.unlink()
-                _remove_flushed_logs(folder)
+        for folder in sorted((self.path / "collections").glob("*/")):
+            if not (folder / "schema.json").exists():
+                shutil.rmtree(folder)
+                continue
+            for index in folder.glob("partitions/*/indexes/*.idx"):
+                index.unlink()
+            _remove_flushed_logs(folder)
 
     def close(self, *, cleanly: bool = True) -> None:
         """Let others open it.

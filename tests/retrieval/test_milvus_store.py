@@ -1,0 +1,570 @@
+"""The store in Milvus, on Milvus Lite; what holds for every kind of store is in test_store_contract.py.
+
+No Milvus server is to be had here: what only a server does is not tested.
+"""
+
+import json
+import shutil
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval import milvus_collection, milvus_connection, milvus_store
+from ke_metric.retrieval.milvus_collection import KINDS, Collection
+from ke_metric.retrieval.milvus_expression import expression_of, one_of, quoted
+from ke_metric.retrieval.milvus_lite_folder import OPENED, LiteFolder
+from ke_metric.retrieval.milvus_store import MilvusStore
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import Condition, Where
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+D = 4
+FACTS = {"digest": "0123"}
+
+
+def vectors(count, seed=0, dimension=D):
+    found = np.random.default_rng(seed).standard_normal((count, dimension)).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def items(count, start=0):
+    return [Item(f"i{n:05}", f"p{n}.png", ["", "crow", "jay"][n % 3]) for n in range(start, start + count)]
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return str(tmp_path / "milvus.db")
+
+
+@pytest.fixture
+def open_milvus(uri):
+    """Open the store of a test; all are closed after it."""
+    opened = []
+
+    def store(*, writing=True, dimension=D, **more):
+        opened.append(MilvusStore(uri, dimension, writing=writing, **more))
+        return opened[-1]
+
+    yield store
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A store that tests with many examples share."""
+    store = MilvusStore(str(tmp_path_factory.mktemp("shared") / "milvus.db"), D, writing=True)
+    yield store
+    store.close()
+
+
+def everything(store):
+    return {
+        item.id: (item, vector.tolist())
+        for page, rows in store.read(7)
+        for item, vector in zip(page, rows, strict=True)
+    }
+
+
+# Search
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_search_gives_cosines_highest_first(open_milvus, kind):
+    gallery, queries = vectors(300), vectors(20, seed=1)
+    store = open_milvus(kind=kind)
+    store.add(items(300), gallery)
+    store.flush()
+    store.add([Item("last")], -queries[:1])
+    hits = store.search(queries, 5)
+    exact = queries @ np.concatenate([gallery, -queries[:1]]).T
+    order = np.argsort(-exact, axis=1)[:, :5]
+    if kind == "FLAT":
+        np.testing.assert_allclose(hits.similarities, np.take_along_axis(exact, order, axis=1), atol=1e-6)
+    names = [f"i{n:05}" for n in range(300)] + ["last"]
+    same = [
+        {item.id for item in row} == {names[n] for n in right} for row, right in zip(hits.items(), order, strict=True)
+    ]
+    assert np.mean(same) > (0.99 if kind == "FLAT" else 0.5)
+    assert store.describe()["exact"] == (kind == "FLAT")
+    opposite = store.search(queries[:1], 301)
+    assert [row[-1].id for row in opposite.items()] == ["last"] or kind == "IVF_FLAT"
+
+
+def test_hits_give_items_and_vectors_of_the_same_rows(open_milvus):
+    store = open_milvus()
+    gallery = vectors(50)
+    store.add(items(50), gallery)
+    hits = store.search(vectors(3, seed=1), 60)
+    assert hits.numbers.shape == (3, 60)
+    assert (hits.numbers[:, 50:] == -1).all()
+    found = hits.vectors()
+    for query, row in enumerate(hits.items()):
+        assert len(row) == 50
+        np.testing.assert_array_equal(found[query, :50], [gallery[int(item.id[1:])] for item in row])
+    assert not found[:, 50:].any()
+
+
+def test_requests_in_parts_answer_as_one(open_milvus, monkeypatch):
+    store = open_milvus()
+    store.add(items(500), vectors(500))
+    queries = vectors(300, seed=1)
+    whole = store.search(queries, 10)
+    monkeypatch.setattr(milvus_store, "HITS_AT_ONCE", 70)
+    monkeypatch.setattr(milvus_collection, "REQUEST_BYTES", 3000)
+    monkeypatch.setattr(milvus_collection, "REQUEST_ROWS", 40)
+    parts = store.search(queries, 10)
+    np.testing.assert_array_equal(parts.similarities, whole.similarities)
+    assert parts.items() == whole.items()
+    np.testing.assert_array_equal(parts.vectors(), whole.vectors())
+    assert len(everything(store)) == 500
+    assert store.known([item.id for item in items(510)]) == {item.id for item in items(500)}
+
+
+def test_ten_thousand_queries_and_none(open_milvus):
+    store = open_milvus()
+    assert store.search(vectors(3), 5).items() == [[], [], []]
+    store.add(items(30), vectors(30))
+    hits = store.search(vectors(10_000, seed=1), 1)
+    assert (hits.numbers >= 0).all()
+    np.testing.assert_allclose(
+        hits.similarities[:, 0], (vectors(10_000, seed=1) @ vectors(30).T).max(axis=1), atol=1e-6
+    )
+    assert store.search(vectors(0), 3).similarities.shape == (0, 3)
+    assert store.search(vectors(0), 3).vectors().shape == (0, 3, D)
+
+
+def test_more_neighbours_than_milvus_gives_are_refused_only_where_there_are_more(open_milvus, monkeypatch):
+    store = open_milvus()
+    store.add(items(30), vectors(30))
+    assert store.search(vectors(2), 100_000).numbers.shape == (2, 100_000)
+    monkeypatch.setattr(milvus_store, "REQUEST_ROWS", 20)
+    with pytest.raises(KeMetricError, match=r"k = 25, Milvus finds at most 20 neighbours"):
+        store.search(vectors(2), 25)
+
+
+# What text may be
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8) | st.text(
+    "\"'\\\n\r\t%_ in[]", max_size=6
+)
+
+
+@given(ids=st.lists(TEXTS.filter(bool), unique=True, min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_can_be_an_id(shared, ids):
+    shared.remove([item.id for page, _ in shared.read() for item in page])
+    rows = [Item(text, text, text) for text in ids]
+    shared.add(rows, vectors(len(ids)))
+    assert shared.get(ids) == rows
+    assert shared.known([*ids, "no such id"]) == set(ids)
+    assert [item.id for page, _ in shared.read(2) for item in page] == sorted(ids)
+    for text in ids:
+        found = shared.search(vectors(1), 9, where=Where((Condition("path", True, (text,)),)))
+        assert [item.id for item in found.items()[0]] == [text]
+    shared.remove(ids[:1])
+    assert shared.known(ids) == set(ids[1:])
+
+
+def test_the_longest_texts_that_are_allowed_fit(open_milvus):
+    store = open_milvus()
+    longest = ["😀" * 1024, '"' * 1024, "\\" * 1024, "\n" * 1024, "x" * 1024]
+    store.add([Item(text, text, text) for text in longest], vectors(5))
+    assert {item.path for row in store.search(vectors(1), 5).items() for item in row} == set(longest)
+    store.remove(longest[:4])
+    assert store.get(longest[4:])[0].label == longest[4]
+
+
+CONDITIONS = st.builds(
+    Condition,
+    st.sampled_from(["id", "path", "label"]),
+    st.booleans(),
+    st.lists(
+        st.sampled_from(["", '"', "\\", 'a" or label == "', "\n", "crow", "c\\", "é", "' in ["]), min_size=1
+    ).map(tuple),
+)
+
+
+@given(where=st.lists(CONDITIONS, min_size=1, max_size=3).map(tuple).map(Where))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_where_holds_for_what_python_says(filtered, where):
+    def holds(item):
+        return all((getattr(item, one.field) in one.values) == one.within for one in where.conditions)
+
+    store, rows = filtered
+    found = {item.id for item in store.search(vectors(1), len(rows), where=where).items()[0]}
+    assert found == {item.id for item in rows if holds(item)}
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory):
+    texts = ["", '"', "\\", 'a" or label == "', "\n", "crow", "c\\", "é", "' in ["]
+    rows = [Item(f"{n}{text}" if n else text or "x", texts[n % 7], texts[n % 5]) for n in range(6) for text in texts]
+    store = MilvusStore(str(tmp_path_factory.mktemp("filtered") / "milvus.db"), D, writing=True)
+    store.add(rows[:30], vectors(30))
+    store.flush()  # some in a data file, some in the log: Milvus Lite filters them differently
+    store.add(rows[30:], vectors(len(rows) - 30, seed=1))
+    yield store, rows
+    store.close()
+
+
+def test_where_with_thousands_of_values(open_milvus):
+    store = open_milvus()
+    store.add(items(100), vectors(100))
+    where = Where((Condition("id", True, tuple(f"i{n:05}" for n in range(50, 20_000))),))
+    assert {item.id for item in store.search(vectors(1), 100, where=where).items()[0]} == {
+        f"i{n:05}" for n in range(50, 100)
+    }
+
+
+def test_expressions():
+    assert quoted('a"\\\n') == r'"a\"\\\n"'
+    assert one_of("id", ["a", "b"]) == 'id in ["a", "b"]'
+    assert expression_of(None) == ""
+    assert expression_of(Where.parse('label == "x" and path != "y" and id in ["a", "b"]')) == (
+        'label == "x" and path != "y" and id in ["a", "b"]'
+    )
+    assert expression_of(Where((Condition("label", False, ("a", "b")),))) == 'not (label in ["a", "b"])'
+
+
+# All or nothing
+
+
+@pytest.fixture
+def small_requests(monkeypatch):
+    monkeypatch.setattr(milvus_collection, "REQUEST_BYTES", 700)
+
+
+class Cut(BaseException):
+    """Where a process is killed."""
+
+
+def cut_after(monkeypatch, requests):
+    """Let the process be killed after that many requests that change something."""
+    left = [requests]
+
+    def counted(method):
+        def call(self, what):
+            if not left[0]:
+                raise Cut
+            left[0] -= 1
+            method(self, what)
+
+        return call
+
+    for name in ("put", "delete"):
+        monkeypatch.setattr(Collection, name, counted(getattr(Collection, name)))
+
+
+def long_items(count, start=0):
+    return [Item(f"{item.id}{'-' * 40}", item.path, item.label) for item in items(count, start=start)]
+
+
+CHANGES = {
+    "add": lambda store: store.add(long_items(30, start=20), vectors(30, seed=1)),
+    "replace": lambda store: store.add(long_items(30), vectors(30, seed=1), replace=True),
+    "remove": lambda store: store.remove([item.id for item in long_items(18)] * 2),
+}
+
+
+def expected_after(change, before):
+    if change == "remove":
+        return {item.id: before[item.id] for item in long_items(2, start=18)}
+    new = zip(long_items(30, start=20 if change == "add" else 0), vectors(30, seed=1), strict=True)
+    return before | {item.id: (item, vector.tolist()) for item, vector in new}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_many_requests_is_whole_or_not_at_all(open_milvus, small_requests, change):
+    outcomes = []
+    for requests in range(0, 100, 2):
+        name = f"c{requests}"
+        store = open_milvus(collection=name)
+        store.add(long_items(20), vectors(20))
+        before = everything(store)
+        whole = expected_after(change, before)
+        with pytest.MonkeyPatch.context() as patch:
+            cut_after(patch, requests)
+            try:
+                CHANGES[change](store)
+                finished = True
+            except Cut:
+                finished = False
+        store.close()
+        store = open_milvus(collection=name, writing=requests % 4 == 0)
+        after = everything(store)
+        assert after == whole if finished else after in (before, whole), requests
+        assert len(store) == len(after)
+        assert len(store._journal.own) == 1
+        store.close()
+        outcomes.append(after == whole)
+        if finished:
+            break
+    assert outcomes == sorted(outcomes)
+    assert outcomes.count(False) > 1
+    assert outcomes.count(True) > 2
+
+
+def test_the_same_store_goes_on_after_a_request_that_failed(open_milvus, small_requests):
+    store = open_milvus()
+    store.add(long_items(20), vectors(20))
+    for start, requests, count in [(100, 2, 20), (200, 12, 60)]:
+        with pytest.MonkeyPatch.context() as patch:
+            cut_after(patch, requests)
+            with pytest.raises(Cut):
+                store.add(long_items(40, start=start), vectors(40, seed=1))
+        assert len(store) == count
+        assert len(everything(store)) == count
+    store.add(long_items(40, start=300), vectors(40))
+    assert len(store) == len(everything(store)) == 100
+
+
+def test_one_request_where_it_fits(open_milvus):
+    store = open_milvus()
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(patch, 1)
+        store.add(items(5000), vectors(5000))
+    assert len(store) == 5000
+
+
+# What is there already
+
+
+def test_another_dimension_model_index_or_collection_is_refused(open_milvus):
+    open_milvus(facts=FACTS).close()
+    for more, message in [
+        ({"dimension": 5}, "holds vectors of length 4, asked for is length 5"),
+        ({"facts": {"digest": "9"}}, "its digest is '0123', asked for is '9'"),
+        ({"facts": {"model": "9"}}, "its model is None, asked for is '9'"),
+        ({"kind": "HNSW"}, "its index is FLAT by IP, asked for is HNSW by IP"),
+        ({"kind": "HNWS"}, "must be one of FLAT, HNSW, IVF_FLAT, AUTOINDEX; did you mean 'HNSW'"),
+        ({"collection": "x", "writing": False}, "there is no such collection"),
+    ]:
+        with pytest.raises(KeMetricError, match=message):
+            open_milvus(**more)
+    store = open_milvus(writing=False, facts=FACTS)
+    assert store.facts == FACTS
+    with pytest.raises(KeMetricError, match="opened to read"):
+        store.add(items(1), vectors(1))
+
+
+def test_a_collection_of_something_else_is_refused(open_milvus, uri):
+    from pymilvus import MilvusClient
+
+    open_milvus().close()
+    connection = milvus_connection.Connection(uri, writing=True)
+    connection.client.create_collection("other", dimension=D)
+    schema = MilvusClient.create_schema()
+    for name in ("id", "path", "label"):
+        schema.add_field(name, 21, max_length=10, is_primary=name == "id")
+    schema.add_field("vector", 101, dim=D)
+    connection.client.create_collection("alike", schema=schema)
+    connection.close()
+    with pytest.raises(KeMetricError, match="its fields are id, vector, must be id, path, label, vector"):
+        open_milvus(collection="other")
+    with pytest.raises(KeMetricError, match="made by another program: there is no collection alike_journal"):
+        open_milvus(collection="alike")
+
+
+def test_collections_in_one_file_are_apart(open_milvus):
+    for name in ("one", "two"):
+        store = open_milvus(collection=name)
+        store.add([Item(name)], vectors(1))
+        store.close()
+    assert open_milvus(collection="one", writing=False).known(["one", "two"]) == {"one"}
+
+
+# The file of Milvus Lite
+
+
+@pytest.mark.parametrize("writing", [True, False])
+def test_a_second_to_open_the_file_is_refused(open_milvus, uri, writing):
+    store = open_milvus()
+    with pytest.raises(KeMetricError, match=r"is open already; one process at a time .* a Milvus server"):
+        open_milvus(writing=writing)
+    program = f"from ke_metric.retrieval.milvus_store import MilvusStore; MilvusStore({uri!r}, 4, writing={writing})"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode
+    assert "is open already" in ran.stderr
+    store.add(items(1), vectors(1))
+
+
+def test_another_program_that_has_the_file_open(uri):
+    from pymilvus import MilvusClient
+
+    program = f"from pymilvus import MilvusClient as C; c = C({uri!r}); print('open', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(KeMetricError, match="is open already"):
+            MilvusStore(uri, D, writing=True)
+        other.communicate(b"\n")
+    assert MilvusClient
+    MilvusStore(uri, D, writing=True).close()
+
+
+def test_a_file_that_is_not_there_or_is_no_folder(uri, tmp_path):
+    with pytest.raises(KeMetricError, match="there is no Milvus Lite database here"):
+        MilvusStore(uri, D, writing=False)
+    assert not Path(uri).exists()
+    with pytest.raises(KeMetricError, match="cannot be opened"):
+        MilvusStore(f"{__file__}/milvus.db", D, writing=True)
+    MilvusStore(str(tmp_path / "absent" / "milvus.db"), D, writing=True).close()
+    Path(uri).write_bytes(b"SQLite format 3\0")
+    with pytest.raises(KeMetricError, match=r"Milvus Lite 2, which Milvus Lite 3 cannot open; build the index again"):
+        MilvusStore(uri, D, writing=True)
+    assert Path(uri).read_bytes() == b"SQLite format 3\0"
+
+
+def killed_copy(uri, tmp_path):
+    """Return a copy of a database as a SIGKILL would leave it now."""
+    copy = tmp_path / "killed.db"
+    shutil.copytree(uri, copy)
+    return copy
+
+
+def reopened(path, **more):
+    return MilvusStore(str(path), D, writing=True, **more)
+
+
+def test_what_was_answered_is_there_after_a_kill(open_milvus, uri, tmp_path):
+    store = open_milvus(facts=FACTS)
+    store.add(items(20), vectors(20))
+    store.remove(["i00003"])
+    expected = everything(store)
+    again = reopened(killed_copy(uri, tmp_path), facts=FACTS)
+    assert everything(again) == expected
+    again.close()
+
+
+@pytest.mark.parametrize("missing", ["schema.json", "manifest.json", "collection", "journal's schema.json"])
+def test_a_collection_that_was_half_made_is_made_anew(open_milvus, uri, tmp_path, missing):
+    open_milvus(facts=FACTS)
+    copy = killed_copy(uri, tmp_path)
+    main, journal = copy / "collections" / "ke_metric", copy / "collections" / "ke_metric_journal"
+    if missing == "manifest.json":  # killed before the index was made
+        (main / missing).unlink()
+    else:
+        shutil.rmtree(main)
+        if missing == "schema.json":
+            (main / "wal").mkdir(parents=True)
+        if missing == "journal's schema.json":
+            (journal / "schema.json").unlink()
+    store = reopened(copy, facts=FACTS)
+    store.add(items(20), vectors(20))
+    store.close()
+    store = reopened(copy, facts=FACTS)
+    assert len(store) == 20
+    assert store.search(vectors(1), 1).items()[0][0].id == "i00000"
+    store.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_file_that_was_half_written_is_made_anew(open_milvus, uri, tmp_path, kind):
+    store = open_milvus(kind=kind)
+    store.add(items(300), vectors(300))
+    store.close()
+    copy = killed_copy(uri, tmp_path)
+    found = list(copy.glob("collections/ke_metric/**/*.idx"))
+    assert found
+    for file in found:
+        file.write_bytes(file.read_bytes()[:100])
+    (copy / OPENED).touch()
+    store = reopened(copy, kind=kind)
+    assert store.search(vectors(300)[:1], 1).items()[0][0].id == "i00000"
+    store.close()
+
+
+def test_a_log_that_is_in_the_data_files_already_doubles_nothing(open_milvus, uri, tmp_path):
+    store = open_milvus()
+    store.add(items(20), vectors(20))
+    logs = Path(uri) / "collections" / "ke_metric" / "wal"
+    shutil.copytree(logs, tmp_path / "logs")
+    store.flush()
+    copy = killed_copy(uri, tmp_path)  # as if killed after the manifest was written, before the log was removed
+    shutil.rmtree(copy / "collections" / "ke_metric" / "wal")
+    shutil.copytree(tmp_path / "logs", copy / "collections" / "ke_metric" / "wal")
+    again = reopened(copy)
+    assert len(again) == 20
+    assert len(again.search(vectors(1), 30).items()[0]) == 20
+    again.add([Item("more")], vectors(1, seed=1))
+    again.close()
+
+
+def test_a_log_of_an_unknown_version_stays(tmp_path):
+    collection = tmp_path / "milvus.db" / "collections" / "x"
+    (collection / "wal").mkdir(parents=True)
+    (collection / "schema.json").write_text("{}")
+    log = collection / "wal" / "wal_data_000001.arrow"
+    log.touch()
+    (tmp_path / "milvus.db" / OPENED).touch()
+    for manifest, stays in [
+        ({"manifest_format_version": 3, "active_wal_number": 2}, True),
+        ({"manifest_format_version": 2, "active_wal_number": None}, True),
+        ({"manifest_format_version": 2, "active_wal_number": 1}, True),
+        ([], True),
+        ({"manifest_format_version": 2, "active_wal_number": 2}, False),
+    ]:
+        (collection / "manifest.json").write_text(json.dumps(manifest))
+        LiteFolder(tmp_path / "milvus.db", writing=True).close(cleanly=False)
+        assert log.exists() == stays, manifest
+
+
+# Servers
+
+
+@pytest.mark.parametrize("uri", ["http://root:secret@host:1", "https://host?token=secret"])
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    with pytest.raises(KeMetricError, match="KE_METRIC_MILVUS_TOKEN") as caught:
+        MilvusStore(uri, D, writing=True)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_does_not_answer():
+    with pytest.raises(KeMetricError, match=r"http://127\.0\.0\.1:1: Milvus says: Fail connecting") as caught:
+        MilvusStore("http://127.0.0.1:1", D, writing=False, token="root:secret")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert "secret" not in str(caught.value)
+
+
+def test_a_uri_of_neither_kind():
+    with pytest.raises(KeMetricError, match=r"must be a file that ends with \.db, or a server: http://host:19530"):
+        MilvusStore("gallery.sqlite", D, writing=True)
+
+
+@pytest.mark.parametrize("package", ["pymilvus", "milvus_lite"])
+def test_a_missing_library_names_the_command(uri, monkeypatch, package):
+    monkeypatch.setattr(
+        milvus_connection.importlib.util, "find_spec", lambda name: None if name == package else object()
+    )
+    with pytest.raises(KeMetricError, match=rf"{package} is not installed: pip install 'ke_metric\[cpu,milvus\]'"):
+        MilvusStore(uri, D, writing=True)
+    assert not Path(uri).exists()
+
+
+def test_the_same_requests_over_http(open_milvus, uri):
+    """What the store asks of a server it asks of Milvus Lite: spoken to over its port, it answers the same."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    store = open_milvus(facts=FACTS)
+    store.add(items(30), vectors(30))
+    port = server_manager_instance._servers[uri][2]
+    reader = MilvusStore(f"http://127.0.0.1:{port}", D, writing=False, facts=FACTS)
+    assert "bytes" not in reader.describe()
+    assert len(reader) == 30
+    store.add(items(5, start=30), vectors(5, seed=1))
+    assert len(reader) == 35
+    assert reader.search(vectors(1), 1).items() == store.search(vectors(1), 1).items()
+    writer = MilvusStore(f"http://127.0.0.1:{port}", D, writing=True, collection="second", kind="HNSW")
+    writer.add([Item(letter) for letter in string.ascii_letters], vectors(52))
+    assert len(writer) == 52
+    for one in (writer, reader):
+        one.close()
