@@ -1,0 +1,63 @@
+"""Every kind of store that must pass the contract (test_store_contract.py) and survive being killed (test_kills.py).
+
+A new kind is one line in `STORES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ke_metric.retrieval.faiss_store import FaissStore
+from ke_metric.retrieval.memmap_store import MemmapStore
+from ke_metric.retrieval.milvus_store import MilvusStore
+from ke_metric.retrieval.vector_store import VectorStore
+
+
+@dataclass(frozen=True)
+class StoreKind:
+    """One kind of store.
+
+    Attributes:
+        make: (folder, dimension, writing) to the store; made in a folder that is empty or absent when writing.
+        recall: The least recall@10 over 3,000 clustered vectors, after a flush; 1 for a store whose search is exact,
+            whose ranks are compared with the twin's.
+        tolerance: How far a similarity may be from the inner product.
+        beside: Whether readers may be open beside the writer.
+        examples: How many random sequences of calls are tried; fewer where opening is slow.
+    """
+
+    make: Callable[[Path, int, bool], VectorStore]
+    recall: float = 1.0
+    tolerance: float = 1e-5
+    beside: bool = True
+    examples: int = 15
+
+    @property
+    def exact(self) -> bool:
+        return self.recall == 1
+
+
+def faiss_kind(factory: str, recall: float = 1.0, **search: int) -> StoreKind:
+    return StoreKind(
+        lambda folder, dimension, writing: FaissStore(
+            folder, dimension, writing=writing, factory=factory, search=search
+        ),
+        recall=recall,
+        examples=15,
+    )
+
+
+STORES = {
+    "memmap": StoreKind(lambda folder, dimension, writing: MemmapStore(folder, dimension, writing=writing)),
+    "faiss": faiss_kind("Flat"),
+    "faiss HNSW": faiss_kind("HNSW32", 0.9),
+    "faiss IVF": faiss_kind("IVF16,Flat", 0.9),
+    "milvus": StoreKind(
+        lambda folder, dimension, writing: MilvusStore(str(folder / "milvus.db"), dimension, writing=writing),
+        beside=False,
+        examples=5,
+    ),
+    "faiss IVF-PQ": faiss_kind("IVF4,PQ8x4fs", 0.75, nprobe=4),
+}
