@@ -6,31 +6,25 @@ of the store. Shapes: B batch, D embedding, Q queries, K neighbours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field, ValidationError
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
-from ke_metric.networks.description import Sha256, installed_versions
 from ke_metric.networks.folders import remove_new_folder, whole_folder
-from ke_metric.recipe_problems import dotted, shown
-from ke_metric.recipe_section import Section
 from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.manifest import MANIFEST, Manifest, read_manifest
 from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
 from ke_metric.retrieval.where import Where
 
-MANIFEST = "index.json"
 MODEL = "model"
-FORMAT_VERSION: Literal[1] = 1
 FAISS_STORE = StoreSettings()
 
 
@@ -67,21 +61,6 @@ def results_of(hits: Hits) -> list[list[Result]]:
         ]
         for items, row in zip(hits.items(), hits.similarities, strict=True)
     ]
-
-
-class Manifest(Section):
-    """What index.json says."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    digest: Sha256
-    """Of the embedder that made the vectors."""
-    dimension: int = Field(ge=1)
-    """Length D of the vectors."""
-    description: str
-    """Where that embedder came from, in words."""
-    store: StoreSettings
-    versions: dict[str, str] = Field(default_factory=installed_versions)
-    """Of what made the index; for people."""
 
 
 class Index:
@@ -148,7 +127,7 @@ class Index:
         assert dimension is not None, "an index needs an embedder, or a dimension"
         manifest = Manifest(digest=digest, dimension=dimension, description=description, store=settings)
         with whole_folder(place.resolve(), overwrite=False) as temporary:
-            (temporary / MANIFEST).write_text(_to_json(manifest), encoding="utf-8")
+            (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if embedder is not None:
                 embedder.save(temporary / MODEL)
         try:
@@ -277,42 +256,3 @@ class Index:
     def close(self) -> None:
         """Close the store; everything acknowledged stays."""
         self.store.close()
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read index.json.
-
-    Raises:
-        KeMetricError: There is none, it is damaged, or of another format version.
-    """
-    path = folder / MANIFEST
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise KeMetricError(
-            f"{folder}: no index here (no {MANIFEST}); make one with ke-metric index build", ExitCode.DATA
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
-    try:
-        document = json.loads(text)
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
-            raise KeMetricError(
-                f"{path}: format_version = {shown(version)}, this version of ke_metric reads {FORMAT_VERSION}",
-                ExitCode.DATA,
-            )
-        return Manifest.model_validate(document)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise KeMetricError(
-            f"{path}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}", ExitCode.DATA
-        ) from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, KeMetricError):
-            raise
-        raise KeMetricError(f"{path}: damaged: {type(error).__name__}: {error}", ExitCode.DATA) from error
-
-
-def _to_json(manifest: Manifest) -> str:
-    return json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"

@@ -11,7 +11,8 @@ from typing import Self
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import EmbeddingFiles, holds_embeddings
-from ke_metric.retrieval.index import MANIFEST, MODEL, Index
+from ke_metric.retrieval.index import MODEL, Index
+from ke_metric.retrieval.manifest import MANIFEST
 from ke_metric.retrieval.item_embeddings import ItemBatch
 
 BATCH_SIZE = 8192
