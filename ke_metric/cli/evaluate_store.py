@@ -19,8 +19,8 @@ from rich import box
 from rich.table import Column, Table
 
 from ke_metric.cli.display import say
+from ke_metric.cli.index import read_settings
 from ke_metric.cli.through_options import ThroughChoice
-from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
 from ke_metric.report import header
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
@@ -55,16 +55,8 @@ class StoreScoring:
         Raises:
             KeMetricError: USAGE: a value is not allowed, or the kind of store would not read it.
         """
-        store = choice.store
-        settings = StoreSettings.of(
-            kind=store.kind,
-            factory=store.factory,
-            search=_search_settings(store.search) or None,
-            uri=store.uri,
-            index=store.index,
-        )
         return cls(
-            settings,
+            read_settings(choice.store),
             None if choice.expand is None else Expansion.parse(choice.expand),
             None if choice.rerank is None else Reranking.parse(choice.rerank),
         )
@@ -158,16 +150,6 @@ def _remove_collection(store: VectorStore, settings: StoreSettings) -> None:
 
         assert isinstance(store, MilvusStore), store
         store.drop()
-
-
-def _search_settings(texts: tuple[str, ...]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not name or not value.isdecimal():
-            raise KeMetricError(f"--search {text!r}: must be KEY=N, as in nprobe=32", ExitCode.USAGE)
-        found[name] = int(value)
-    return found
 
 
 def _loss(exact: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:

@@ -51,7 +51,7 @@ def build_index(
         KeMetricError: The folder is taken, there are no such pictures, network or embeddings, or the store cannot be
             made. What was added until then stays.
     """
-    settings = _settings(store)
+    settings = read_settings(store)
     _require_one_source(pictures, origin)
     if origin is not None:
         return _build_from(origin, folder=folder, settings=settings, model=model)
@@ -186,7 +186,12 @@ def _require_one_source(pictures: PictureChoice, origin: Path | None) -> None:
         raise KeMetricError("--no-labels and --strict are for pictures, not for --from", ExitCode.USAGE)
 
 
-def _settings(store: StoreChoice) -> StoreSettings:
+def read_settings(store: StoreChoice) -> StoreSettings:
+    """Read what the command line says of a store.
+
+    Raises:
+        KeMetricError: USAGE: a value is not allowed, or the kind of store would not read it.
+    """
     return StoreSettings.of(
         kind=store.kind,
         factory=store.factory,
