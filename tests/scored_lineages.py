@@ -1,0 +1,50 @@
+"""A small lineage whose scorecards are really those of its networks, on characters that are never seen as files."""
+
+from pathlib import Path
+
+from ke_metric import Lineage
+from ke_metric.blueprint import Blueprint
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.generation import Generation, Provenance
+from ke_metric.recipe import Recipe
+from ke_metric.scoring import Scorer
+from ke_metric.training.engine import Engine
+
+FIELDS = {
+    "name": "scored",
+    "generations": 2,
+    "keep": "all",
+    "data": {
+        "benchmark": "glyphs", "test_classes": 5, "image_size": 32, "store_size": 40,
+        "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3],
+    },
+    "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
+    "evaluation": {"resize": 36, "batch_size": 16, "recall_at": [1, 2, 4], "kmeans_seeds": 1, "backend": "torch"},
+}  # fmt: skip
+
+
+def grow_scored(folder: Path) -> Lineage:
+    """Store a lineage of two drawn networks, scored dense and slim as a training scores them."""
+    recipe = Recipe.model_validate(FIELDS)
+    lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
+    benchmark = without_training(load_benchmark(recipe.data, recipe.task))
+    scorer = Scorer(Pictures.decode(benchmark, recipe.data.store_size), recipe, Engine("fp32", "cpu"))
+    blueprint = Blueprint(recipe, 0)
+    for number in range(1, recipe.generations + 1):
+        network = blueprint.build(number)
+        plan = blueprint.plan(network, number)
+        lineage.append(
+            Generation(
+                number=number,
+                weights=network.state_dict(),
+                loss_weights={},
+                split=plan.to_json(),
+                split_bits=plan.to_tensors(),
+                scorecard=scorer.scorecard(network, plan),
+                training_log=(),
+                magnitudes={},
+                provenance=Provenance("0", "1" if number > 1 else None, 0, {}, {}, {}, ()),
+            )
+        )
+    return lineage
