@@ -112,7 +112,7 @@ def _files_below(root: Path) -> Iterator[str]:
         seen.add((status.st_dev, status.st_ino))
         for entry in _entries(folder):
             name = f"{relative}/{entry.name}".lstrip("/")
-            if entry.is_dir():
+            if _is_folder(entry):
                 (links if entry.is_symlink() else waiting).append(name)
             elif Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS and _may_be_read(entry):
                 yield name
@@ -135,9 +135,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link to itself is nothing.
+        return False
+
+
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
     """Tell a file, or a link to nothing (to be reported), from a pipe or device, whose reading may not end."""
-    return entry.is_file() or not Path(entry.path).exists()
+    try:
+        return entry.is_file() or not Path(entry.path).exists()
+    except OSError:
+        return True
 
 
 def _absolute(path: Path) -> str:

@@ -145,7 +145,7 @@ def test_no_name_is_special(text):
 KEYS = st.text(alphabet="aAﬁfi/.éÉe\u0301 ", min_size=1)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(st.tuples(KEYS, st.integers(0, 3)), min_size=1, unique_by=lambda row: row[0]),
     names=st.lists(st.text(alphabet="aA./é\u0301e", max_size=3), min_size=4, max_size=4, unique=True),

@@ -1,0 +1,183 @@
+"""Which pictures are meant: ids, labels, order, what is passed over, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval.picture_list import list_pictures
+from ke_metric.retrieval.vector_store import LONGEST_TEXT, Item
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def items_of(*sources, **options):
+    return list(list_pictures(list(sources), **options).items)
+
+
+def refused(*sources, **options):
+    with pytest.raises(KeMetricError) as caught:
+        list_pictures(list(sources), **options)
+    assert caught.value.exit_code == ExitCode.DATA
+    return str(caught.value)
+
+
+def test_a_folder_gives_what_lies_below_it_sorted_by_id(tmp_path):
+    touch(tmp_path, "b/2.JPG", "b/10.png", "a/deep/er/1.webp", "top.tiff", "B/1.bmp", "b.jpeg")
+    assert items_of(tmp_path) == [
+        Item(name, str(tmp_path / name), label)
+        for name, label in [
+            ("B/1.bmp", "B"), ("a/deep/er/1.webp", "a/deep/er"), ("b.jpeg", ""), ("b/10.png", "b"),
+            ("b/2.JPG", "b"), ("top.tiff", ""),
+        ]
+    ]  # fmt: skip
+
+
+def test_what_is_hidden_or_no_picture_is_passed_over(tmp_path):
+    touch(
+        tmp_path, ".hidden/1.png", "a/.2.png", "a/notes.txt", "__MACOSX/a/1.png", "a/1.png.part", "a/png", "a/1.png"
+    )
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert [item.id for item in items_of(tmp_path)] == ["a/1.png"]
+
+
+def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
+    root = touch(tmp_path / "root", "z/1.png", "z/y/2.png")
+    outside = touch(tmp_path / "outside", "3.png")
+    (root / "a").symlink_to(root / "z")  # sorts before the real folder, which is taken all the same
+    (root / "z" / "circle").symlink_to(root)
+    (root / "self").symlink_to("self")
+    (root / "far").symlink_to(outside)
+    (outside / "back").symlink_to(root)
+    (root / "link.png").symlink_to(root / "z" / "1.png")
+    assert [item.id for item in items_of(root)] == ["far/3.png", "link.png", "z/1.png", "z/y/2.png"]
+
+
+def test_a_link_to_nothing_is_listed_so_that_it_can_be_reported(tmp_path):
+    touch(tmp_path, "1.png")
+    (tmp_path / "2.png").symlink_to(tmp_path / "gone.png")
+    assert [item.id for item in items_of(tmp_path)] == ["1.png", "2.png"]
+
+
+def test_a_file_is_taken_whatever_its_suffix(tmp_path):
+    touch(tmp_path, "a/picture", "b/2.png")
+    assert items_of(tmp_path / "b" / "2.png", tmp_path / "a" / "picture") == [
+        Item("2.png", str(tmp_path / "b" / "2.png")),
+        Item("picture", str(tmp_path / "a" / "picture")),
+    ]
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    touch(tmp_path, "a/b/1.png")
+    monkeypatch.chdir(tmp_path / "a")
+    for source in (Path("b"), Path("../a/b"), Path("./b/")):
+        assert items_of(source) == [Item("1.png", str(tmp_path / "a/b/1.png"))]
+
+
+def test_a_csv_file_lists_paths_relative_to_itself(tmp_path):
+    touch(tmp_path / "d", "x/2.png", "x/1.png")
+    (tmp_path / "d" / "list.csv").write_text("label,path,split\ncrow,x/2.png,query\njay,./x//1.png,anything\n")
+    assert items_of(tmp_path / "d" / "list.csv") == [
+        Item("x/2.png", str(tmp_path / "d/x/2.png"), "crow"),
+        Item("x/1.png", str(tmp_path / "d/x/1.png"), "jay"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,label\na,b\n", "no column 'path'"),
+        ("path,label\n../a.png,b\n", "leaves the data folder"),
+        ("path,label\n", "no rows"),
+        ("path,label\na.png,b\na.png,c\n", "more than one label"),
+        ("path,label\na.png,b\na.png,b\n", "two pictures have the id 'a.png'"),
+    ],
+)
+def test_csv_files_that_are_refused(text, words, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    assert words in refused(tmp_path / "list.csv")
+
+
+def test_labels_can_be_forgotten(tmp_path):
+    touch(tmp_path, "a/1.png")
+    assert items_of(tmp_path, labels=False) == [Item("a/1.png", str(tmp_path / "a/1.png"))]
+
+
+def test_the_same_id_twice_names_both_pictures(tmp_path):
+    touch(tmp_path, "one/a/1.png", "two/a/1.png", "two/a/2.png")
+    said = refused(tmp_path / "one", tmp_path / "two")
+    assert "'a/1.png'" in said
+    assert str(tmp_path / "one/a/1.png") in said
+    assert str(tmp_path / "two/a/1.png") in said
+    assert [item.id for item in items_of(tmp_path / "one", tmp_path / "two", unique=False)] == [
+        "a/1.png", "a/1.png", "a/2.png",
+    ]  # fmt: skip
+    assert "two pictures have the id" in refused(tmp_path / "one", tmp_path / "one")
+
+
+def test_nothing_there_is_refused(tmp_path):
+    assert "no such file or folder" in refused(tmp_path / "none")
+    assert "no such file or folder" in refused(tmp_path / "none.csv")
+    touch(tmp_path, "notes.txt")
+    assert "no pictures in" in refused(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    touch(tmp_path, "a/1.png")
+    monkeypatch.setattr(os, "scandir", denied)
+    assert f"{tmp_path}: cannot be read: Permission denied" in refused(tmp_path)
+
+
+def test_names_that_no_index_can_hold_are_left_out_and_told(tmp_path):
+    touch(tmp_path, "good.png")
+    (tmp_path / os.fsdecode(b"b\xe4d.png")).write_bytes(b"")
+    listed = list_pictures([tmp_path])
+    assert [item.id for item in listed.items] == ["good.png"]
+    (left_out,) = listed.left_out
+    assert "not UTF-8" in left_out.reason
+    assert r"b\udce4d.png" in left_out.name
+    left_out.reason.encode()
+
+
+def test_a_path_that_is_too_long_is_left_out_and_told(tmp_path):
+    deep = tmp_path.joinpath(*["d" * 200] * (LONGEST_TEXT // 200 + 1))
+    touch(deep, "1.png")
+    touch(tmp_path, "2.png")
+    listed = list_pictures([tmp_path])
+    assert [item.id for item in listed.items] == ["2.png"]
+    assert "longer than 1,024 characters" in listed.left_out[0].reason
+
+
+NAMES = st.text(alphabet="ab.", min_size=1, max_size=3).filter(lambda name: name.strip("."))
+
+
+@settings(max_examples=50, deadline=None)
+@given(paths=st.sets(st.tuples(NAMES, NAMES).map("/".join) | NAMES, min_size=1, max_size=8))
+def test_a_folder_gives_what_a_plain_walk_gives(paths, tmp_path_factory):
+    root = tmp_path_factory.mktemp("r")
+    for path in paths:
+        touch(root, f"{path}.png")
+    twin = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.png")
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    if not twin:
+        assert "no pictures" in refused(root)
+        return
+    items = items_of(root)
+    assert [item.id for item in items] == twin
+    assert all(Path(item.path) == root / item.id for item in items)
+    assert all(item.label == item.id.rpartition("/")[0] for item in items)
