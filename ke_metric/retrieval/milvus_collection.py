@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.retrieval.milvus_expression import one_of, quoted
+from ke_metric.retrieval.milvus_expression import one_of, possible, quoted
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -122,7 +122,7 @@ class Collection:
         """Refuse a collection of something else.
 
         Raises:
-            KeMetricError: DATA: of other fields or another dimension; USAGE: of another kind of index.
+            KeMetricError: DATA: of other fields; LINEAGE: of another dimension; USAGE: of another kind of index.
         """
         with explained(self.place):
             fields = {entry["name"]: entry for entry in self.client.describe_collection(self.name)["fields"]}
@@ -135,7 +135,8 @@ class Collection:
         found = int(fields["vector"]["params"]["dim"])
         if found != dimension:
             raise KeMetricError(
-                f"{self.place}: holds vectors of length {found}, asked for is length {dimension}", ExitCode.DATA
+                f"{self.place}: holds vectors of dimension {found}, asked for is dimension {dimension}",
+                ExitCode.LINEAGE,
             )
         with explained(self.place):
             names = self.client.list_indexes(self.name, field_name="vector")
@@ -167,7 +168,7 @@ class Collection:
 
     def find(self, ids: Iterable[str], fields: Sequence[str], *, width: int = 0) -> Iterator[Row]:
         """Yield the rows of those ids that are there, in no order; width: bytes of a row that are no text."""
-        for part in parts(ids, lambda text: len(quoted(text).encode()) + width, rows=REQUEST_ROWS // 2):
+        for part in parts(possible(ids), lambda text: len(quoted(text).encode()) + width, rows=REQUEST_ROWS // 2):
             yield from self._query(one_of("id", part), fields)
 
     def pages(

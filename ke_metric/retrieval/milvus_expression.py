@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ke_metric.retrieval.vector_store import LONGEST_TEXT, is_unicode
 from ke_metric.retrieval.where import Condition, Where
 
 # What ends a text in quotes or begins an escape, for Milvus and Milvus Lite alike; all else stands for itself.
 ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+NEVER = 'id == ""'
 
 
 def quoted(text: str) -> str:
@@ -21,12 +24,20 @@ def one_of(field: str, values: Iterable[str]) -> str:
 
 
 def expression_of(where: Where | None) -> str:
-    """Return the expression that holds where `where` does; empty for None, which holds for all items."""
-    return " and ".join(map(_condition, where.conditions)) if where else ""
+    """Return the expression that holds where `where` does; empty for what holds for all items."""
+    return " and ".join(filter(None, map(_condition, where.conditions))) if where else ""
+
+
+def possible(texts: Iterable[str]) -> list[str]:
+    """Return those of the texts that an item can have; the others cannot be sent, and nothing is equal to them."""
+    return [text for text in texts if len(text) <= LONGEST_TEXT and "\0" not in text and is_unicode(text)]
 
 
 def _condition(condition: Condition) -> str:
-    if len(condition.values) == 1:
-        return f"{condition.field} {'==' if condition.within else '!='} {quoted(condition.values[0])}"
-    found = one_of(condition.field, condition.values)
+    values = possible(condition.values)
+    if not values:
+        return NEVER if condition.within else ""
+    if len(values) == 1:
+        return f"{condition.field} {'==' if condition.within else '!='} {quoted(values[0])}"
+    found = one_of(condition.field, values)
     return found if condition.within else f"not ({found})"

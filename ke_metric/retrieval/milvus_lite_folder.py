@@ -67,7 +67,7 @@ class LiteFolder:
             (path / OPENED).touch()
         except Timeout:
             self._lock.release()
-            raise KeMetricError(f"{path}: is open already; {ONE_AT_A_TIME}", ExitCode.DATA) from None
+            raise KeMetricError(f"{path}: another process has it open; {ONE_AT_A_TIME}", ExitCode.LINEAGE) from None
         except OSError as error:
             self._lock.release()
             raise KeMetricError(f"{path}: cannot be opened: {error}", ExitCode.DATA) from error

@@ -46,7 +46,8 @@ class MilvusStore:
 
     Raises:
         KeMetricError: USAGE: no such URI or kind. ENVIRONMENT: pymilvus is not installed, or the server does not
-            answer. DATA: there is no collection, it is of something else, or its file is open already.
+            answer. LINEAGE: another process has the file open, or the collection is of another dimension or model.
+            DATA: there is no collection, or it is of something else.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class MilvusStore:
         for name, value in (asked or {}).items():
             found = self.facts.get(name)
             if found != value:
-                raise KeMetricError(f"{place}: its {name} is {found!r}, asked for is {value!r}", ExitCode.DATA)
+                raise KeMetricError(f"{place}: its {name} is {found!r}, asked for is {value!r}", ExitCode.LINEAGE)
 
     @property
     def _alone(self) -> bool:

@@ -233,6 +233,9 @@ def test_expressions():
     assert expression_of(Where.parse('label == "x" and path != "y" and id in ["a", "b"]')) == (
         'label == "x" and path != "y" and id in ["a", "b"]'
     )
+    never, always = (Where((Condition("label", within, ("a\0", "\ud800", "x" * 1025)),)) for within in (True, False))
+    assert expression_of(never) == 'id == ""'
+    assert expression_of(always) == ""
     assert expression_of(Where((Condition("label", False, ("a", "b")),))) == 'not (label in ["a", "b"])'
 
 
@@ -342,7 +345,7 @@ def test_one_request_where_it_fits(open_milvus):
 def test_another_dimension_model_index_or_collection_is_refused(open_milvus):
     open_milvus(facts=FACTS).close()
     for more, message in [
-        ({"dimension": 5}, "holds vectors of length 4, asked for is length 5"),
+        ({"dimension": 5}, "holds vectors of dimension 4, asked for is dimension 5"),
         ({"facts": {"digest": "9"}}, "its digest is '0123', asked for is '9'"),
         ({"facts": {"model": "9"}}, "its model is None, asked for is '9'"),
         ({"kind": "HNSW"}, "its index is FLAT by IP, asked for is HNSW by IP"),
@@ -389,12 +392,12 @@ def test_collections_in_one_file_are_apart(open_milvus):
 @pytest.mark.parametrize("writing", [True, False])
 def test_a_second_to_open_the_file_is_refused(open_milvus, uri, writing):
     store = open_milvus()
-    with pytest.raises(KeMetricError, match=r"is open already; one process at a time .* a Milvus server"):
+    with pytest.raises(KeMetricError, match=r"another process has it open; one process at a time .* a Milvus server"):
         open_milvus(writing=writing)
     program = f"from ke_metric.retrieval.milvus_store import MilvusStore; MilvusStore({uri!r}, 4, writing={writing})"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode
-    assert "is open already" in ran.stderr
+    assert "another process has it open" in ran.stderr
     store.add(items(1), vectors(1))
 
 
@@ -404,7 +407,7 @@ def test_another_program_that_has_the_file_open(uri):
     program = f"from pymilvus import MilvusClient as C; c = C({uri!r}); print('open', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"open\n"
-        with pytest.raises(KeMetricError, match="is open already"):
+        with pytest.raises(KeMetricError, match="another process has it open"):
             MilvusStore(uri, D, writing=True)
         other.communicate(b"\n")
     assert MilvusClient
