@@ -188,12 +188,13 @@ def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any)
     help="Holds the token that requests must carry; that of $KE_METRIC_SERVE_TOKEN when left out.",
 )
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--threads", type=click.IntRange(1), help="Of the network; chosen by its speed when left out.")
 @click.option("--max-bytes", type=click.IntRange(1), default=10_000_000, show_default=True, help="Of an upload.")
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=25_000_000, show_default=True, help="Of an uploaded picture."
 )
 @click.option("--max-k", type=click.IntRange(1), default=100, show_default=True, help="Neighbours asked for.")
-@click.option("--max-batch", type=click.IntRange(1), default=32, show_default=True, help="Pictures per forward pass.")
+@click.option("--max-batch", type=click.IntRange(1), default=64, show_default=True, help="Pictures per forward pass.")
 @click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Pictures that may wait.")
 @click.option(
     "--upload-seconds",
@@ -202,7 +203,7 @@ def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any)
     show_default=True,
     help="By which an upload must have come.",
 )
-def serve(folder: Path, **options: Any) -> None:
+def serve(folder: Path, host: str, port: int, **options: Any) -> None:
     """Answer searches over HTTP until Ctrl-C or SIGTERM; docs/serving.md says what is asked and answered.
 
     \b
@@ -211,7 +212,7 @@ def serve(folder: Path, **options: Any) -> None:
     """
     from ke_metric.cli.serve import serve_index
 
-    serve_index(folder, **options)
+    serve_index(folder, address=(host, port), **options)
 
 
 GALLERY_COMMANDS: list[click.Command] = [embed, index, search, export, serve]

@@ -15,16 +15,22 @@ LIBRARIES = ("httptools", "prometheus_client", "starlette", "uvicorn")
 
 
 def serve_index(
-    folder: Path, *, host: str, port: int, token_file: Path | None, device: str | None, **given: Any
+    folder: Path,
+    *,
+    address: tuple[str, int],
+    token_file: Path | None,
+    device: str | None,
+    threads: int | None,
+    **given: Any,
 ) -> None:
     """Serve an index until SIGTERM or Ctrl-C.
 
     Args:
         folder: Of the index.
-        host: Address to listen on.
-        port: 0: one that is free.
+        address: Host and port to listen on; port 0: one that is free.
         token_file: Holds the token; the environment variable's when None.
         device: Where the network runs.
+        threads: Of the processor, for the network; chosen by its speed when None.
         given: Fields of `Limits`.
 
     Raises:
@@ -37,12 +43,12 @@ def serve_index(
     from ke_metric.serving.server import serve
     from ke_metric.serving.settings import Limits, ServiceSettings, read_token
 
-    settings = ServiceSettings(host, port, read_token(token_file), Limits(**given))
+    settings = ServiceSettings(*address, read_token(token_file), Limits(**given))
 
     def listening(url: str) -> None:
         click.echo(f"serving {folder} on {url}; Ctrl-C or SIGTERM stops it", err=True)
 
-    serve(lambda: IndexSearcher(folder, device=device), settings, listening=listening)
+    serve(lambda: IndexSearcher(folder, device=device, threads=threads), settings, listening=listening)
 
 
 def _share_the_cores() -> None:

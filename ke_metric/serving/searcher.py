@@ -5,20 +5,27 @@ Shapes: B batch, D embedding, Q queries, S image size in pixels.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
+from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.vector_store import Item
 from ke_metric.retrieval.where import Where
 
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
+
+FAST_SECONDS = 0.001
+"""A network that takes less than this per picture runs on one thread of the processor."""
+TRIED = 4
 
 
 class Searcher(Protocol):
@@ -60,15 +67,17 @@ class IndexSearcher:
     Args:
         folder: Of the index.
         device: Where its embedder runs; see `Embedder.load`.
+        threads: Of the processor, for a forward pass; None: chosen by `choose_threads`. Set for the whole process.
 
     Raises:
         KeMetricError: There is none, it is damaged, or it has no embedder.
     """
 
-    def __init__(self, folder: Path, *, device: str | None = None) -> None:
+    def __init__(self, folder: Path, *, device: str | None = None, threads: int | None = None) -> None:
         self._index = Index.open(folder, device=device)
         try:
             self._embedder = self._index.embedder
+            torch.set_num_threads(threads or choose_threads(self._embedder))
         except BaseException:
             self._index.close()
             raise
@@ -111,3 +120,22 @@ class IndexSearcher:
         """Close the index."""
         with self._store:
             self._index.close()
+
+
+def choose_threads(embedder: Embedder) -> int:
+    """Return how many threads of the processor a forward pass should have while the service answers.
+
+    A small network gains little from several threads, and they wait for each other after every layer, on cores that
+    decode and speak HTTP meanwhile: it gets one. A network that takes longer gets all.
+    """
+    every = torch.get_num_threads()
+    size = embedder.normalization.image_size
+    pictures = np.zeros((TRIED, size, size, 3), np.uint8)
+    torch.set_num_threads(1)
+    try:
+        embedder.embed_pixels(pictures)
+        started = time.perf_counter()
+        embedder.embed_pixels(pictures)
+        return 1 if time.perf_counter() - started < TRIED * FAST_SECONDS else every
+    finally:
+        torch.set_num_threads(every)

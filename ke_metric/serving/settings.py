@@ -38,7 +38,7 @@ class Limits:
     max_bytes: int = 10_000_000
     max_pixels: int = 25_000_000
     max_k: int = 100
-    max_batch: int = 32
+    max_batch: int = 64
     batch_seconds: float = 0.002
     queue: int = 256
     held_bytes: int = 256_000_000
