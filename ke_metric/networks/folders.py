@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -17,34 +18,19 @@ from ke_metric.networks.description import CONFIG, WEIGHTS
 TEMPORARY = ".writing-"
 
 
-def require_free(path: Path, *, overwrite: bool) -> Path:
-    """Return where a network can be stored, links followed.
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that may take the place of one of its own kind.
 
-    Raises:
-        KeMetricError: Something is there, and is no stored network or may not be replaced.
+    Attributes:
+        name: What it is called, with its article.
+        files: The names of its files, in words.
+        is_one: Whether a path is such a folder and nothing else.
     """
-    place = path.resolve()
-    if place == Path.cwd():
-        raise KeMetricError(f"{path}: is the current folder; name one of the network's own", ExitCode.USAGE)
-    if not place.exists() or _is_empty_folder(place):
-        return place
-    if not _is_stored_network(place):
-        raise KeMetricError(
-            f"{path}: exists and is not just a stored network ({CONFIG}, {WEIGHTS} and nothing else), so it is never "
-            "replaced; choose another folder, or delete it yourself",
-            ExitCode.USAGE,
-        )
-    if not overwrite:
-        raise KeMetricError(
-            f"{path}: there is a stored network already; choose another folder, or replace it (overwrite=True, "
-            "--overwrite)",
-            ExitCode.USAGE,
-        )
-    return place
 
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    name: str
+    files: str
+    is_one: Callable[[Path], bool]
 
 
 def _is_stored_network(path: Path) -> bool:
@@ -56,6 +42,44 @@ def _is_stored_network(path: Path) -> bool:
         return False
     # Other libraries use the same two names.
     return isinstance(document, dict) and {"format_version", "architecture", "tensors", "weights"} <= document.keys()
+
+
+STORED_NETWORK = FolderKind("a stored network", f"{CONFIG}, {WEIGHTS}", _is_stored_network)
+
+
+def require_free(path: Path, *, overwrite: bool, kind: FolderKind = STORED_NETWORK) -> Path:
+    """Return where a folder can be made, links followed.
+
+    Args:
+        path: The folder to make.
+        overwrite: Replace one of its kind.
+        kind: What is going to be there.
+
+    Raises:
+        KeMetricError: Something is there, and is of another kind or may not be replaced.
+    """
+    place = path.resolve()
+    if place == Path.cwd():
+        raise KeMetricError(f"{path}: is the current folder; name one of its own for {kind.name}", ExitCode.USAGE)
+    if not place.exists() or _is_empty_folder(place):
+        return place
+    if not kind.is_one(place):
+        raise KeMetricError(
+            f"{path}: exists and is not just {kind.name} ({kind.files} and nothing else), so it is never replaced; "
+            "choose another folder, or delete it yourself",
+            ExitCode.USAGE,
+        )
+    if not overwrite:
+        raise KeMetricError(
+            f"{path}: there is {kind.name} already; choose another folder, or replace it (overwrite=True, "
+            "--overwrite)",
+            ExitCode.USAGE,
+        )
+    return place
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 @contextmanager

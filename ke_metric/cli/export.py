@@ -1,0 +1,153 @@
+"""`ke-metric export`: a network as a file of another runtime, compared with PyTorch on real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from ke_metric.cli.choices import ModelChoice
+from ke_metric.cli.display import counting, say
+from ke_metric.cli.embed import load_embedder
+from ke_metric.cli.result import Result
+from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.images import ImageSet, IntArray
+from ke_metric.data.pixels import PixelArray, in_order
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.export.export import Evidence, ExportSettings, export, require_place
+from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures
+from ke_metric.export.record import ExportRecord
+from ke_metric.export.verification import require_enough
+from ke_metric.lineage import Lineage
+from ke_metric.randomness import numpy_generator
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.picture_list import list_pictures
+
+COMPARED = 96
+"""Pictures that file and network are compared on, spread over all there are: full batches of 1, 3 and 32."""
+CALIBRATED = 256
+"""Pictures that static ranges are measured on."""
+SCORED_BATCH = 256
+
+
+def export_network(
+    *, model: ModelChoice, folder: Path, settings: ExportSettings, pictures: Path | None, overwrite: bool
+) -> Result:
+    """Export a network.
+
+    Args:
+        model: Which one; it runs on the processor, whose numbers are those of every other one.
+        folder: Folder to make.
+        settings: What is written.
+        pictures: A folder of pictures to compare on; None: the test part of the lineage's benchmark.
+        overwrite: Replace the export that is there.
+
+    Raises:
+        KeMetricError: The folder is taken, there is no such network, there are too few pictures, or the file differs
+            from the network.
+    """
+    require_place(folder, settings, overwrite=overwrite)
+    if model.bundle is not None and pictures is None:
+        raise KeMetricError(
+            "--bundle: a stored network knows no pictures; name a folder of at least 32 with --pictures",
+            ExitCode.USAGE,
+        )
+    chosen = replace(model, device="cpu")
+    if model.bundle is None and model.lineage is None:
+        # Looked for once: another lineage may become the newest one meanwhile.
+        chosen = replace(chosen, lineage=Lineage.newest().folder)
+        say(f"newest lineage: {chosen.lineage}")
+    embedder = load_embedder(chosen)
+    if pictures is not None:
+        evidence = _of_folder(pictures, embedder, settings)
+    else:
+        assert chosen.lineage is not None, "a bundle has pictures named"
+        evidence = _of_lineage(Lineage(chosen.lineage), embedder, settings)
+    with counting(f"exporting {embedder.description}"):
+        record = export(embedder, folder, settings=settings, evidence=evidence, overwrite=overwrite)
+    return Result({"folder": str(folder)} | record.model_dump(mode="json"), _table(folder, record))
+
+
+def _of_folder(folder: Path, embedder: Embedder, settings: ExportSettings) -> Evidence:
+    items = list_pictures([folder], labels=False).items
+    paths = [Path(item.path) for item in items]
+    require_enough(len(paths), str(folder))
+
+    def prepared(numbers: IntArray) -> PixelArray:
+        return np.stack(list(in_order(lambda n: embedder.prepare(paths[n]), numbers)))
+
+    static = settings.int8 == "static"
+    return Evidence(
+        prepared(_spread(len(paths))),
+        source=str(folder),
+        calibration=prepared(_sample(len(paths), seed=0)) if static else None,
+    )
+
+
+def _of_lineage(store: Lineage, embedder: Embedder, settings: ExportSettings) -> Evidence:
+    recipe = store.recipe
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    query, train = benchmark.query, benchmark.train
+    source = f"queries of {benchmark.name}"
+    require_enough(len(query), source)
+    scored = None
+    if settings.int8 != "none":
+        gallery = None if benchmark.leave_one_out else _labelled(benchmark.gallery, embedder)
+        scored = ScoredPictures(_labelled(query, embedder), gallery, recipe.evaluation.backend)
+    calibrated = _sample(len(train), seed=recipe.seed) if settings.int8 == "static" else None
+    return Evidence(
+        _prepared(query.at(_spread(len(query))), embedder),
+        source=source,
+        calibration=None if calibrated is None else _prepared(train.at(calibrated), embedder),
+        scored=scored,
+    )
+
+
+def _spread(count: int) -> IntArray:
+    """Return numbers of pictures, evenly spread: benchmarks and folders are sorted by class."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(count, COMPARED)).astype(np.int64))
+
+
+def _sample(count: int, *, seed: int) -> IntArray:
+    return np.sort(numpy_generator(seed, 0, "calibration").permutation(count)[:CALIBRATED])
+
+
+def _labelled(images: ImageSet, embedder: Embedder) -> LabelledPictures:
+    return LabelledPictures(_batches(images, embedder), images.labels, images.keys)
+
+
+def _batches(images: ImageSet, embedder: Embedder) -> Iterator[PixelArray]:
+    prepared = in_order(lambda n: embedder.prepare(images.read(n), images.keys[n]), range(len(images)))
+    while batch := list(islice(prepared, SCORED_BATCH)):
+        yield np.stack(batch)
+
+
+def _prepared(images: ImageSet, embedder: Embedder) -> PixelArray:
+    return np.concatenate(list(_batches(images, embedder)))
+
+
+def _table(folder: Path, record: ExportRecord) -> Table:
+    title = f"{folder}: {record.embedder} ({record.embedder_digest[:12]})"
+    table = Table(show_header=False, title=title, title_justify="left")
+    for name, facts in record.files.items():
+        table.add_row(name, f"{facts.bytes / 1e6:,.1f} MB")
+    table.add_row("input", f"images, float32 [B, 3, {record.image_size}, {record.image_size}] in [0, 1]")
+    table.add_row("output", f"embeddings, float32 [B, {record.dimension}]")
+    table.add_row("compared on", f"{record.verification.pictures} pictures: {record.verification.source}")
+    for found in record.verification.batches:
+        table.add_row(
+            f"batch {found.batch}",
+            f"max |difference| {found.max_difference:.2g}, smallest cosine {found.smallest_cosine:.6f}, same nearest "
+            f"neighbour {found.same_nearest:.1%}",
+        )
+    cost = record.recall_at_1
+    if cost is not None:
+        told = f"{cost.pytorch:.4f} with PyTorch, {cost.exported:.4f} with the file ({cost.points:+.2f} points lost)"
+        table.add_row("Recall@1", told)
+    elif record.int8 != "none":
+        table.add_row("Recall@1", "not measured: the pictures have no labels")
+    return table

@@ -1,0 +1,231 @@
+"""Writing an export: the file, compared with the network before the folder takes its place.
+
+Shapes: N pictures, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.export.onnx_file import OPSET, OnnxNetwork, require_onnx, write_onnx
+from ke_metric.export.quantization import Int8, quantize
+from ke_metric.export.recall_cost import ScoredPictures, recall_cost, require_cheap
+from ke_metric.export.record import (
+    EXPORT,
+    ONNX_FILE,
+    PROGRAM_FILE,
+    RECORD,
+    Agreement,
+    ExportRecord,
+    RecallCost,
+    Verification,
+    file_facts,
+    preparation_steps,
+    versions,
+)
+from ke_metric.export.torch_program import run_program, write_program
+from ke_metric.export.verification import (
+    TOLERANCE,
+    Embed,
+    PixelArray,
+    compare,
+    require_agreement,
+    require_enough,
+)
+from ke_metric.networks.folders import require_free, whole_folder
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.module import EmbedderModule
+
+MAX_LOSS = 5.0
+"""Points of Recall@1 that 8-bit integers may cost unless somebody says otherwise."""
+LEAST_COSINE = 0.9
+"""What 8-bit integers must keep where nothing can be scored, for want of labels."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is written.
+
+    Attributes:
+        format: `onnx` or `torch-export`.
+        int8: `none` is fp32; 8-bit integers for onnx alone.
+        max_loss: Points of Recall@1 that 8-bit integers may cost.
+    """
+
+    format: Literal["onnx", "torch-export"]
+    int8: Int8 = "none"
+    max_loss: float = MAX_LOSS
+
+    def __post_init__(self) -> None:
+        if self.int8 != "none" and self.format != "onnx":
+            raise KeMetricError(
+                f"int8 = {self.int8!r}: 8-bit integers are made by ONNX Runtime, format = {self.format!r} must be "
+                "'onnx'",
+                ExitCode.USAGE,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The pictures that show what a file is worth, prepared by the embedder.
+
+    Attributes:
+        pictures: uint8 [N, S, S, 3] that file and network are compared on.
+        source: Where they come from, in words.
+        calibration: uint8 [N, S, S, 3] that static ranges are measured on; needed for `static`.
+        scored: Queries and gallery for the Recall@1 that 8-bit integers cost; None: nothing has labels.
+    """
+
+    pictures: PixelArray
+    source: str
+    calibration: PixelArray | None = None
+    scored: ScoredPictures | None = None
+
+    def __post_init__(self) -> None:
+        require_enough(len(self.pictures), self.source)
+
+
+def require_place(folder: Path, settings: ExportSettings, *, overwrite: bool) -> Path:
+    """Return where an export can be written, links followed.
+
+    Raises:
+        KeMetricError: USAGE: the folder is taken. ENVIRONMENT: what the format needs is not installed.
+    """
+    if settings.format == "onnx":
+        require_onnx()
+    return require_free(folder, overwrite=overwrite, kind=EXPORT)
+
+
+def export(
+    embedder: Embedder, folder: Path, *, settings: ExportSettings, evidence: Evidence, overwrite: bool = False
+) -> ExportRecord:
+    """Write an embedder as a file of another runtime with its export.json, whole or not at all.
+
+    The file takes float32 pictures [B, 3, S, S] in [0, 1], any number at a time, and gives L2-normalised embeddings
+    [B, D]. One that differs from the network, or with 8-bit integers costs too much, is not kept.
+
+    Args:
+        embedder: What is exported; unchanged.
+        folder: The folder to make.
+        settings: What is written.
+        evidence: The pictures it is compared on.
+        overwrite: Replace the export that is there.
+
+    Returns:
+        What export.json says.
+
+    Raises:
+        KeMetricError: GATE, with the numbers: the file differs or costs too much. USAGE: the folder is taken.
+            ENVIRONMENT: a package is missing or the disk is full. The network cannot be exported.
+    """
+    place = require_place(folder, settings, overwrite=overwrite)
+    with whole_folder(place, overwrite=overwrite) as temporary:
+        exported = _write(embedder, temporary, settings, evidence)
+        verification = _verify(embedder.embed_pixels, exported, settings, evidence)
+        cost = _cost(embedder.embed_pixels, exported, settings, evidence)
+        record = _record(embedder, temporary, settings, evidence, verification=verification, cost=cost)
+        (temporary / RECORD).write_text(record.to_json(), encoding="utf-8")
+    return record
+
+
+def portable_module(embedder: Embedder) -> EmbedderModule:
+    """Return a copy of the embedder's module on the processor, its weights in the order that every runtime knows."""
+    module = copy.deepcopy(embedder.as_module()).requires_grad_(False).eval()
+    return module.to("cpu").to(memory_format=torch.contiguous_format)
+
+
+def _write(embedder: Embedder, folder: Path, settings: ExportSettings, evidence: Evidence) -> Embed:
+    """Write the file, and return what it gives."""
+    module, size = portable_module(embedder), embedder.normalization.image_size
+    if settings.format == "torch-export":
+        write_program(module, folder / PROGRAM_FILE, image_size=size)
+        return run_program(folder / PROGRAM_FILE)
+    if settings.int8 == "none":
+        write_onnx(module, folder / ONNX_FILE, image_size=size)
+        return OnnxNetwork(folder / ONNX_FILE)
+    with tempfile.TemporaryDirectory() as other:
+        exact = Path(other) / ONNX_FILE
+        write_onnx(module, exact, image_size=size)
+        # What is lost below is then lost by the integers, not by the export.
+        require_agreement(compare(embedder.embed_pixels, OnnxNetwork(exact), evidence.pictures))
+        calibration = _calibration(evidence) if settings.int8 == "static" else None
+        quantize(exact, folder / ONNX_FILE, calibration)
+    return OnnxNetwork(folder / ONNX_FILE)
+
+
+def _calibration(evidence: Evidence) -> PixelArray:
+    assert evidence.calibration is not None, "static ranges are measured on pictures"
+    return evidence.calibration
+
+
+def _verify(network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence) -> Verification:
+    agreements = compare(network, exported, evidence.pictures)
+    if settings.int8 == "none":
+        require_agreement(agreements)
+    elif evidence.scored is None:
+        _require_alike(agreements)
+    return Verification(
+        pictures=len(evidence.pictures),
+        source=evidence.source,
+        tolerance=TOLERANCE if settings.int8 == "none" else None,
+        batches=agreements,
+    )
+
+
+def _require_alike(agreements: tuple[Agreement, ...]) -> None:
+    smallest = min(found.smallest_cosine for found in agreements)
+    if smallest < LEAST_COSINE:
+        raise KeMetricError(
+            f"the exported file is not kept: smallest cosine to the network's embeddings {smallest:.4f}, at least "
+            f"{LEAST_COSINE} is demanded of 8-bit integers where there are no labels to score",
+            ExitCode.GATE,
+        )
+
+
+def _cost(network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence) -> RecallCost | None:
+    if settings.int8 == "none" or evidence.scored is None:
+        return None
+    cost = recall_cost(network, exported, evidence.scored)
+    require_cheap(cost, settings.max_loss)
+    return cost
+
+
+def _record(
+    embedder: Embedder,
+    folder: Path,
+    settings: ExportSettings,
+    evidence: Evidence,
+    *,
+    verification: Verification,
+    cost: RecallCost | None,
+) -> ExportRecord:
+    files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
+    digest = embedder.digest
+    if settings.int8 != "none":
+        # Other vectors: an index of the network's own must refuse them.
+        digest = hashlib.sha256(f"{digest} {files[ONNX_FILE].sha256}".encode()).hexdigest()
+    return ExportRecord(
+        format=settings.format,
+        int8=settings.int8,
+        embedder=embedder.description,
+        embedder_digest=embedder.digest,
+        digest=digest,
+        files=files,
+        dimension=embedder.dimension,
+        image_size=embedder.normalization.image_size,
+        preparation=embedder.normalization,
+        steps=preparation_steps(embedder.normalization),
+        opset=OPSET if settings.format == "onnx" else None,
+        versions=versions(),
+        verification=verification,
+        calibration_pictures=len(_calibration(evidence)) if settings.int8 == "static" else None,
+        recall_at_1=cost,
+    )

@@ -1,0 +1,153 @@
+"""An embedder as an ONNX file, and that file run by ONNX Runtime.
+
+Shapes: B batch, D embedding, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.export.record import ONNX_FILE, read_record
+from ke_metric.export.verification import PixelArray, unit_range
+from ke_metric.retrieval.module import EmbedderModule
+
+INPUT, OUTPUT = "images", "embeddings"
+OPSET = 20
+LARGEST_FILE = 2**31 - 2**22
+"""Bytes of weights that fit into one ONNX file: protobuf ends at 2 GiB, and the graph takes a little."""
+EXAMPLES = 2
+"""Pictures that the graph is followed with: with a single one torch.export takes the batch for a constant."""
+ERRORS_ONLY = 3
+"""ONNX Runtime's severity: it warns of things in its own optimisation that nobody can mend."""
+
+
+def require_onnx() -> None:
+    """Check that what writes and runs ONNX files is installed.
+
+    Raises:
+        KeMetricError: ENVIRONMENT: it is not.
+    """
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise KeMetricError(
+            f"{', '.join(missing)}: not installed, ONNX needs it: pip install 'ke_metric[export]'",
+            ExitCode.ENVIRONMENT,
+        )
+
+
+def write_onnx(module: EmbedderModule, path: Path, *, image_size: int) -> None:
+    """Write a module as an ONNX file that takes any number of pictures at a time.
+
+    Args:
+        module: On the processor, in eval mode; unchanged.
+        path: The file; weights of more than 2 GiB lie in one more beside it.
+        image_size: S.
+
+    Raises:
+        KeMetricError: The network cannot be exported.
+    """
+    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    # The exporter reports what it does on stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(EXAMPLES, 3, image_size, image_size),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:
+            raise export_error("ONNX", error) from error
+    assert program is not None, "with dynamo=True there is a program"
+    program.save(path, external_data=weights > LARGEST_FILE)
+
+
+def export_error(what: str, error: Exception) -> KeMetricError:
+    """Return what a user sees when torch cannot export a network."""
+    lines = str(error).strip().splitlines() or [""]
+    return KeMetricError(f"the network cannot be exported as {what}: {type(error).__name__}: {lines[0]}")
+
+
+class OnnxNetwork:
+    """An exported ONNX file, run by ONNX Runtime on the processor.
+
+    Args:
+        path: The file, or the folder that `ke-metric export` made, whose checksums are then compared.
+        threads: Of one call; as many as there are cores when None.
+
+    Attributes:
+        dimension: D.
+        image_size: S.
+        digest: Of its vectors, as an index knows it; None for a file alone.
+
+    Raises:
+        KeMetricError: ONNX Runtime is not installed, or the file is missing, damaged, or not of `ke-metric export`.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int | None = None) -> None:
+        require_onnx()
+        place = Path(path)
+        self.digest: str | None = None
+        if place.is_dir():
+            record = read_record(place)
+            if record.format != "onnx":
+                raise KeMetricError(f"{place}: is of format {record.format!r}, must be 'onnx'", ExitCode.DATA)
+            place, self.digest = place / ONNX_FILE, record.digest
+        self._session = _open(place, threads)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [value.name for value in (*inputs, *outputs)] != [INPUT, OUTPUT]:
+            raise KeMetricError(f"{place}: was not made by ke-metric export: input and output differ", ExitCode.DATA)
+        self.image_size = int(inputs[0].shape[2])
+        self.dimension = int(outputs[0].shape[1])
+
+    def __call__(self, images: PixelArray | FloatArray) -> FloatArray:
+        """Return the embeddings float32 [B, D], L2-normalised.
+
+        Args:
+            images: Prepared pictures, uint8 [B, S, S, 3] (`Embedder.prepare`) or float32 [B, 3, S, S] in [0, 1].
+
+        Raises:
+            KeMetricError: DATA: they have another shape or type.
+        """
+        size = self.image_size
+        shapes = {np.dtype(np.uint8): (size, size, 3), np.dtype(np.float32): (3, size, size)}
+        if images.shape[1:] != shapes.get(images.dtype):
+            raise KeMetricError(
+                f"pictures {list(images.shape)} of {images.dtype}, must be uint8 [B, {size}, {size}, 3] or float32 "
+                f"[B, 3, {size}, {size}]",
+                ExitCode.DATA,
+            )
+        batch = unit_range(images.astype(np.uint8, copy=False)) if images.dtype == np.uint8 else images
+        vectors: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: batch})[0]
+        return vectors
+
+
+def _open(path: Path, threads: int | None) -> Any:
+    """Return the session of a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not path.is_file():
+        raise KeMetricError(f"{path}: no such file", ExitCode.DATA)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common class of their own.
+        raise KeMetricError(f"{path}: ONNX Runtime cannot load it: {error}", ExitCode.DATA) from error

@@ -1,0 +1,190 @@
+"""What export.json says of an exported file: what it is, how its pictures are prepared, and how it was compared.
+
+Shapes: B batch, D embedding, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.networks.description import Normalization, Sha256, WeightsFile
+from ke_metric.networks.folders import FolderKind
+from ke_metric.recipe_problems import dotted
+from ke_metric.recipe_section import Names, Section
+
+RECORD = "export.json"
+ONNX_FILE, ONNX_WEIGHTS, PROGRAM_FILE = "model.onnx", "model.onnx.data", "model.pt2"
+LARGEST_RECORD = 2**20
+PACKAGES = ("ke_metric", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript")
+
+
+class Agreement(Section):
+    """How far the file is from the network, when both are given the same pictures in batches of one size."""
+
+    batch: int
+    """Pictures at a time."""
+    max_difference: float
+    """Largest absolute difference of two numbers."""
+    smallest_cosine: float
+    """Smallest cosine of two embeddings of one picture."""
+    same_nearest: float
+    """Share of the pictures whose nearest neighbour among the others is the same one; ties count as the same."""
+
+
+class Verification(Section):
+    """The comparison with PyTorch."""
+
+    pictures: int
+    """How many."""
+    source: str
+    """Where they come from."""
+    tolerance: float | None
+    """The largest max_difference that is allowed; None for 8-bit integers, which cannot meet any."""
+    batches: tuple[Agreement, ...] = Field(strict=False)
+    """One for each batch size."""
+
+    @property
+    def worst(self) -> Agreement:
+        """The agreement that is furthest off."""
+        return max(self.batches, key=lambda agreement: agreement.max_difference)
+
+
+class RecallCost(Section):
+    """Recall@1 through PyTorch and through the file, of the same pictures."""
+
+    queries: int
+    pytorch: float
+    exported: float
+
+    @property
+    def points(self) -> float:
+        """What it costs, in points of a hundred; negative where the file is better."""
+        return 100 * (self.pytorch - self.exported)
+
+
+class ExportRecord(Section):
+    """All of export.json."""
+
+    format_version: Literal[1] = 1
+    format: Literal["onnx", "torch-export"]
+    int8: Literal["none", "dynamic", "static"]
+    """Whether, and how, the numbers are 8-bit integers."""
+    embedder: str
+    """What was exported, in words."""
+    embedder_digest: Sha256
+    """`Embedder.digest` of what was exported."""
+    digest: Sha256
+    """Vectors of one digest can be compared: the embedder's own in fp32, another one for 8-bit integers."""
+    files: dict[str, WeightsFile]
+    """Every file beside this one; the first is the one to load."""
+    dimension: int
+    """D."""
+    image_size: int
+    """S; the input is float32 [B, 3, S, S], red, green, blue, in [0, 1]."""
+    preparation: Normalization
+    """How a picture becomes the input; mean and std are applied inside the file."""
+    steps: Names
+    """The preparation in words."""
+    opset: int | None
+    """Of the ONNX file."""
+    versions: dict[str, str]
+    """Of the packages that made the file."""
+    verification: Verification
+    calibration_pictures: int | None = None
+    """Pictures that the ranges of the static 8-bit integers were measured on."""
+    recall_at_1: RecallCost | None = None
+    """None where nothing was scored: fp32, or pictures without labels."""
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+
+
+def preparation_steps(how: Normalization) -> tuple[str, ...]:
+    """Return in words what becomes of a picture before the file sees it."""
+    steps = ["decode, convert to RGB"]
+    if how.store_size is not None:
+        shape = (
+            f"to {how.store_size} x {how.store_size} pixels"
+            if how.store_shape == "square"
+            else f"so that the shorter side has {how.store_size} pixels"
+        )
+        steps.append(f"resize {shape} (bicubic, antialiased)")
+    steps += [
+        f"resize so that the shorter side has {how.resize or how.image_size} pixels (bilinear, antialiased)",
+        f"cut {how.image_size} x {how.image_size} pixels out of the centre",
+        "divide by 255, put the colours first: float32 [B, 3, S, S]",
+    ]
+    return tuple(steps)
+
+
+def file_facts(path: Path) -> WeightsFile:
+    """Return size and checksum of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(bytes=path.stat().st_size, sha256=digest)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes and runs an exported file, of the packages that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_record(folder: Path) -> ExportRecord:
+    """Read export.json and check the files it names.
+
+    Raises:
+        KeMetricError: DATA: a file is missing or was changed since it was written, or the record is none of ours.
+    """
+    path = folder / RECORD
+    try:
+        with path.open("rb") as file:
+            record = ExportRecord.model_validate_json(file.read(LARGEST_RECORD))
+    except FileNotFoundError:
+        raise KeMetricError(
+            f"{path}: no such file; an export is a folder with {RECORD} and a model (ke-metric export)", ExitCode.DATA
+        ) from None
+    except OSError as error:
+        raise KeMetricError(f"{path}: cannot be read: {error.strerror}", ExitCode.DATA) from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise KeMetricError(f"{path}: {dotted(problem['loc'])}: {problem['msg']}", ExitCode.DATA) from error
+    for name, facts in record.files.items():
+        _require_unchanged(folder / name, facts)
+    return record
+
+
+def _require_unchanged(path: Path, facts: WeightsFile) -> None:
+    if path.name not in (ONNX_FILE, ONNX_WEIGHTS, PROGRAM_FILE) or not path.is_file():
+        raise KeMetricError(f"{path}: no such file, {RECORD} beside it names it", ExitCode.DATA)
+    if file_facts(path) != facts:
+        raise KeMetricError(
+            f"{path}: is not the file that {RECORD} describes (its SHA-256 differs); export it again", ExitCode.DATA
+        )
+
+
+def _is_export(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    try:
+        with (path / RECORD).open("rb") as file:
+            record = ExportRecord.model_validate_json(file.read(LARGEST_RECORD))
+    except (OSError, ValidationError):
+        return False
+    return {entry.name for entry in path.iterdir()} == {RECORD, *record.files}
+
+
+EXPORT = FolderKind("an export", f"{RECORD} and the model", _is_export)

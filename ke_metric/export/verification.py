@@ -1,0 +1,114 @@
+"""Whether an exported file gives the embeddings of the network it was made of.
+
+Shapes: N pictures, B batch, D embedding, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.export.record import Agreement
+
+PixelArray = npt.NDArray[np.uint8]
+Embed = Callable[[PixelArray], FloatArray]
+"""Prepared pictures uint8 [B, S, S, 3] to embeddings [B, D]."""
+
+BATCHES = (1, 3, 32)
+FEWEST_PICTURES = max(BATCHES)
+TOLERANCE = 1e-4
+"""Largest difference of two numbers of an fp32 embedding; two correct runtimes differ by some 1e-7."""
+TIE = 1e-5
+"""Neighbours whose cosine similarities differ by less are equally near."""
+
+
+def require_enough(count: int, source: str) -> None:
+    """Check that there are pictures enough to compare on.
+
+    Raises:
+        KeMetricError: DATA: there are fewer than `FEWEST_PICTURES`.
+    """
+    if count < FEWEST_PICTURES:
+        raise KeMetricError(
+            f"{source}: {count} pictures, an exported file is compared on at least {FEWEST_PICTURES}", ExitCode.DATA
+        )
+
+
+def unit_range(pixels: PixelArray) -> FloatArray:
+    """Return pictures uint8 [B, S, S, 3] as a file takes them, float32 [B, 3, S, S] in [0, 1]."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def compare(network: Embed, exported: Embed, pictures: PixelArray) -> tuple[Agreement, ...]:
+    """Compare a file with the network it was made of, at every size of `BATCHES`.
+
+    Args:
+        network: What it should give.
+        exported: What it gives.
+        pictures: uint8 [N, S, S, 3], at least `FEWEST_PICTURES`, which have something to tell apart.
+
+    Raises:
+        KeMetricError: The file cannot be run at one of the sizes, or gives another shape or numbers that are not
+            finite.
+    """
+    return tuple(_agreement(network, exported, pictures, batch) for batch in BATCHES)
+
+
+def _agreement(network: Embed, exported: Embed, pictures: PixelArray, batch: int) -> Agreement:
+    expected = in_batches(network, pictures, batch)
+    try:
+        given = in_batches(exported, pictures, batch)
+    except Exception as error:
+        # Whatever the runtime raises: the file is not what it should be.
+        raise KeMetricError(
+            f"the exported file cannot be run with {batch} pictures at a time: {error}", ExitCode.GATE
+        ) from error
+    if given.shape != expected.shape or not np.isfinite(given).all():
+        raise KeMetricError(
+            f"the exported file gives {list(given.shape)} {'finite ' if np.isfinite(given).all() else ''}numbers for "
+            f"{len(pictures)} pictures, {batch} at a time, must be {list(expected.shape)} finite ones",
+            ExitCode.GATE,
+        )
+    theirs, ours = given.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
+    return Agreement(
+        batch=batch,
+        max_difference=float(np.abs(theirs - ours).max()),
+        smallest_cosine=float(((theirs * ours).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)).min()),
+        same_nearest=_same_nearest(ours, theirs),
+    )
+
+
+def in_batches(embed: Embed, pictures: PixelArray, batch: int) -> FloatArray:
+    """Return the embeddings [N, D] of pictures, so many at a time."""
+    return np.concatenate([embed(pictures[start : start + batch]) for start in range(0, len(pictures), batch)])
+
+
+def _same_nearest(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> float:
+    """Return the share of the pictures whose nearest neighbour among the others is the same, ties aside."""
+    similarities, others = ours @ ours.T, theirs @ theirs.T
+    for matrix in (similarities, others):
+        np.fill_diagonal(matrix, -np.inf)
+    chosen = similarities[np.arange(len(ours)), others.argmax(axis=1)]
+    return float((chosen >= similarities.max(axis=1) - TIE).mean())
+
+
+def require_agreement(agreements: tuple[Agreement, ...]) -> None:
+    """Check that an fp32 file is within `TOLERANCE` and finds the same neighbours.
+
+    Raises:
+        KeMetricError: GATE, with the numbers: it is not.
+    """
+    for found in agreements:
+        if found.max_difference > TOLERANCE or found.same_nearest < 1:
+            raise KeMetricError(
+                f"the exported file differs from the network and is not kept: with {found.batch} pictures at a time "
+                f"by up to {found.max_difference:.3g} (at most {TOLERANCE:g} is allowed), smallest cosine "
+                f"{found.smallest_cosine:.6f}, same nearest neighbour for {found.same_nearest:.1%} of the pictures "
+                "(all are demanded). Another version of torch, onnxscript or onnxruntime may do it right",
+                ExitCode.GATE,
+            )
