@@ -78,7 +78,7 @@ class _Gallery:
         position: Id of an item to its position, 0 to G - 1, in the order of reading.
         labels: The label of each position.
         number: Label to the number of its class.
-        classes: [G] int64 number of each position's class; -1 where there is no label.
+        classes: [G] int64 number of each position's class; items without a label are a class that no query is of.
     """
 
     position: dict[str, int]
@@ -96,7 +96,6 @@ class _Gallery:
                 position[item.id] = len(labels)
                 labels.append(item.label)
                 number.setdefault(item.label, len(number))
-        number[""] = -1
         return cls(position, labels, number, np.array([number[label] for label in labels], np.int64))
 
     def classes_of(self, labels: Sequence[str]) -> IntArray:
