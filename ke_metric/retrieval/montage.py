@@ -201,9 +201,9 @@ def _broken(text: str, width: int) -> list[str]:
 
 
 def _drawable(text: str) -> str:
-    """Return a text of which the font has every character."""
-    drawn = ("".join(letter if ord(letter) in _characters() else f"U+{ord(letter):04X}" for letter in text)).split()
-    return " ".join(drawn)
+    """Return a text in one line of which the font has every character."""
+    line = " ".join(text.split())
+    return "".join(letter if ord(letter) in _characters() else f"U+{ord(letter):04X}" for letter in line)
 
 
 @cache

@@ -49,7 +49,8 @@ class StoreSettings(Section):
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = dotted(problem["loc"])
-            said = f"{where} = {shown(problem['input'])}: {problem['msg']}" if where else problem["msg"]
+            words = problem["msg"].removeprefix("Value error, ")
+            said = f"{where} = {shown(problem['input'])}: {words}" if where else words
             raise KeMetricError(f"store: {said}", ExitCode.USAGE) from error
 
     @model_validator(mode="after")

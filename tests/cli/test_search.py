@@ -1,0 +1,214 @@
+"""`ke-metric search`: the right items, in order, with what is known of them; the query itself is left out."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ke_metric import Embedder
+from ke_metric.cli import main
+from ke_metric.errors import ExitCode
+from ke_metric.retrieval.index import Index
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def expect(code, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    return result.stderr if code else result.stdout
+
+
+def searched(*arguments):
+    return json.loads(expect(ExitCode.OK, "search", *arguments, "--json"))
+
+
+def build(folder, pictures, lineage, *options):
+    expect(ExitCode.OK, "index", "build", pictures, "-o", folder, "--lineage", lineage, *options)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["faiss", "memmap", "milvus"])
+def index(request, scored, glyph_files, tmp_path_factory):
+    """The gallery in each kind of store."""
+    if request.param == "milvus":
+        pytest.importorskip("milvus_lite")
+    folder = tmp_path_factory.mktemp(request.param) / "i"
+    return build(folder, glyph_files / "gallery", scored.folder, "--store", request.param)
+
+
+@pytest.fixture(scope="module")
+def flat(scored, glyph_files, tmp_path_factory):
+    """The gallery in one kind of store."""
+    return build(tmp_path_factory.mktemp("flat") / "i", glyph_files / "gallery", scored.folder, "--store", "memmap")
+
+
+@pytest.fixture(scope="module")
+def vectors(scored, glyph_files):
+    """Path below the pictures to vector."""
+    paths = sorted(glyph_files.rglob("*.png"))
+    return dict(zip(paths, Embedder.load(scored.folder)(paths), strict=True))
+
+
+def twin(query, glyph_files, vectors, k):
+    """The k nearest of the gallery, by all cosines and one sort: (path, cosine)."""
+    gallery = [path for path in vectors if (glyph_files / "gallery") in path.parents and path != query]
+    found = sorted((-float(vectors[query] @ vectors[path]), str(path)) for path in gallery)
+    return [(path, -negative) for negative, path in found[:k]]
+
+
+def check(answer, wanted):
+    """Equal but for the order of near ties."""
+    results = answer["results"]
+    assert [result["rank"] for result in results] == list(range(1, len(wanted) + 1))
+    np.testing.assert_allclose(
+        [result["similarity"] for result in results], [score for _, score in wanted], atol=1e-5
+    )
+    if all(a - b > 1e-5 for (_, a), (_, b) in pairwise(wanted)):
+        assert [result["path"] for result in results] == [path for path, _ in wanted]
+
+
+def test_the_nearest_items_of_new_pictures(index, glyph_files, vectors):
+    document = searched(glyph_files / "query", "--index", index, "-k", 7)
+    assert document.keys() == {"index", "queries", "left_out"}
+    assert document["index"] == str(index)
+    queries = sorted((glyph_files / "query").rglob("*.png"))
+    assert [answer["query"] for answer in document["queries"]] == [str(path) for path in queries]
+    for query, answer in zip(queries, document["queries"], strict=True):
+        assert answer.keys() == {"query", "label", "results"}
+        assert answer["label"] == query.parent.name
+        check(answer, twin(query, glyph_files, vectors, 7))
+        for result in answer["results"]:
+            assert result["label"] == result["id"].partition("/")[0]
+            assert result["path"] == str(glyph_files / "gallery" / result["id"])
+
+
+def test_the_query_itself_is_left_out_by_its_path(index, glyph_files, vectors):
+    query = sorted((glyph_files / "gallery").rglob("*.png"))[7]
+    (answer,) = searched(query, "--index", index, "-k", 5)["queries"]
+    assert answer["self_left_out"] == f"{query.parent.name}/{query.name}"
+    check(answer, twin(query, glyph_files, vectors, 5))
+    (kept,) = searched(query, "--index", index, "-k", 5, "--keep-self")["queries"]
+    assert "self_left_out" not in kept
+    assert kept["results"][0]["path"] == str(query)
+    assert [result["path"] for result in kept["results"][1:]] == [result["path"] for result in answer["results"][:4]]
+
+
+def test_a_copy_is_another_picture(flat, glyph_files, tmp_path):
+    query = sorted((glyph_files / "gallery").rglob("*.png"))[7]
+    shutil.copy(query, tmp_path / "copy.png")
+    (answer,) = searched(tmp_path / "copy.png", "--index", flat)["queries"]
+    assert answer["results"][0]["path"] == str(query)
+    assert answer["results"][0]["similarity"] == pytest.approx(1)
+    assert "label" not in answer
+
+
+def test_relative_paths_are_the_same_picture(flat, glyph_files, monkeypatch):
+    query = sorted((glyph_files / "gallery").rglob("*.png"))[3]
+    monkeypatch.chdir(query.parent)
+    (answer,) = searched(Path("..", query.parent.name, query.name), "--index", flat)["queries"]
+    assert answer["self_left_out"] == f"{query.parent.name}/{query.name}"
+
+
+def test_only_where_a_condition_holds(index, glyph_files):
+    query = sorted((glyph_files / "query").rglob("*.png"))[0]
+    condition = f"label != {json.dumps(query.parent.name)}"
+    (answer,) = searched(query, "--index", index, "-k", 60, "--where", condition)["queries"]
+    others = [path for path in (glyph_files / "gallery").rglob("*.png") if path.parent.name != query.parent.name]
+    assert {result["path"] for result in answer["results"]} == set(map(str, others))
+    (answer,) = searched(query, "--index", index, "--where", 'label == "none"')["queries"]
+    assert answer["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (("--expand", "3:2"), {"expand": Expansion(3, 2.0)}),
+        (("--rerank", "4:2:0.3:20"), {"rerank": Reranking(4, 2, 0.3, 20)}),
+        (("--expand", "3", "--rerank", "4:2:0.3:20"), {"expand": Expansion(3), "rerank": Reranking(4, 2, 0.3, 20)}),
+    ],
+)
+def test_better_ranking(options, how, flat, glyph_files, vectors):
+    queries = sorted((glyph_files / "query").rglob("*.png"))
+    own = sorted((glyph_files / "gallery").rglob("*.png"))[0]
+    document = searched(*queries, own, "--index", flat, "-k", 6, *options)
+    asked = np.stack([vectors[path] for path in (*queries, own)])
+    exclude = [""] * len(queries) + [f"{own.parent.name}/{own.name}"]
+    with Index.open(flat) as index:
+        hits = ranked_search(index.store, asked, 6, exclude=exclude, **how)
+        for answer, items, row in zip(document["queries"], hits.items(), hits.similarities, strict=True):
+            np.testing.assert_allclose([result["similarity"] for result in answer["results"]], row, atol=1e-4)
+            assert len(items) == 6
+    assert document["queries"][-1]["self_left_out"] == exclude[-1]
+
+
+def test_people_read_a_table_for_each_query(flat, glyph_files):
+    query, own = (sorted((glyph_files / part).rglob("*.png"))[0] for part in ("query", "gallery"))
+    table = expect(ExitCode.OK, "search", query, own, "--index", flat, "-k", 2)
+    assert f"{own.parent.name}/{own.name}, which is left out" in table.replace("\n", " ")
+    assert table.count("similarity") == 2
+
+
+def test_a_montage_is_drawn(flat, glyph_files, tmp_path):
+    document = searched(glyph_files / "query", "--index", flat, "-k", 4, "--montage", tmp_path / "m.png")
+    assert document["montage"] == str(tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.format == "PNG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.png"]
+
+
+def test_bad_pictures_are_named_and_left_out_or_refused(flat, glyph_files, tmp_path):
+    query = sorted((glyph_files / "query").rglob("*.png"))[0]
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    result = run("search", tmp_path / "bad.png", query, "--index", flat, "--json")
+    document = json.loads(result.stdout)
+    assert [answer["query"] for answer in document["queries"]] == [str(query)]
+    assert [bad["name"] for bad in document["left_out"]] == [str(tmp_path / "bad.png")]
+    assert f"warning: {tmp_path / 'bad.png'}" in result.stderr
+    expect(ExitCode.DATA, "search", tmp_path / "bad.png", query, "--index", flat, "--strict")
+    assert "none of the 1 pictures" in expect(ExitCode.DATA, "search", tmp_path / "bad.png", "--index", flat)
+
+
+def test_queries_of_another_network_are_refused(flat, glyph_files, scored):
+    arguments = ("search", glyph_files / "query", "--index", flat, "--lineage", scored.folder)
+    assert "another network" in expect(ExitCode.DATA, *arguments, "--gen", "1")
+    assert "another network" in expect(ExitCode.DATA, *arguments, "--network", "dense")
+    expect(ExitCode.OK, *arguments)
+
+
+def test_an_index_without_its_network_takes_one_that_is_named(flat, glyph_files, scored, tmp_path):
+    copied = shutil.copytree(flat, tmp_path / "i")
+    shutil.rmtree(copied / "model")
+    arguments = ("search", glyph_files / "query", "--index", copied)
+    assert "Name the network" in expect(ExitCode.DATA, *arguments)
+    expect(ExitCode.OK, *arguments, "--lineage", scored.folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("q", "--index", "none"), ExitCode.DATA, "no index here"),
+        (("--index", "i"), ExitCode.USAGE, "no pictures are named"),
+        (("none.png", "--index", "i"), ExitCode.DATA, "no such file or folder"),
+        (("q", "--index", "i", "-k", "0"), ExitCode.USAGE, "-k"),
+        (("q", "--index", "i", "--where", "label"), ExitCode.USAGE, "where = "),
+        (("q", "--index", "i", "--expand", "x"), ExitCode.USAGE, "query expansion = 'x'"),
+        (("q", "--index", "i", "--rerank", "1"), ExitCode.USAGE, "re-ranking = '1'"),
+        (("q", "--index", "i", "--rerank", "2:1:0.3:5", "-k", "6"), ExitCode.USAGE, "depth"),
+        (("q", "--index", "i", "--montage", "m.txt"), ExitCode.USAGE, "must end in .png"),
+        (("q", "--index", "i", "--montage", "no/m.png"), ExitCode.USAGE, "no such folder"),
+    ],
+)
+def test_what_is_refused(arguments, code, words, flat, glyph_files, tmp_path, monkeypatch):
+    (tmp_path / "i").symlink_to(flat)
+    (tmp_path / "q").symlink_to(glyph_files / "query")
+    monkeypatch.chdir(tmp_path)
+    assert words in expect(code, "search", *arguments)
