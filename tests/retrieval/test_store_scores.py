@@ -102,6 +102,19 @@ def test_an_approximate_store_scores_less(memory_store):
     assert all(found[name] < exact[name] for name in ("recall@1", "map@r", "r_precision"))
 
 
+def test_a_stores_numbers_are_its_own(memory_store):
+    """One that reads its items in another order than it numbers them."""
+
+    class Reversed(memory_store):
+        def read(self, batch_size=8192):
+            for items, vectors in super().read(batch_size):
+                yield items[::-1], vectors[::-1]
+
+    vectors, labels, ids = drawn(70)
+    found = score_through(stored(Reversed, vectors, labels, ids), vectors, named(labels), ids=ids)
+    assert found == score_retrieval(vectors, labels, scoring=EXACT)
+
+
 def test_an_item_without_a_label_is_of_no_class(memory_store):
     vectors, labels, ids = drawn(60)
     items = [Item(item, label=f"class {label}") for item, label in zip(ids, labels, strict=True)]
