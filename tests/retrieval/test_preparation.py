@@ -1,0 +1,144 @@
+"""Preparation: every kind of picture gives the pixels that training-time evaluation would show the network."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ke_metric.data.images import FolderSource, ImageSet
+from ke_metric.data.pixels import PixelStore, evaluation_pixels
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.networks.description import Normalization
+from ke_metric.retrieval.preparation import as_image, prepare
+
+
+def how(**fields):
+    defaults = {"store_size": 40, "resize": 36, "image_size": 32, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    return Normalization(**(defaults | fields))
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def refused(picture, name="given"):
+    with pytest.raises(KeMetricError) as caught:
+        prepare(picture, name, how())
+    assert caught.value.exit_code == ExitCode.DATA
+    return str(caught.value)
+
+
+def evaluated(path, *, store_size, shape, resize, size):
+    """What scoring makes of a file."""
+    images = ImageSet((path.name,), np.zeros(1, np.int64), ("x",), FolderSource(path.parent))
+    store = PixelStore.build(images, store_size, shape=shape)
+    return evaluation_pixels(store, [0], resize=resize, size=size)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    store_size=st.integers(1, 70),
+    resize=st.integers(1, 60),
+    crop=st.integers(0, 20),
+    shape=st.sampled_from(["keep", "square"]),
+)
+def test_a_file_looks_as_it_did_when_it_was_scored(height, width, store_size, resize, crop, shape, tmp_path_factory):
+    size = max(1, resize - crop)
+    path = tmp_path_factory.mktemp("p") / "p.png"
+    Image.fromarray(noise(height, width)).save(path)
+    sizes = how(store_size=store_size, store_shape=shape, resize=resize, image_size=size)
+    wanted = evaluated(path, store_size=store_size, shape=shape, resize=resize, size=size)
+    assert np.array_equal(prepare(path, "p", sizes), wanted)
+
+
+@pytest.mark.parametrize("size", [(50, 41), (41, 50), (40, 40), (36, 36), (20, 300)])
+def test_every_kind_of_picture_gives_the_same_pixels(size, tmp_path):
+    pixels = noise(*size)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    wanted = prepare(tmp_path / "p.png", "p", how())
+    assert wanted.shape == (32, 32, 3)
+    assert wanted.dtype == np.uint8
+    chw = torch.from_numpy(pixels).permute(2, 0, 1)
+    for picture in (
+        str(tmp_path / "p.png"), Image.fromarray(pixels), pixels, pixels[:, ::1], np.asfortranarray(pixels), chw,
+        chw.contiguous(), chw.float() / 255, chw.double() / 255, (chw.float() / 255).requires_grad_(),
+    ):  # fmt: skip
+        assert np.array_equal(prepare(picture, "p", how()), wanted)
+
+
+def test_views_and_other_strides(tmp_path):
+    pixels = noise(60, 60)
+    wanted = prepare(np.ascontiguousarray(pixels[::-1, ::2]), "p", how())
+    assert np.array_equal(prepare(pixels[::-1, ::2], "p", how()), wanted)
+
+
+def test_grey_pictures():
+    grey = noise(50, 40)[:, :, 0]
+    wanted = prepare(np.stack([grey] * 3, axis=2), "p", how())
+    assert np.array_equal(prepare(grey, "p", how()), wanted)
+    assert np.array_equal(prepare(Image.fromarray(grey), "p", how()), wanted)
+
+
+def test_other_modes_become_rgb():
+    pixels = noise(50, 40)
+    for image in (
+        Image.fromarray(pixels).convert("RGBA"), Image.fromarray(pixels).quantize(), Image.new("1", (9, 9), 1),
+        Image.fromarray(pixels).convert("CMYK"), Image.new("I", (9, 9)), Image.new("LA", (9, 9)),
+    ):  # fmt: skip
+        assert as_image(image, "p").mode == "RGB"
+        assert prepare(image, "p", how()).shape == (32, 32, 3)
+
+
+def test_without_sizes_of_training():
+    # A bundle may say only how large the network's pictures are.
+    pixels = noise(50, 41)
+    direct = prepare(pixels, "p", how(store_size=None, resize=None))
+    assert direct.shape == (32, 32, 3)
+    resized = Image.fromarray(pixels).resize((32, 39), Image.Resampling.BILINEAR)
+    assert np.array_equal(direct, np.asarray(resized)[3:35])
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (3, "int is no picture"),
+        (b"x", "bytes is no picture"),
+        (None, "NoneType is no picture"),
+        ([1], "list is no picture"),
+        (np.zeros((4, 4, 3), np.float32), "[4, 4, 3] of float32 is no picture, must be uint8"),
+        (np.zeros((4, 4, 4), np.uint8), "[4, 4, 4]"),
+        (np.zeros((4, 4, 1), np.uint8), "[4, 4, 1]"),
+        (np.zeros((3, 4, 4), np.uint8), "[3, 4, 4]"),
+        (np.zeros((0, 4, 3), np.uint8), "[0, 4, 3]"),
+        (np.zeros((4, 0), np.uint8), "[4, 0]"),
+        (np.zeros(4, np.uint8), "[4]"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "[1, 4, 4, 3]"),
+        (torch.zeros(4, 4, 3), "[4, 4, 3] is no picture, must be [3, H, W]"),
+        (torch.zeros(3, 0, 4), "[3, 0, 4]"),
+        (torch.zeros(3, 4), "[3, 4]"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "int64, must be uint8 or float"),
+        (torch.zeros(3, 4, 4, dtype=torch.bool), "bool"),
+        (torch.full((3, 4, 4), 255.0), "must lie in [0, 1]"),
+        (torch.full((3, 4, 4), -0.1), "must lie in [0, 1]"),
+        (torch.full((3, 4, 4), torch.nan), "must lie in [0, 1]"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(picture, words):
+    message = refused(picture, "picture 7")
+    assert message.startswith("picture 7: ")
+    assert words in message
+
+
+def test_files_are_refused_by_their_path(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    assert str(tmp_path / "bad.png") in refused(tmp_path / "bad.png")
+    assert f"{tmp_path / 'none.png'}: no such image file" in refused(str(tmp_path / "none.png"))
+    assert str(tmp_path) in refused(tmp_path)
+
+
+def test_a_strip_that_would_become_too_large_is_refused():
+    assert "too long a strip" in refused(np.zeros((1, 70_000), np.uint8), "strip")

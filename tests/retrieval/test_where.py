@@ -1,0 +1,110 @@
+"""Conditions: what is read, what is refused, and for which items they hold."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import FIELDS, LONGEST, Condition, Where
+
+ITEM = Item("a/1.jpg", "/x/a/1.jpg", "crow")
+
+
+def refused(text):
+    with pytest.raises(KeMetricError) as caught:
+        Where.parse(text)
+    assert caught.value.exit_code == ExitCode.USAGE
+    message = str(caught.value)
+    assert message.startswith("where = ")
+    assert "must be FIELD ==" in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ('label == "crow"', [Condition("label", True, ("crow",))]),
+        ("  label=='crow'  ", [Condition("label", True, ("crow",))]),
+        ('label != "crow"', [Condition("label", False, ("crow",))]),
+        ('label in ["crow", "jay"]', [Condition("label", True, ("crow", "jay"))]),
+        ('label in ("crow",)', [Condition("label", True, ("crow",))]),
+        ('label == ""', [Condition("label", True, ("",))]),
+        ('path == "a \\"b\\" \\u00e9"', [Condition("path", True, ('a "b" é',))]),
+        (
+            'label == "crow" and id != "a" and path in ["b"]',
+            [Condition("label", True, ("crow",)), Condition("id", False, ("a",)), Condition("path", True, ("b",))],
+        ),
+        ('(label == "crow") and (id == "a")', [Condition("label", True, ("crow",)), Condition("id", True, ("a",))]),
+    ],
+)
+def test_what_is_read(text, conditions):
+    assert Where.parse(text).conditions == tuple(conditions)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "invalid syntax"),
+        ("label", "'label' is no condition"),
+        ('lable == "crow"', "no field 'lable'; did you mean 'label'?"),
+        ("label == crow", "crow is no text in quotes"),
+        ("label == 3", "3 is no text in quotes"),
+        ('label == b"crow"', "is no text in quotes"),
+        ('label == f"crow"', "is no text in quotes"),
+        ('label = "crow"', "invalid syntax"),
+        ('label < "crow"', "is no condition"),
+        ('"crow" == label', "is no condition"),
+        ('label == "a" or label == "b"', "is no condition"),
+        ('not label == "a"', "is no condition"),
+        ('"a" == label == "b"', "is no condition"),
+        ("label in []", "is no condition"),
+        ('label in "crow"', "is no condition"),
+        ('label not in ["crow"]', "is no condition"),
+        ('label in ["crow", 1]', "1 is no text"),
+        ('label == "crow" and True', "'True' is no condition"),
+        ('__import__("os").system("true") == "x"', "is no condition"),
+        ('label == "a" and (id == "b" and path == "c")', "is no condition"),
+        ("(" * 5000, "where"),
+        ('label == "' + "a" * LONGEST + '"', "at most 10,000"),
+        ('label == "\0"', "null bytes"),
+    ],
+)
+def test_what_is_refused(text, words):
+    assert words in refused(text)
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10)
+
+
+def written(condition):
+    """A condition as Python writes it."""
+    if condition.within and len(condition.values) > 1:
+        return f"{condition.field} in {list(condition.values)!r}"
+    return f"{condition.field} {'==' if condition.within else '!='} {condition.values[0]!r}"
+
+
+CONDITIONS = st.builds(
+    Condition, st.sampled_from(FIELDS), st.just(True), st.lists(TEXT, min_size=1, max_size=3).map(tuple)
+) | st.builds(Condition, st.sampled_from(FIELDS), st.just(False), TEXT.map(lambda text: (text,)))
+
+
+@given(st.lists(CONDITIONS, min_size=1, max_size=4))
+def test_every_condition_comes_back(conditions):
+    assert Where.parse(" and ".join(map(written, conditions))).conditions == tuple(conditions)
+
+
+@given(
+    st.lists(CONDITIONS, min_size=1, max_size=4),
+    st.builds(Item, TEXT, TEXT, TEXT) | st.just(ITEM),
+)
+def test_an_item_is_meant_when_python_says_so(conditions, item):
+    fields = {"id": item.id, "path": item.path, "label": item.label}
+    text = " and ".join(map(written, conditions))
+    assert Where.parse(text).holds(item) == eval(text, {}, fields)
+
+
+@given(st.text())
+def test_any_text_is_a_condition_or_refused_in_words(text):
+    # Text by chance is no condition; what matters is that nothing but the one error comes out.
+    refused(text)
