@@ -1,5 +1,8 @@
 """Exact search through the vectors of a gallery, streamed from the disk: memory is bounded, whatever their number.
 
+The K best of a block of products are found by way of groups of neighbouring columns: all of them lie in the K groups
+with the largest maxima, and a maximum per group costs a tenth of what choosing among all columns does.
+
 Shapes: N rows, Q queries, D embedding, K neighbours, M rows of a block.
 """
 
@@ -9,12 +12,21 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from ke_metric.evaluation.backend import exact_products
 from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
 from ke_metric.retrieval.gallery import Gallery
 
 BLOCK_BYTES = 8 << 20
+"""Of the vectors that are in memory at a time."""
+PRODUCTS = 4 << 20
+"""Products in memory at a time, 4 bytes each."""
+CHOICES = 1 << 20
+"""Keys among which is chosen at a time; with what computing them takes about 40 bytes each."""
+GROUP = 64
+LAST_ROW = (1 << 32) - 1
 
 
 def search_rows(
@@ -26,14 +38,17 @@ def search_rows(
     first: int = 0,
     device: str | torch.device = "cpu",
 ) -> tuple[FloatArray, IntArray]:
-    """Find the rows with the largest inner product with each query.
+    """Find the rows with the largest inner product with each query; of equal products the earlier row is first.
+
+    Equal vectors may differ in the last bit of their products, depending on where they lie in a block. Memory beside
+    queries and result: about 60 MB, with 2,000 rows or more in a block; every call reads all rows that it searches.
 
     Args:
         gallery: Whose rows are searched; holes are not.
-        queries: [Q, D] float32.
+        queries: [Q, D] float32, finite.
         k: Neighbours per query, at least 1.
-        rows: Search only these, ascending, no holes; None: all from `first` on.
-        first: Number of the first row that is searched.
+        rows: Search only these, ascending, none of them a hole; None: all.
+        first: Search no row before this one.
         device: Where torch computes.
 
     Returns:
@@ -41,24 +56,24 @@ def search_rows(
         there.
     """
     assert k >= 1, k
-    best = torch.full((len(queries), k), -torch.inf, device=device)
-    found = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     with exact_products(str(device)):
-        on_device = torch.from_numpy(queries).to(device)
-        for numbers, vectors in _live_blocks(gallery, rows, first):
-            block, names = torch.from_numpy(vectors).to(device), torch.from_numpy(numbers).to(device)
-            for some in row_chunks(len(queries), 1024):
-                scores = on_device[some] @ block.T
-                both = torch.cat([best[some], scores], 1)
-                both_names = torch.cat([found[some], names.expand(len(scores), -1)], 1)
-                best[some], places = both.topk(k, 1)
-                found[some] = both_names.gather(1, places)
-    return best.cpu().numpy(), found.cpu().numpy()
+        on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+        best = _keys(torch.full((len(queries), k), -torch.inf, device=device), torch.tensor(LAST_ROW, device=device))
+        products = torch.empty(PRODUCTS, device=device)
+        for numbers, block in _live_blocks(gallery, rows, first):
+            names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device)
+            for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
+                scores = _products(on_device[some], vectors, products)
+                both = torch.cat([best[some], _candidates(scores, names, best[some])], 1)
+                best[some] = both.topk(k, 1, sorted=False).values
+        return _scores_and_rows(best.sort(1, descending=True).values)
 
 
 def _live_blocks(gallery: Gallery, rows: IntArray | None, first: int) -> Iterator[tuple[IntArray, FloatArray]]:
-    at_a_time = max(1, BLOCK_BYTES // (4 * gallery.dimension))
+    """Yield numbers of rows, ascending [M], and their vectors [M, D]; never none."""
+    at_a_time = min(max(1, BLOCK_BYTES // (4 * gallery.dimension)), PRODUCTS)
     if rows is not None:
+        rows = rows[np.searchsorted(rows, first) :]
         for some in row_chunks(len(rows), at_a_time):
             yield rows[some], gallery.vectors(rows[some])
         return
@@ -66,8 +81,66 @@ def _live_blocks(gallery: Gallery, rows: IntArray | None, first: int) -> Iterato
     for start, block in gallery.blocks(first, last, at_a_time):
         numbers = np.arange(start, start + len(block))
         inside = holes[np.searchsorted(holes, start) : np.searchsorted(holes, start + len(block))]
-        if len(inside):
+        if not len(inside):
+            yield numbers, block
+        elif len(inside) < len(block):
             live = np.delete(numbers, inside - start)
             yield live, block[live - start]
-        else:
-            yield numbers, block
+
+
+def _queries_at_a_time(rows: int, k: int) -> int:
+    columns = _whole_groups(rows)
+    return max(1, min(PRODUCTS // columns, CHOICES // (k + min(k * GROUP, columns))))
+
+
+def _whole_groups(columns: int) -> int:
+    return -(-columns // GROUP) * GROUP
+
+
+def _products(queries: Tensor, vectors: Tensor, memory: Tensor) -> Tensor:
+    """Return the products of queries [Q, D] and vectors [M, D], and -inf up to whole groups of columns."""
+    columns = _whole_groups(len(vectors))
+    scores = memory[: len(queries) * columns].view(len(queries), columns)
+    torch.mm(queries, vectors.T, out=scores[:, : len(vectors)])
+    scores[:, len(vectors) :] = -torch.inf
+    return scores
+
+
+def _candidates(scores: Tensor, rows: Tensor, best: Tensor) -> Tensor:
+    """Return keys [Q, C], those among them that belong to the K largest.
+
+    A group's key is that of its maximum in its first row: no key in the group is larger. Groups are in the order of
+    rows, so an item of a group that is left out has K others before it, in K other groups or in `best`.
+
+    Args:
+        scores: [Q, M], M columns being whole groups.
+        rows: Those of the columns that are not padding, int64, ascending.
+        best: [Q, K] keys of the best so far.
+    """
+    rows = functional.pad(rows, (0, scores.shape[1] - len(rows)), value=LAST_ROW).view(-1, GROUP)
+    grouped = scores.view(len(scores), len(rows), GROUP)
+    tops = _keys(grouped.amax(2), rows[:, 0])
+    promising = min(best.shape[1], int((tops > best.amin(1, keepdim=True)).sum(1).amax()))
+    if 2 * promising >= len(rows):
+        return _keys(grouped, rows).flatten(1)
+    chosen = tops.topk(promising, 1, sorted=False).indices
+    places = chosen + len(rows) * torch.arange(len(scores), device=scores.device)[:, None]
+    found = scores.view(-1, GROUP).index_select(0, places.flatten()).view(*chosen.shape, GROUP)
+    return _keys(found, rows[chosen]).flatten(1)
+
+
+def _keys(scores: Tensor, rows: Tensor) -> Tensor:
+    """Return int64 keys that are ordered as the scores, and for equal scores as the rows backwards.
+
+    The upper half is the score's bits, those of a negative one turned so that they rise with it.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (rising.long() << 32) + (LAST_ROW - rows)
+
+
+def _scores_and_rows(keys: Tensor) -> tuple[FloatArray, IntArray]:
+    rising = (keys >> 32).int()
+    scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    rows = LAST_ROW - (keys & LAST_ROW)
+    return scores.cpu().numpy(), torch.where(scores.isneginf(), -1, rows).cpu().numpy()
