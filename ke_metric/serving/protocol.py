@@ -40,7 +40,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self._in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > self.limits.header_bytes:
-                self._refuse(431, f"the headers are larger than {self.limits.header_bytes:,} bytes")
+                self._refuse_long_headers()
             else:
                 self._await_headers()
         elif len(self.pipeline) > PIPELINE:
@@ -60,7 +60,11 @@ class ImpatientProtocol(HttpToolsProtocol):
         """Note that they have come."""
         self._in_headers, self._header_bytes = False, 0
         self._forget_timer()
-        super().on_headers_complete()
+        # All of them may have come in one piece, which is larger than the limit.
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.header_bytes:
+            self._refuse_long_headers()
+        else:
+            super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as everything else is answered."""
@@ -69,6 +73,9 @@ class ImpatientProtocol(HttpToolsProtocol):
     def _await_headers(self) -> None:
         if self._header_timer is None and not self.transport.is_closing():
             self._header_timer = self.loop.call_later(self.limits.header_seconds, self._headers_late)
+
+    def _refuse_long_headers(self) -> None:
+        self._refuse(431, f"the headers are larger than {self.limits.header_bytes:,} bytes")
 
     def _headers_late(self) -> None:
         self._header_timer = None

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from ke_metric.retrieval.index import Result
-from ke_metric.retrieval.vector_store import Item
 from ke_metric.serving.server import build_server, listen
 from ke_metric.serving.settings import Limits, ServiceSettings
 
@@ -133,7 +132,8 @@ class Running:
     def start(self, ready=True):
         self._thread.start()
         while ready and self.server.service.state == "starting":
-            assert self._thread.is_alive() and self.server.service.failure is None
+            assert self._thread.is_alive()
+            assert self.server.service.failure is None
             time.sleep(0.01)
         return self
 

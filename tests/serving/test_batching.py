@@ -54,7 +54,8 @@ def test_every_job_gets_its_own_answer():
         assert found == [2 * number + 1000 * number for number in range(200)]
         assert batcher.waiting == 0
         assert told == answering.sizes
-        assert sum(told) == 200 and max(told) <= 8
+        assert sum(told) == 200
+        assert max(told) <= 8
 
     run(work, queue=500, max_batch=8)
 
@@ -66,7 +67,8 @@ def test_waiting_jobs_share_batches():
         await asyncio.sleep(0.2)
         answering.gate.set()
         await asyncio.gather(*asked)
-        assert len(answering.sizes) <= 4 and max(answering.sizes) == 10
+        assert len(answering.sizes) <= 4
+        assert max(answering.sizes) == 10
 
     run(work, queue=500, max_batch=10)
 

@@ -38,9 +38,12 @@ def test_damaged_files_are_refused_or_decoded(kind, cut, changes):
     for position, value in changes:
         if position < len(body):
             body[position] = value
+    assert outcome(bytes(body), kind) in ("decoded", 413, 415, 422)
+
+
+def outcome(body, kind):
     try:
-        image = decode(bytes(body), kind, 1000)
+        image = decode(body, kind, 1000)
     except Refused as refused:
-        assert refused.status in (413, 415, 422)
-    else:
-        assert image.width * image.height <= 1000
+        return refused.status
+    return "decoded" if image.width * image.height <= 1000 else "too large"

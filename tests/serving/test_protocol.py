@@ -70,6 +70,8 @@ def test_a_body_in_chunks(service):
         (SEARCH + b"Transfer-Encoding: chunked\r\n\r\nzork\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost : localhost\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000, 431),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 8_000 + b"\r\n\r\n", 431),
+        (SEARCH + b"X: " + b"x" * 8_000 + b"\r\nContent-Length: 5\r\n\r\nabcde", 431),
         (b"GET /health?" + b"x" * 20_000, 431),
         (b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 3000, 431),
         (SEARCH + b"Content-Length: 200001\r\n\r\n", 413),
