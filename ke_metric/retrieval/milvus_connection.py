@@ -19,8 +19,9 @@ SECONDS_TO_CONNECT = 10.0
 SECONDS = 120.0
 """That a request to a server may take. Milvus Lite, in this process, takes what it takes."""
 
-NEVER = 2**31 - 1
-"""pymilvus pings every 10 s; Milvus Lite hangs up on that, in the middle of a request that takes longer."""
+CHANNEL = {"grpc.keepalive_time_ms": 310_000}
+"""pymilvus pings every 10 s. Milvus Lite allows a ping in 300 s: it hangs up in the middle of a longer request, which
+pymilvus then sends again."""
 
 
 class Connection:
@@ -101,7 +102,7 @@ def _server(uri: str, token: str | None) -> MilvusClient:
     from pymilvus import MilvusClient
 
     with explained(uri):
-        return MilvusClient(uri, token=token or "", timeout=SECONDS_TO_CONNECT)
+        return MilvusClient(uri, token=token or "", timeout=SECONDS_TO_CONNECT, grpc_options=CHANNEL)
 
 
 def _started(folder: LiteFolder) -> MilvusClient:
@@ -111,7 +112,7 @@ def _started(folder: LiteFolder) -> MilvusClient:
     from pymilvus import MilvusClient
 
     with explained(str(folder.path)):
-        return MilvusClient(str(folder.path), grpc_options={"grpc.keepalive_time_ms": NEVER})
+        return MilvusClient(str(folder.path), grpc_options=CHANNEL)
 
 
 def _stop(folder: LiteFolder) -> None:

@@ -5,6 +5,8 @@ A new kind is one line in `STORES`.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ class StoreKind:
             whose ranks are compared with the twin's.
         tolerance: How far a similarity may be from the inner product.
         beside: Whether readers may be open beside the writer.
+        locked: Whether a second writer is refused.
         examples: How many random sequences of calls are tried; fewer where opening is slow.
     """
 
@@ -32,6 +35,7 @@ class StoreKind:
     recall: float = 1.0
     tolerance: float = 1e-5
     beside: bool = True
+    locked: bool = True
     examples: int = 15
 
     @property
@@ -49,6 +53,21 @@ def faiss_kind(factory: str, recall: float = 1.0, **search: int) -> StoreKind:
     )
 
 
+def milvus_server(uri: str) -> StoreKind:
+    """A server that KE_METRIC_MILVUS_URI names, to run the contract on; the collections of tests stay there."""
+    return StoreKind(
+        lambda folder, dimension, writing: MilvusStore(
+            uri,
+            dimension,
+            writing=writing,
+            collection=f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}",
+            token=os.environ.get("KE_METRIC_MILVUS_TOKEN"),
+        ),
+        locked=False,
+        examples=5,
+    )
+
+
 STORES = {
     "memmap": StoreKind(lambda folder, dimension, writing: MemmapStore(folder, dimension, writing=writing)),
     "faiss": faiss_kind("Flat"),
@@ -61,3 +80,5 @@ STORES = {
     ),
     "faiss IVF-PQ": faiss_kind("IVF4,PQ8x4fs", 0.75, nprobe=4),
 }
+if "KE_METRIC_MILVUS_URI" in os.environ:
+    STORES["milvus server"] = milvus_server(os.environ["KE_METRIC_MILVUS_URI"])

@@ -405,7 +405,9 @@ def test_a_store_that_is_not_there_is_not_opened_for_reading(open_store, tmp_pat
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_a_second_writer_is_refused(store, open_store):
+def test_a_second_writer_is_refused(kind, store, open_store):
+    if not kind.locked:
+        pytest.skip("a second writer is not refused (docs/milvus.md)")
     twin = filled(store)
     with refused("another process", ExitCode.LINEAGE):
         open_store()
