@@ -1,6 +1,6 @@
 """`ke-metric serve` under load: every answer checked, memory watched, throughput beside the bare Embedder's.
 
-    python eval/serve_load.py [--requests 50000] [--rounds 5] [--large] [--out eval/results/serving.md]
+    python eval/serve_load.py [--requests 50000] [--rounds 12] [--large] [--out eval/results/serving.md]
 
 Starts the service as a process, on an index of the pictures of a lineage's benchmark (--lineage), or of a ResNet50
 with random weights and JPEG files of 500x375 pixels (--large; speed only). Then, from this process, over the loopback
@@ -131,8 +131,8 @@ def main() -> None:
     """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=50_000, help="mixed, in all (default: 50000)")
-    parser.add_argument("--rounds", type=int, default=5, help="of throughput (default: 5)")
-    parser.add_argument("--per-round", type=int, default=8000, help="searches (default: 8000)")
+    parser.add_argument("--rounds", type=int, default=12, help="of throughput (default: 12)")
+    parser.add_argument("--per-round", type=int, default=3000, help="searches (default: 3000)")
     parser.add_argument("--lineage", default="lineages/demo")
     parser.add_argument("--large", action="store_true", help="a ResNet50 at 224 pixels in place of a lineage")
     parser.add_argument("--out", type=Path, help="report; a JSON file of the same name lies beside it")
@@ -159,7 +159,7 @@ def measure(folder: Path, given: argparse.Namespace) -> Measured:
     measured.facts = {"large": given.large, "requests": given.requests, **good.expected["facts"]}
     measured.facts["query_bytes"] = round(statistics.mean(len(body) for body in good.bodies))
     for number in range(given.rounds + 1):
-        found = throughput(service, good, given.per_round // 4 if number == 0 else given.per_round, measured)
+        found = throughput(service, good, given.per_round, measured)
         if number:  # the first one warms up
             found["bare"] = {f"{name}, {size}": bare[name].measure(size) for name in ENVIRONMENTS for size in BATCHES}
             measured.rounds.append(found)

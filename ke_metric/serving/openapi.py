@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
-from ke_metric import __version__
 from ke_metric.serving.decoding import FORMATS
 from ke_metric.serving.gallery_pictures import CONTENT_TYPES
 from ke_metric.serving.questions import DEFAULT_K
@@ -35,7 +35,7 @@ def openapi_document(settings: ServiceSettings) -> Document:
         "openapi": "3.1.0",
         "info": {
             "title": "ke-metric serve",
-            "version": __version__,
+            "version": version("ke_metric"),
             "description": "Search an index of pictures with a picture.",
         },
         "paths": {
