@@ -41,7 +41,6 @@ CONCURRENT, SLOW_CONCURRENT = 64, 4
 UPLOAD_SECONDS = 3
 SAMPLE_SECONDS = 0.5
 ENVIRONMENTS: dict[str, dict[str, str]] = {"default": {}, "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"}}
-BATCHES = (32, 256)
 HERE = Path(__file__).parent
 
 
@@ -134,8 +133,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="of throughput (default: 12)")
     parser.add_argument("--per-round", type=int, default=3000, help="searches (default: 3000)")
     parser.add_argument("--lineage", default="lineages/demo")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 256], help="of the bare Embedder")
     parser.add_argument("--large", action="store_true", help="a ResNet50 at 224 pixels in place of a lineage")
-    parser.add_argument("--out", type=Path, help="report; a JSON file of the same name lies beside it")
+    parser.add_argument("--out", type=Path, help="file that the report is added to")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "served"
@@ -145,7 +145,8 @@ def main() -> None:
     text = report(measured.__dict__)
     print(text)
     if given.out:
-        given.out.write_text(text, encoding="utf-8")
+        with given.out.open("a", encoding="utf-8") as file:
+            file.write("\n" + text)
     if measured.wrong:
         raise SystemExit(f"{len(measured.wrong)} wrong answers, first: {measured.wrong[0]}")
 
@@ -161,7 +162,9 @@ def measure(folder: Path, given: argparse.Namespace) -> Measured:
     for number in range(given.rounds + 1):
         found = throughput(service, good, given.per_round, measured)
         if number:  # the first one warms up
-            found["bare"] = {f"{name}, {size}": bare[name].measure(size) for name in ENVIRONMENTS for size in BATCHES}
+            found["bare"] = {
+                f"{name}, {size}": bare[name].measure(size) for name in ENVIRONMENTS for size in given.batches
+            }
             measured.rounds.append(found)
             print(json.dumps(found), file=sys.stderr, flush=True)
     for one in bare.values():

@@ -3,11 +3,12 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from ke_metric.environment import describe_environment
 
-PACKAGES = ("torch", "numpy", "pillow", "faiss-cpu")
+PACKAGES = ("torch", "pillow", "faiss-cpu", "starlette", "uvicorn", "uvloop", "httptools")
 WARM_UP = 0.2
 """Share of the mixed load before memory is compared."""
 
@@ -15,7 +16,7 @@ WARM_UP = 0.2
 def report(measured: Mapping[str, Any]) -> str:
     """Return the report as Markdown."""
     facts = measured["facts"]
-    parts = [_head(facts), _throughput(measured["rounds"], facts)]
+    parts = [_head(facts), _throughput(measured["rounds"])]
     if facts["requests"]:
         parts += [_mixed(measured), _memory(measured["memory"])]
     parts.append(_stop(facts))
@@ -24,7 +25,7 @@ def report(measured: Mapping[str, Any]) -> str:
 
 def _head(facts: Mapping[str, Any]) -> str:
     found = describe_environment()
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in PACKAGES if name in found["versions"])
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     commit = (
         f"commit {found['commit'][:12]}{' with changes' if found['commit_changed'] else ''}"
         if "commit" in found
@@ -38,30 +39,41 @@ def _head(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _throughput(rounds: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    names = list(rounds[0]["bare"])
-    best = [max(one["bare"][name]["images_per_second"] for name in names) for one in rounds]
-    at_32 = [max(one["bare"][n]["images_per_second"] for n in names if n.endswith(" 32")) for one in rounds]
-    lines = ["| what | images/s | processor µs per image |", "|---|---|---|"]
-    lines.append(
+def _throughput(rounds: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| what | images/s | processor µs per image |",
+        "|---|---|---|",
         f"| service, searches of 64 clients | {_spread(rounds, lambda r: r['requests_per_second'])} | "
         f"{_median(rounds, lambda r: r['service_cpu_microseconds'])} + "
-        f"{_median(rounds, lambda r: r['client_cpu_microseconds'])} of the clients |"
-    )
-    for name in names:
+        f"{_median(rounds, lambda r: r['client_cpu_microseconds'])} of the clients |",
+    ]
+    for name in rounds[0]["bare"]:
         speed = _spread(rounds, lambda r, name=name: r["bare"][name]["images_per_second"])  # type: ignore[misc]
         cost = _median(rounds, lambda r, name=name: r["bare"][name]["cpu_microseconds"])  # type: ignore[misc]
         environment, size = name.rsplit(", ", 1)
         lines.append(f"| bare Embedder, batches of {size}, {environment} | {speed} | {cost} |")
-    ratios = [one["requests_per_second"] / other for one, other in zip(rounds, at_32, strict=True)]
-    against_best = [one["requests_per_second"] / other for one, other in zip(rounds, best, strict=True)]
+    sizes = sorted({int(name.rsplit(", ", 1)[1]) for name in rounds[0]["bare"]})
     return (
         f"Medians of {len(rounds)} rounds (least-most); in each the service and the bare Embedders take turns.\n\n"
         + "\n".join(lines)
-        + f"\n\nThe service's throughput is **{_number(ratios)}** of the faster bare Embedder at batches of 32, and "
-        f"{_number(against_best)} of the fastest bare Embedder of each round. Waiting: median "
-        f"{_median(rounds, lambda r: r['median_milliseconds'], 1)} ms, 99th percentile "
+        + "\n\n"
+        + "".join(_ratios(rounds, size) for size in sizes)
+        + f"Waiting: median {_median(rounds, lambda r: r['median_milliseconds'], 1)} ms, 99th percentile "
         f"{_median(rounds, lambda r: r['p99_milliseconds'], 1)} ms."
+    )
+
+
+def _ratios(rounds: Sequence[Mapping[str, Any]], size: int) -> str:
+    """Compare each round with the better bare Embedder of that round: in speed, and in processor time."""
+    speed, cost = [], []
+    for one in rounds:
+        bare = [found for name, found in one["bare"].items() if name.endswith(f", {size}")]
+        spent = one["service_cpu_microseconds"] + one["client_cpu_microseconds"]
+        speed.append(one["requests_per_second"] / max(found["images_per_second"] for found in bare))
+        cost.append(min(found["cpu_microseconds"] for found in bare) / spent)
+    return (
+        f"Beside the faster bare Embedder with batches of {size} the service has **{_number(speed)}** of its "
+        f"throughput; its images take {_number(cost)} of the processor time that service and clients take together.\n"
     )
 
 

@@ -173,7 +173,8 @@ def test_the_report_says_what_was_found():
         "wrong": [],
     }
     text = report(measured)
-    assert "**0.50 (0.50-0.50)** of the faster bare Embedder at batches of 32" in text
-    assert "0.41 (0.41-0.41) of the fastest" in text
+    assert "with batches of 32 the service has **0.50 (0.50-0.50)** of its throughput" in text
+    assert "with batches of 256 the service has **0.41 (0.41-0.41)**" in text
+    assert "take 0.68 (0.68-0.68) of the processor time" in text
     assert "**0 wrong**" in text
     assert "(+0.0 %)" in text
