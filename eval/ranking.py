@@ -12,10 +12,9 @@ among those that cost no network more than half a point of Recall@1 there.
 
 import argparse
 import json
-import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from circumstances import circumstances
+from network_cost import peak_of_process
 
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
@@ -50,6 +50,7 @@ RERANKINGS = [
     *(f"10:3:{weight}" for weight in (0.1, 0.6)),
 ]
 DEPTHS = ["20:6:0.3:50", "20:6:0.3:200"]
+RERANKED_DEPTHS = ["rerank 20:6:0.3:50", "rerank 20:6:0.3", "rerank 20:6:0.3:200"]
 TIMED_QUERIES = 500
 ROUNDS = 3
 
@@ -162,25 +163,28 @@ def score(store: MemmapStore, images: ImageSet, vectors: FloatArray, text: str) 
 
 
 def costs(store: MemmapStore, vectors: FloatArray) -> dict[str, dict[str, float]]:
-    """Return milliseconds per query of settings, all queries in one call and one by one, and peak memory in MB.
-
-    The settings come in the order of their memory, which is the most that the process ever had.
-    """
+    """Return milliseconds per query of settings, all queries in one call and one by one, and the memory they take."""
     queries, found = vectors[:TIMED_QUERIES], {}
-    for text in ("", "expand 1:3", "expand 8:3", "rerank 20:6:0.3:50", "rerank 20:6:0.3", "rerank 20:6:0.3:200"):
+    for text in ("", "expand 1:3", "expand 8:3", *RERANKED_DEPTHS):
         expand, rerank = parsed(text)
+
+        def search(some: FloatArray, options: Mapping[str, Any] = {"expand": expand, "rerank": rerank}) -> None:
+            ranked_search(store, some, 10, **options)
+
         together, alone = [], []
         for _ in range(ROUNDS):
-            started = time.perf_counter()
-            ranked_search(store, queries, 10, expand=expand, rerank=rerank)
-            together.append((time.perf_counter() - started) / len(queries))
-            started = time.perf_counter()
-            for query in queries[:50]:
-                ranked_search(store, query[None], 10, expand=expand, rerank=rerank)
-            alone.append((time.perf_counter() - started) / 50)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        found[text] = {"together": 1e3 * min(together), "alone": 1e3 * min(alone), "peak": peak}
+            together.append(seconds(lambda: search(queries)) / len(queries))
+            alone.append(seconds(lambda: [search(query[None]) for query in queries[:50]]) / 50)
+        grown = peak_of_process(lambda: search(queries)) or 0
+        found[text] = {"together": 1e3 * min(together), "alone": 1e3 * min(alone), "grown": grown / 2**20}
     return found
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def report(documents: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -228,11 +232,11 @@ def table(networks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str
 def cost_table(costs: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return what settings cost."""
     lines = [
-        f"| setting | ms per query, {TIMED_QUERIES} at a time | ms per query, one at a time | peak memory, MB |",
+        f"| setting | ms per query, {TIMED_QUERIES} at a time | ms per query, one at a time | memory of a call, MB |",
         "|---|---:|---:|---:|",
     ]
     for text, cost in costs.items():
-        cells = f"{cost['together']:.2f} | {cost['alone']:.2f} | {cost['peak']:,.0f}"
+        cells = f"{cost['together']:.2f} | {cost['alone']:.2f} | {cost['grown']:,.0f}"
         lines.append(f"| {text or 'plain'} | {cells} |")
     return lines
 

@@ -180,6 +180,7 @@ def store_table(exact: Mapping[str, Any], document: Mapping[str, Any]) -> Table:
         speed = f"{document['queries_per_second'][network]:,.0f}"
         rows = (("exact", exact[network], ""), ("store", document[network], speed), ("loss", loss, ""))
         for position, (what, scores, last) in enumerate(rows):
-            cells = [f"{100 * scores[name]:.2f}" for name in names]
+            # Adding 0 turns the -0.00 of a last bit into 0.00.
+            cells = [f"{round(100 * scores[name], 2) + 0:.2f}" for name in names]
             table.add_row("" if position else network, what, *cells, last)
     return table

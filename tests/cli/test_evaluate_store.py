@@ -175,13 +175,24 @@ def test_a_minimum_is_of_the_exact_scores(lineage, plain):
     expect(ExitCode.GATE, *arguments, "--min", f"map@r={least + 0.001}")
 
 
-def test_a_collection_at_a_uri_is_removed_and_others_stay(lineage, tmp_path):
+def test_a_collection_at_a_uri_is_removed_and_others_stay(lineage, tmp_path, monkeypatch):
     pytest.importorskip("milvus_lite")
     uri = str(tmp_path / "others.db")
     settings = StoreSettings(kind="milvus", uri=uri)
     open_store(tmp_path, 8, settings, writing=True).close()
-    store, _ = through(lineage, "--store", "milvus", "--uri", uri, "--network", "dense")
-    assert store["loss"]["dense"] == dict.fromkeys(RANKED, 0.0)
+    opened = []
+
+    def open_seen(folder, dimension, settings, **how):
+        opened.append(settings)
+        return open_store(folder, dimension, settings, **how)
+
+    monkeypatch.setattr("ke_metric.cli.evaluate_store.open_store", open_seen)
+    options = ("--store", "milvus", "--uri", uri, "--kind", "HNSW", "--network", "dense")
+    store, _ = through(lineage, *options)
+    [settings] = opened
+    assert (settings.uri, settings.index) == (uri, "HNSW")
+    assert settings.collection not in ("ke_metric", "ke_metric_journal")
+    assert not store["exact"]
     from pymilvus import MilvusClient
 
     client = MilvusClient(uri)
