@@ -20,12 +20,14 @@ from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
 from ke_metric.retrieval.gallery import Gallery
 
 BLOCK_BYTES = 8 << 20
-"""Of the vectors that are in memory at a time."""
+"""The most vectors in memory at a time."""
 PRODUCTS = 4 << 20
 """Products in memory at a time, 4 bytes each."""
-CHOICES = 1 << 20
+FEWEST_ROWS = 4096
+"""Rows of a block, where they are not more than BLOCK_BYTES; more where there are few queries."""
+CHOICES = 1 << 19
 """Keys among which is chosen at a time; with what computing them takes about 40 bytes each."""
-GROUP = 64
+GROUP = 32
 LAST_ROW = (1 << 32) - 1
 
 
@@ -58,20 +60,62 @@ def search_rows(
     assert k >= 1, k
     with exact_products(str(device)):
         on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
-        best = _keys(torch.full((len(queries), k), -torch.inf, device=device), torch.tensor(LAST_ROW, device=device))
-        products = torch.empty(PRODUCTS, device=device)
-        for numbers, block in _live_blocks(gallery, rows, first):
+        best = _Best(len(queries), k, device)
+        memory = torch.empty(PRODUCTS + GROUP, device=device)
+        for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):
             names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device)
             for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
-                scores = _products(on_device[some], vectors, products)
-                both = torch.cat([best[some], _candidates(scores, names, best[some])], 1)
-                best[some] = both.topk(k, 1, sorted=False).values
-        return _scores_and_rows(best.sort(1, descending=True).values)
+                best.improve(some, _products(on_device[some], vectors, memory), names)
+        return best.scores_and_rows()
 
 
-def _live_blocks(gallery: Gallery, rows: IntArray | None, first: int) -> Iterator[tuple[IntArray, FloatArray]]:
+class _Best:
+    """The K best of each query so far, as keys, in no order; and the worst of them."""
+
+    def __init__(self, queries: int, k: int, device: str | torch.device) -> None:
+        nothing = torch.full((queries, k), -torch.inf, device=device)
+        self.keys = _keys(nothing, torch.tensor(LAST_ROW, device=device))
+        self.worst = self.keys[:, 0].clone()
+
+    def improve(self, some: slice, scores: Tensor, rows: Tensor) -> None:
+        """Let the scores of some queries in.
+
+        A group's key is that of its maximum in its first row: no key in the group is larger. Groups are in the order
+        of rows, so an item of a group that is not chosen has K others before it.
+
+        Args:
+            some: The queries.
+            scores: [Q, M], M columns being whole groups.
+            rows: Those of the columns that are not padding, int64, ascending.
+        """
+        rows = functional.pad(rows, (0, scores.shape[1] - len(rows)), value=LAST_ROW).view(-1, GROUP)
+        tops = _keys(scores.view(len(scores), len(rows), GROUP).amax(2), rows[:, 0])
+        promising = (tops > self.worst[some, None]).sum(1)
+        improved = promising.nonzero()[:, 0]
+        if not len(improved):
+            return
+        groups = min(self.keys.shape[1], int(promising.max()))
+        chosen = tops[improved].topk(groups, 1, sorted=False).indices
+        places = (chosen + len(rows) * improved[:, None]).flatten()
+        found = scores.view(-1, GROUP).index_select(0, places).view(*chosen.shape, GROUP)
+        queries = improved + some.start
+        both = torch.cat([self.keys[queries], _keys(found, rows[chosen]).flatten(1)], 1)
+        self.keys[queries] = best = both.topk(self.keys.shape[1], 1, sorted=False).values
+        self.worst[queries] = best.amin(1)
+
+    def scores_and_rows(self) -> tuple[FloatArray, IntArray]:
+        """Return scores [Q, K], largest first, -inf where there are fewer; and rows [Q, K], -1 there."""
+        keys = self.keys.sort(1, descending=True).values
+        rising = (keys >> 32).int()
+        scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
+        rows = torch.where(scores.isneginf(), -1, LAST_ROW - (keys & LAST_ROW))
+        return scores.cpu().numpy(), rows.cpu().numpy()
+
+
+def _live_blocks(
+    gallery: Gallery, rows: IntArray | None, first: int, at_a_time: int
+) -> Iterator[tuple[IntArray, FloatArray]]:
     """Yield numbers of rows, ascending [M], and their vectors [M, D]; never none."""
-    at_a_time = min(max(1, BLOCK_BYTES // (4 * gallery.dimension)), PRODUCTS)
     if rows is not None:
         rows = rows[np.searchsorted(rows, first) :]
         for some in row_chunks(len(rows), at_a_time):
@@ -86,6 +130,10 @@ def _live_blocks(gallery: Gallery, rows: IntArray | None, first: int) -> Iterato
         elif len(inside) < len(block):
             live = np.delete(numbers, inside - start)
             yield live, block[live - start]
+
+
+def _rows_at_a_time(queries: int, dimension: int) -> int:
+    return min(max(FEWEST_ROWS, PRODUCTS // max(queries, 1)), max(1, BLOCK_BYTES // (4 * dimension)))
 
 
 def _queries_at_a_time(rows: int, k: int) -> int:
@@ -106,29 +154,6 @@ def _products(queries: Tensor, vectors: Tensor, memory: Tensor) -> Tensor:
     return scores
 
 
-def _candidates(scores: Tensor, rows: Tensor, best: Tensor) -> Tensor:
-    """Return keys [Q, C], those among them that belong to the K largest.
-
-    A group's key is that of its maximum in its first row: no key in the group is larger. Groups are in the order of
-    rows, so an item of a group that is left out has K others before it, in K other groups or in `best`.
-
-    Args:
-        scores: [Q, M], M columns being whole groups.
-        rows: Those of the columns that are not padding, int64, ascending.
-        best: [Q, K] keys of the best so far.
-    """
-    rows = functional.pad(rows, (0, scores.shape[1] - len(rows)), value=LAST_ROW).view(-1, GROUP)
-    grouped = scores.view(len(scores), len(rows), GROUP)
-    tops = _keys(grouped.amax(2), rows[:, 0])
-    promising = min(best.shape[1], int((tops > best.amin(1, keepdim=True)).sum(1).amax()))
-    if 2 * promising >= len(rows):
-        return _keys(grouped, rows).flatten(1)
-    chosen = tops.topk(promising, 1, sorted=False).indices
-    places = chosen + len(rows) * torch.arange(len(scores), device=scores.device)[:, None]
-    found = scores.view(-1, GROUP).index_select(0, places.flatten()).view(*chosen.shape, GROUP)
-    return _keys(found, rows[chosen]).flatten(1)
-
-
 def _keys(scores: Tensor, rows: Tensor) -> Tensor:
     """Return int64 keys that are ordered as the scores, and for equal scores as the rows backwards.
 
@@ -137,10 +162,3 @@ def _keys(scores: Tensor, rows: Tensor) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
     rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (rising.long() << 32) + (LAST_ROW - rows)
-
-
-def _scores_and_rows(keys: Tensor) -> tuple[FloatArray, IntArray]:
-    rising = (keys >> 32).int()
-    scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    rows = LAST_ROW - (keys & LAST_ROW)
-    return scores.cpu().numpy(), torch.where(scores.isneginf(), -1, rows).cpu().numpy()
