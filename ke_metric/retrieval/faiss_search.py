@@ -5,13 +5,13 @@ Shapes: Q queries, D numbers in a vector, K neighbours, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.evaluation.faiss_library import load_faiss
 
 Found = tuple[FloatArray, IntArray]
 """Similarities float32 [Q, K], most similar first, and rows int64 [Q, K]; -inf and -1 where there is none."""
@@ -30,14 +30,14 @@ class IndexSearch:
     Args:
         index: FAISS's object; its ids are rows.
         removed: [N] which of the rows that it covers are gone; None where it holds none that is.
-        vectors: Rows [M] to vectors [M, D], where the index holds short codes; None where it holds them whole.
+        vectors: [N, D] float32, where the index holds short codes of them; None where it holds them whole.
         live: How many items it holds that are not gone.
     """
 
-    def __init__(
-        self, index: Any, *, removed: BoolArray | None, vectors: Callable[[IntArray], FloatArray] | None, live: int
-    ) -> None:
+    def __init__(self, index: Any, *, removed: BoolArray | None, vectors: FloatArray | None, live: int) -> None:
         self._index, self._removed, self._vectors, self._live = index, removed, vectors, live
+        # Asked for once: looking for two of them takes longer than a search.
+        self._faiss = load_faiss()
 
     def search(self, queries: FloatArray, k: int) -> tuple[Found, IntArray]:
         """Find the k most similar items of each query.
@@ -76,17 +76,34 @@ class IndexSearch:
         if self._removed is not None:
             rows[self._removed[rows] & (rows >= 0)] = -1
         if self._vectors is not None:
-            similarities = self._compared_again(queries, rows)
+            similarities, rows = self._compared(self._vectors, queries, rows, k)
         missing = rows < 0
         if missing.any():
             similarities[missing] = -np.inf
-        return (similarities, rows) if depth == k else best(similarities, rows, k)
+        return (similarities, rows) if rows.shape[1] == k else best(similarities, rows, k)
 
-    def _compared_again(self, queries: FloatArray, rows: IntArray) -> FloatArray:
-        assert self._vectors is not None
-        vectors = self._vectors(np.maximum(rows, 0).ravel())
-        products: FloatArray = np.matmul(vectors.reshape(*rows.shape, -1), queries[:, :, None])[:, :, 0]
-        return products
+    def _compared(self, vectors: FloatArray, queries: FloatArray, candidates: IntArray, k: int) -> Found:
+        """Return the k candidates of each query that are most similar by their whole vectors.
+
+        FAISS reads the vectors where they lie: of a file that is mapped into memory, only the pages of candidates.
+
+        Args:
+            vectors: [N, D] float32.
+            queries: [Q, D] float32.
+            candidates: [Q, C] rows of vectors; -1 for none.
+            k: How many; where there are fewer, rows are -1 and similarities anything.
+        """
+        if (candidates < 0).any():
+            # FAISS stops at the first that is none.
+            there_first = np.argsort(candidates < 0, axis=1, kind="stable")
+            candidates = np.take_along_axis(candidates, there_first, 1)
+        count, depth = candidates.shape
+        similarities, rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+        queries, candidates = np.ascontiguousarray(queries), np.ascontiguousarray(candidates)
+        pointers = [self._faiss.swig_ptr(array) for array in (queries, vectors, candidates, similarities, rows)]
+        sizes = (queries.shape[1], count, len(vectors), depth, k)
+        self._faiss.knn_inner_products_by_idx(*pointers[:3], *sizes, *pointers[3:], depth)
+        return similarities, rows
 
 
 def best(similarities: FloatArray, rows: IntArray, k: int) -> Found:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ke_metric.evaluation.embeddings import IntArray
+from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.retrieval.faiss_file import Derived, Record, load_derived, read_records
 from ke_metric.retrieval.faiss_kinds import apply_settings, is_whole
 from ke_metric.retrieval.faiss_search import IndexSearch
-from ke_metric.retrieval.gallery import Gallery
+from ke_metric.retrieval.gallery import VECTORS, Gallery
+from ke_metric.retrieval.gallery_files import disk_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,5 +94,15 @@ def _searcher(gallery: Gallery, state: State, derived: Derived) -> IndexSearch:
     if derived.index.ntotal > state.live:
         removed = np.zeros(state.covered, np.bool_)
         removed[state.holes[: state.covered_holes]] = True
-    vectors = None if is_whole(derived.index) else gallery.vectors
+    # Mapped, not read: of the vectors of a million, a search looks at a few thousand, all over the file.
+    vectors = None if is_whole(derived.index) else _mapped(gallery, state.covered)
     return IndexSearch(derived.index, removed=removed, vectors=vectors, live=state.live)
+
+
+def _mapped(gallery: Gallery, rows: int) -> FloatArray:
+    """Return the vectors of the first rows, which never change, as they lie in the gallery's file."""
+    path = gallery.folder / VECTORS
+    try:
+        return np.memmap(path, np.float32, "r", shape=(rows, gallery.dimension))
+    except OSError as error:
+        raise disk_error(path, error) from error

@@ -1,7 +1,7 @@
 """Which kind of FAISS index for how many vectors."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.retrieval.faiss_choice import choose_kind, list_count
@@ -41,6 +41,7 @@ def test_around_a_limit_the_kind_that_is_there_stays():
     assert choose_kind(90_000, 128, "IVF4096,PQ64x4fs").factory == "Flat"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 4096))
 def test_a_chosen_kind_can_be_trained(count, dimension):
     factory = choose_kind(count, dimension).factory
