@@ -62,7 +62,17 @@ def test_imports_are_light(program):
     assert loaded_by(program)[0] == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["slim", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["eval", "--help"],
+        ["slim", "--help"],
+        ["index", "build", "--help"],
+        ["search", "--help"],
+    ],
+)
 def test_help_is_light(arguments):
     loaded, printed = loaded_by(HELP.format(arguments=arguments))
     assert loaded == []
