@@ -54,7 +54,10 @@ class Application:
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
         ]
-        self.routes = [Route(path, Endpoint(path, handler), methods=[method]) for method, path, handler in table]
+        self.routes = [
+            Route(path, Endpoint(path.replace(":path", ""), handler), methods=[method])
+            for method, path, handler in table
+        ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
 
     @asynccontextmanager
@@ -138,7 +141,7 @@ class Endpoint:
     """A handler as Starlette's router calls it: it leaves its reply with the exchange.
 
     Args:
-        path: Of its route.
+        path: Of its route, as the metrics name it.
         handler: Exchange to reply.
     """
 

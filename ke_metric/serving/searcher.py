@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from threading import RLock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +50,6 @@ class Searcher(Protocol):
 
     def find(self, item: str) -> Item | None:
         """Return the item of an id, None where there is none."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return facts about the index."""
         ...
 
     def close(self) -> None:
@@ -110,11 +106,6 @@ class IndexSearcher:
         """Return the item of an id, None where there is none."""
         with self._store:
             return self._index.store.get([item])[0] if self._index.store.known([item]) else None
-
-    def describe(self) -> dict[str, Any]:
-        """Return facts about the index."""
-        with self._store:
-            return self._index.describe()
 
     def close(self) -> None:
         """Close the index."""

@@ -88,9 +88,6 @@ class FakeSearcher:
     def find(self, item):
         return next((known for known in self._items if known.id == item), None)
 
-    def describe(self):
-        return {"items": len(self._items)}
-
     def close(self):
         self.closed += 1
 

@@ -186,12 +186,14 @@ def test_metrics_count(fresh):
         service.search(PICTURE, "/embed")
         service.search(b"", PNG)
         service.ask("GET", "/zork")
+        service.ask("GET", "/images/a/b")
         answer = service.ask("GET", "/metrics")
     lines = dict(line.rsplit(" ", 1) for line in answer.body.decode().splitlines() if not line.startswith("#"))
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert lines['ke_metric_requests_total{route="/search",status="200"}'] == "3.0"
     assert lines['ke_metric_requests_total{route="/embed",status="200"}'] == "1.0"
     assert lines['ke_metric_requests_total{route="none",status="404"}'] == "1.0"
+    assert lines['ke_metric_requests_total{route="/images/{id}",status="404"}'] == "1.0"
     assert lines['ke_metric_request_seconds_count{route="/search"}'] == "3.0"
     assert lines["ke_metric_pictures_total"] == "4.0"
     assert lines["ke_metric_batch_pictures_count"] == "4.0"
