@@ -169,7 +169,7 @@ def test_mutual_neighbours_overtake_a_nearer_loner(memory_store):
 
 @pytest.mark.parametrize(("k1", "k2"), [(2, 1), (2, 2), (4, 3)])
 def test_an_item_comes_before_its_duplicates(memory_store, k1, k2):
-    """Of four equal pictures, the query among them, each has itself for nearest neighbour, and then the others in their order."""
+    """Of four equal pictures, one of them the query, each is its own nearest neighbour; the rest keep their order."""
     vectors = np.repeat(clustered(12), 3, axis=0)
     store = memory_store([Item(str(n)) for n in range(36)], vectors)
     queries = vectors[[0, 16]]
