@@ -1,4 +1,4 @@
-"""The two files of a gallery: vectors that are only ever appended to, and the table that says which of them exist.
+"""The vectors of a gallery, `vectors.f32`: a file that is only ever appended to.
 
 Shapes: N rows, M some of them, D embedding.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,9 @@ import numpy as np
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 
-FORMAT = 1
-BUSY_SECONDS = 30.0
+REPAIR = "restore it from a copy, or build the index again"
 GATHERED_BYTES = 1 << 16
 """Rows asked for that lie within so many bytes of each other are read at once."""
-
-SCHEMA = """
-CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL, label TEXT NOT NULL);
-CREATE INDEX items_by_label ON items (label);
-CREATE TABLE holes (row INTEGER PRIMARY KEY);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
 
 
 class VectorFile:
@@ -69,7 +60,7 @@ class VectorFile:
         if self.nbytes < rows * self.row_bytes:
             raise KeMetricError(
                 f"{self.path}: has {self.nbytes:,} bytes, {rows:,} vectors of {self.dimension} float32 need "
-                f"{rows * self.row_bytes:,}: the file is damaged; restore it from a copy, or build the index again",
+                f"{rows * self.row_bytes:,}: the file is damaged; {REPAIR}",
                 ExitCode.DATA,
             )
 
@@ -91,6 +82,8 @@ class VectorFile:
                 place, rest = place + written, rest[written:]
             os.fsync(self._file)
         except OSError as error:
+            with suppress(OSError):  # a full disk gets its room back
+                os.ftruncate(self._file, row * self.row_bytes)
             raise disk_error(self.path, error) from error
 
     def gather(self, rows: IntArray) -> FloatArray:
@@ -147,53 +140,9 @@ class VectorFile:
             self._file = -1
 
 
-def open_table(path: Path, *, writing: bool) -> sqlite3.Connection:
-    """Open the table of a gallery; when writing and there is none yet, make an empty database.
-
-    Raises:
-        KeMetricError: LINEAGE: it is missing; DATA: it is damaged; ENVIRONMENT: it cannot be opened.
-    """
-    if not writing and not path.is_file():
-        raise KeMetricError(f"{path}: is missing; this is no gallery, or no whole one", ExitCode.LINEAGE)
-    address = f"{path.absolute().as_uri()}?mode={'rwc' if writing else 'ro'}"
-    with table_errors(path):
-        table = sqlite3.connect(
-            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            if writing:
-                table.execute("PRAGMA journal_mode = WAL").fetchone()
-            table.execute("PRAGMA synchronous = FULL")
-            table.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error:
-            table.close()
-            raise
-    return table
-
-
-@contextmanager
-def table_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite says inside the block into words.
-
-    Raises:
-        KeMetricError: DATA: the file is damaged; ENVIRONMENT: the disk is full, cannot be read or written, or another
-            process has locked the file for too long.
-    """
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise  # our own mistake, such as a gallery that is closed
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "") or ""
-        if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_BUSY")):
-            raise KeMetricError(
-                f"{path}: cannot be read or written: {error}; what was acknowledged before still is",
-                ExitCode.ENVIRONMENT,
-            ) from error
-        raise KeMetricError(
-            f"{path}: is damaged, or no gallery: {error}; restore it from a copy, or build the index again",
-            ExitCode.DATA,
-        ) from error
+def missing(path: Path) -> KeMetricError:
+    """Say that a file of a gallery is not there, or nothing is in it."""
+    return KeMetricError(f"{path}: is missing or empty: there is no gallery here, or no whole one", ExitCode.LINEAGE)
 
 
 def disk_error(path: Path, error: OSError) -> KeMetricError:

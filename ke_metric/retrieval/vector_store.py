@@ -128,7 +128,7 @@ class VectorStore(Protocol):
             where: Search only items for which this holds.
 
         Raises:
-            KeMetricError: DATA for queries of another shape or type.
+            KeMetricError: DATA for queries of another shape or type, or not of length 1.
         """
         ...
 
@@ -182,13 +182,30 @@ def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -
                     f"most {LONGEST_TEXT:,} characters without NUL{', and not empty' if name == 'id' else ''}",
                     ExitCode.DATA,
                 )
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
-    if len(wrong):
+    for row, length in _wrong_lengths(vectors):
         raise KeMetricError(
-            f"item {items[wrong[0]].id!r}: its vector has length {lengths[wrong[0]]:.4g}, must be 1 (L2-normalised)",
-            ExitCode.DATA,
+            f"item {items[row].id!r}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
         )
+
+
+def check_queries(queries: FloatArray, dimension: int) -> None:
+    """Refuse queries of another shape or type, or not of length 1.
+
+    Raises:
+        KeMetricError: DATA, see `VectorStore.search`.
+    """
+    check_vectors(queries, dimension)
+    for row, length in _wrong_lengths(queries):
+        raise KeMetricError(
+            f"query {row}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
+        )
+
+
+def _wrong_lengths(vectors: FloatArray) -> Iterator[tuple[int, float]]:
+    """Yield the row and the length of each vector that is not of length 1, or not finite."""
+    lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors, dtype=np.float64))
+    for row in np.flatnonzero(~(np.abs(lengths - 1) < 1e-3)).tolist():
+        yield row, float(lengths[row])
 
 
 def check_vectors(vectors: FloatArray, dimension: int) -> None:
