@@ -47,3 +47,11 @@ def outcome(body, kind):
     except Refused as refused:
         return refused.status
     return "decoded" if image.width * image.height <= 1000 else "too large"
+
+
+def test_a_picture_of_very_many_scans_is_refused():
+    body = FILES["JPEG"] + b"\xff\xda" * 101
+    with pytest.raises(Refused, match="100 scans") as caught:
+        decode(body, "JPEG", 1000)
+    assert caught.value.status == 422
+    assert decode(FILES["JPEG"] + b"\xff\xda" * 50, "JPEG", 1000).size == (16, 12)
