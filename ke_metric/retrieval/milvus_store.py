@@ -19,7 +19,7 @@ from ke_metric.retrieval.milvus_connection import Connection
 from ke_metric.retrieval.milvus_expression import expression_of
 from ke_metric.retrieval.milvus_hits import Found
 from ke_metric.retrieval.milvus_journal import Journal
-from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_vectors
+from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_queries
 from ke_metric.retrieval.where import Where
 
 HITS_AT_ONCE = 2**17
@@ -155,7 +155,7 @@ class MilvusStore:
             KeMetricError: DATA: queries of another shape or type. USAGE: more than 16,384 neighbours of that many
                 items.
         """
-        check_vectors(queries, self._dimension)
+        check_queries(queries, self._dimension)
         assert k >= 1, k
         there = len(self)
         most = min(k, there)
