@@ -82,14 +82,9 @@ class LiteFolder:
                 index.unlink()
             _remove_flushed_logs(folder)
 
-    def close(self, *, cleanly: bool = True) -> None:
-        """Let others open it.
-
-        Args:
-            cleanly: Milvus Lite has been stopped; otherwise the next to open it takes it for killed.
-        """
-        if cleanly:
-            (self.path / OPENED).unlink(missing_ok=True)
+    def close(self) -> None:
+        """Let others open it; Milvus Lite has been stopped."""
+        (self.path / OPENED).unlink(missing_ok=True)
         self._lock.release()
 
     @property

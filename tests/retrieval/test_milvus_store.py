@@ -508,7 +508,6 @@ def test_a_log_of_an_unknown_version_stays(tmp_path):
     (collection / "schema.json").write_text("{}")
     log = collection / "wal" / "wal_data_000001.arrow"
     log.touch()
-    (tmp_path / "milvus.db" / OPENED).touch()
     for manifest, stays in [
         ({"manifest_format_version": 3, "active_wal_number": 2}, True),
         ({"manifest_format_version": 2, "active_wal_number": None}, True),
@@ -517,7 +516,8 @@ def test_a_log_of_an_unknown_version_stays(tmp_path):
         ({"manifest_format_version": 2, "active_wal_number": 2}, False),
     ]:
         (collection / "manifest.json").write_text(json.dumps(manifest))
-        LiteFolder(tmp_path / "milvus.db", writing=True).close(cleanly=False)
+        (tmp_path / "milvus.db" / OPENED).touch()
+        LiteFolder(tmp_path / "milvus.db", writing=True).close()
         assert log.exists() == stays, manifest
 
 
