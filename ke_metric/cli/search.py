@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
 from ke_metric.retrieval.where import Where
 
 QUERIES_AT_A_TIME = 1024
-NO_ITEM = ""
-"""An id that no item has."""
+NO_ITEM = Item("")
+"""Of an id that no item has."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,20 @@ def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, h
         where=how.where,
         expand=how.expand,
         rerank=how.rerank,
-        exclude=own if any(own) else None,
+        exclude=[item.id for item in own] if any(item.id for item in own) else None,
     )
     return [
-        Answer(query, results, own_id or None)
-        for query, results, own_id in zip(queries, results_of(hits), own, strict=True)
+        # What the index knows of a picture that is in it is known of the query.
+        Answer(replace(query, label=query.label or item.label), results, item.id or None)
+        for query, results, item in zip(queries, results_of(hits), own, strict=True)
     ]
 
 
-def _own_items(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[str]:
-    """Return, for each query, the id of the item with its path, `NO_ITEM` where there is none among the nearest."""
+def _own_items(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Item]:
+    """Return, for each query, the item with its path, `NO_ITEM` where there is none among the nearest."""
     hits: Hits = store.search(vectors, how.k + 1, where=how.where)
     return [
-        next((item.id for item in items if item.path == query.path), NO_ITEM)
+        next((item for item in items if item.path == query.path), NO_ITEM)
         for query, items in zip(queries, hits.items(), strict=True)
     ]
 

@@ -23,9 +23,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # In pixels.
 PICTURE, FRAME, GAP, MARGIN = 112, 5, 16, 24
 CELL = PICTURE + 2 * FRAME
-TEXT_LINE, LINES_OF_LABEL = 15, 2
+TEXT_LINE, LINES_OF_LABEL = 14, 3
 HEADER = 46
-ROW = CELL + TEXT_LINE * (1 + LINES_OF_LABEL) + 22
+ROW = CELL + TEXT_LINE * (1 + LINES_OF_LABEL) + 24
 # Between the query and its results.
 DIVIDE = 34
 
@@ -143,10 +143,10 @@ def _draw_cell(
     centre, below = left + CELL // 2, top + CELL + 4
     if caption:
         draw.text((centre, below), caption, INK if color == UNKNOWN else color, _font(13, bold=True), anchor="ma")
-        below += TEXT_LINE + 2
+        below += TEXT_LINE + 3
     for line in shortened(label, CELL + 4, LINES_OF_LABEL):
         draw.text((centre, below), line, INK, _font(11), anchor="ma")
-        below += TEXT_LINE - 1
+        below += TEXT_LINE
 
 
 def _thumbnail(path: str) -> Image.Image:
