@@ -1,11 +1,14 @@
 """Pictures of the gallery: by id, only pictures, and never by a path of the request."""
 
+import os
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ke_metric.retrieval.vector_store import Item
 
 
 def get(service, identifier):
@@ -32,16 +35,20 @@ def test_an_item_without_a_picture(service, items, number):
     assert items[number].path not in answer.body.decode() or not items[number].path
 
 
-def test_a_named_pipe_is_not_waited_for(tmp_path, service, items):
-    import os
-
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_named_pipe_is_neither_waited_for_nor_read(tmp_path, service, items, filled):
     os.mkfifo(tmp_path / "pipe")
     before = items[9]
-    items[9] = before.__class__(before.id, str(tmp_path / "pipe"), "")
+    items[9] = Item(before.id, str(tmp_path / "pipe"))
+    writer = os.open(tmp_path / "pipe", os.O_RDWR) if filled else None
     try:
+        if writer is not None:
+            os.write(writer, Path(items[0].path).read_bytes())
         assert get(service, quote(before.id)).status == 404
     finally:
         items[9] = before
+        if writer is not None:
+            os.close(writer)
 
 
 def test_a_file_larger_than_allowed(fresh, items):
