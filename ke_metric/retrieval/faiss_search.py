@@ -22,6 +22,7 @@ LEAST_CANDIDATES = 40
 """Of short codes so many times K are found, at least so many, and compared again by their whole vectors."""
 SLACK = 8
 DEEPER = 4
+LEAST_MOST_DEPTH = 1024
 
 
 class IndexSearch:
@@ -55,21 +56,24 @@ class IndexSearch:
         similarities, rows = self._once(queries, k, depth := self._first_depth(k))
         wanted = min(k, self._live)
         lacking = np.flatnonzero(np.count_nonzero(rows >= 0, axis=1) < wanted)
-        while len(lacking) and self._removed is not None and (depth := DEEPER * depth) < self._most_depth:
+        while len(lacking) and self._removed is not None and depth < self._most_depth:
+            depth = min(DEEPER * depth, self._most_depth)
             similarities[lacking], rows[lacking] = self._once(queries[lacking], k, depth)
             lacking = lacking[np.count_nonzero(rows[lacking] >= 0, axis=1) < wanted]
         return (similarities, rows), lacking
 
     def _first_depth(self, k: int) -> int:
         depth = k if self._vectors is None else max(CANDIDATES * k, LEAST_CANDIDATES)
-        if self._removed is not None:
-            depth += SLACK + round(depth * (1 - self._live / max(1, self._index.ntotal)))
-        return depth
+        if self._removed is None:
+            return depth
+        enough = depth * int(self._index.ntotal) // max(1, self._live) + SLACK
+        return max(depth, min(enough, self._most_depth))
 
     @property
     def _most_depth(self) -> int:
         """How deep FAISS is asked to look: beyond, an exact search of everything costs less."""
-        return max(1024, int(self._index.ntotal) // 16)
+        count = int(self._index.ntotal)
+        return min(count, max(LEAST_MOST_DEPTH, count // 16))
 
     def _once(self, queries: FloatArray, k: int, depth: int) -> Found:
         similarities, rows = self._index.search(queries, depth)
