@@ -84,7 +84,8 @@ class IndexSearch:
         missing = rows < 0
         if missing.any():
             similarities[missing] = -np.inf
-        return (similarities, rows) if rows.shape[1] == k else best(similarities, rows, k)
+        in_order = self._removed is None or self._vectors is not None
+        return (similarities, rows) if in_order else best(similarities, rows, k)
 
     def _compared(self, vectors: FloatArray, queries: FloatArray, candidates: IntArray, k: int) -> Found:
         """Return the k candidates of each query that are most similar by their whole vectors.
