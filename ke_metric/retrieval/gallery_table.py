@@ -195,7 +195,7 @@ class ItemTable:
 
 
 def _connect(path: Path, *, writing: bool, new: bool) -> sqlite3.Connection:
-    if not new and not path.is_file():
+    if not new and not (path.is_file() and path.stat().st_size):
         raise missing(path)
     mode = "mode=ro" if not writing else "mode=rwc" if new else "mode=rw"
     if not writing and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
