@@ -12,8 +12,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import EmbeddingFiles, holds_embeddings
 from ke_metric.retrieval.index import MODEL, Index
-from ke_metric.retrieval.manifest import MANIFEST
 from ke_metric.retrieval.item_embeddings import ItemBatch
+from ke_metric.retrieval.manifest import MANIFEST
 
 BATCH_SIZE = 8192
 
