@@ -123,7 +123,8 @@ def info(folder: Path, as_json: bool) -> None:
 def search(as_json: bool, **options: Any) -> None:
     """Find the most similar items of an index for each of PICTURES.
 
-    The similarity is the cosine of the embeddings: higher is better.
+    The similarity is the cosine of the embeddings: higher is better. A picture that is named by itself has its
+    folder's name as label where the index knows that label; in the montage right results are green, wrong ones red.
 
     \b
     ke-metric search new.jpg --index photos.index

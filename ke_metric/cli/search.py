@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 
@@ -22,7 +23,7 @@ from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, 
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
-from ke_metric.retrieval.where import Where
+from ke_metric.retrieval.where import Condition, Where
 
 QUERIES_AT_A_TIME = 1024
 NO_ITEM = Item("")
@@ -107,7 +108,8 @@ def search_index(
         listed = list_chosen(pictures, unique=False)
         embedder = load_embedder(model) if model.is_named else index.embedder
         index.require_digest(embedder.digest, embedder.description)
-        batches = embed_items(embedder, listed.items, strict=pictures.strict, batch_size=model.batch_size)
+        queries = _with_labels(listed.items, index) if pictures.labels else listed.items
+        batches = embed_items(embedder, queries, strict=pictures.strict, batch_size=model.batch_size)
         answers: list[Answer] = []
         left_out = list(listed.left_out)
         for batch in told(batches, "searching", len(listed.items)):
@@ -119,6 +121,22 @@ def search_index(
     if montage is not None:
         _draw(answers, montage)
     return Result(_document(folder, answers, left_out, montage), Group(*map(_table, answers)))
+
+
+def _with_labels(queries: Sequence[Item], index: Index) -> list[Item]:
+    """Give a picture that was named by itself its folder's name as label, where the index has items of that label."""
+    names = {Path(query.path).parent.name for query in queries if not query.label} - {""}
+    anything = np.eye(1, index.dimension, dtype=np.float32)
+    known = {
+        name
+        for name in names
+        if (index.store.search(anything, 1, where=Where((Condition("label", True, (name,)),))).numbers >= 0).any()
+    }
+    folders = [Path(query.path).parent.name for query in queries]
+    return [
+        replace(query, label=name) if not query.label and name in known else query
+        for query, name in zip(queries, folders, strict=True)
+    ]
 
 
 def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Answer]:
@@ -172,9 +190,8 @@ def _table(answer: Answer) -> Table:
     table = Table(title=f"{answer.query.path}{label}{own}", title_justify="left")
     for name in ("rank", "similarity"):
         table.add_column(name, justify="right")
-    for name in ("label", "id", "path"):
+    for name in ("label", "id"):
         table.add_column(name, overflow="fold")
     for result in answer.results:
-        cells = (str(result.rank), f"{result.similarity:.4f}", result.label, result.id, result.path)
-        table.add_row(*cells)
+        table.add_row(str(result.rank), f"{result.similarity:.4f}", result.label, result.id)
     return table

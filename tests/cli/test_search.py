@@ -95,11 +95,10 @@ def test_the_query_itself_is_left_out_by_its_path(index, glyph_files, vectors):
     query = sorted((glyph_files / "gallery").rglob("*.png"))[7]
     (answer,) = searched(query, "--index", index, "-k", 5)["queries"]
     assert answer["self_left_out"] == f"{query.parent.name}/{query.name}"
-    # The index knows the class of its own picture; of a file alone nobody does.
     assert answer["label"] == query.parent.name
     check(answer, twin(query, glyph_files, vectors, 5))
     (kept,) = searched(query, "--index", index, "-k", 5, "--keep-self")["queries"]
-    assert not {"self_left_out", "label"} & kept.keys()
+    assert "self_left_out" not in kept
     assert kept["results"][0]["path"] == str(query)
     assert [result["path"] for result in kept["results"][1:]] == [result["path"] for result in answer["results"][:4]]
 
@@ -110,6 +109,18 @@ def test_a_copy_is_another_picture(flat, glyph_files, tmp_path):
     (answer,) = searched(tmp_path / "copy.png", "--index", flat)["queries"]
     assert answer["results"][0]["path"] == str(query)
     assert answer["results"][0]["similarity"] == pytest.approx(1)
+    assert "label" not in answer
+
+
+def test_a_file_has_the_label_of_its_folder_where_the_index_knows_that(index, glyph_files, tmp_path):
+    query = sorted((glyph_files / "query").rglob("*.png"))[2]
+    (answer,) = searched(query, "--index", index)["queries"]
+    assert answer["label"] == query.parent.name
+    (answer,) = searched(query, "--index", index, "--no-labels")["queries"]
+    assert "label" not in answer
+    (tmp_path / "unheard of").mkdir()
+    shutil.copy(query, tmp_path / "unheard of" / "copy.png")
+    (answer,) = searched(tmp_path / "unheard of" / "copy.png", "--index", index)["queries"]
     assert "label" not in answer
 
 
