@@ -49,6 +49,7 @@ class FakeSearcher:
     Attributes:
         gate: Embedding waits until it is set.
         batches: Sizes of what was embedded.
+        prepared: Pictures.
     """
 
     digest = "d" * 64
@@ -56,13 +57,15 @@ class FakeSearcher:
     def __init__(self, items):
         self.gate = threading.Event()
         self.gate.set()
-        self.batches, self.closed = [], 0
+        self.batches, self.closed, self.prepared = [], 0, 0
         self._items = items
         pictures = [picture_of(number) for number in range(len(items))]
         self._vectors = self._embed(np.stack([self.prepare(picture) for picture in pictures]))
 
     def prepare(self, picture):
-        return np.asarray(picture.convert("RGB").resize((4, 4)))
+        pixels = np.asarray(picture.convert("RGB").resize((4, 4)))
+        self.prepared += 1
+        return pixels
 
     def _embed(self, pixels):
         flat = pixels.reshape(len(pixels), -1).astype(np.float32) - 127

@@ -21,13 +21,19 @@ class Answering:
     """Adds the question; waits for the gate before each batch."""
 
     def __init__(self):
-        self.gate, self.sizes = threading.Event(), []
+        self.gate, self.sizes, self.taken = threading.Event(), [], 0
         self.gate.set()
 
     def __call__(self, jobs):
+        self.taken += len(jobs)
         assert self.gate.wait(20)
         self.sizes.append(len(jobs))
         return [job.pixels + job.question for job in jobs]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 def run(work, answering=None, **limits):
@@ -64,7 +70,7 @@ def test_waiting_jobs_share_batches():
     async def work(batcher, answering):
         answering.gate.clear()
         asked = [batcher.submit(number, "good", 0) for number in range(21)]
-        await asyncio.sleep(0.2)
+        await until(lambda: answering.taken + batcher._prepared.qsize() == 21)
         answering.gate.set()
         await asyncio.gather(*asked)
         assert len(answering.sizes) <= 4
@@ -133,10 +139,11 @@ def test_a_job_whose_request_was_given_up_disturbs_nobody():
 
 
 def test_stopping_answers_what_is_prepared_and_refuses_the_rest():
-    preparing = threading.Event()
+    preparing, begun = threading.Event(), threading.Event()
 
     def slowly(body, kind):
         if body > 1:
+            begun.set()
             assert preparing.wait(20)
         return double(body, kind)
 
@@ -146,7 +153,7 @@ def test_stopping_answers_what_is_prepared_and_refuses_the_rest():
         batcher = Batcher(slowly, answering, limits=Limits(max_batch=1), threads=1)
         batcher.start(asyncio.get_running_loop())
         asked = [batcher.submit(number, "good", 0) for number in range(6)]
-        await asyncio.sleep(0.2)  # 0 is being embedded, 1 is prepared, 2 is being prepared
+        await until(lambda: answering.taken == 1 and batcher._prepared.qsize() == 1 and begun.is_set())
         batcher.stop()
         with pytest.raises(Refused):
             batcher.submit(9, "good", 0)
@@ -165,9 +172,11 @@ def test_closing_tells_whether_the_work_ended():
         answering.gate.clear()
         batcher = Batcher(double, answering, limits=Limits())
         batcher.start(asyncio.get_running_loop())
-        batcher.submit(1, "good", 0)
-        stuck = await asyncio.to_thread(batcher.close, 0.2)
+        asked = batcher.submit(1, "good", 0)
+        await until(lambda: answering.taken == 1)
+        ended = await asyncio.to_thread(batcher.close, 0.2)
         answering.gate.set()
-        return stuck
+        assert await asked == 2
+        return ended
 
     assert not asyncio.run(main())

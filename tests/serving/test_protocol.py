@@ -135,7 +135,8 @@ def test_one_connection_too_many_is_told(fresh):
     with fresh(connections=3, header_seconds=30.0) as service:
         address = ("127.0.0.1", service.port)
         held = [socket.create_connection(address, timeout=5) for _ in range(3)]
-        time.sleep(0.1)
+        while len(service.server.server_state.connections) < 3:
+            time.sleep(0.01)
         assert statuses(service.raw(b"")) == [503]
         for one in held:
             one.close()

@@ -159,13 +159,15 @@ def test_stopping_ends_uploads_and_closes_the_index(fresh):
 
 def test_stopping_finishes_what_is_in_work(fresh):
     with fresh() as service, ThreadPoolExecutor(4) as pool:
+        before = service.searcher.prepared
         service.searcher.gate.clear()
         asked = [pool.submit(service.search, encode(picture_of(number))) for number in range(3)]
-        while service.server.service._batcher._prepared.qsize() < 1 and service.server.service._batcher.waiting < 3:
+        while service.searcher.prepared < before + 3:
             time.sleep(0.01)
-        time.sleep(0.2)
+        time.sleep(0.1)  # from prepared to noted as prepared
         service.server.should_exit = True
-        time.sleep(0.3)
+        while service.server.service.state != "stopping":
+            time.sleep(0.01)
         service.searcher.gate.set()
         assert [one.result().status for one in asked] == [200] * 3
 
