@@ -32,7 +32,7 @@ def evaluate_lineage(
     """Score generations of a lineage.
 
     Args:
-        which: A number, `all` (every generation whose weights were kept) or `best`.
+        which: A number, `last`, `best`, or `all` (every generation whose weights were kept).
         lineage: The lineage's folder; the newest one when None.
         network: `dense`, `slim` or `both`.
         device: A torch device.
@@ -97,8 +97,6 @@ def _scorer(recipe: Recipe, device: str | None) -> Scorer:
 
 
 def _numbers(store: Lineage, which: str) -> list[int]:
-    if which == "best":
-        return [store.best]
     if which == "all":
         numbers = store.numbers
         kept = [number for number in numbers if store.has_weights(number)]
@@ -109,11 +107,12 @@ def _numbers(store: Lineage, which: str) -> list[int]:
                 f"weights were kept of {len(kept)} of {len(numbers)} generations (recipe: keep = {store.recipe.keep})"
             )
         return kept
-    if not which.isdecimal():
+    if not which.isdecimal() and which not in ("last", "best"):
         raise KeMetricError(
-            f"--gen {which}: must be a number, all or best{closest(which, ('all', 'best'))}", ExitCode.USAGE
+            f"--gen {which}: must be a number, all, last or best{closest(which, ('all', 'last', 'best'))}",
+            ExitCode.USAGE,
         )
-    return [int(which)]
+    return [store.number_of(which)]
 
 
 def _score(

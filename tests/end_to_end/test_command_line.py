@@ -138,7 +138,11 @@ def test_generations_that_are_not_there(grown, tmp_path):
     assert "no generation 3; there are generations 1 to 2" in expect(
         ExitCode.LINEAGE, "eval", "--lineage", folder, "--gen", 3
     )
-    assert "must be a number, all or best" in expect(ExitCode.USAGE, "eval", "--lineage", folder, "--gen", "bst")
+    last = json.loads(expect(ExitCode.OK, "eval", "--lineage", folder, "--gen", "last", "--json"))
+    assert last["generation"] == 2
+    assert "must be a number, all, last or best; did you mean 'best'" in expect(
+        ExitCode.USAGE, "eval", "--lineage", folder, "--gen", "bst"
+    )
     assert "no lineage here" in expect(ExitCode.LINEAGE, "eval", "--lineage", tmp_path, "--gen", 1)
 
 
