@@ -46,7 +46,13 @@ setup(
         "timm": ["timm>=1.0"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
-        "serve": ["httptools>=0.6", "starlette>=1.0", "uvicorn>=0.30", "uvloop>=0.20; sys_platform != 'win32'"],
+        "serve": [
+            "httptools>=0.6",
+            "prometheus_client>=0.22",
+            "starlette>=1.0",
+            "uvicorn>=0.30",
+            "uvloop>=0.20; sys_platform != 'win32'",
+        ],
         "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
         # For eval/coverage.py only.
         "compare": ["torch-pruning>=1.6.1"],
