@@ -14,13 +14,19 @@ HEAVY = (
     "accelerate",
     "faiss",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "prometheus_client",
+    "pymilvus",
     "pytorch_metric_learning",
     "scipy",
     "sklearn",
+    "starlette",
     "tensorboard",
     "timm",
     "torch",
     "torchvision",
+    "uvicorn",
 )
 REPORT = f"""
 import json
