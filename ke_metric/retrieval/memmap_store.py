@@ -23,7 +23,7 @@ class MemmapStore:
 
     Every search reads the vectors of all items from the disk (or from what the system has cached of it): 4 N D bytes
     and 2 Q N D operations, so a hundred queries at once are far cheaper than one a hundred times. Memory is about
-    60 MB beside queries and hits, however many items there are. Nothing is built: what was added is found at once.
+    40 MB beside queries and hits, however many items there are. Nothing is built: what was added is found at once.
 
     Args:
         folder: Where the files lie; made when writing and absent.
