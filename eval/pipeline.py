@@ -14,7 +14,7 @@ Images/s: decoding, preparing and embedding all files in one process, dense and 
 import argparse
 import http.client
 import json
-import os
+import re
 import signal
 import statistics
 import subprocess
@@ -215,11 +215,13 @@ def _ask(port: int, items: Sequence[Item], k: int) -> Iterator[list[str]]:
 def _service(index: Path) -> Iterator[int]:
     """Run `ke-metric serve` on a free port for the length of the block."""
     command = [sys.executable, "-m", "ke_metric.cli", "serve", "--index", str(index), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        line = next(line for line in process.stderr if "http://" in line)
-        yield int(line.partition("http://")[2].partition(":")[2].split("/")[0].split()[0])
+        found = re.search(r"http://127\.0\.0\.1:(\d+);", process.stderr.readline())
+        if found is None:
+            raise SystemExit("the service did not start")
+        yield int(found[1])
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
