@@ -71,7 +71,10 @@ class Where:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise _refused(text, str(error)) from error
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
-        return cls(tuple(_condition(part, text) for part in parts))
+        try:
+            return cls(tuple(_condition(part, text) for part in parts))
+        except RecursionError as error:  # what can be parsed may be too deep to be written out in an error
+            raise _refused(text, str(error)) from error
 
     def holds(self, item: Fields) -> bool:
         """Return whether all conditions hold for an item."""

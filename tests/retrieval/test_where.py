@@ -66,6 +66,7 @@ def test_what_is_read(text, conditions):
         ('__import__("os").system("true") == "x"', "is no condition"),
         ('label == "a" and (id == "b" and path == "c")', "is no condition"),
         ("(" * 5000, "where"),
+        ("not " * 2400 + "x", "recursion"),
         ('label == "' + "a" * LONGEST + '"', "at most 10,000"),
         ('label == "\0"', "null bytes"),
     ],
