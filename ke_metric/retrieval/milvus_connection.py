@@ -70,7 +70,12 @@ class Connection:
 
 
 def _is_server(uri: str) -> bool:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # a bad one is refused when it is looked at
+    except ValueError as error:
+        shown = "..." if "@" in uri else repr(uri)  # before an @ is a password
+        raise KeMetricError(f"milvus: uri = {shown}: {error}", ExitCode.USAGE) from None
     if parts.scheme in SCHEMES:
         if "@" in parts.netloc or parts.query:
             raise KeMetricError(

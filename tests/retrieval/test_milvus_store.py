@@ -4,6 +4,7 @@ No Milvus server is to be had here: what only a server does is not tested.
 """
 
 import json
+import re
 import shutil
 import string
 import subprocess
@@ -536,6 +537,13 @@ def test_a_server_that_does_not_answer():
         MilvusStore("http://127.0.0.1:1", D, writing=False, token="root:secret")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "http://[bad]:19530", "http://host:port", "http://host:99999"])
+def test_a_server_that_cannot_be(uri):
+    with pytest.raises(KeMetricError, match=re.escape(repr(uri))) as caught:
+        MilvusStore(uri, D, writing=True)
+    assert caught.value.exit_code == ExitCode.USAGE
 
 
 def test_a_uri_of_neither_kind():
