@@ -148,12 +148,9 @@ class Collection:
                 ExitCode.USAGE,
             )
 
-    def __len__(self) -> int:
-        with explained(self.place):
-            answer = self.client.query(
-                self.name, filter="", output_fields=["count(*)"], timeout=self.timeout, **STRONG
-            )
-        return int(answer[0]["count(*)"])
+    def count(self, expression: str = "") -> int:
+        """Return the number of rows for which an expression holds."""
+        return int(self._query(expression, ["count(*)"])[0]["count(*)"])
 
     def put(self, rows: list[Row]) -> None:
         """Write rows, in place of those of the same ids; one request: all or none."""
@@ -172,15 +169,23 @@ class Collection:
             yield from self._query(one_of("id", part), fields)
 
     def pages(
-        self, fields: Sequence[str], *, width: int, after: str = "", most: int = REQUEST_ROWS
+        self, fields: Sequence[str], *, width: int, after: str = "", most: int = REQUEST_ROWS, expression: str = ""
     ) -> Iterator[list[Row]]:
-        """Yield all rows in the order of their ids, from the first after `after`; width: bytes of a row.
+        """Yield all rows in the order of their ids, a page at a time.
+
+        Args:
+            fields: What is read of each; the id among it.
+            width: Bytes of a row.
+            after: An id, or what is before all of them.
+            most: Rows of a page.
+            expression: Only rows for which it holds; empty: all.
 
         pymilvus has an iterator for this, but it does not escape ids that have quotes in them.
         """
         rows = max(1, min(most, REQUEST_ROWS, REQUEST_BYTES // width))
+        narrowed = f" and ({expression})" if expression else ""
         while page := self._query(
-            f"id > {quoted(after)}", fields, limit=rows, iterator="True", reduce_stop_for_best="True"
+            f"id > {quoted(after)}{narrowed}", fields, limit=rows, iterator="True", reduce_stop_for_best="True"
         ):
             yield page
             after = page[-1]["id"]

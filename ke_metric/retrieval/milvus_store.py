@@ -16,6 +16,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.milvus_collection import REQUEST_ROWS, TEXTS, Collection, Row, kind_of
 from ke_metric.retrieval.milvus_connection import Connection
+from ke_metric.retrieval.milvus_exhaustive import search_pages
 from ke_metric.retrieval.milvus_expression import expression_of
 from ke_metric.retrieval.milvus_hits import Found
 from ke_metric.retrieval.milvus_journal import Journal
@@ -108,6 +109,11 @@ class MilvusStore:
         return self._writing or self._connection.lite is not None
 
     @property
+    def _row_bytes(self) -> int:
+        """About what a row takes in an answer."""
+        return 4 * self._dimension + 1024
+
+    @property
     def dimension(self) -> int:
         """Length D of the vectors."""
         return self._dimension
@@ -115,7 +121,7 @@ class MilvusStore:
     def __len__(self) -> int:
         if self._count is None or not self._alone:
             self._settle()
-            self._count = len(self._main)
+            self._count = self._main.count()
         return self._count
 
     def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
@@ -151,6 +157,9 @@ class MilvusStore:
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query. See `VectorStore.search`.
 
+        Queries of which an index that is not exact finds fewer than there are, because of a narrow `where` or of much
+        that was removed, are compared here with all vectors that they may find.
+
         Raises:
             KeMetricError: DATA: queries of another shape or type. USAGE: more than 16,384 neighbours of that many
                 items.
@@ -173,9 +182,22 @@ class MilvusStore:
             for start in range(0, len(queries), step):
                 part = queries[start : start + step]
                 found.enter(start, self._main.search(list(part), most, expression=expression, settings=settings))
+            if self._kind_name != "FLAT":
+                self._complete(found, queries, most, expression)
         return Hits(
             found.similarities, found.numbers, found.items_of, lambda some: self._vectors_of(found.items_of(some))
         )
+
+    def _complete(self, found: Found, queries: FloatArray, most: int, expression: str) -> None:
+        """Search exactly for those queries that have fewer hits than there are items to be found."""
+        counts = np.count_nonzero(found.numbers >= 0, axis=1)
+        if (counts == most).all():
+            return
+        lacking = np.flatnonzero(counts < min(most, self._main.count(expression)))
+        if len(lacking):
+            pages = self._main.pages([*TEXTS, "vector"], width=self._row_bytes, expression=expression)
+            for query, hits in zip(lacking.tolist(), search_pages(pages, queries[lacking], most), strict=True):
+                found.enter(query, [hits])
 
     def known(self, ids: Many[str]) -> set[str]:
         """Return those of the ids that are in the store."""
@@ -192,7 +214,7 @@ class MilvusStore:
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
         """Yield everything, in the order of the ids. See `VectorStore.read`."""
         self._settle()
-        for page in self._main.pages([*TEXTS, "vector"], width=4 * self._dimension + 1024):
+        for page in self._main.pages([*TEXTS, "vector"], width=self._row_bytes):
             for start in range(0, len(page), batch_size):
                 rows = page[start : start + batch_size]
                 yield [_item(row) for row in rows], np.array([row["vector"] for row in rows], np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_twin import unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval import milvus_collection, milvus_connection, milvus_store
@@ -113,6 +114,29 @@ def test_hits_give_items_and_vectors_of_the_same_rows(open_milvus):
         assert len(row) == 50
         np.testing.assert_array_equal(found[query, :50], [gallery[int(item.id[1:])] for item in row])
     assert not found[:, 50:].any()
+
+
+@pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
+def test_a_narrow_filter_and_removed_items_are_no_reason_for_fewer_hits(open_milvus, monkeypatch, kind):
+    monkeypatch.setattr(milvus_collection, "REQUEST_ROWS", 64)  # several pages
+    many, rare = 3000, [7, 400, 2100]
+    gallery = unit_vectors(many, 16, seed=0, spread=0.3, centres=20)
+    store = open_milvus(dimension=16, kind=kind)
+    store.add([Item(f"i{n:05}", label="rare" if n in rare else "x") for n in range(many)], gallery)
+    store.flush()
+    queries = gallery[:30]
+    hits = store.search(queries, 5, where=Where.parse('label == "rare"'))
+    expected = np.sort(queries @ gallery[rare].T, axis=1)[:, ::-1]
+    np.testing.assert_allclose(hits.similarities[:, :3], expected, atol=1e-6)
+    assert np.isneginf(hits.similarities[:, 3:]).all()
+    ids = np.array([f"i{n:05}" for n in rare])
+    best = np.argsort(-(queries @ gallery[rare].T), axis=1)
+    assert [[item.id for item in row] for row in hits.items()] == ids[best].tolist()
+    store.remove([f"i{n:05}" for n in range(many - 150)])
+    hits = store.search(queries, 100)
+    expected = np.sort(queries @ gallery[-150:].T, axis=1)[:, ::-1][:, :100]
+    assert (hits.numbers >= 0).all()
+    assert (hits.similarities <= expected + 1e-6).all()
 
 
 def test_requests_in_parts_answer_as_one(open_milvus, monkeypatch):
@@ -308,7 +332,7 @@ def test_a_change_of_many_requests_is_whole_or_not_at_all(open_milvus, small_req
         after = everything(store)
         assert after == whole if finished else after in (before, whole), requests
         assert len(store) == len(after)
-        assert len(store._journal.own) == 1
+        assert store._journal.own.count() == 1
         store.close()
         outcomes.append(after == whole)
         if finished:
