@@ -125,7 +125,9 @@ class Index:
             digest, dimension, description = embedder.digest, embedder.dimension, embedder.description
         assert digest is not None, "an index needs an embedder, or a digest"
         assert dimension is not None, "an index needs an embedder, or a dimension"
-        manifest = Manifest(digest=digest, dimension=dimension, description=description, store=settings)
+        manifest = Manifest(
+            digest=digest, dimension=dimension, description=description, store=settings.from_anywhere()
+        )
         with whole_folder(place.resolve(), overwrite=False) as temporary:
             (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if embedder is not None:

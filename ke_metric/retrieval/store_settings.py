@@ -53,6 +53,12 @@ class StoreSettings(Section):
             said = f"{where} = {shown(problem['input'])}: {words}" if where else words
             raise KeMetricError(f"store: {said}", ExitCode.USAGE) from error
 
+    def from_anywhere(self) -> Self:
+        """Return settings that mean the same whatever the current folder is: a file's URI with its whole path."""
+        if not self.uri or "://" in self.uri:
+            return self
+        return self.model_copy(update={"uri": os.path.abspath(self.uri)})  # noqa: PTH100  (Path.absolute keeps `..`)
+
     @model_validator(mode="after")
     def _nothing_unread(self) -> Self:
         for name in sorted(self.model_fields_set & READERS.keys()):
@@ -97,7 +103,7 @@ def open_store(
     from ke_metric.retrieval.milvus_store import MilvusStore
 
     return MilvusStore(
-        settings.uri or str(folder / MILVUS_FILE),
+        str(folder / MILVUS_FILE) if settings.uri is None else settings.uri,
         dimension,
         writing=writing,
         collection=settings.collection,

@@ -131,6 +131,31 @@ def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_milvus_file_is_found_from_another_folder(tmp_path, monkeypatch):
+    pytest.importorskip("milvus_lite")
+    monkeypatch.chdir(tmp_path)
+    settings = StoreSettings.of(kind="milvus", uri="gallery.db")
+    with Index.create("index", digest=DIGEST, dimension=4, settings=settings) as index:
+        index.add([Item("a")], unit(1), digest=DIGEST)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for writing in (False, True):
+        with Index.open(tmp_path / "index", writing=writing) as index:
+            assert len(index) == 1
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_empty_uri_is_no_file_of_its_own(tmp_path):
+    """What `--uri "$VARIABLE"` is where nobody has set the variable."""
+    pytest.importorskip("milvus_lite")
+    settings = StoreSettings.of(kind="milvus", uri="")
+    refused(
+        ExitCode.USAGE,
+        lambda: Index.create(tmp_path / "index", digest=DIGEST, dimension=4, settings=settings),
+        "uri = ''",
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
