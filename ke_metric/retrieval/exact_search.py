@@ -60,7 +60,7 @@ def search_rows(
     """
     assert k >= 1, k
     with exact_products(str(device)):
-        on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+        on_device = torch.from_numpy(np.array(queries, order="C")).to(device)  # torch warns of what is read-only
         best = _Best(len(queries), k, device)
         memory = torch.empty(PRODUCTS, device=device)
         for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):

@@ -55,7 +55,7 @@ class Derived:
 
 
 def read_records(gallery: Gallery) -> tuple[Record, ...]:
-    """Return the records of index.faiss, newest first: two while it is replaced, none where there is no such file."""
+    """Return the records of index.faiss, newest first: several while it is replaced, none where there is none."""
     text = gallery.fact(FACT)
     return () if text is None else tuple(Record(**fields) for fields in json.loads(text))
 
@@ -92,6 +92,8 @@ def _load(gallery: Gallery, records: tuple[Record, ...]) -> tuple[Derived | None
         return None, f"{path} is missing"
     except OSError as error:
         raise disk_error(path, error) from error
+    except RuntimeError as error:  # whole, but written by a FAISS that knows more kinds or another format
+        return None, f"{path} cannot be read by this version of FAISS: {' '.join(str(error).split())[:200]}"
     return None, f"{path} is damaged, or of another gallery: it is not the file that the gallery's record tells of"
 
 
@@ -109,7 +111,8 @@ def save_derived(gallery: Gallery, index: Any, factory: str, *, rows: int, train
             file.flush()
         reach_disk(temporary)
         record = Record(factory, rows, trained, sink.nbytes, sink.hash.hexdigest())
-        _write_records(gallery, (record, *read_records(gallery)[:1]))
+        # All of them: which one the file has that is there now, after a kill, its name does not say.
+        _write_records(gallery, (record, *read_records(gallery)))
         temporary.replace(gallery.folder / NAME)
         reach_disk(gallery.folder)
     except OSError as error:

@@ -123,6 +123,41 @@ def test_killed_before_the_file_was_renamed_the_old_one_is_good(opened, monkeypa
     assert store.describe()["indexed"] == 1100
 
 
+def test_killed_twice_before_the_file_was_renamed_the_old_one_is_good(opened, monkeypatch):
+    store = opened()
+    twin = fill(store)
+    store.flush()
+    for first in (1000, 1100):
+        fill(store, 100, seed=first, twin=twin, first=first)
+        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.flush()
+        monkeypatch.undo()
+        store.close()
+        store = opened()
+        assert store.describe()["indexed"] == 1000
+        check(store, twin, exact=True)
+    store.flush()
+    assert store.describe()["indexed"] == 1200
+    assert len(read_records(store._gallery)) == 1
+
+
+def test_a_file_that_this_faiss_cannot_read_is_built_anew(opened, monkeypatch):
+    """As another version of FAISS may have written it: it is the recorded one, and FAISS refuses it."""
+    store = opened("HNSW32")
+    twin = fill(store)
+    real = faiss_file._Sink.write
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_file._Sink, "write", lambda sink, part: real(sink, part[::-1]))
+        store.flush()
+    store.close()
+    store = opened("HNSW32")
+    check(store, twin, exact=True)
+    assert "cannot be read by this version of FAISS" in store.describe()["reason"]
+    store.flush()
+    assert store.describe()["indexed"] == 1000
+
+
 def test_killed_after_the_file_was_renamed_the_new_one_is_good(opened, monkeypatch):
     store = opened()
     twin = fill(store)
