@@ -113,7 +113,8 @@ class Index:
             settings: Kind of store.
 
         Raises:
-            KeMetricError: The folder is taken, the disk is full, or the store cannot be made.
+            KeMetricError: The folder is taken, the disk is full, or the store cannot be made or holds items of
+                another index.
         """
         place = Path(folder)
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -133,10 +134,16 @@ class Index:
             if embedder is not None:
                 embedder.save(temporary / MODEL)
         try:
-            return cls(place, manifest, writing=True)
+            index = cls(place, manifest, writing=True)
+            try:
+                index._require_empty()
+            except BaseException:
+                index.close()
+                raise
         except BaseException:
             remove_new_folder(place)
             raise
+        return index
 
     @classmethod
     def open(cls, folder: Path | str, *, writing: bool = False, device: torch.device | str | None = None) -> Self:
@@ -151,6 +158,15 @@ class Index:
             KeMetricError: There is none, it is damaged, or another process writes it.
         """
         return cls(Path(folder), read_manifest(Path(folder)), writing=writing, device=device)
+
+    def _require_empty(self) -> None:
+        if count := len(self):
+            raise KeMetricError(
+                f"{self.folder}: collection {self.manifest.store.collection} of {self.manifest.store.uri} holds "
+                f"{count:,} items already; name another one (--collection), or copy the folder of the index whose it "
+                "is, to search it or add to it",
+                ExitCode.USAGE,
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -145,6 +145,23 @@ def test_a_milvus_file_is_found_from_another_folder(tmp_path, monkeypatch):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_a_collection_of_another_index_is_refused(tmp_path):
+    """Two galleries of one network in one database, by the default name of a collection: they would be mixed."""
+    pytest.importorskip("milvus_lite")
+    settings = StoreSettings.of(kind="milvus", uri=str(tmp_path / "gallery.db"))
+    with Index.create(tmp_path / "index", digest=DIGEST, dimension=4, settings=settings) as index:
+        index.add([Item("a")], unit(1), digest=DIGEST)
+    refused(
+        ExitCode.USAGE,
+        lambda: Index.create(tmp_path / "other", digest=DIGEST, dimension=4, settings=settings),
+        "holds 1 items already",
+        "--collection",
+    )
+    assert not (tmp_path / "other").exists()
+    with Index.open(tmp_path / "index") as index:
+        assert len(index) == 1
+
+
 def test_an_empty_uri_is_no_file_of_its_own(tmp_path):
     """What `--uri "$VARIABLE"` is where nobody has set the variable."""
     pytest.importorskip("milvus_lite")
