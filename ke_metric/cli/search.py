@@ -110,6 +110,8 @@ def search_index(
         index.require_digest(embedder.digest, embedder.description)
         queries = _with_labels(listed.items, index) if pictures.labels else listed.items
         batches = embed_items(embedder, queries, strict=pictures.strict, batch_size=model.batch_size)
+        if how.rerank is None:  # whose depth is its own limit
+            how = replace(how, k=min(how.k, max(1, len(index))))  # memory grows with k
         answers: list[Answer] = []
         left_out = list(listed.left_out)
         for batch in told(batches, "searching", len(listed.items)):

@@ -91,6 +91,13 @@ def test_the_nearest_items_of_new_pictures(index, glyph_files, vectors):
             assert result["path"] == str(glyph_files / "gallery" / result["id"])
 
 
+def test_more_results_than_there_are_take_no_memory(index, glyph_files):
+    query = next((glyph_files / "query").rglob("*.png"))
+    (answer,) = searched(query, "--index", index, "-k", 10**12)["queries"]
+    with Index.open(index) as opened:
+        assert len(answer["results"]) == len(opened)
+
+
 def test_the_query_itself_is_left_out_by_its_path(index, glyph_files, vectors):
     query = sorted((glyph_files / "gallery").rglob("*.png"))[7]
     (answer,) = searched(query, "--index", index, "-k", 5)["queries"]
