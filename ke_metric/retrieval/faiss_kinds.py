@@ -66,7 +66,9 @@ def _check_words(factory: str) -> None:
     if re.search(rf"\d{{{LONGEST_NUMBER + 1}}}", factory):
         raise ValueError(f"a number of more than {LONGEST_NUMBER} digits")
     # FAISS takes these, and fails when it adds or searches.
-    if re.search(r"(IVF0|HNSW[01]|NSG[01])(?!\d)", factory):
+    if "NSG" in factory:
+        raise ValueError("to an NSG that was built nothing can be added")
+    if re.search(r"(IVF0|HNSW[01])(?!\d)", factory):
         raise ValueError("it needs at least 1 list, or 2 links of a graph")
 
 

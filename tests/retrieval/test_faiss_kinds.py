@@ -183,7 +183,18 @@ for number, factory in enumerate({KINDS + RARER_KINDS!r}):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-BAD_FACTORIES = ("nonsense", "", "IVF0,Flat", "HNSW1", "IVF16", "PQ7x4", "LSH", "IDMap,Flat", "IVF12345678,Flat")
+BAD_FACTORIES = (
+    "nonsense",
+    "",
+    "IVF0,Flat",
+    "HNSW1",
+    "IVF16",
+    "PQ7x4",
+    "LSH",
+    "NSG16",
+    "IDMap,Flat",
+    "IVF12345678,Flat",
+)
 
 
 @pytest.mark.parametrize("factory", BAD_FACTORIES)
@@ -214,11 +225,16 @@ def test_bad_settings_are_refused(tmp_path, search, said):
     assert said in str(caught.value)
 
 
-def test_what_faiss_cannot_build_is_an_error_that_loses_nothing(opened):
-    store = opened("NSG16")
+def test_what_faiss_cannot_build_is_an_error_that_loses_nothing(opened, monkeypatch):
+    store = opened("HNSW32")
     twin = fill(store, 300)
     store.flush()
     fill(store, 10, seed=1, twin=twin, first=300)
+
+    def refuses(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(load_faiss().IndexIDMap, "add_with_ids", refuses)
     with pytest.raises(KeMetricError, match="nothing is lost"):
         store.flush()
     check(store, twin, exact=False)
