@@ -6,6 +6,7 @@ Shapes: B batch, D embedding, Q queries, S image size in pixels.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import RLock
 from typing import Protocol
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.vector_store import Item, ItemGoneError
 from ke_metric.retrieval.where import Where
 
 Pixels = npt.NDArray[np.uint8]
@@ -26,6 +27,8 @@ Vectors = npt.NDArray[np.float32]
 FAST_SECONDS = 0.001
 """A network that takes less than this per picture runs on one thread of the processor."""
 TRIED = 8
+SEARCHES = 5
+"""So often is searched where another process changes what was found meanwhile."""
 
 
 class Searcher(Protocol):
@@ -98,7 +101,17 @@ class IndexSearcher:
         return self._embedder.embed_pixels(pixels)
 
     def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
-        """Return the results of each query [Q, D]."""
+        """Return the results of each query [Q, D].
+
+        Raises:
+            ItemGoneError: DATA: whatever was found was removed or replaced before it was read, `SEARCHES` times.
+        """
+        for _ in range(SEARCHES - 1):
+            with suppress(ItemGoneError):
+                return self._search(queries, k, where)
+        return self._search(queries, k, where)
+
+    def _search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
         with self._store:
             return results_of(self._index.search(queries, k, digest=self.digest, where=where))
 
