@@ -26,14 +26,26 @@ PER_CENTROID = 64
 LEAST_SAMPLE = 65_536
 
 
-def check_factory(factory: str, dimension: int) -> None:
-    """Refuse what is neither `auto` nor an index of FAISS.
+def check_factory(factory: str, dimension: int, search: Mapping[str, int]) -> None:
+    """Refuse what is neither `auto` nor an index of FAISS, and settings that an index of this kind does not read.
+
+    Args:
+        factory: FAISS's name of it, or `auto`, which may become any kind.
+        dimension: Length D of the vectors.
+        search: From `check_settings`.
 
     Raises:
-        KeMetricError: USAGE, see `make_index`.
+        KeMetricError: USAGE, see `make_index`; or a setting that nothing would read.
     """
-    if factory != AUTO:
-        make_index(factory, dimension)
+    if factory == AUTO:
+        return
+    used = apply_settings(make_index(factory, dimension), search)
+    if unread := sorted(search.keys() - used.keys()):
+        raise KeMetricError(
+            f"search: {unread[0]} = {search[unread[0]]}: an index of kind {factory!r} does not read it; it reads "
+            f"{', '.join(used) or 'no setting'}",
+            ExitCode.USAGE,
+        )
 
 
 def make_index(factory: str, dimension: int) -> Any:

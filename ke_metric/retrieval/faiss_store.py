@@ -65,7 +65,7 @@ class FaissStore:
             the root of their number), and `efSearch`, how many places a search of a graph keeps in mind (64).
 
     Raises:
-        KeMetricError: As `Gallery`; USAGE: FAISS has no such index, or there is no such setting.
+        KeMetricError: As `Gallery`; USAGE: FAISS has no such index, or it reads no such setting.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class FaissStore:
         factory: str = AUTO,
         search: Mapping[str, int] = DEFAULT_SEARCH,
     ) -> None:
-        check_factory(factory, dimension)
         self._factory, self._settings = factory, check_settings(search)
+        check_factory(factory, dimension, self._settings)
         self._gallery = Gallery(folder, dimension, writing=writing)
         self._mutex = threading.RLock()
         self._state: State | None = None

@@ -156,10 +156,21 @@ def test_settings_are_used(opened):
     store.close()
     found = []
     for nprobe in (1, 16):
-        store = opened("IVF16,Flat", writing=False, search={"nprobe": nprobe, "efSearch": 7})
+        store = opened("IVF16,Flat", writing=False, search={"nprobe": nprobe})
         assert store.describe()["search"] == {"nprobe": nprobe}
         found.append(recall(store, twin))
     assert found[0] < found[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"), [("Flat", "nprobe"), ("HNSW32", "nprobe"), ("IVF16,Flat", "efSearch"), ("SQ8", "efSearch")]
+)
+def test_a_setting_that_a_kind_does_not_read_is_refused(tmp_path, factory, name):
+    with pytest.raises(KeMetricError, match=f"{name} = 7: an index of kind '{factory}' does not read it") as caught:
+        FaissStore(tmp_path / "store", D, writing=True, factory=factory, search={name: 7})
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert not (tmp_path / "store").exists()
+    FaissStore(tmp_path / "store", D, writing=True, search={name: 7}).close()  # auto: it may be read one day
 
 
 def test_pytorch_metric_learning_imported_first(tmp_path):
