@@ -181,8 +181,10 @@ sys.path.append({str(Path(__file__).parent)!r})
 from store_twin import *
 from ke_metric.retrieval.faiss_store import FaissStore
 for number, factory in enumerate({KINDS + RARER_KINDS!r}):
+    search = {{"nprobe": 4}} if "IVF" in factory else {{}}
+    search |= {{"efSearch": 200}} if "HNSW" in factory else {{}}
     store = FaissStore(__import__("pathlib").Path({str(tmp_path)!r}) / str(number), 16, writing=True, factory=factory,
-                       search={{"nprobe": 4, "efSearch": 200}})
+                       search=search)
     twin = Twin()
     items, vectors = some_items(700), unit_vectors(700, 16, seed=1)
     store.add(items, vectors); twin.add(items, vectors); store.flush()
