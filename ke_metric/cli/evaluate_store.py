@@ -9,7 +9,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -135,13 +135,14 @@ def temporary_store(
     """
     if settings.kind == "milvus":
         settings = settings.model_copy(update={"collection": f"ke_metric_eval_{secrets.token_hex(8)}"})
-    with tempfile.TemporaryDirectory(prefix="ke-metric-eval-") as folder:
-        store = open_store(Path(folder), dimension, settings, writing=True, device=device)
+    with (
+        tempfile.TemporaryDirectory(prefix="ke-metric-eval-") as folder,
+        closing(open_store(Path(folder), dimension, settings, writing=True, device=device)) as store,
+    ):
         try:
             yield store
         finally:
             _remove_collection(store, settings)
-            store.close()
 
 
 def _remove_collection(store: VectorStore, settings: StoreSettings) -> None:

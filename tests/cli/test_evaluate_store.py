@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
+from ke_metric.cli.evaluate_store import temporary_store
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation import faiss_library
 from ke_metric.generation import Generation, Provenance, Scorecard
@@ -173,6 +174,17 @@ def test_a_minimum_is_of_the_exact_scores(lineage, plain):
     arguments = ("--lineage", lineage, "--store", "memmap", "--expand", "8:0", "--json")
     assert json.loads(expect(ExitCode.OK, *arguments, "--min", f"map@r={least}"))["store"]["loss"]
     expect(ExitCode.GATE, *arguments, "--min", f"map@r={least + 0.001}")
+
+
+def test_a_store_that_cannot_be_removed_is_closed(tmp_path, monkeypatch):
+    pytest.importorskip("milvus_lite")
+    from ke_metric.retrieval.milvus_store import MilvusStore
+
+    settings = StoreSettings(kind="milvus", uri=str(tmp_path / "some.db"))
+    monkeypatch.setattr(MilvusStore, "drop", lambda _: (_ for _ in ()).throw(KeMetricError("gone")))
+    with pytest.raises(KeMetricError, match="gone"), temporary_store(settings, 4):
+        pass
+    open_store(tmp_path, 4, settings, writing=True).close()  # one at a time: it would be refused
 
 
 def test_a_collection_at_a_uri_is_removed_and_others_stay(lineage, tmp_path, monkeypatch):
