@@ -10,6 +10,8 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 
 FIELDS = ("id", "path", "label")
 LONGEST = 10_000
+# SQLite gives up at about 1,000.
+MOST_CONDITIONS = 100
 FORM = 'must be FIELD == "text", FIELD != "text" or FIELD in ["text", ...], several of them joined by `and`'
 
 
@@ -72,6 +74,8 @@ class Where:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise _refused(text, str(error)) from error
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+        if len(parts) > MOST_CONDITIONS:
+            raise _refused(text, f"{len(parts)} conditions, at most {MOST_CONDITIONS} are allowed")
         return cls(tuple(_condition(part, source) for part in parts))
 
     def holds(self, item: Fields) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import FIELDS, LONGEST, Condition, Where
+from ke_metric.retrieval.where import FIELDS, LONGEST, MOST_CONDITIONS, Condition, Where
 
 ITEM = Item("a/1.jpg", "/x/a/1.jpg", "crow")
 
@@ -72,6 +72,7 @@ def test_what_is_read(text, conditions):
         ("label == 0x" + "f" * 6000, "is no text"),
         ('label == "' + "a" * LONGEST + '"', "at most 10,000"),
         ('label == "\0"', "null bytes"),
+        (" and ".join(['label != "a"'] * (MOST_CONDITIONS + 1)), "101 conditions, at most 100"),
     ],
 )
 def test_what_is_refused(text, words):
