@@ -21,7 +21,7 @@ REASONS = {
     "408": "The upload came too slowly; the connection is closed.",
     "413": "The upload has too many bytes, or the picture too many pixels.",
     "415": "Content type or content is not JPEG, PNG or WebP, or one is not the other.",
-    "422": "The picture cannot be decoded: it is damaged or cut off.",
+    "422": "The picture cannot be decoded: it is damaged or cut off; or it is too long a strip.",
     "503": "Too much to do, starting or stopping; try again after Retry-After seconds.",
 }
 UPLOAD_REASONS = ("400", "401", "403", "405", "408", "413", "415", "422", "503")

@@ -36,8 +36,8 @@ class Searcher(Protocol):
         """Of the network that makes the vectors."""
         ...
 
-    def prepare(self, picture: Image.Image) -> Pixels:
-        """Return what the network sees of a picture, uint8 [S, S, 3]."""
+    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+        """Return what the network sees of a picture, uint8 [S, S, 3]; KeMetricError where it cannot be used."""
         ...
 
     def embed(self, pixels: Pixels) -> Vectors:
@@ -85,13 +85,13 @@ class IndexSearcher:
         """Of the network that makes the vectors."""
         return self._embedder.digest
 
-    def prepare(self, picture: Image.Image) -> Pixels:
+    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
         """Return what the network sees of a picture, uint8 [S, S, 3].
 
         Raises:
-            KeMetricError: DATA: it cannot be used.
+            KeMetricError: DATA: it cannot be used, or would grow to more pixels on the way.
         """
-        return self._embedder.prepare(picture)
+        return self._embedder.prepare(picture, max_pixels=max_pixels)
 
     def embed(self, pixels: Pixels) -> Vectors:
         """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""

@@ -88,7 +88,7 @@ class Service:
         """Open the index, and embed a picture: what is built at the first forward pass is built before requests."""
         searcher = self._open()
         try:
-            searcher.embed(np.stack([searcher.prepare(GREY)]))
+            searcher.embed(np.stack([searcher.prepare(GREY, self.limits.max_pixels)]))
         except BaseException:
             searcher.close()
             raise
@@ -145,7 +145,7 @@ class Service:
         picture = decode(body, kind, self.limits.max_pixels)
         assert self._searcher is not None
         try:
-            return self._searcher.prepare(picture)
+            return self._searcher.prepare(picture, self.limits.max_pixels)
         except KeMetricError as error:
             raise Refused(422, f"the picture cannot be used: {error}") from error
 

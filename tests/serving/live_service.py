@@ -62,7 +62,7 @@ class FakeSearcher:
         pictures = [picture_of(number) for number in range(len(items))]
         self._vectors = self._embed(np.stack([self.prepare(picture) for picture in pictures]))
 
-    def prepare(self, picture):
+    def prepare(self, picture, max_pixels=10**6):
         pixels = np.asarray(picture.convert("RGB").resize((4, 4)))
         self.prepared += 1
         return pixels

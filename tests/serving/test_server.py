@@ -109,6 +109,11 @@ def test_answers_are_those_of_embedder_and_index(served, folder):
     np.testing.assert_allclose([document["embedding"] for _, document in vectors], expected, atol=1e-5)
 
 
+def test_a_strip_that_would_grow_to_more_pixels_than_allowed_is_refused(served):
+    status, document = served.ask("POST", "/search", encode(picture_of(1, (30_000, 1))))
+    assert (status, "too long a strip" in document["error"]) == (422, True)
+
+
 def test_what_a_writer_adds_is_found_while_serving(served, folder):
     picture = picture_of(999, (40, 30))
     with Index.open(folder, writing=True) as index:
