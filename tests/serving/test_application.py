@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from live_service import PNG, FakeSearcher, Running, encode, picture_of, running
+from PIL import Image
 
 from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.where import Where
@@ -262,6 +263,37 @@ def test_our_own_mistakes_are_told_without_their_words(items, capfd):
         assert (answer.status, service.search(PICTURE, "/embed").status) == (500, 200)
     assert b"secret" not in answer.body
     assert "/secret/place" in capfd.readouterr().err
+
+
+class Picky(FakeSearcher):
+    """Refuses a whole search for one bad vector, as `check_queries` does, or for more than five neighbours."""
+
+    def _embed(self, pixels):
+        black = pixels.reshape(len(pixels), -1).max(axis=1) == 0
+        return np.where(black[:, None], np.float32(0), super()._embed(pixels))
+
+    def search(self, queries, k, where):
+        if k > 5 or not queries.any(axis=1).all():
+            raise ValueError("no")
+        return super().search(queries, k, where)
+
+
+def test_what_one_request_breaks_harms_no_other(items):
+    black = encode(Image.new("RGB", (16, 12)))
+    asked = [(PICTURE, 3), (black, 3), (OTHERS[0], 3), (PICTURE, 6), (OTHERS[1], 2)]
+    with running(Picky(items), max_batch=5, batch_seconds=10.0) as service, ThreadPoolExecutor(5) as pool:
+        service.searcher.gate.clear()
+        first = pool.submit(service.search, PICTURE, "/search?k=1")
+        while service.server.service._batcher.waiting < 1:
+            pass
+        answers = [pool.submit(service.search, body, f"/search?k={k}") for body, k in asked]
+        while service.server.service._batcher.waiting < 5:
+            pass
+        service.searcher.gate.set()
+        assert [one.result().status for one in answers] == [200, 500, 200, 500, 200]
+        assert first.result().status == 200
+        assert_results(answers[2].result(), service.searcher, picture_of(100), 3)
+        assert max(service.searcher.batches) > 1
 
 
 def test_a_service_that_cannot_open_its_index_ends(items):
