@@ -151,7 +151,7 @@ def test_a_strip_is_measured_as_it_is_at_its_largest(store_size, resize):
     strip = np.zeros((2000, 1), np.uint8)
     enlarged = 2000 * max(store_size or 0, resize or 32) ** 2
     assert prepare(strip, "p", sizes, enlarged).shape == (32, 32, 3)
-    with pytest.raises(KeMetricError, match="^p: 1x2000 pixels is too long a strip") as caught:
+    with pytest.raises(KeMetricError, match=r"^p: 1x2000 pixels is too long a strip") as caught:
         prepare(strip, "p", sizes, enlarged - 1)
     assert caught.value.exit_code == ExitCode.DATA
 

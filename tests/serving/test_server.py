@@ -17,13 +17,14 @@ from live_service import encode, picture_of
 
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
-from ke_metric.errors import ExitCode
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import NetworkCard, Normalization
 from ke_metric.recipe import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.vector_store import Item
+from ke_metric.serving.searcher import IndexSearcher
 from ke_metric.serving.server import listen
 from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings
 
@@ -124,6 +125,38 @@ def test_what_a_writer_adds_is_found_while_serving(served, folder):
     finally:
         with Index.open(folder, writing=True) as index:
             index.remove(["new"])
+
+
+def test_what_a_writer_removes_at_the_same_moment_disturbs_nobody(folder, monkeypatch):
+    picture = picture_of(998, (40, 30))
+    with Index.open(folder, writing=True) as index:
+        vector, item = index.embedder(picture), Item("short-lived")
+        searcher = IndexSearcher(folder)
+        store, removals = searcher._index.store, []
+
+        def removing(ask):
+            def asked(*given, **named):
+                found = ask(*given, **named)
+                if index.store.known([item.id]):
+                    index.remove([item.id])
+                    removals.append(item.id)
+                return found
+
+            return asked
+
+        monkeypatch.setattr(store, "search", removing(store.search))
+        monkeypatch.setattr(store, "known", removing(store.known))
+        try:
+            index.add([item], vector, digest=index.digest)
+            assert item.id not in [result.id for result in searcher.search(vector, 3, None)[0]]
+            index.add([item], vector, digest=index.digest)
+            assert searcher.find(item.id) is None
+            assert len(removals) == 2
+            monkeypatch.setattr(store, "known", store.get)
+            with pytest.raises(KeMetricError, match="no item"):
+                searcher.find(item.id)
+        finally:
+            searcher.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
