@@ -115,7 +115,7 @@ def listen(settings: ServiceSettings) -> socket.socket:
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise KeMetricError(
             f"{settings.url}: cannot be listened on: {error}; choose another --host or --port", ExitCode.ENVIRONMENT
         ) from error

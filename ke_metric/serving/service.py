@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,16 +128,18 @@ class Service:
             self._reading -= 1
 
     def stop(self) -> None:
-        """Take nothing more; what is in work is finished."""
+        """Take nothing more; what is in work is finished, within the time for it."""
+        if self.state != "stopping":
+            self._end = time.monotonic() + self.limits.stop_seconds
         self.state = "stopping"
         self._batcher.stop()
         self.uploads.stop()
 
     async def close(self) -> None:
-        """Finish what is in work, within the time for it, and close the index."""
+        """Finish what is in work, within the time that is left of that since `stop`, and close the index."""
         self.stop()
         await self._opening
-        finished = await asyncio.to_thread(self._batcher.close, self.limits.stop_seconds)
+        finished = await asyncio.to_thread(self._batcher.close, max(0.1, self._end - time.monotonic()))
         self._readers.shutdown(wait=finished, cancel_futures=True)
         if self._searcher is not None and finished:
             self._searcher.close()

@@ -211,12 +211,14 @@ def test_stopping_finishes_what_is_in_work(fresh):
 
 
 def test_work_that_does_not_end_does_not_keep_it(fresh):
-    with fresh(stop_seconds=1) as service, ThreadPoolExecutor(1) as pool:
+    with fresh(stop_seconds=2) as service, ThreadPoolExecutor(1) as pool:
         service.searcher.gate.clear()
         asked = pool.submit(service.search, encode(picture_of(1)))
         while service.server.service._batcher.waiting < 1:
             time.sleep(0.01)
+        started = time.monotonic()
         service.stop()
+        assert time.monotonic() - started < 3.5  # uvicorn and the batcher share the two seconds
         assert asked.exception() or asked.result().status >= 500
         assert service.searcher.closed == 0
 
@@ -245,6 +247,13 @@ def test_a_port_that_is_taken(tmp_path):
         code, said = refused("--index", tmp_path, "--port", listener.getsockname()[1])
     assert code == ExitCode.ENVIRONMENT
     assert "cannot be listened on" in said
+
+
+@pytest.mark.parametrize("host", ["no..host", "x" * 70, "nul\0"])
+def test_what_is_no_name_of_a_host(host):
+    with pytest.raises(KeMetricError, match="cannot be listened on") as caught:
+        listen(ServiceSettings(host=host, port=0, token="x" * 16))
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_missing_library_is_told(tmp_path, monkeypatch):
