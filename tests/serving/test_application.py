@@ -15,6 +15,7 @@ from PIL import Image
 from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.where import Where
 from ke_metric.serving.decoding import decode
+from ke_metric.serving.questions import read_question
 from ke_metric.serving.service import search_document
 from ke_metric.serving.settings import ServiceSettings
 
@@ -94,6 +95,13 @@ def test_parameters_that_are_not_allowed(service, query):
     answer = service.search(PICTURE, f"/search?{query}")
     assert answer.status == 400, answer
     assert set(answer.document) == {"error"}
+
+
+def test_questions_are_kept_only_where_they_are_short():
+    long = b"where=label+in+[%22" + b"x" * 300 + b"%22]"
+    assert read_question(b"k=3", 9) is read_question(b"k=3", 9)
+    assert read_question(long, 9) is not read_question(long, 9)
+    assert read_question(long, 9) == read_question(long, 9)
 
 
 @pytest.mark.parametrize("path", ["/embed?k=1", "/health?x=1", "/metrics?x=", "/openapi.json?v=3", "/images/x?k=1"])
