@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
@@ -27,6 +28,15 @@ from ke_metric.serving.settings import ServiceSettings
 Handler = Callable[[Exchange], Awaitable[Reply]]
 EXCHANGE = "ke_metric.exchange"
 IMAGES = "/images/"
+
+
+class ItemConvertor(PathConvertor):
+    """An id in a path: anything, slashes and line breaks too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("item", ItemConvertor())
 
 
 class Application:
@@ -49,13 +59,13 @@ class Application:
         table: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self._search),
             ("POST", "/embed", self._embed),
-            ("GET", "/images/{id:path}", self._image),
+            ("GET", "/images/{id:item}", self._image),
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
         ]
         self.routes = [
-            Route(path, Endpoint(path.replace(":path", ""), handler), methods=[method])
+            Route(path, Endpoint(path.replace(":item", ""), handler), methods=[method])
             for method, path, handler in table
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
