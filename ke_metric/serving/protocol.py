@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY_SECONDS, error_body
+from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY, error_body
 from ke_metric.serving.settings import Limits
 
 # Requests that a connection may send before the first one is answered.
@@ -134,7 +134,7 @@ def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
     body = error_body(reason)
     headers = [JSON_TYPE, *COMMON, CLOSE, (b"content-length", b"%d" % len(body))]
     if retry:
-        headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+        headers.append(RETRY)
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
 
 

@@ -324,6 +324,7 @@ def test_until_the_index_is_open_there_is_only_health(items):
     try:
         health = service.ask("GET", "/health")
         assert (health.status, health.document) == (503, {"status": "starting"})
+        assert health.headers["retry-after"] == "1"
         assert service.search(PICTURE).status == service.ask("GET", "/images/x").status == 503
         opened.set()
         while service.ask("GET", "/health").status != 200:
