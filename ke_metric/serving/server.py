@@ -13,7 +13,7 @@ import uvicorn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
-from ke_metric.serving.decoding import refuse_bombs
+from ke_metric.serving.decoding import count_pixels_ourselves
 from ke_metric.serving.protocol import protocol_of
 from ke_metric.serving.searcher import Searcher
 from ke_metric.serving.service import Service
@@ -77,7 +77,7 @@ def serve(
     Raises:
         KeMetricError: The address cannot be had, or the index cannot be opened.
     """
-    refuse_bombs()
+    count_pixels_ourselves()
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
         server = build_server(open_searcher, settings)
