@@ -110,6 +110,21 @@ class Answer:
         return json.loads(self.body)
 
 
+def embedded(searcher, image):
+    return searcher._embed(searcher.prepare(image)[None])
+
+
+def assert_results(answer, searcher, image, k, where=None):
+    results = searcher.search(embedded(searcher, image), k, where)[0]
+    assert answer.status == 200, answer
+    document = answer.document
+    assert document["digest"] == searcher.digest
+    found = [(result["rank"], result["id"], result["label"]) for result in document["results"]]
+    assert found == [(result.rank, result.id, result.label) for result in results]
+    similarities = [result["similarity"] for result in document["results"]]
+    np.testing.assert_allclose(similarities, [result.similarity for result in results], atol=1e-6)
+
+
 class Running:
     """A service that runs in a thread.
 
