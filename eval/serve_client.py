@@ -6,7 +6,7 @@ parsing beyond the status and the length. What came is looked at afterwards.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,8 +169,3 @@ class Connection(asyncio.Protocol):
             self._timer = None
         assert request is not None
         self._lane.answered(request, status, body, seconds=time.perf_counter() - self._started, closed=closed)
-
-
-def cycle_of(make: Callable[[int], Request], count: int) -> Iterator[Request]:
-    """Yield `count` requests, each made by its number."""
-    return (make(number) for number in range(count))

@@ -78,7 +78,7 @@ class Service:
 
     def ready(self) -> None:
         """Wait until the index is open."""
-        while True:
+        while self.process.poll() is None:
             load = Load(
                 "127.0.0.1", self.port, iter([Request("health", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")])
             )
@@ -86,6 +86,7 @@ class Service:
             if load.answers[0][1] == 200:
                 return
             time.sleep(0.2)
+        raise SystemExit(f"the service ended: {self.process.communicate()[1]}")
 
     @property
     def cpu(self) -> float:
@@ -193,7 +194,7 @@ def throughput(service: Service, good: Good, count: int, measured: Measured) -> 
 
 
 def mixed_load(service: Service, good: Good, count: int, measured: Measured) -> None:
-    """Send good and malformed requests, ten to one, with slow ones beside them, and read the service's memory."""
+    """Send good and malformed requests, nine to one, with slow ones beside them, and read the service's memory."""
 
     async def work() -> None:
         load = Load("127.0.0.1", service.port, itertools.islice(_mixed(good), count))

@@ -42,7 +42,7 @@ class Good:
 
     Attributes:
         searches: A search with every query.
-        others: Embeddings, pictures of the gallery, searches within a label, health, metrics.
+        others: Embeddings, searches where an id is given, pictures of the gallery, health, metrics.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,6 +53,10 @@ class Good:
             data = post(f"/search?k={K}", body, right["type"])
             self.searches.append(Request("search", data, payload=right))
             self.others.append(Request("embed", post("/embed", body, right["type"]), payload=right))
+            where = "where=" + quote(f"id == {json.dumps(right['ids'][1])}", safe="")
+            one = {"ids": right["ids"][1:2], "similarities": right["similarities"][1:2]}
+            data = post(f"/search?k={K}&{where}", body, right["type"])
+            self.others.append(Request("search where", data, payload=one))
         for path in itertools.islice(sorted((folder / "gallery").iterdir()), 200):
             identifier = quote(f"gallery/{path.name}", safe="")
             self.others.append(Request("image", get(f"/images/{identifier}".encode()), payload=path.read_bytes()))
@@ -68,13 +72,14 @@ def wrong_answer(request: Request, body: bytes) -> str | None:
         found = json.loads(body)["embedding"]
         worst = max(abs(a - b) for a, b in zip(found, request.payload["vector"], strict=True))
         return None if worst <= TOLERANCE else f"embedding differs by {worst:.2g}"
-    return _wrong_results(json.loads(body)["results"], request.payload) if request.kind == "search" else None
+    searched = request.kind in ("search", "search where")
+    return _wrong_results(json.loads(body)["results"], request.payload) if searched else None
 
 
 def _wrong_results(results: list[dict[str, Any]], right: dict[str, Any]) -> str | None:
     """Compare with the true neighbours: a place may be taken only by an item whose true similarity ties with it."""
     true = dict(zip(right["ids"], right["similarities"], strict=True))
-    if len({result["id"] for result in results}) != K:
+    if len({result["id"] for result in results}) != min(K, len(true)) or len(results) > K:
         return f"{len(results)} results"
     for rank, (result, similarity) in enumerate(zip(results, right["similarities"], strict=False), start=1):
         if abs(result["similarity"] - similarity) > TOLERANCE or result["rank"] != rank:

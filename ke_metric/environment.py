@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,15 +51,17 @@ def describe_environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
-    return {name: value for name, value in facts.items() if value} | {"versions": versions} | _commit(Path(__file__))
+    known = {name: value for name, value in facts.items() if value}
+    return known | {"versions": package_versions(PACKAGES)} | _commit(Path(__file__))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor(cpu_info: Path = Path("/proc/cpuinfo")) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +353,15 @@ def make_class_folders() -> Callable[..., Path]:
 def make_picture() -> Callable[..., None]:
     """Write one picture: `make_picture(path, mode="RGB", size=(40, 30), kind="JPEG")`."""
     return write_picture
+
+
+@pytest.fixture
+def one_faiss_thread() -> Iterator[None]:
+    """Threads of FAISS that wait for each other take long on a busy machine."""
+    from ke_metric.evaluation.faiss_library import load_faiss
+
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)

@@ -192,7 +192,11 @@ def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any)
 @click.option("--threads", type=click.IntRange(1), help="Of the network; chosen by its speed when left out.")
 @click.option("--max-bytes", type=click.IntRange(1), default=10_000_000, show_default=True, help="Of an upload.")
 @click.option(
-    "--max-pixels", type=click.IntRange(1), default=25_000_000, show_default=True, help="Of an uploaded picture."
+    "--max-pixels",
+    type=click.IntRange(1, 100_000_000),
+    default=25_000_000,
+    show_default=True,
+    help="Of an uploaded picture.",
 )
 @click.option("--max-k", type=click.IntRange(1), default=100, show_default=True, help="Neighbours asked for.")
 @click.option("--max-batch", type=click.IntRange(1), default=64, show_default=True, help="Pictures per forward pass.")

@@ -186,7 +186,7 @@ def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: Sto
     """
     width = height = store_size
     if shape == "keep":
-        width, height = _shorter_side(image.width, image.height, store_size)
+        width, height = shorter_side(image.width, image.height, store_size)
     if width * height > MAX_PIXELS:
         raise KeMetricError(
             f"{name}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
@@ -198,7 +198,7 @@ def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: Sto
     return np.asarray(image)
 
 
-def _shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
+def shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
     """Return width and height of the same aspect ratio whose smaller one is `target`."""
     scale = target / min(width, height)
     return max(target, round(width * scale)), max(target, round(height * scale))
@@ -225,7 +225,7 @@ def evaluation_pixels(store: PixelStore, indices: Sequence[int] | IntArray, *, r
 def evaluation_picture(picture: PixelArray, *, resize: int, size: int) -> PixelArray:
     """Return what the network sees of one kept picture [H, W, 3] when it is scored: see `evaluation_pixels`."""
     assert size <= resize, (size, resize)
-    width, height = _shorter_side(picture.shape[1], picture.shape[0], resize)
+    width, height = shorter_side(picture.shape[1], picture.shape[0], resize)
     if picture.shape[:2] != (height, width):
         resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
         picture = np.asarray(resized)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization, Sha256, WeightsFile
 from ke_metric.networks.folders import FolderKind
@@ -134,13 +134,7 @@ def file_facts(path: Path) -> WeightsFile:
 
 def versions() -> dict[str, str]:
     """Return the versions of what makes and runs an exported file, of the packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return package_versions(PACKAGES)
 
 
 def read_record(folder: Path) -> ExportRecord:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.architecture import AnyArchitecture, Architecture
 from ke_metric.recipe import Recipe
@@ -179,13 +179,7 @@ def require_names_fit(class_names: Sequence[str] | None, architecture: Architect
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of what builds networks, of the packages that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return package_versions(PACKAGES)
 
 
 def read_description(folder: Path) -> Description:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ke_metric.blueprint import Blueprint
+from ke_metric.data.images import MAX_PIXELS
 from ke_metric.data.pixels import PixelArray, in_order, normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embed import embed
@@ -264,13 +265,18 @@ class Embedder:
                 raise
             return position, BadPicture(position, name, str(error))
 
-    def prepare(self, picture: Picture, name: str = "picture") -> PixelArray:
+    def prepare(self, picture: Picture, name: str = "picture", max_pixels: int = MAX_PIXELS) -> PixelArray:
         """Return what the network sees of one picture before standardisation, uint8 [S, S, 3]. Thread-safe.
+
+        Args:
+            picture: See `Picture`.
+            name: What an error calls a picture that has no path.
+            max_pixels: That a strip may have when it is enlarged.
 
         Raises:
             KeMetricError: DATA, naming the picture: it cannot be used.
         """
-        return prepare(picture, name, self._normalization)
+        return prepare(picture, name, self._normalization, max_pixels)
 
     def embed_pixels(self, pixels: PixelArray) -> FloatArray:
         """Return the embeddings float32 [B, D] of prepared pictures uint8 [B, S, S, 3], in one forward pass."""

@@ -19,7 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.retrieval.gallery_files import VectorFile, disk_error, missing, reach_disk
 from ke_metric.retrieval.gallery_table import OWN_FACTS, ItemTable
-from ke_metric.retrieval.vector_store import Item, ItemGoneError, check_addition
+from ke_metric.retrieval.vector_store import Item, check_addition
 from ke_metric.retrieval.where import Where
 
 ITEMS = "items.sqlite"
@@ -135,13 +135,13 @@ class Gallery:
         """Return the items of rows, in order.
 
         Raises:
-            ItemGoneError: DATA: a row is no item, or none any more.
+            KeMetricError: DATA: a row is no item, or none any more.
         """
         wanted = rows.tolist()
         found = self._table.items_of(wanted)
         for row in wanted:
             if row not in found:
-                raise ItemGoneError(
+                raise KeMetricError(
                     f"{self.folder}: row {row} is no item; it was removed or replaced since it was found",
                     ExitCode.DATA,
                 )

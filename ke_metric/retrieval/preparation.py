@@ -13,35 +13,54 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.images import read_picture
-from ke_metric.data.pixels import PixelArray, evaluation_picture, stored_picture
+from ke_metric.data.images import MAX_PIXELS, read_picture
+from ke_metric.data.pixels import PixelArray, evaluation_picture, shorter_side, stored_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization
+
+# No picture is too long a strip whose longer side is so many times its shorter one.
+ALWAYS_TAKEN = 16
 
 Picture = str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor
 """A path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor [3, H, W]: uint8, or float in [0, 1]."""
 
 
-def prepare(picture: Picture, name: str, how: Normalization) -> PixelArray:
+def prepare(picture: Picture, name: str, how: Normalization, max_pixels: int = MAX_PIXELS) -> PixelArray:
     """Decode a picture and cut out what the network sees of it.
 
     Args:
         picture: See `Picture`.
         name: What an error calls a picture that has no path.
         how: Sizes; mean and deviation are not applied here.
+        max_pixels: That a strip may have when it is enlarged: a picture of one row grows to many times its pixels.
 
     Returns:
         uint8 [S, S, 3].
 
     Raises:
-        KeMetricError: DATA, naming the picture: it cannot be decoded, or has a type or shape that is no picture's.
+        KeMetricError: DATA, naming the picture: it cannot be decoded, has a type or shape that is no picture's, or is
+            too long a strip.
     """
     image = as_image(picture, name)
+    _refuse_strip(image, name, how, max_pixels)
     if how.store_size is None:
         kept = np.asarray(image)
     else:
         kept = stored_picture(image, name, store_size=how.store_size, shape=how.store_shape)
     return evaluation_picture(kept, resize=how.resize or how.image_size, size=how.image_size)
+
+
+def _refuse_strip(image: Image.Image, name: str, how: Normalization, max_pixels: int) -> None:
+    if how.store_size is not None and how.store_shape == "square":
+        return
+    target = max(how.resize or how.image_size, how.store_size or 0)
+    width, height = shorter_side(image.width, image.height, target)
+    if width * height > max(max_pixels, ALWAYS_TAKEN * target * target):
+        raise KeMetricError(
+            f"{name}: {image.width}x{image.height} pixels is too long a strip: enlarged for the network it has "
+            f"{width}x{height} pixels, at most {max_pixels:,} are allowed",
+            ExitCode.DATA,
+        )
 
 
 def as_image(picture: Picture, name: str) -> Image.Image:

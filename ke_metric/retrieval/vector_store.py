@@ -36,10 +36,6 @@ class Item:
     label: str = ""
 
 
-class ItemGoneError(KeMetricError):
-    """An item that a search has found was removed or replaced before it was read; another search finds others."""
-
-
 @dataclass(frozen=True, eq=False)
 class Hits:
     """The K most similar items of each query, most similar first.

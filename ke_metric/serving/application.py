@@ -6,17 +6,20 @@ import json
 import sys
 import time
 import traceback
+from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from ke_metric.serving.access import Door
+from ke_metric.serving.batching import STOPPING
 from ke_metric.serving.decoding import picture_format
-from ke_metric.serving.exchange import Exchange, Refused, Reply, error_body
+from ke_metric.serving.exchange import JSON_TYPE, RETRY, Exchange, Refused, Reply, busy, error_body
 from ke_metric.serving.gallery_pictures import read_id
 from ke_metric.serving.metrics import CONTENT_TYPE
 from ke_metric.serving.openapi import openapi_document
@@ -27,6 +30,15 @@ from ke_metric.serving.settings import ServiceSettings
 Handler = Callable[[Exchange], Awaitable[Reply]]
 EXCHANGE = "ke_metric.exchange"
 IMAGES = "/images/"
+
+
+class ItemConvertor(PathConvertor):
+    """An id in a path: anything, slashes and line breaks too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("item", ItemConvertor())
 
 
 class Application:
@@ -49,13 +61,13 @@ class Application:
         table: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self._search),
             ("POST", "/embed", self._embed),
-            ("GET", "/images/{id:path}", self._image),
+            ("GET", "/images/{id:item}", self._image),
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
         ]
         self.routes = [
-            Route(path, Endpoint(path.replace(":path", ""), handler), methods=[method])
+            Route(path, Endpoint(path.replace(":item", ""), handler), methods=[method])
             for method, path, handler in table
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
@@ -100,6 +112,9 @@ class Application:
             # Starlette's router: 404 and 405.
             headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
             return Refused(error.status_code, _said(error.status_code), headers=headers).reply, True
+        except CancelledError:
+            # uvicorn gives up what is not answered when the time for stopping is over.
+            return busy(STOPPING).reply, False
         except Exception:
             traceback.print_exc(file=sys.stderr)
             return Reply(500, error_body("something went wrong here; the service's log says what")), True
@@ -126,7 +141,8 @@ class Application:
     async def _health(self, exchange: Exchange) -> Reply:
         read_parameters(exchange.scope["query_string"], ())
         state = self._service.state
-        return Reply(200 if state == "ready" else 503, json.dumps({"status": state}).encode())
+        document = json.dumps({"status": state}).encode()
+        return Reply(200, document) if state == "ready" else Reply(503, document, (JSON_TYPE, RETRY))
 
     async def _metrics(self, exchange: Exchange) -> Reply:
         read_parameters(exchange.scope["query_string"], ())

@@ -21,7 +21,7 @@ COMMON: Headers = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-RETRY_SECONDS = 1
+RETRY = (b"retry-after", b"1")
 # What is still read of a refused upload, so that the client gets to see the answer before the connection closes.
 LINGER_BYTES = 32_000_000
 LINGER_SECONDS = 2.0
@@ -64,7 +64,7 @@ class Refused(Exception):
 
 def busy(reason: str) -> Refused:
     """Return the refusal of a request that may be tried again."""
-    return Refused(503, reason, headers=[(b"retry-after", b"%d" % RETRY_SECONDS)])
+    return Refused(503, reason, headers=[RETRY])
 
 
 def error_body(reason: str) -> bytes:

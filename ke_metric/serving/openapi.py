@@ -18,14 +18,19 @@ REASONS = {
     "403": "The Host header names another machine, or a page of another origin asks.",
     "404": "There is nothing at this path, or no picture of this id.",
     "405": "The path does not take this method.",
-    "408": "The upload came too slowly; the connection is closed.",
+    "408": "Headers or upload came too slowly; the connection is closed.",
     "413": "The upload has too many bytes, or the picture too many pixels.",
     "415": "Content type or content is not JPEG, PNG or WebP, or one is not the other.",
-    "422": "The picture cannot be decoded: it is damaged or cut off.",
+    "422": "The picture cannot be decoded: it is damaged or cut off; or it is too long a strip.",
+    "431": "The headers are too large.",
+    "500": "A mistake of the service; its log says what.",
     "503": "Too much to do, starting or stopping; try again after Retry-After seconds.",
 }
-UPLOAD_REASONS = ("400", "401", "403", "405", "408", "413", "415", "422", "503")
-READ_REASONS = ("400", "401", "403", "405")
+# Of every route: also what is refused before a route is found, as too slow headers and too many connections are.
+ANY_REASONS = ("400", "403", "405", "408", "431", "500", "503")
+READ_REASONS = (*ANY_REASONS, "401")
+UPLOAD_REASONS = (*READ_REASONS, "413", "415", "422")
+RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}}
 
 
 def openapi_document(settings: ServiceSettings) -> Document:
@@ -97,7 +102,7 @@ def _image() -> Document:
         ],
         "responses": {
             "200": {"description": "The file as it is.", "content": {name: {} for name in types}},
-            **_reasons((*READ_REASONS, "404", "503")),
+            **_reasons((*READ_REASONS, "404")),
         },
     }
 
@@ -107,9 +112,9 @@ def _health() -> Document:
         "operationId": "health",
         "summary": "Whether searches are answered; needs no token.",
         "responses": {
+            **_reasons(ANY_REASONS),
             "200": _json("Health", "Ready."),
-            "503": _json("Health", "Starting or stopping."),
-            **_reasons(("400", "403", "405")),
+            "503": _not_ready(),
         },
     }
 
@@ -152,8 +157,19 @@ def _json(schema: str, description: str) -> Document:
     return {"description": description, "content": content}
 
 
+def _not_ready() -> Document:
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in ("Health", "Error")]
+    return {
+        "description": "Starting or stopping; or an error: too many connections.",
+        "headers": RETRY_AFTER,
+        "content": {"application/json": {"schema": {"anyOf": schemas}}},
+    }
+
+
 def _reasons(statuses: tuple[str, ...]) -> Document:
-    return {status: _json("Error", REASONS[status]) for status in sorted(statuses)}
+    found = {status: _json("Error", REASONS[status]) for status in sorted(statuses)}
+    found["503"]["headers"] = RETRY_AFTER
+    return found
 
 
 def _object(**properties: Document) -> Document:

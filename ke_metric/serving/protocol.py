@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY_SECONDS, error_body
+from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY, error_body
 from ke_metric.serving.settings import Limits
 
 # Requests that a connection may send before the first one is answered.
@@ -17,7 +17,8 @@ PIPELINE = 16
 class ImpatientProtocol(HttpToolsProtocol):
     """A connection. `protocol_of` gives the class its limits.
 
-    uvicorn waits for headers for ever, and takes any number of bytes of them; httptools counts neither.
+    uvicorn waits for headers for ever, and takes any number of bytes of them; httptools counts neither. And it waits
+    for ever for a client that does not read its answer.
     """
 
     limits: Limits
@@ -25,8 +26,9 @@ class ImpatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; refuse where there are too many connections."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._in_headers, self._header_bytes = True, 0
+        self._in_headers, self._only_headers, self._header_bytes = True, True, 0
         self._header_timer: asyncio.TimerHandle | None = None
+        self._sending_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
             self._refuse(503, "too many connections", retry=True)
             return
@@ -36,20 +38,48 @@ class ImpatientProtocol(HttpToolsProtocol):
         """Take bytes, and see whether headers are too long in coming."""
         if self.transport.is_closing():
             return
+        self._only_headers = self._in_headers
         super().data_received(data)
         if self._in_headers:
-            self._header_bytes += len(data)
+            # Of a piece in which headers begin, what comes before them belongs to the request before.
+            self._header_bytes += len(data) if self._only_headers else 0
             if self._header_bytes > self.limits.header_bytes:
                 self._refuse_long_headers()
             else:
                 self._await_headers()
         elif len(self.pipeline) > PIPELINE:
             self.transport.close()
+        elif self.cycle is not None and self.cycle.response_complete:
+            # Line breaks between two requests are no headers yet, but uvicorn has ended the idle time for them.
+            self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._forget_timer()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the client is behind with reading; its answer must not stay in memory for ever."""
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        """Note that the client has caught up."""
+        super().resume_writing()
+        if self._sending_timer is not None:
+            self._sending_timer.cancel()
+            self._sending_timer = None
+
+    def _watch_sending(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._sending_timer = self.loop.call_later(self.limits.send_seconds, self._check_sending, left)
+
+    def _check_sending(self, left_before: int) -> None:
+        if left_before - self.transport.get_write_buffer_size() < self.limits.send_bytes:
+            self.transport.abort()
+        else:
+            self._watch_sending()
 
     def on_message_begin(self) -> None:
         """Note that headers are coming."""
@@ -58,7 +88,7 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Note that they have come."""
-        self._in_headers, self._header_bytes = False, 0
+        self._in_headers, self._only_headers, self._header_bytes = False, False, 0
         self._forget_timer()
         # All of them may have come in one piece, which is larger than the limit.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.header_bytes:
@@ -104,7 +134,7 @@ def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
     body = error_body(reason)
     headers = [JSON_TYPE, *COMMON, CLOSE, (b"content-length", b"%d" % len(body))]
     if retry:
-        headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+        headers.append(RETRY)
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
 
 

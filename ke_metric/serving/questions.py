@@ -12,6 +12,8 @@ from ke_metric.serving.exchange import Refused
 
 DEFAULT_K = 10
 PARAMETERS = ("k", "where")
+# Longer query strings are read anew each time: kept, those that somebody makes up would fill the memory.
+LONGEST_KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,24 @@ class Question:
     where: Where | None = None
 
 
-@lru_cache(maxsize=1024)
 def read_question(query: bytes, max_k: int) -> Question:
     """Read the query string of a search.
 
     Raises:
         Refused: 400: a parameter is unknown, comes twice, or has a value that is not allowed.
     """
+    return _read_short(query, max_k) if len(query) <= LONGEST_KEPT else _read(query, max_k)
+
+
+def _read(query: bytes, max_k: int) -> Question:
     given = read_parameters(query, PARAMETERS)
     k = given.get("k", str(min(DEFAULT_K, max_k)))
     if not (k.isascii() and k.isdecimal() and len(k) <= 9 and 1 <= int(k) <= max_k):
         raise Refused(400, f"k = {k[:20]!r}: must be a whole number from 1 to {max_k}")
     return Question(int(k), _read_where(given["where"]) if "where" in given else None)
+
+
+_read_short = lru_cache(maxsize=1024)(_read)
 
 
 def read_parameters(query: bytes, allowed: tuple[str, ...]) -> dict[str, str]:

@@ -6,29 +6,31 @@ Shapes: B batch, D embedding, Q queries, S image size in pixels.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
-from ke_metric.retrieval.vector_store import Item, ItemGoneError
+from ke_metric.retrieval.vector_store import Item
 from ke_metric.retrieval.where import Where
 
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
+Answer = TypeVar("Answer")
 
 FAST_SECONDS = 0.001
 """A network that takes less than this per picture runs on one thread of the processor."""
 TRIED = 8
-SEARCHES = 5
-"""So often is searched where another process changes what was found meanwhile."""
+TRIES = 4
 
 
 class Searcher(Protocol):
@@ -39,8 +41,8 @@ class Searcher(Protocol):
         """Of the network that makes the vectors."""
         ...
 
-    def prepare(self, picture: Image.Image) -> Pixels:
-        """Return what the network sees of a picture, uint8 [S, S, 3]."""
+    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+        """Return what the network sees of a picture, uint8 [S, S, 3]; KeMetricError where it cannot be used."""
         ...
 
     def embed(self, pixels: Pixels) -> Vectors:
@@ -88,37 +90,34 @@ class IndexSearcher:
         """Of the network that makes the vectors."""
         return self._embedder.digest
 
-    def prepare(self, picture: Image.Image) -> Pixels:
+    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
         """Return what the network sees of a picture, uint8 [S, S, 3].
 
         Raises:
-            KeMetricError: DATA: it cannot be used.
+            KeMetricError: DATA: it cannot be used, or would grow to more pixels on the way.
         """
-        return self._embedder.prepare(picture)
+        return self._embedder.prepare(picture, max_pixels=max_pixels)
 
     def embed(self, pixels: Pixels) -> Vectors:
         """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""
         return self._embedder.embed_pixels(pixels)
 
     def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
-        """Return the results of each query [Q, D].
-
-        Raises:
-            ItemGoneError: DATA: whatever was found was removed or replaced before it was read, `SEARCHES` times.
-        """
-        for _ in range(SEARCHES - 1):
-            with suppress(ItemGoneError):
-                return self._search(queries, k, where)
-        return self._search(queries, k, where)
-
-    def _search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
-        with self._store:
-            return results_of(self._index.search(queries, k, digest=self.digest, where=where))
+        """Return the results of each query [Q, D]."""
+        return self._undisturbed(lambda: results_of(self._index.search(queries, k, digest=self.digest, where=where)))
 
     def find(self, item: str) -> Item | None:
         """Return the item of an id, None where there is none."""
+        store = self._index.store
+        return self._undisturbed(lambda: store.get([item])[0] if store.known([item]) else None)
+
+    def _undisturbed(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask the store; again where it fails, as another process may have removed just then what was being read."""
         with self._store:
-            return self._index.store.get([item])[0] if self._index.store.known([item]) else None
+            for _ in range(TRIES - 1):
+                with suppress(KeMetricError):
+                    return ask()
+            return ask()
 
     def close(self) -> None:
         """Close the index."""

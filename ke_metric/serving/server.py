@@ -13,7 +13,7 @@ import uvicorn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
-from ke_metric.serving.decoding import refuse_bombs
+from ke_metric.serving.decoding import count_pixels_ourselves
 from ke_metric.serving.protocol import protocol_of
 from ke_metric.serving.searcher import Searcher
 from ke_metric.serving.service import Service
@@ -77,7 +77,7 @@ def serve(
     Raises:
         KeMetricError: The address cannot be had, or the index cannot be opened.
     """
-    refuse_bombs()
+    count_pixels_ourselves()
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
         server = build_server(open_searcher, settings)
@@ -115,7 +115,7 @@ def listen(settings: ServiceSettings) -> socket.socket:
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server(found[0][4][:2], family=found[0][0], backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise KeMetricError(
             f"{settings.url}: cannot be listened on: {error}; choose another --host or --port", ExitCode.ENVIRONMENT
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from ke_metric.serving.exchange import Refused, Reply, busy
 from ke_metric.serving.gallery_pictures import read_picture
 from ke_metric.serving.metrics import Metrics
 from ke_metric.serving.questions import Question
-from ke_metric.serving.searcher import Pixels, Searcher
+from ke_metric.serving.searcher import Pixels, Searcher, Vectors
 from ke_metric.serving.settings import Limits
 from ke_metric.serving.uploads import Uploads
 
@@ -88,7 +89,7 @@ class Service:
         """Open the index, and embed a picture: what is built at the first forward pass is built before requests."""
         searcher = self._open()
         try:
-            searcher.embed(np.stack([searcher.prepare(GREY)]))
+            searcher.embed(np.stack([searcher.prepare(GREY, self.limits.max_pixels)]))
         except BaseException:
             searcher.close()
             raise
@@ -127,16 +128,18 @@ class Service:
             self._reading -= 1
 
     def stop(self) -> None:
-        """Take nothing more; what is in work is finished."""
+        """Take nothing more; what is in work is finished, within the time for it."""
+        if self.state != "stopping":
+            self._end = time.monotonic() + self.limits.stop_seconds
         self.state = "stopping"
         self._batcher.stop()
         self.uploads.stop()
 
     async def close(self) -> None:
-        """Finish what is in work, within the time for it, and close the index."""
+        """Finish what is in work, within the time that is left of that since `stop`, and close the index."""
         self.stop()
         await self._opening
-        finished = await asyncio.to_thread(self._batcher.close, self.limits.stop_seconds)
+        finished = await asyncio.to_thread(self._batcher.close, max(0.1, self._end - time.monotonic()))
         self._readers.shutdown(wait=finished, cancel_futures=True)
         if self._searcher is not None and finished:
             self._searcher.close()
@@ -145,28 +148,38 @@ class Service:
         picture = decode(body, kind, self.limits.max_pixels)
         assert self._searcher is not None
         try:
-            return self._searcher.prepare(picture)
+            return self._searcher.prepare(picture, self.limits.max_pixels)
         except KeMetricError as error:
             raise Refused(422, f"the picture cannot be used: {error}") from error
 
-    def _answer(self, jobs: Sequence[Job]) -> list[bytes]:
+    def _answer(self, jobs: Sequence[Job]) -> list[bytes | Exception]:
         """Embed a batch, and search for all those that ask the same in one go."""
         assert self._searcher is not None
         vectors = self._searcher.embed(np.stack([job.pixels for job in jobs]))
-        answers: list[bytes] = [b""] * len(jobs)
+        answers: list[bytes | Exception] = [b""] * len(jobs)
         groups: dict[Question | None, list[int]] = defaultdict(list)
         for position, job in enumerate(jobs):
             groups[job.question].append(position)
-        digest = self._searcher.digest
         for question, positions in groups.items():
-            if question is None:
-                for position in positions:
-                    answers[position] = embedding_document(vectors[position].tolist(), digest)
-                continue
-            found = self._searcher.search(vectors[positions], question.k, question.where)
-            for position, results in zip(positions, found, strict=True):
-                answers[position] = search_document(results, digest)
+            for position, answer in zip(positions, self._documents(question, vectors[positions]), strict=True):
+                answers[position] = answer
         return answers
+
+    def _documents(self, question: Question | None, vectors: Vectors) -> list[bytes | Exception]:
+        """Return the documents of pictures that ask the same; those that fail together are tried one by one."""
+        assert self._searcher is not None
+        digest = self._searcher.digest
+        if question is None:
+            return [embedding_document(vector, digest) for vector in vectors.tolist()]
+        try:
+            found = self._searcher.search(vectors, question.k, question.where)
+            return [search_document(results, digest) for results in found]
+        except Exception as error:
+            if len(vectors) == 1:
+                return [error]
+            return [
+                answer for row in range(len(vectors)) for answer in self._documents(question, vectors[row : row + 1])
+            ]
 
 
 def search_document(results: Sequence[Result], digest: str) -> bytes:

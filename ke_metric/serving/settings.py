@@ -30,6 +30,8 @@ class Limits:
         header_bytes: Of a request line with its headers, about.
         upload_seconds: From the end of the headers to the end of the body.
         answer_seconds: From the end of the body to the begin of the work.
+        send_seconds: In which a client must take `send_bytes` of an answer that waits for it.
+        send_bytes: See there.
         idle_seconds: Between two requests of a connection.
         stop_seconds: For what is in work when the service is stopped.
         image_bytes: Of a picture of the gallery that is sent out.
@@ -47,6 +49,8 @@ class Limits:
     header_bytes: int = 65_536
     upload_seconds: float = 20.0
     answer_seconds: float = 30.0
+    send_seconds: float = 20.0
+    send_bytes: int = 65_536
     idle_seconds: int = 30
     stop_seconds: int = 10
     image_bytes: int = 50_000_000

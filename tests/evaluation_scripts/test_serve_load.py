@@ -46,6 +46,10 @@ def good(tmp_path):
 
 def test_right_answers_are_right():
     assert wrong_answer(SEARCH, answer()) is None
+    one = Request("search where", b"", payload={"ids": IDS[1:2], "similarities": [0.99]})
+    assert wrong_answer(one, answer(IDS[:1], id=IDS[1], similarity=0.99)) is None
+    for ids in ([], IDS[:1], IDS[:2]):
+        assert wrong_answer(one, answer(ids)) is not None
     assert wrong_answer(Request("embed", b"", payload=RIGHT), b'{"embedding": [0.600001, 0.8]}') is None
     assert wrong_answer(Request("image", b"", payload=b"x"), b"x") is None
 

@@ -11,8 +11,6 @@ import store_measurements
 import stores
 from store_measurements import BLOCK, Task, blocks, in_turns, items_from, queries_of, recall_of, synthetic
 
-from ke_metric.evaluation.faiss_library import load_faiss
-
 SCRIPT = Path(stores.__file__)
 LINE = {
     "store": "faiss Flat",
@@ -53,14 +51,7 @@ LINE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of FAISS that wait for each other take long on a busy machine."""
-    faiss = load_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 
 
 def task_in(folder, store="faiss Flat", count=2000):

@@ -12,29 +12,7 @@ from ke_metric.retrieval import faiss_file
 from ke_metric.retrieval.faiss_file import NAME, read_records
 from ke_metric.retrieval.faiss_store import FaissStore
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of FAISS that wait for each other take long on a busy machine."""
-    faiss = load_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Open a store in the test's folder; it is closed when the test ends."""
-    stores = []
-
-    def make(factory="Flat", *, writing=True, **settings):
-        stores.append(FaissStore(tmp_path / "store", D, writing=writing, factory=factory, **settings))
-        return stores[-1]
-
-    yield make
-    for store in reversed(stores):
-        store.close()
+pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 
 
 @pytest.mark.parametrize("factory", KINDS + RARER_KINDS)

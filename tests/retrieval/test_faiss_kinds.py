@@ -10,34 +10,11 @@ from faiss_filled import KINDS, RARER_KINDS, D, check, fill, recall, vectors_of
 from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.faiss_library import load_faiss
 from ke_metric.retrieval.faiss_file import read_records
 from ke_metric.retrieval.faiss_store import FaissStore
 from ke_metric.retrieval.gallery import Gallery
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of FAISS that wait for each other take long on a busy machine."""
-    faiss = load_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Open a store in the test's folder; it is closed when the test ends."""
-    stores = []
-
-    def make(factory="Flat", *, writing=True, **settings):
-        stores.append(FaissStore(tmp_path / "store", D, writing=writing, factory=factory, **settings))
-        return stores[-1]
-
-    yield make
-    for store in reversed(stores):
-        store.close()
+pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 
 
 def test_a_kind_that_cannot_be_trained_yet_is_searched_exactly(opened):

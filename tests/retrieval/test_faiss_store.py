@@ -1,40 +1,17 @@
 """The FAISS store beside its contract: how it answers while its index is behind the gallery."""
 
 import pytest
-from faiss_filled import KINDS, D, check, fill, recall, vectors_of
+from faiss_filled import KINDS, check, fill, recall, vectors_of
 from store_twin import Twin, assert_same_answers
 
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.faiss_library import load_faiss
 from ke_metric.retrieval import faiss_file, faiss_store
 from ke_metric.retrieval.faiss_file import NAME
-from ke_metric.retrieval.faiss_store import FaissStore
 from ke_metric.retrieval.vector_store import Item
 from ke_metric.retrieval.where import Where
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of FAISS that wait for each other take long on a busy machine."""
-    faiss = load_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Open a store in the test's folder; it is closed when the test ends."""
-    stores = []
-
-    def make(factory="Flat", *, writing=True, **settings):
-        stores.append(FaissStore(tmp_path / "store", D, writing=writing, factory=factory, **settings))
-        return stores[-1]
-
-    yield make
-    for store in reversed(stores):
-        store.close()
+pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 
 
 @pytest.mark.parametrize("factory", KINDS)

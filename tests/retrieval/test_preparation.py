@@ -142,3 +142,19 @@ def test_files_are_refused_by_their_path(tmp_path):
 
 def test_a_strip_that_would_become_too_large_is_refused():
     assert "too long a strip" in refused(np.zeros((1, 70_000), np.uint8), "strip")
+
+
+@pytest.mark.parametrize(("store_size", "resize"), [(None, 36), (None, None), (2, 36), (40, 36)])
+def test_a_strip_is_measured_as_it_is_at_its_largest(store_size, resize):
+    sizes, taken = how(store_size=store_size, resize=resize), np.zeros((1, 16), np.uint8)
+    assert prepare(taken, "p", sizes, 1).shape == (32, 32, 3)
+    strip = np.zeros((2000, 1), np.uint8)
+    enlarged = 2000 * max(store_size or 0, resize or 32) ** 2
+    assert prepare(strip, "p", sizes, enlarged).shape == (32, 32, 3)
+    with pytest.raises(KeMetricError, match=r"^p: 1x2000 pixels is too long a strip") as caught:
+        prepare(strip, "p", sizes, enlarged - 1)
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_a_strip_that_is_squashed_is_never_too_long():
+    assert prepare(np.zeros((1, 70_000), np.uint8), "p", how(store_shape="square"), 1).shape == (32, 32, 3)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import FIELDS, LONGEST, Condition, Where
+from ke_metric.retrieval.where import FIELDS, LONGEST, MOST_CONDITIONS, Condition, Where
 
 ITEM = Item("a/1.jpg", "/x/a/1.jpg", "crow")
 
@@ -66,9 +66,13 @@ def test_what_is_read(text, conditions):
         ('__import__("os").system("true") == "x"', "is no condition"),
         ('label == "a" and (id == "b" and path == "c")', "is no condition"),
         ("(" * 5000, "where"),
-        ("not " * 2400 + "x", "recursion"),
+        ("-" * 900 + "1", "is no condition"),
+        ("a" + ".b" * 1500, "is no condition"),
+        ("label == (" + "-" * 900 + "1)", "is no text"),
+        ("label == 0x" + "f" * 6000, "is no text"),
         ('label == "' + "a" * LONGEST + '"', "at most 10,000"),
         ('label == "\0"', "null bytes"),
+        (" and ".join(['label != "a"'] * (MOST_CONDITIONS + 1)), "101 conditions, at most 100"),
     ],
 )
 def test_what_is_refused(text, words):

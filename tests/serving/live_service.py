@@ -62,7 +62,7 @@ class FakeSearcher:
         pictures = [picture_of(number) for number in range(len(items))]
         self._vectors = self._embed(np.stack([self.prepare(picture) for picture in pictures]))
 
-    def prepare(self, picture):
+    def prepare(self, picture, max_pixels=10**6):
         pixels = np.asarray(picture.convert("RGB").resize((4, 4)))
         self.prepared += 1
         return pixels
@@ -108,6 +108,21 @@ class Answer:
     @property
     def document(self):
         return json.loads(self.body)
+
+
+def embedded(searcher, image):
+    return searcher._embed(searcher.prepare(image)[None])
+
+
+def assert_results(answer, searcher, image, k, where=None):
+    results = searcher.search(embedded(searcher, image), k, where)[0]
+    assert answer.status == 200, answer
+    document = answer.document
+    assert document["digest"] == searcher.digest
+    found = [(result["rank"], result["id"], result["label"]) for result in document["results"]]
+    assert found == [(result.rank, result.id, result.label) for result in results]
+    similarities = [result["similarity"] for result in document["results"]]
+    np.testing.assert_allclose(similarities, [result.similarity for result in results], atol=1e-6)
 
 
 class Running:

@@ -1,11 +1,16 @@
 """Whatever bytes come: a picture, or a refusal."""
 
+import warnings
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_service import encode, picture_of
+from PIL import Image
 
-from ke_metric.serving.decoding import FORMATS, begins_as, decode
+from ke_metric.cli import main
+from ke_metric.data.images import MAX_PIXELS
+from ke_metric.serving.decoding import FORMATS, begins_as, count_pixels_ourselves, decode
 from ke_metric.serving.exchange import Refused
 
 FILES = {kind: encode(picture_of(5), kind) for kind in FORMATS.values()}
@@ -15,6 +20,21 @@ FILES = {kind: encode(picture_of(5), kind) for kind in FORMATS.values()}
 def test_formats_are_told_by_their_content(kind):
     assert begins_as(FILES[kind]) == kind
     assert decode(FILES[kind], kind, 10**6).size == (16, 12)
+
+
+def test_pixels_are_counted_by_our_own_limit_alone():
+    body = encode(Image.new("1", (9500, 9500)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        count_pixels_ourselves()
+        assert decode(body, "PNG", 9500 * 9500).size == (9500, 9500)
+        with pytest.raises(Refused, match="more than 90,249,999 pixels"):
+            decode(body, "PNG", 9500 * 9500 - 1)
+
+
+def test_the_largest_limit_is_that_of_all_pictures():
+    limit = next(option for option in main.commands["serve"].params if option.name == "max_pixels")
+    assert limit.type.max == MAX_PIXELS < 2 * Image.MAX_IMAGE_PIXELS
 
 
 def test_a_progressive_picture_is_taken():

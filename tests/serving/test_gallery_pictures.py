@@ -23,6 +23,17 @@ def test_the_file_as_it_is(service, items, number, content_type):
     assert get(service, quote(items[number].id, safe="/")).body == answer.body
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\n", "a\r\n", "/images/x", "a?b#c", "50%2F", "..", "a;b", " "])
+def test_any_id_is_found_at_the_address_that_a_search_gives(service, items, name):
+    before = items[1]
+    items[1] = Item(name, before.path)
+    try:
+        answer = get(service, quote(name, safe=""))
+    finally:
+        items[1] = before
+    assert (answer.status, answer.body) == (200, Path(before.path).read_bytes())
+
+
 def test_head_has_no_body(service, items):
     answer = service.ask("HEAD", f"/images/{quote(items[0].id)}")
     assert (answer.status, answer.body) == (200, b"")

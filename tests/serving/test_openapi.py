@@ -40,6 +40,12 @@ def test_every_status_has_a_reason():
     assert used == set(REASONS)
 
 
+def test_what_is_refused_before_a_route_is_found_may_come_from_every_route():
+    for operation in operations(DOCUMENT).values():
+        assert {"400", "403", "408", "431", "500", "503"} <= set(operation["responses"])
+        assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
 def conforms(value, schema):
     """A few words of JSON Schema, those that the document uses."""
     if "$ref" in schema:

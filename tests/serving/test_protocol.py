@@ -8,6 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_service import LIMITS, encode, picture_of
+from PIL import Image
+
+from ke_metric.retrieval.vector_store import Item
 
 PICTURE = encode(picture_of(3))
 HEADERS = b"Host: localhost\r\nContent-Type: image/png\r\n"
@@ -129,6 +132,63 @@ def test_a_byte_now_and_then_does_not_gain_time(service, start):
 def test_an_idle_connection_is_closed(fresh):
     with fresh(idle_seconds=1) as service:
         assert statuses(service.raw(post(PICTURE))) == [200]
+
+
+def test_line_breaks_do_not_make_an_idle_connection_stay(fresh):
+    with fresh(idle_seconds=1) as service, socket.create_connection(("127.0.0.1", service.port), timeout=5) as other:
+        other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert statuses(other.recv(65536)) == [200]
+        other.sendall(b"\r\n")
+        assert statuses(other.recv(65536)) == [408]
+        assert other.recv(65536) == b""
+
+
+def test_a_request_begun_behind_a_large_upload_is_answered(service):
+    body = encode(picture_of(3, (180, 180)))
+    assert len(body) > 2 * LIMITS.header_bytes
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        connection.sendall(post(body) + b"GET /heal")
+        received = connection.recv(65536)
+        connection.sendall(b"th HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while part := connection.recv(65536):
+            received += part
+    assert statuses(received) == [200, 200]
+
+
+@pytest.fixture
+def large(items, tmp_path):
+    """Request of a picture that does not fit the buffers of a connection, and its size."""
+    before, path = items[1], tmp_path / "large.bmp"
+    Image.new("RGB", (2600, 2600)).save(path)
+    items[1] = Item("large", str(path))
+    yield b"GET /images/large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path.stat().st_size
+    items[1] = before
+
+
+def test_a_client_that_does_not_read_is_cut_off(fresh, large):
+    with fresh(send_seconds=0.3) as service, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", service.port))
+        reader.sendall(large[0])
+        connections = service.server.server_state.connections
+        while not connections:
+            time.sleep(0.01)
+        for _ in range(500):
+            if not connections:
+                return
+            time.sleep(0.01)
+        pytest.fail("the connection was kept")
+
+
+def test_a_client_that_reads_slowly_gets_everything(fresh, large):
+    with fresh(send_seconds=0.3) as service, socket.create_connection(("127.0.0.1", service.port)) as reader:
+        reader.sendall(large[0])
+        received, begun = 0, time.monotonic()
+        while part := reader.recv(1_000_000):
+            received += len(part)
+            time.sleep(0.05)
+        assert received > large[1]
+        assert time.monotonic() - begun > 0.6
 
 
 def test_one_connection_too_many_is_told(fresh):

@@ -1,16 +1,10 @@
-"""How many threads a forward pass gets, and what a change beside a search does to it."""
-
-from threading import RLock
-from types import SimpleNamespace
+"""How many threads a forward pass gets."""
 
 import numpy as np
 import pytest
 import torch
 
 from ke_metric.networks.description import Normalization
-from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.store_settings import StoreSettings
-from ke_metric.retrieval.vector_store import Item, ItemGoneError
 from ke_metric.serving import searcher
 
 
@@ -42,30 +36,3 @@ def test_a_small_network_gets_one_thread_and_a_large_one_all(monkeypatch, work, 
         assert embedder.shapes[0] == (searcher.TRIED, 8, 8, 3)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("times", [1, searcher.SEARCHES])
-def test_what_another_process_removed_after_it_was_found_is_searched_again(tmp_path, monkeypatch, times):
-    """Between a search and the reading of its items, another process removes the first of them, so many times."""
-    vectors = np.eye(10, dtype=np.float32)
-    settings = StoreSettings(kind="memmap")
-    with Index.create(tmp_path / "index", digest="a" * 64, dimension=10, settings=settings) as writer:
-        writer.add([Item(str(number)) for number in range(10)], vectors, digest="a" * 64)
-        served = object.__new__(searcher.IndexSearcher)
-        served._store, served._embedder = RLock(), SimpleNamespace(digest="a" * 64)
-        with Index.open(tmp_path / "index") as served._index:
-            real, left = served._index.search, [str(number) for number in range(times)]
-
-            def search(*arguments, **more):
-                hits = real(*arguments, **more)
-                if left:
-                    writer.remove([left.pop(0)])
-                return hits
-
-            monkeypatch.setattr(served._index, "search", search)
-            query = (np.linspace(10, 1, 10) / np.linalg.norm(np.linspace(10, 1, 10))).astype(np.float32)[None]
-            if times == searcher.SEARCHES:
-                with pytest.raises(ItemGoneError, match="removed or replaced since"):
-                    served.search(query, 3, None)
-            else:
-                assert [result.id for result in served.search(query, 3, None)[0]] == ["1", "2", "3"]
