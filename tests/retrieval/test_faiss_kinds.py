@@ -10,6 +10,7 @@ from faiss_filled import KINDS, RARER_KINDS, D, check, fill, recall, vectors_of
 from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.faiss_library import load_faiss
 from ke_metric.retrieval.faiss_file import read_records
 from ke_metric.retrieval.faiss_store import FaissStore
 from ke_metric.retrieval.gallery import Gallery
