@@ -71,6 +71,7 @@ class Index:
         manifest: What its index.json says.
         writing: Whether it can be changed; one process at a time can.
         device: Where its embedder runs and a memmap store searches; see `Embedder.load`.
+        making: Make a store that is not there, when writing.
 
     Attributes:
         folder: Where it lies.
@@ -79,7 +80,13 @@ class Index:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, writing: bool, device: torch.device | str | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        writing: bool,
+        device: torch.device | str | None = None,
+        making: bool = False,
     ) -> None:
         self.folder, self.manifest, self._device = folder, manifest, device
         self.store: VectorStore = open_store(
@@ -87,6 +94,7 @@ class Index:
             manifest.dimension,
             manifest.store,
             writing=writing,
+            making=making,
             device=device or "cpu",
             facts={"digest": manifest.digest},
         )
@@ -133,8 +141,10 @@ class Index:
             (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if embedder is not None:
                 embedder.save(temporary / MODEL)
+            if settings.kind != "milvus":  # killed at any moment, an index that is there has its store
+                open_store(temporary, dimension, settings, writing=True).close()
         try:
-            index = cls(place, manifest, writing=True)
+            index = cls(place, manifest, writing=True, making=True)
             try:
                 index._require_empty()
             except BaseException:
@@ -155,7 +165,7 @@ class Index:
             device: Where its embedder runs and a memmap store searches; see `Embedder.load`.
 
         Raises:
-            KeMetricError: There is none, it is damaged, or another process writes it.
+            KeMetricError: There is none, it or its store is damaged or missing, or another process writes it.
         """
         return cls(Path(folder), read_manifest(Path(folder)), writing=writing, device=device)
 

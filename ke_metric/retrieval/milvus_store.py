@@ -35,7 +35,8 @@ class MilvusStore:
     Args:
         uri: A file that ends with .db for Milvus Lite; http://host:19530 or the like for a server.
         dimension: Length D of the vectors.
-        writing: To add and remove, and to make what is not there.
+        writing: To add and remove.
+        making: Make what is not there, when writing.
         collection: Name of the collection; its journal is a second one, of this name and `_journal`.
         kind: Of the index: FLAT, which is exact, HNSW, IVF_FLAT or AUTOINDEX.
         token: What the server asks for; never stored or printed.
@@ -51,12 +52,13 @@ class MilvusStore:
             DATA: there is no collection, or it is of something else.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # where a database is, which part of it, and what may be done there
         self,
         uri: str,
         dimension: int,
         *,
         writing: bool,
+        making: bool = True,
         collection: str = "ke_metric",
         kind: str = "FLAT",
         token: str | None = None,
@@ -67,18 +69,18 @@ class MilvusStore:
         self._settled = True
         self._connection = Connection(uri, writing=writing, token=token)
         try:
-            self._open(collection, facts)
+            self._open(collection, facts, making=writing and making)
         except BaseException:
             self._connection.close()
             raise
 
-    def _open(self, name: str, facts: Mapping[str, str] | None) -> None:
+    def _open(self, name: str, facts: Mapping[str, str] | None, *, making: bool) -> None:
         client, lite, timeout = self._connection.client, self._connection.lite, self._connection.timeout
         place = f"{self._connection.uri}, collection {name}"
         main = self._main = Collection(client, name, place, timeout)
         self._journal = Journal(main, Collection(client, f"{name}_journal", place, timeout), self._dimension)
         if not main.exists:
-            if not self._writing:
+            if not making:
                 raise KeMetricError(f"{place}: there is no such collection", ExitCode.DATA)
             self._journal.make(facts or {})
             main.make(self._dimension)

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe_problems import dotted, shown
 from ke_metric.recipe_section import Section
+from ke_metric.retrieval.gallery import VECTORS
 from ke_metric.retrieval.vector_store import VectorStore
 
 MILVUS_FILE = "milvus.db"
@@ -75,23 +76,27 @@ def open_store(
     settings: StoreSettings,
     *,
     writing: bool,
+    making: bool = True,
     device: torch.device | str = "cpu",
     facts: Mapping[str, str] | None = None,
 ) -> VectorStore:
-    """Open a store in a folder; opened for writing, an absent one is made.
+    """Open a store in a folder.
 
     Args:
         folder: Where its files lie, but for a Milvus cluster's.
         dimension: Length D of the vectors.
         settings: Which kind.
         writing: Hold its lock, to add and remove.
+        making: Make one that is not there, when writing.
         device: Where a memmap store searches.
         facts: What a Milvus collection is to say of itself; one that says otherwise is refused.
 
     Raises:
-        KeMetricError: It cannot be opened: damaged, of another dimension, written by another process, a library that
-            is missing, or a server that does not answer.
+        KeMetricError: It cannot be opened: missing, damaged, of another dimension, written by another process, a
+            library that is missing, or a server that does not answer.
     """
+    if writing and not making:
+        _require_file(folder / VECTORS if settings.kind != "milvus" else _milvus_file(folder, settings))
     if settings.kind == "memmap":
         from ke_metric.retrieval.memmap_store import MemmapStore
 
@@ -106,8 +111,26 @@ def open_store(
         str(folder / MILVUS_FILE) if settings.uri is None else settings.uri,
         dimension,
         writing=writing,
+        making=making,
         collection=settings.collection,
         kind=settings.index,
         token=os.environ.get(TOKEN_VARIABLE),
         facts=facts,
     )
+
+
+def _milvus_file(folder: Path, settings: StoreSettings) -> Path | None:
+    """Return the file of Milvus Lite; None for a server."""
+    if settings.uri is None:
+        return folder / MILVUS_FILE
+    return None if "://" in settings.uri else Path(settings.uri)
+
+
+def _require_file(path: Path | None) -> None:
+    """Refuse a store whose files are gone: an empty one in its place would look as if there had never been an item."""
+    if path is not None and not path.exists():
+        raise KeMetricError(
+            f"{path}: is missing, and no empty one is made in its place; restore it from a copy, or delete the index "
+            "and build it again",
+            ExitCode.LINEAGE,
+        )

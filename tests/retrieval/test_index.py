@@ -206,3 +206,38 @@ def test_one_writer_at_a_time(vectors_only):
         refused(ExitCode.LINEAGE, lambda: Index.open(vectors_only, writing=True), str(vectors_only))
         assert len(reader) == 10
     Index.open(vectors_only, writing=True).close()
+
+
+@pytest.mark.parametrize("settings", [StoreSettings(), StoreSettings(kind="memmap"), StoreSettings(kind="milvus")])
+def test_no_empty_store_takes_the_place_of_one_that_is_gone(tmp_path, settings):
+    folder = tmp_path / "index"
+    with Index.create(folder, digest=DIGEST, dimension=4, settings=settings) as index:
+        index.add([Item("crow")], np.eye(1, 4, dtype=np.float32), digest=DIGEST)
+    for path in folder.iterdir():
+        if path.name != "index.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for writing in (True, False):
+        with pytest.raises(KeMetricError, match=r"is missing|there is no"):
+            Index.open(folder, writing=writing)
+
+
+def test_no_empty_collection_takes_the_place_of_one_that_is_gone(tmp_path):
+    folder, settings = tmp_path / "index", StoreSettings(kind="milvus", uri=str(tmp_path / "shared.db"))
+    Index.create(folder, digest=DIGEST, dimension=4, settings=settings).close()
+    manifest = folder / "index.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"ke_metric"', '"another"'), encoding="utf-8")
+    with pytest.raises(KeMetricError, match="there is no such collection"):
+        Index.open(folder, writing=True)
+
+
+def test_an_index_that_is_there_has_its_store(tmp_path, monkeypatch):
+    def killed(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "__init__", killed)
+        patch.setattr("ke_metric.retrieval.index.remove_new_folder", lambda place: None)  # a SIGKILL leaves it
+        with pytest.raises(KeyboardInterrupt):
+            Index.create(tmp_path / "index", digest=DIGEST, dimension=4)
+    with Index.open(tmp_path / "index", writing=True) as index:
+        assert len(index) == 0
