@@ -127,7 +127,7 @@ def _milvus_file(folder: Path, settings: StoreSettings) -> Path | None:
 
 
 def _require_file(path: Path | None) -> None:
-    """Refuse a store whose files are gone: an empty one in its place would look as if there had never been an item."""
+    """Refuse a store whose files are gone: an empty one in its place would look as if nothing had ever been added."""
     if path is not None and not path.exists():
         raise KeMetricError(
             f"{path}: is missing, and no empty one is made in its place; restore it from a copy, or delete the index "
