@@ -124,7 +124,8 @@ def measure(lineage: Lineage, number: int, *, rounds: int, folder: Path) -> str:
                 (network, way, found, {name: found[name] - card[name] for name in found.keys() & card}, other)
             )
             print(network, way, found, file=sys.stderr)
-    return "\n".join(["", *_speed_table(embedders, stored, speeds), "", *_score_table(scores)])
+    note = f"Where a difference is not 0 and there are no other ranks, neighbours closer than {CLOSE:g} have changed places."
+    return "\n".join(["", *_speed_table(embedders, stored, speeds), "", *_score_table(scores), "", note])
 
 
 def _speeds(embedders: dict[str, Embedder], files: Files, rounds: int) -> dict[str, list[float]]:

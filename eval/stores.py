@@ -215,7 +215,7 @@ def _notes(lines: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"- Memory is the most that a process of its own ever had: one that builds, and one that only opens and "
         f"searches. A process that imports torch and does nothing has {_number(lines[0]['torch_alone'])} MB.",
-        "- Batched and one at a time: numbers and similarities of the neighbours, which is what FAISS gives too. With "
+        "- Batched and one at a time: numbers and similarities of the neighbours, which FAISS gives too. With "
         "items: with the id, path and label of each, read from the store.",
         "- After changes: with the vectors that were added more waiting to be indexed, and the removed ones still in "
         "the index.",
