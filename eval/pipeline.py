@@ -124,7 +124,10 @@ def measure(lineage: Lineage, number: int, *, rounds: int, folder: Path) -> str:
                 (network, way, found, {name: found[name] - card[name] for name in found.keys() & card}, other)
             )
             print(network, way, found, file=sys.stderr)
-    note = f"Where a difference is not 0 and there are no other ranks, neighbours closer than {CLOSE:g} have changed places."
+    note = (
+        f"Where a difference is not 0, neighbours closer than {CLOSE:g} have changed places; ONNX Runtime rounds "
+        "otherwise than torch."
+    )
     return "\n".join(["", *_speed_table(embedders, stored, speeds), "", *_score_table(scores), "", note])
 
 
