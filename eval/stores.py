@@ -190,6 +190,8 @@ def _number(value: float | None) -> str:
     """Return three significant digits, never as a power of ten."""
     if value is None:
         return "–"
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
