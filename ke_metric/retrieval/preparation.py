@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.images import MAX_PIXELS, read_picture
+from ke_metric.data.images import MAX_PIXELS, as_rgb, read_picture
 from ke_metric.data.pixels import PixelArray, evaluation_picture, shorter_side, stored_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization
@@ -72,7 +72,9 @@ def as_image(picture: Picture, name: str) -> Image.Image:
     if isinstance(picture, str | Path):
         return read_picture(Path(picture))
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        if 0 in picture.size:
+            raise KeMetricError(f"{name}: {picture.width}x{picture.height} pixels is no picture", ExitCode.DATA)
+        return as_rgb(picture, name)
     if isinstance(picture, torch.Tensor):
         return Image.fromarray(_tensor_pixels(picture.detach().cpu(), name))
     if isinstance(picture, np.ndarray):
