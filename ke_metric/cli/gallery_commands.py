@@ -153,15 +153,13 @@ def search(as_json: bool, **options: Any) -> None:
 @click.option(
     "--max-loss",
     type=click.FloatRange(0, 100),
-    default=5.0,
-    show_default=True,
     metavar="POINTS",
-    help="Recall@1 that 8-bit integers may cost; a file that costs more is not kept.",
+    help="Recall@1 that 8-bit integers may cost, 5 when left out; a file that costs more is not kept.",
 )
 @click.option("--pictures", type=FOLDER, help="Compare on the pictures of this folder; needed with --bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace the export that is there.")
 @JSON
-def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any) -> None:
+def export(kind: str, int8: str, max_loss: float | None, as_json: bool, **options: Any) -> None:
     """Write a network as ONNX or torch.export, and compare it with PyTorch: what differs is not kept.
 
     The file takes float32 pictures [B, 3, S, S] in [0, 1] and gives L2-normalised embeddings; export.json beside it
@@ -172,10 +170,15 @@ def export(kind: str, int8: str, max_loss: float, as_json: bool, **options: Any)
     ke-metric export --format onnx --int8 static --gen best --network dense -o onnx8
     ke-metric export --format torch-export --bundle slim --pictures photos -o program
     """
+    if max_loss is not None and (int8 == "none" or options["pictures"] is not None):
+        raise click.UsageError(
+            "--max-loss: Recall@1 is scored for --int8 alone, on the lineage's benchmark; it excludes --pictures"
+        )
     from ke_metric.cli.export import export_network
-    from ke_metric.export.export import ExportSettings
+    from ke_metric.export.export import MAX_LOSS, ExportSettings
 
-    settings = ExportSettings(kind, int8, max_loss)  # type: ignore[arg-type]  # click let these words through
+    most = MAX_LOSS if max_loss is None else max_loss
+    settings = ExportSettings(kind, int8, most)  # type: ignore[arg-type]  # click let these words through
     export_network(settings=settings, **options).print(as_json)
 
 

@@ -71,6 +71,9 @@ class ExportSettings:
                 "'onnx'",
                 ExitCode.USAGE,
             )
+        # Not a number is no limit either: nothing would be more.
+        if not 0 <= self.max_loss <= 100:
+            raise KeMetricError(f"max_loss = {self.max_loss}, must be points from 0 to 100", ExitCode.USAGE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ke_metric.export.onnx_file import INPUT
+from ke_metric.export.onnx_file import INPUT, export_error
 from ke_metric.export.verification import PixelArray, unit_range
 
 Int8 = Literal["none", "dynamic", "static"]
@@ -30,7 +30,20 @@ def quantize(source: Path, target: Path, calibration: PixelArray | None) -> None
         source: A file that `write_onnx` wrote.
         target: The file to make.
         calibration: uint8 [N, S, S, 3] for static ranges; None: dynamic ones.
+
+    Raises:
+        KeMetricError: ONNX Runtime cannot do it with this network.
     """
+    try:
+        _quantize(source, target, calibration)
+    except OSError:
+        raise
+    except Exception as error:
+        # ONNX Runtime's exceptions have no common class of their own.
+        raise export_error("ONNX of 8-bit integers", error) from error
+
+
+def _quantize(source: Path, target: Path, calibration: PixelArray | None) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

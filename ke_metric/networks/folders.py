@@ -58,10 +58,15 @@ def require_free(path: Path, *, overwrite: bool, kind: FolderKind = STORED_NETWO
     Raises:
         KeMetricError: Something is there, and is of another kind or may not be replaced.
     """
-    place = path.resolve()
+    try:
+        place = path.resolve()
+        is_free = not place.exists() or _is_empty_folder(place)
+    except (OSError, RuntimeError) as error:
+        # A name that is too long, a folder that may not be entered, a link to itself.
+        raise KeMetricError(f"{path}: {kind.name} cannot be made there: {error}", ExitCode.USAGE) from error
     if place == Path.cwd():
         raise KeMetricError(f"{path}: is the current folder; name one of its own for {kind.name}", ExitCode.USAGE)
-    if not place.exists() or _is_empty_folder(place):
+    if is_free:
         return place
     if not kind.is_one(place):
         raise KeMetricError(

@@ -16,8 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ke_metric.blueprint import Blueprint
 from ke_metric.data.images import MAX_PIXELS
@@ -31,7 +30,7 @@ from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import NetworkCard, Normalization, StoredSplit, read_description
 from ke_metric.networks.storage import load_network, save_network
 from ke_metric.retrieval.module import EmbedderModule
-from ke_metric.retrieval.preparation import Picture, prepare
+from ke_metric.retrieval.preparation import Picture, name_of, pictures_of, prepare, taken
 from ke_metric.split.slim import extract_slim
 
 BATCH_SIZE = 256
@@ -215,7 +214,7 @@ class Embedder:
 
         Args:
             images: One picture or any number of them: paths, PIL images, arrays or tensors, see `Picture`; a batch
-                array [N, H, W, 3] or tensor [N, 3, H, W] is N of them.
+                array [N, H, W, 3] or tensor [N, 3, H, W] is N of them, and so is an array [N] of paths.
             on_bad: Called for every picture that cannot be used, which is then left out; None: the first one is an
                 error.
 
@@ -239,15 +238,20 @@ class Embedder:
         """Embed pictures batch by batch; decoding runs ahead in threads, and only a few pictures are held at once.
 
         Args:
-            images: As in `__call__`; an iterator is read as far as is needed.
+            images: As in `__call__`; an iterator is read as far as is needed. PIL images are decoded when they are
+                read from it, not in the threads: they may be the frames of one file, or one picture twice.
             skip_bad: Leave pictures out that cannot be used and report them; False: the first one is an error.
             batch_size: Pictures per forward pass; the embedder's own when None. Another one may change the last bits.
 
         Raises:
-            KeMetricError: DATA, naming the first picture that cannot be used.
+            KeMetricError: DATA, naming the first picture that cannot be used. USAGE: the batch size is below 1.
         """
-        prepared = in_order(partial(self._prepare, skip_bad=skip_bad), enumerate(_pictures(images)))
-        while batch := list(islice(prepared, batch_size or self.batch_size)):
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise KeMetricError(f"batch_size = {size}, must be at least 1", ExitCode.USAGE)
+        numbered = map(taken, enumerate(pictures_of(images)))
+        prepared = in_order(partial(self._prepare, skip_bad=skip_bad), numbered)
+        while batch := list(islice(prepared, size)):
             good = [(position, pixels) for position, pixels in batch if not isinstance(pixels, BadPicture)]
             bad = tuple(pixels for _, pixels in batch if isinstance(pixels, BadPicture))
             vectors = np.empty((0, self.dimension), np.float32)
@@ -255,10 +259,14 @@ class Embedder:
                 vectors = self.embed_pixels(np.stack([pixels for _, pixels in good]))
             yield EmbeddedBatch(np.array([position for position, _ in good], np.int64), vectors, bad)
 
-    def _prepare(self, numbered: tuple[int, Picture], *, skip_bad: bool) -> tuple[int, PixelArray | BadPicture]:
+    def _prepare(
+        self, numbered: tuple[int, Picture | KeMetricError], *, skip_bad: bool
+    ) -> tuple[int, PixelArray | BadPicture]:
         position, picture = numbered
-        name = str(picture) if isinstance(picture, str | Path) else f"picture {position}"
+        name = name_of(position, picture)
         try:
+            if isinstance(picture, KeMetricError):
+                raise picture
             return position, self.prepare(picture, name)
         except KeMetricError as error:
             if not skip_bad:
@@ -305,20 +313,13 @@ def _find_device(device: torch.device | str | None) -> torch.device:
         return found or torch.device("cpu")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (AssertionError, RuntimeError) as error:
-        # torch built without CUDA answers a request for it with an AssertionError.
+        # Read back: on the device `meta` there is nothing to read.
+        torch.empty(0, device=place).cpu()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        # torch built without CUDA answers a request for it with an AssertionError, for others with an ImportError.
         reason = str(error).splitlines()[0]
         raise KeMetricError(f"device = {str(device)!r} cannot be used: {reason}", ExitCode.ENVIRONMENT) from error
     return place
-
-
-def _pictures(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """Return one picture as a list of it; a batch array or tensor gives its pictures by itself."""
-    single = isinstance(images, str | Path | Image.Image)
-    if isinstance(images, np.ndarray | Tensor):
-        single = images.ndim < 4
-    return [images] if single else images  # type: ignore[list-item, return-value]
 
 
 def _digest(network: nn.Module, architecture: Architecture, normalization: Normalization) -> str:

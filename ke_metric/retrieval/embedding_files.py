@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.networks.description import Sha256, installed_versions
-from ke_metric.networks.folders import whole_folder
+from ke_metric.networks.folders import FolderKind, require_free, whole_folder
 from ke_metric.recipe_problems import dotted, shown
 from ke_metric.recipe_section import Section
 from ke_metric.retrieval.embedder import Embedder
@@ -56,30 +56,21 @@ class Facts(Section):
     """Of what made the vectors; for people."""
 
 
-def require_place(folder: Path, *, overwrite: bool) -> None:
-    """Check, before anything is computed, that embeddings can be written to a folder.
+def _is_embeddings(path: Path) -> bool:
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    return FACTS in names and names <= {VECTORS, ITEMS, FACTS, MODEL}
+
+
+EMBEDDINGS = FolderKind("embeddings", f"{VECTORS}, {ITEMS}, {FACTS}, {MODEL}", _is_embeddings)
+
+
+def require_place(folder: Path, *, overwrite: bool) -> Path:
+    """Return where embeddings can be written, links followed; asked before anything is computed.
 
     Raises:
         KeMetricError: USAGE: something lies there, and is no embeddings or may not be replaced.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    ours = (
-        folder.is_dir()
-        and FACTS in (names := {path.name for path in folder.iterdir()})
-        and (names <= {VECTORS, ITEMS, FACTS, MODEL})
-    )
-    if not ours:
-        raise KeMetricError(
-            f"{folder}: exists and is not just embeddings, so it is never replaced; choose another folder, or delete "
-            "it yourself",
-            ExitCode.USAGE,
-        )
-    if not overwrite:
-        raise KeMetricError(
-            f"{folder}: there are embeddings already; choose another folder, or replace them (--overwrite)",
-            ExitCode.USAGE,
-        )
+    return require_free(folder, overwrite=overwrite, kind=EMBEDDINGS)
 
 
 def write_embeddings(
@@ -105,8 +96,8 @@ def write_embeddings(
     Raises:
         KeMetricError: The folder is taken (USAGE), a picture is refused (DATA), or the disk is full (ENVIRONMENT).
     """
-    require_place(folder, overwrite=overwrite)
-    with whole_folder(folder.resolve(), overwrite=overwrite) as temporary:
+    place = require_place(folder, overwrite=overwrite)
+    with whole_folder(place, overwrite=overwrite) as temporary:
         with (
             (temporary / VECTORS).open("wb") as vectors,
             (temporary / ITEMS).open("w", encoding="utf-8", newline="") as items,
@@ -231,7 +222,8 @@ def _item(row: list[str], path: Path, line: int) -> Item:
 
 def _read_vectors(path: Path) -> FloatArray:
     try:
-        vectors: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which takes other kinds of file as well and then gives something else.
+        vectors: FloatArray = npy.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
     return vectors

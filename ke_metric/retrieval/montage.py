@@ -70,7 +70,7 @@ def write_montage(rows: Sequence[MontageRow], path: Path) -> None:
         KeMetricError: See `require_picture_name`; or ENVIRONMENT: it cannot be written.
     """
     require_picture_name(path)
-    temporary = path.with_name(f".writing-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f".writing-{secrets.token_hex(4)}{path.suffix}")
     try:
         draw_montage(rows).save(temporary)
         temporary.replace(path)

@@ -74,9 +74,14 @@ def list_pictures(sources: Sequence[Path], *, labels: bool = True, unique: bool 
 
 
 def _pictures_of(source: Path) -> Iterable[Item]:
-    if source.is_dir():
+    try:
+        is_folder, is_there = source.is_dir(), source.exists()
+    except OSError as error:
+        # A name that is too long, a folder above it that may not be entered.
+        raise KeMetricError(f"{source}: cannot be read: {error.strerror or error}", ExitCode.DATA) from error
+    if is_folder:
         return _of_folder(source)
-    if not source.exists():
+    if not is_there:
         raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
     if source.suffix.lower() == ".csv":
         return _of_csv(source)

@@ -5,6 +5,7 @@ Shapes: H and W height and width in pixels, S image size in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.images import MAX_PIXELS, read_picture
+from ke_metric.data.images import MAX_PIXELS, as_rgb, read_picture
 from ke_metric.data.pixels import PixelArray, evaluation_picture, shorter_side, stored_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization
@@ -23,6 +24,31 @@ ALWAYS_TAKEN = 16
 
 Picture = str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor
 """A path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor [3, H, W]: uint8, or float in [0, 1]."""
+
+
+def pictures_of(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """Return one picture as a list of it; a batch array or tensor, or an array of paths, gives them by itself."""
+    single = isinstance(images, str | Path | Image.Image)
+    if isinstance(images, np.ndarray | torch.Tensor):
+        paths = isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "UOT"
+        single = images.ndim < 4 and not paths
+    return [images] if single else images  # type: ignore[list-item, return-value]
+
+
+def taken(numbered: tuple[int, Picture]) -> tuple[int, Picture | KeMetricError]:
+    """Return a picture as it is now: a PIL image decoded, since it may become another one, or is not thread-safe."""
+    position, picture = numbered
+    if not isinstance(picture, Image.Image):
+        return numbered
+    try:
+        return position, as_image(picture, name_of(position, picture))
+    except KeMetricError as error:
+        return position, error
+
+
+def name_of(position: int, picture: Picture | KeMetricError) -> str:
+    """Return what an error calls the picture of a number: its path where it has one."""
+    return str(picture) if isinstance(picture, str | Path) else f"picture {position}"
 
 
 def prepare(picture: Picture, name: str, how: Normalization, max_pixels: int = MAX_PIXELS) -> PixelArray:
@@ -72,7 +98,9 @@ def as_image(picture: Picture, name: str) -> Image.Image:
     if isinstance(picture, str | Path):
         return read_picture(Path(picture))
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        if 0 in picture.size:
+            raise KeMetricError(f"{name}: {picture.width}x{picture.height} pixels is no picture", ExitCode.DATA)
+        return as_rgb(picture, name)
     if isinstance(picture, torch.Tensor):
         return Image.fromarray(_tensor_pixels(picture.detach().cpu(), name))
     if isinstance(picture, np.ndarray):

@@ -1,11 +1,15 @@
 """Pictures are decoded by content, and what cannot be decoded is named."""
 
+import os
+import warnings
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ke_metric.data import images as images_module
-from ke_metric.data.images import Benchmark, FolderSource, ImageSet, labelled_set
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet, as_rgb, labelled_set
+from ke_metric.data.pixels import in_order
 from ke_metric.errors import ExitCode, KeMetricError
 
 
@@ -56,6 +60,69 @@ def test_what_cannot_be_decoded_is_named(source, tmp_path, kind):
         source.read(path.name)
     assert str(path) in str(caught.value)
     assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_sixteen_bits_keep_their_high_byte(source, tmp_path):
+    grey = np.linspace(0, 65535, 300).reshape(15, 20).astype(np.uint16)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert np.array_equal(np.asarray(source.read(name)), np.stack([grey >> 8] * 3, axis=2))
+    bigendian = Image.frombytes("I;16B", (20, 15), grey.astype(">u2").tobytes())
+    assert np.array_equal(np.asarray(as_rgb(bigendian, "x"))[:, :, 0], grey >> 8)
+
+
+def test_numbers_without_a_known_white_are_refused(source, tmp_path):
+    for numbers in (np.full((4, 4), 300, np.int32), np.full((4, 4), 0.5, np.float32)):
+        Image.fromarray(numbers).save(tmp_path / "wide.tif")
+        with pytest.raises(KeMetricError, match=r"wide\.tif: has .* what white is") as caught:
+            source.read("wide.tif")
+        assert caught.value.exit_code == ExitCode.DATA
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "narrow.tif")
+    assert source.read("narrow.tif").getpixel((0, 0)) == (200, 200, 200)
+
+
+def test_a_palette_with_transparency_keeps_its_colours(source, tmp_path, recwarn):
+    palette = Image.effect_noise((30, 30), 90).convert("RGB").quantize(16)
+    palette.save(tmp_path / "opaque.png")
+    palette.save(tmp_path / "p.png", transparency=bytes(range(16)))
+    assert np.array_equal(np.asarray(source.read("p.png")), np.asarray(source.read("opaque.png")))
+    with Image.open(tmp_path / "p.png") as image:
+        as_rgb(image, "p")
+        assert "transparency" in image.info, "the caller's own picture is left as it is"
+    assert not recwarn.list
+
+
+def test_decoding_in_threads_leaves_the_filters_of_warnings_alone(source, tmp_path):
+    Image.effect_noise((300, 300), 90).save(tmp_path / "p.png")
+    before = list(warnings.filters)
+    for _ in in_order(source.read, ["p.png"] * 200):
+        pass
+    assert warnings.filters == before
+
+
+def test_whatever_a_decoder_raises_is_told(source, tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def fail(*given, **options):
+        raise RuntimeError("Missing or empty image item")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(KeMetricError, match=r"a\.png: cannot be decoded as an image: Missing"):
+        source.read("a.png")
+
+
+def test_pipes_and_folders_are_not_waited_for(source, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(KeMetricError, match="is a folder, a pipe or a device"):
+            source.read(name)
+
+
+def test_names_that_no_file_can_have_are_told(source):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(KeMetricError, match="cannot be read"):
+            source.read(name)
 
 
 def test_a_missing_file_is_named(source):

@@ -9,6 +9,7 @@ from ke_metric.evaluation.retrieval import score_retrieval
 from ke_metric.export import export as export_module
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
+from ke_metric.export.quantization import quantize
 from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures, recall_cost, require_cheap
 from ke_metric.export.record import RecallCost
 
@@ -88,6 +89,19 @@ def test_what_costs_too_much_leaves_nothing(embedder, pictures, evidence, tmp_pa
     with pytest.raises(KeMetricError, match=r"smallest cosine .* -1.0000, at least 0.9"):
         export(embedder, tmp_path / "e", settings=ExportSettings("onnx", "dynamic"), evidence=evidence)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("points", [-1, 101, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(points):
+    with pytest.raises(KeMetricError, match="must be points from 0 to 100") as caught:
+        ExportSettings("onnx", "static", points)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_network_that_cannot_be_quantized_is_an_error(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(KeMetricError, match="cannot be exported as ONNX of 8-bit integers"):
+        quantize(tmp_path / "x.onnx", tmp_path / "y.onnx", None)
 
 
 def test_integers_are_for_onnx():

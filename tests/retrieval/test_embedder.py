@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageSequence
 from pytorch_metric_learning.utils.inference import InferenceModel
 
 from ke_metric import Architecture, Embedder, extract_slim, save_network
@@ -153,6 +153,45 @@ def test_one_picture_or_many_in_any_form(embedder, paths):
     assert np.array_equal(embedder(batch), embedder(sized))
     assert np.array_equal(embedder(torch.from_numpy(batch).permute(0, 3, 1, 2)), embedder(sized))
     assert np.array_equal(embedder.embed_pixels(np.stack(pixels)), wanted)
+
+
+def test_arrays_of_paths_are_as_many_pictures(embedder, paths):
+    wanted = embedder(paths[:3])
+    for given_paths in (np.array(list(map(str, paths[:3]))), np.array(paths[:3], dtype=object)):
+        assert np.array_equal(embedder(given_paths), wanted)
+
+
+def test_frames_of_one_file_are_taken_as_they_come(embedder, tmp_path):
+    frames = [Image.new("RGB", (60, 60), (30 * n, 250 - 30 * n, 90)) for n in range(8)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as animation:
+        copies = [frame.convert("RGB") for frame in ImageSequence.Iterator(animation)]
+        found = embedder(ImageSequence.Iterator(animation))
+    assert len(np.unique(found, axis=0)) == 8
+    assert np.array_equal(found, embedder(copies))
+
+
+def test_one_lazily_opened_picture_many_times(embedder, tmp_path):
+    Image.effect_noise((900, 900), 90).save(tmp_path / "large.png")
+    for _ in range(3):
+        with Image.open(tmp_path / "large.png") as image:
+            assert np.array_equal(embedder([image] * 6), embedder([tmp_path / "large.png"] * 6))
+
+
+def test_a_damaged_picture_that_was_opened_lazily_is_a_bad_one(embedder, paths, tmp_path):
+    Image.effect_noise((90, 90), 90).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    told: list[BadPicture] = []
+    with Image.open(tmp_path / "half.png") as image:
+        assert embedder([paths[0], image, paths[1]], on_bad=told.append).shape == (2, 8)
+        assert [(bad.position, bad.name) for bad in told] == [(1, "picture 1")]
+        assert "picture 1: cannot be decoded" in refused(ExitCode.DATA, embedder, [paths[0], image])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_nothing_are_refused(size, embedder, paths):
+    assert "must be at least 1" in refused(ExitCode.USAGE, lambda: list(embedder.stream(paths, batch_size=size)))
 
 
 def test_nothing_gives_nothing(embedder):
@@ -304,7 +343,8 @@ def test_what_cannot_be_loaded(grown, tmp_path):
     assert "must be 'dense' or 'slim'" in refused(ExitCode.USAGE, load, grown.folder, 1, "both")
     assert "does not exist" in refused(ExitCode.DATA, load, tmp_path / "none")
     assert "config.json" in refused(ExitCode.DATA, load, tmp_path)
-    assert "cannot be used" in refused(ExitCode.ENVIRONMENT, load, grown.folder, device="nonsense")
+    for device in ("nonsense", "meta", "privateuseone"):
+        assert "cannot be used" in refused(ExitCode.ENVIRONMENT, load, grown.folder, device=device)
 
 
 def test_weights_that_were_not_kept(grow_lineage, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_what_is_there_is_replaced_only_when_asked_and_only_by_something_whole(w
     assert [path.name for path in written.parent.iterdir()] == ["e"]
 
 
-def test_what_is_not_ours_is_never_replaced(written, tmp_path):
+def test_what_is_not_ours_is_never_replaced(written, tmp_path, monkeypatch):
     (written / "notes.txt").write_text("mine")
     assert "never replaced" in refused(require_place, written, overwrite=True)
     (tmp_path / "file").write_text("mine")
@@ -138,6 +139,9 @@ def test_what_is_not_ours_is_never_replaced(written, tmp_path):
     (tmp_path / "empty").mkdir()
     require_place(tmp_path / "empty", overwrite=False)
     require_place(tmp_path / "none", overwrite=False)
+    assert "cannot be made there" in refused(require_place, tmp_path / ("x" * 5000), overwrite=False)
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "is the current folder" in refused(require_place, Path(), overwrite=True)
 
 
 def test_where_there_are_none(tmp_path, written):
@@ -179,6 +183,7 @@ def edit_items(change):
         (lambda folder: (folder / "embeddings.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "embeddings.json").write_text("[" * 100_000), "cannot be read"),
         (lambda folder: (folder / "vectors.npy").write_bytes(b"x"), "vectors.npy: cannot be read"),
+        (lambda folder: np.savez((folder / "vectors.npy").open("wb"), unit(12)), "vectors.npy: cannot be read"),
         (lambda folder: (folder / "vectors.npy").unlink(), "vectors.npy: cannot be read"),
         (lambda folder: np.save(folder / "vectors.npy", unit(12).astype(np.float64)), "float64"),
         (lambda folder: np.save(folder / "vectors.npy", np.array([{}], object), allow_pickle=True), "cannot be read"),

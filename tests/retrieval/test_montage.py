@@ -146,3 +146,9 @@ def test_file_names_that_are_refused(name, tmp_path):
     with pytest.raises(KeMetricError) as caught:
         require_picture_name(tmp_path / name)
     assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_the_longest_name_that_a_file_can_have(tmp_path):
+    target = tmp_path / f"{'a' * 251}.png"
+    write_montage([], target)
+    assert list(tmp_path.iterdir()) == [target]

@@ -160,6 +160,10 @@ def test_a_path_that_is_too_long_is_left_out_and_told(tmp_path):
     assert "longer than 1,024 characters" in listed.left_out[0].reason
 
 
+def test_a_name_that_no_file_can_have_is_told():
+    assert "cannot be read: File name too long" in refused(Path("x" * 5000))
+
+
 NAMES = st.text(alphabet="ab.", min_size=1, max_size=3).filter(lambda name: name.strip("."))
 
 

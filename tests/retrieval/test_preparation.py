@@ -109,6 +109,8 @@ def test_without_sizes_of_training():
         (b"x", "bytes is no picture"),
         (None, "NoneType is no picture"),
         ([1], "list is no picture"),
+        (Image.new("RGB", (0, 4)), "0x4 pixels is no picture"),
+        (Image.new("F", (4, 4)), "floating-point numbers"),
         (np.zeros((4, 4, 3), np.float32), "[4, 4, 3] of float32 is no picture, must be uint8"),
         (np.zeros((4, 4, 4), np.uint8), "[4, 4, 4]"),
         (np.zeros((4, 4, 1), np.uint8), "[4, 4, 1]"),
