@@ -26,6 +26,8 @@ from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
 from ke_metric.retrieval.where import Condition, Where
 
 QUERIES_AT_A_TIME = 1024
+TABLES = 20
+"""The most that are printed for people."""
 NO_ITEM = Item("")
 """Of an id that no item has."""
 
@@ -122,7 +124,7 @@ def search_index(
     require_some(len(answers), len(listed.items))
     if montage is not None:
         _draw(answers, montage)
-    return Result(_document(folder, answers, left_out, montage), Group(*map(_table, answers)))
+    return Result(_document(folder, answers, left_out, montage), _tables(answers))
 
 
 def _with_labels(queries: Sequence[Item], index: Index) -> list[Item]:
@@ -184,6 +186,12 @@ def _document(
         "left_out": [{"name": picture.name, "reason": picture.reason} for picture in left_out],
     }
     return document if montage is None else document | {"montage": str(montage)}
+
+
+def _tables(answers: Sequence[Answer]) -> Group:
+    more = len(answers) - TABLES
+    rest = [f"and {more:,} more queries; --json prints all"] if more > 0 else []
+    return Group(*map(_table, answers[:TABLES]), *rest)
 
 
 def _table(answer: Answer) -> Table:

@@ -177,6 +177,16 @@ def test_people_read_a_table_for_each_query(flat, glyph_files):
     assert table.count("similarity") == 2
 
 
+def test_people_read_only_the_first_tables(flat, glyph_files, monkeypatch):
+    monkeypatch.setattr("ke_metric.cli.search.TABLES", 2)
+    queries = glyph_files / "query"
+    count = len(searched(queries, "--index", flat)["queries"])
+    assert count > 2
+    printed = expect(ExitCode.OK, "search", queries, "--index", flat)
+    assert printed.count("similarity") == 2
+    assert f"and {count - 2} more queries; --json prints all" in printed
+
+
 def test_a_montage_is_drawn(flat, glyph_files, tmp_path):
     document = searched(glyph_files / "query", "--index", flat, "-k", 4, "--montage", tmp_path / "m.png")
     assert document["montage"] == str(tmp_path / "m.png")
