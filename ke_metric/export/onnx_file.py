@@ -73,6 +73,9 @@ def write_onnx(module: EmbedderModule, path: Path, *, image_size: int) -> None:
         except Exception as error:
             raise export_error("ONNX", error) from error
     assert program is not None, "with dynamo=True there is a program"
+    for node in program.model.graph.all_nodes():
+        # Stack traces, with the paths of this machine, which are nobody else's business.
+        node.metadata_props.clear()
     program.save(path, external_data=weights > LARGEST_FILE)
 
 
@@ -121,7 +124,7 @@ class OnnxNetwork:
             images: Prepared pictures, uint8 [B, S, S, 3] (`Embedder.prepare`) or float32 [B, 3, S, S] in [0, 1].
 
         Raises:
-            KeMetricError: DATA: they have another shape or type.
+            KeMetricError: DATA: they have another shape or type, or other numbers.
         """
         size = self.image_size
         shapes = {np.dtype(np.uint8): (size, size, 3), np.dtype(np.float32): (3, size, size)}
@@ -129,6 +132,12 @@ class OnnxNetwork:
             raise KeMetricError(
                 f"pictures {list(images.shape)} of {images.dtype}, must be uint8 [B, {size}, {size}, 3] or float32 "
                 f"[B, 3, {size}, {size}]",
+                ExitCode.DATA,
+            )
+        if images.dtype == np.float32 and not bool(((images >= 0) & (images <= 1)).all()):
+            raise KeMetricError(
+                f"pictures of float32 must lie in [0, 1], these in [{images.min():.3g}, {images.max():.3g}]; "
+                "standardisation is inside the file",
                 ExitCode.DATA,
             )
         batch = unit_range(images.astype(np.uint8, copy=False)) if images.dtype == np.uint8 else images

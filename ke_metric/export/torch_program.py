@@ -40,6 +40,9 @@ def write_program(module: EmbedderModule, path: Path, *, image_size: int) -> Non
             )
         except Exception as error:
             raise export_error("a program of torch.export", error) from error
+    for node in program.graph.nodes:
+        # It has the paths of this machine, which are nobody else's business.
+        node.meta.pop("stack_trace", None)
     torch.export.save(program, path)
 
 

@@ -61,7 +61,7 @@ def _is_embeddings(path: Path) -> bool:
     return FACTS in names and names <= {VECTORS, ITEMS, FACTS, MODEL}
 
 
-EMBEDDINGS = FolderKind("embeddings", f"{VECTORS}, {ITEMS}, {FACTS}, {MODEL}", _is_embeddings)
+EMBEDDINGS = FolderKind("a folder of embeddings", f"{VECTORS}, {ITEMS}, {FACTS}, {MODEL}", _is_embeddings)
 
 
 def require_place(folder: Path, *, overwrite: bool) -> Path:

@@ -176,6 +176,8 @@ def _refuse_same_ids(items: Sequence[Item]) -> None:
     first: dict[str, Item] = {}
     for item in items:
         if (other := first.setdefault(item.id, item)) is not item:
+            if other.path == item.path:
+                raise KeMetricError(f"{item.path}: is named twice", ExitCode.DATA)
             raise KeMetricError(
                 f"two pictures have the id {item.id!r}: {other.path} and {item.path}; name a folder that holds both, "
                 "whose relative paths then differ",

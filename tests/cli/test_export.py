@@ -1,6 +1,7 @@
 """`ke-metric export`: which network, what is compared and scored, what is printed, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ke_metric.blueprint import Blueprint
+from ke_metric.cli import export as command
 from ke_metric.cli import main
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
-from ke_metric.errors import ExitCode
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.retrieval import score_retrieval
+from ke_metric.export.export import ExportSettings
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.generation import Generation, Provenance
 from ke_metric.lineage import Lineage
@@ -93,8 +96,6 @@ def test_the_scorecard_comes_out_of_the_file(lineage, tmp_path):
 
 
 def test_integers_are_scored_on_the_benchmark_and_calibrated_on_its_training_part(lineage, tmp_path, monkeypatch):
-    from ke_metric.cli import export as command
-
     monkeypatch.setattr(command, "CALIBRATED", 20)
     arguments = ("--lineage", lineage.folder, "--gen", 1, "--network", "dense", "--format", "onnx")
     arguments = (*arguments, "--int8", "static", "--max-loss", 100, "-o", tmp_path / "e")
@@ -147,3 +148,32 @@ def test_the_newest_lineage_is_taken_and_named(lineage, photos, tmp_path, monkey
     result = run("--format", "torch-export", "-o", "e", "--pictures", photos)
     assert result.exit_code == 0, result.output
     assert "newest lineage: lineages/newest" in result.stderr
+
+
+def test_pictures_are_spread_over_all_there_are():
+    chosen = command._spread(1000)
+    assert (len(chosen), chosen[0], chosen[-1]) == (command.COMPARED, 0, 999)
+    assert np.diff(chosen).max() <= 11
+    assert command._spread(40).tolist() == list(range(40))
+
+
+def test_a_gallery_of_its_own_is_searched(lineage, monkeypatch):
+    whole = load_benchmark(lineage.recipe.data, "retrieval")
+    query, gallery = (whole.query.at(np.arange(start, len(whole.query), 2)) for start in (0, 1))
+    apart = replace(whole, query=query, gallery=gallery)
+    monkeypatch.setattr(command, "load_benchmark", lambda *given: apart)
+    scored = command._of_lineage(lineage, Embedder.load(lineage.folder), ExportSettings("onnx", "dynamic")).scored
+    assert scored.query.keys == query.keys
+    assert scored.gallery.keys == gallery.keys
+
+
+def test_the_network_runs_on_the_processor(lineage, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model):
+        seen.append(model.device)
+        raise KeMetricError("seen", ExitCode.DATA)
+
+    monkeypatch.setattr(command, "load_embedder", watched)
+    expect(ExitCode.DATA, "--lineage", lineage.folder, "--format", "torch-export", "-o", tmp_path / "e")
+    assert seen == ["cpu"]

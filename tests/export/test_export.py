@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -253,6 +254,22 @@ def test_the_network_knows_its_digest_and_refuses_other_pictures(embedder, expor
     for wrong in (pixels[:, :16], unit_range(pixels).astype(np.float64), pixels[0], unit_range(pixels)[:, :1]):
         with pytest.raises(KeMetricError, match="must be uint8"):
             network(wrong)
+
+
+def test_numbers_that_are_no_pictures_are_refused(exported):
+    network, images = OnnxNetwork(exported / "onnx"), unit_range(make_pictures(2))
+    for wrong in (images * 255, images - 0.5, np.full_like(images, np.nan)):
+        with pytest.raises(KeMetricError, match=r"must lie in \[0, 1\]") as caught:
+            network(wrong)
+        assert caught.value.exit_code is ExitCode.DATA
+    assert network(images[:0]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "torch-export/model.pt2"])
+def test_no_path_of_this_machine_is_in_the_file(name, exported):
+    content = (exported / name).read_bytes()
+    for path in (Path(onnx_file.__file__).parents[1], Path(torch.__file__).parent, Path(__file__).parent):
+        assert str(path).encode() not in content
 
 
 def test_a_record_survives_its_file(exported):

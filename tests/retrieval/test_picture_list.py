@@ -99,7 +99,7 @@ def test_a_csv_file_lists_paths_relative_to_itself(tmp_path):
         ("path,label\n../a.png,b\n", "leaves the data folder"),
         ("path,label\n", "no rows"),
         ("path,label\na.png,b\na.png,c\n", "more than one label"),
-        ("path,label\na.png,b\na.png,b\n", "two pictures have the id 'a.png'"),
+        ("path,label\na.png,b\na.png,b\n", "a.png: is named twice"),
     ],
 )
 def test_csv_files_that_are_refused(text, words, tmp_path):
@@ -121,7 +121,7 @@ def test_the_same_id_twice_names_both_pictures(tmp_path):
     assert [item.id for item in items_of(tmp_path / "one", tmp_path / "two", unique=False)] == [
         "a/1.png", "a/1.png", "a/2.png",
     ]  # fmt: skip
-    assert "two pictures have the id" in refused(tmp_path / "one", tmp_path / "one")
+    assert "is named twice" in refused(tmp_path / "one", tmp_path / "one")
 
 
 def test_nothing_there_is_refused(tmp_path):
