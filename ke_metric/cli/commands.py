@@ -26,10 +26,8 @@ class Commands(click.Group):
             click.echo(f"ke-metric: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo(
-                "ke-metric: stopped at once; a training that has finished an epoch goes on after it with --resume",
-                err=True,
-            )
+            training = "; if it has finished an epoch, it goes on after that with --resume"
+            click.echo(f"ke-metric: stopped at once{training * (ctx.invoked_subcommand == 'train')}", err=True)
             ctx.exit(ExitCode.INTERRUPTED)
 
 

@@ -2,7 +2,9 @@ import os
 import signal
 
 import pytest
+from click.testing import CliRunner
 
+from ke_metric.cli import main
 from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
@@ -63,3 +65,21 @@ def test_handlers_are_put_back(interrupts):
     with interruptible(interrupts):
         assert signal.getsignal(signal.SIGINT) == interrupts.receive
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("work", "arguments", "is_training"),
+    [
+        ("ke_metric.recipe_file.load_recipe", ["train", "recipes/glyphs_resnet18.yaml"], True),
+        ("ke_metric.cli.index.describe_index", ["index", "info", "--index", "photos.index"], False),
+    ],
+)
+def test_only_a_training_is_told_how_it_goes_on(work, arguments, is_training, monkeypatch):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, stopped)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert "stopped at once" in result.stderr
+    assert ("--resume" in result.stderr) == is_training
