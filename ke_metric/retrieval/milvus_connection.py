@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -113,11 +116,37 @@ def _server(uri: str, token: str | None) -> MilvusClient:
 def _started(folder: LiteFolder) -> MilvusClient:
     from ke_metric.evaluation.faiss_library import load_faiss
 
-    load_faiss()  # Milvus Lite imports it: after torch, and only if it is whole
+    _let_settings_through(load_faiss())  # Milvus Lite imports it: after torch, and only if it is whole
     from pymilvus import MilvusClient
 
     with explained(str(folder.path)):
         return MilvusClient(str(folder.path), grpc_options=CHANNEL)
+
+
+def _let_settings_through(faiss: Any) -> None:
+    """Let FAISS's indexes take the settings of a search again, which Milvus Lite gives them with every one.
+
+    pytorch_metric_learning imports faiss.contrib.torch_utils, which replaces `search` by one that takes none.
+    """
+    # Imported now, it cannot replace it later.
+    import_module("faiss.contrib.torch_utils")
+    replaced: list[Any] = [kind for kind in vars(faiss).values() if "search_numpy" in getattr(kind, "__dict__", {})]
+    for kind in replaced:
+        kind.search = _with_settings(kind.search)
+
+
+def _with_settings(search: Callable[..., Any]) -> Callable[..., Any]:
+    if hasattr(search, "takes_settings"):
+        return search
+
+    @wraps(search)
+    def searched(index: Any, queries: Any, k: int, *, params: Any = None, **outputs: Any) -> Any:
+        if params is None:
+            return search(index, queries, k, **outputs)
+        return index.search_numpy(queries, k, params=params, **outputs)
+
+    searched.takes_settings = True  # type: ignore[attr-defined]
+    return searched
 
 
 def _stop(folder: LiteFolder) -> None:
