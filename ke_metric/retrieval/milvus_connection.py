@@ -140,10 +140,10 @@ def _with_settings(search: Callable[..., Any]) -> Callable[..., Any]:
         return search
 
     @wraps(search)
-    def searched(index: Any, queries: Any, k: int, *, params: Any = None, **outputs: Any) -> Any:
+    def searched(index: Any, queries: Any, k: int, *places: Any, params: Any = None, **outputs: Any) -> Any:
         if params is None:
-            return search(index, queries, k, **outputs)
-        return index.search_numpy(queries, k, params=params, **outputs)
+            return search(index, queries, k, *places, **outputs)
+        return index.search_numpy(queries, k, *places, params=params, **outputs)
 
     searched.takes_settings = True  # type: ignore[attr-defined]
     return searched

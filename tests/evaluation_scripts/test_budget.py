@@ -276,7 +276,7 @@ def grown(tmp_path_factory):
     """A lineage of three tiny generations on characters, all of whose weights were kept, and its pictures."""
     overrides = [
         "name=tiny", "generations=3", "training.epochs=1", "training.warmup_epochs=0", "keep=all",
-        # oneDNN's bf16 kernels for AVX-512 have given infinite weights here, where feature maps are of one pixel.
+        # In bf16, oneDNN's kernels for AVX-512 have given weights here that were not finite.
         "training.precision=fp32",
         "data.train_classes=6", "data.test_classes=12", "network.backbone=timm/test_resnet", "method.name=repeats",
         "evaluation.kmeans_seeds=1", "data.image_size=16", "evaluation.resize=16", "batches.size=8",
