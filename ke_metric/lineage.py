@@ -78,21 +78,29 @@ class Lineage:
         read_facts(self.folder)
 
     @classmethod
-    def newest(cls, parent: Path = LINEAGES) -> Self:
+    def newest(cls, parent: Path = LINEAGES, *, task: str | None = None) -> Self:
         """Open the lineage under `parent` whose training began, went on or ended last.
 
+        Args:
+            parent: Folder of lineages.
+            task: Only those of this task; any when None.
+
         Raises:
-            KeMetricError: There is none.
+            KeMetricError: There is none, or the recipe of one is missing or damaged where the task is asked for.
         """
         found = [path for path in parent.glob(f"*/{FACTS}") if not path.parent.name.startswith(TEMPORARY)]
         # One that failed before its first generation has nothing to show while another has.
         found = [path for path in found if any(path.parent.glob("generation-*"))] or found
-        if not found:
-            raise KeMetricError(
-                f"no lineage under {parent}/; name one with --lineage, or train one with ke-metric train",
-                ExitCode.LINEAGE,
-            )
-        return cls(max(found, key=lambda facts: facts.stat().st_mtime_ns).parent)
+        for path in sorted(found, key=lambda facts: facts.stat().st_mtime_ns, reverse=True):
+            lineage = cls(path.parent)
+            if task is None or lineage.recipe.task == task:
+                return lineage
+        kind = f" of task = {task!r}" if task else ""
+        others = f" ({len(found)} of another task)" if found else ""
+        raise KeMetricError(
+            f"no lineage{kind} under {parent}/{others}; name one with --lineage, or train one with ke-metric train",
+            ExitCode.LINEAGE,
+        )
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe, *, text: str, command: str, overwrite: bool = False) -> Self:

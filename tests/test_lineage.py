@@ -226,6 +226,18 @@ def test_the_newest_lineage_is_the_one_whose_status_changed_last(tmp_path):
     assert Lineage.newest(tmp_path).folder == tmp_path / "a"
 
 
+def test_the_newest_of_a_task_passes_over_newer_ones_of_the_other(tmp_path):
+    begin(tmp_path / "a")
+    begin(tmp_path / "b", task="classification", loss={"name": "CrossEntropyLoss"})
+    os.utime(tmp_path / "a" / "lineage.json", ns=(1, 1))
+    assert Lineage.newest(tmp_path).folder == tmp_path / "b"
+    assert Lineage.newest(tmp_path, task="retrieval").folder == tmp_path / "a"
+    assert Lineage.newest(tmp_path, task="classification").folder == tmp_path / "b"
+    (tmp_path / "a" / "lineage.json").unlink()
+    with refused(ExitCode.LINEAGE, r"no lineage of task = 'retrieval' under .* \(1 of another task\)"):
+        Lineage.newest(tmp_path, task="retrieval")
+
+
 # Generations
 
 

@@ -82,7 +82,9 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
 
 @main.command("eval")
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
-@click.option("--gen", "which", required=True, metavar="N|last|best|all", help="Which generation to score.")
+@click.option(
+    "--gen", "which", default="last", show_default=True, metavar="N|last|best|all", help="Which generation to score."
+)
 @click.option("--network", type=click.Choice(["dense", "slim", "both"]), default="both", show_default=True)
 @click.option(
     "--min",

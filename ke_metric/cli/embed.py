@@ -9,9 +9,9 @@ from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice, PictureChoice
 from ke_metric.cli.display import counting, say
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.lineage import Lineage
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import require_place, write_embeddings
 from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items, require_all_usable
@@ -26,11 +26,8 @@ def load_embedder(model: ModelChoice) -> Embedder:
     """
     if model.bundle is not None:
         return Embedder.load(model.bundle, device=model.device)
-    lineage = model.lineage or Lineage.newest().folder
-    if model.lineage is None:
-        say(f"newest lineage: {lineage}")
-    # A folder that holds no lineage would else be looked at as a bundle.
-    Lineage(lineage)
+    # Opened: a folder that holds no lineage would else be looked at as a bundle.
+    lineage = open_lineage(model.lineage, task="retrieval").folder
     return Embedder.load(lineage, _number(model.which), model.network or "slim", device=model.device)
 
 

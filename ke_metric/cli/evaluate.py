@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Group, RenderableType
 
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.evaluate_store import StoreScoring, store_table
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
@@ -42,9 +43,7 @@ def evaluate_lineage(
         KeMetricError: No such lineage or generation, weights not kept, no slim network, the data are missing, or a
             classification is to be scored through a store.
     """
-    store = Lineage(lineage) if lineage else Lineage.newest()
-    if lineage is None:
-        say(f"newest lineage: {store.folder}")
+    store = open_lineage(lineage, task="retrieval" if through else None)
     numbers = _numbers(store, which)
     _require_scored(store, network, through)
     generations = {number: store.load(number) for number in numbers}
@@ -136,11 +135,11 @@ def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
     if all(dict(new) == dict(old) for new, old in pairs):
         return f"generation {generation.number}: equal to the stored scorecard"
     largest, name = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
-    before = generation.provenance
+    before, now = generation.provenance, package_versions(["torch"])["torch"]
     return (
         f"generation {generation.number}: differs from the stored scorecard, most in {name}: {largest:.2g}. Scored "
         f"with {before.training.get('search_backend', 'an unknown backend')} on {before.training['device']} and "
-        f"torch {before.environment['versions']['torch']} then, with {backend} and torch {torch.__version__} now"
+        f"torch {before.environment['versions']['torch']} then, with {backend} and torch {now} now"
     )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice
-from ke_metric.cli.display import counting, say
+from ke_metric.cli.display import counting
 from ke_metric.cli.embed import load_embedder
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import ImageSet, IntArray
@@ -59,8 +60,7 @@ def export_network(
     chosen = replace(model, device="cpu")
     if model.bundle is None and model.lineage is None:
         # Looked for once: another lineage may become the newest one meanwhile.
-        chosen = replace(chosen, lineage=Lineage.newest().folder)
-        say(f"newest lineage: {chosen.lineage}")
+        chosen = replace(chosen, lineage=open_lineage(None, task="retrieval").folder)
     embedder = load_embedder(chosen)
     if pictures is not None:
         evidence = _of_folder(pictures, embedder, settings)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ke_metric.cli.display import counting, say
+from ke_metric.cli.display import counting
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.data.archives import refuse_occupied
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.picture_files import write_pictures
-from ke_metric.lineage import Lineage
 
 
 def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> Result:
@@ -24,9 +24,7 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
         KeMetricError: No such lineage, its data are missing, or something lies in the target.
     """
     refuse_occupied(target)
-    store = Lineage(lineage) if lineage else Lineage.newest()
-    if lineage is None:
-        say(f"newest lineage: {store.folder}")
+    store = open_lineage(lineage)
     recipe = store.recipe
     benchmark = load_benchmark(recipe.data, recipe.task)
     with counting(f"writing {benchmark.name}") as progress:

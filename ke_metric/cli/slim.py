@@ -9,11 +9,10 @@ from rich.table import Table
 from torch import nn
 
 from ke_metric.blueprint import Blueprint
-from ke_metric.cli.display import say
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation
-from ke_metric.lineage import Lineage
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import WEIGHTS, NetworkCard
 from ke_metric.networks.folders import require_free
@@ -37,9 +36,7 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
             folder is taken.
     """
     require_free(folder, overwrite=overwrite)
-    store = Lineage(lineage) if lineage else Lineage.newest()
-    if lineage is None:
-        say(f"newest lineage: {store.folder}")
+    store = open_lineage(lineage)
     recipe = store.recipe
     _require_slim(store.folder, recipe)
     generation = store.load(store.number_of(which))

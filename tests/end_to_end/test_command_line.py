@@ -111,9 +111,10 @@ def test_eval_takes_the_newest_lineage_and_says_which(grown, tmp_path, monkeypat
     (tmp_path / "lineages").mkdir()
     shutil.copytree(folder, tmp_path / "lineages" / "copied")
     monkeypatch.chdir(tmp_path)
-    result = run("eval", "--gen", 1)
+    result = run("eval")
     assert result.exit_code == 0, result.output
     assert "newest lineage: lineages/copied" in result.stderr
+    assert "generation 2: equal to the stored scorecard" in result.stderr
     assert "dense" in result.stdout
     assert "slim" in result.stdout
 

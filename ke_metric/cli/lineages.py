@@ -1,0 +1,27 @@
+"""Which lineage a command means: the one that was named, or the newest that it can use, and it says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ke_metric.cli.display import say
+from ke_metric.lineage import Lineage
+
+
+def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
+    """Open the lineage that was named; else the newest one, of a task where the command needs one, and say which.
+
+    Args:
+        folder: The lineage's folder; None: the newest one under lineages/.
+        task: `retrieval` or `classification`: newer ones of the other task are passed over. None: whatever it is.
+
+    Raises:
+        KeMetricError: There is none.
+    """
+    if folder is not None:
+        return Lineage(folder)
+    newest = Lineage.newest()
+    chosen = newest if task is None else Lineage.newest(task=task)
+    passed = "" if chosen.folder == newest.folder else f" of task {task} ({newest.folder} is of another task)"
+    say(f"newest lineage{passed}: {chosen.folder}")
+    return chosen
