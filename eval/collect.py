@@ -57,7 +57,8 @@ def collect(method: str, lineage: Lineage) -> dict[str, Any]:
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         card = lineage.scorecard(number)
         generations.append(
-            scorecard_document(number, card)
+            # Not what every class was taken for, which would be most of the file.
+            {name: value for name, value in scorecard_document(number, card).items() if name != "classes"}
             | {"dense_parameters": card.dense_parameters, "slim_parameters": card.slim_parameters}
             | {name: provenance[name] for name in ("seconds", "training", "environment")}
         )

@@ -41,6 +41,19 @@ def as_state_dict(weights: Weights, module: nn.Module) -> Weights:
 
 
 @dataclass(frozen=True)
+class ClassScores:
+    """How a network recognised each class of a test part.
+
+    Attributes:
+        accuracy: Class name to the top-1 of its pictures, in [0, 1]; classes without a picture are absent.
+        confusion: Class name to what its pictures were taken for, class name to their number; 0 is absent.
+    """
+
+    accuracy: Mapping[str, float]
+    confusion: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """All scores of one generation.
 
@@ -49,12 +62,15 @@ class Scorecard:
         slim: Scores of the fit hypothesis alone; None where there is no slim network (WELS, or not asked for).
         dense_parameters: Number of parameters of the dense network.
         slim_parameters: Number of parameters of the slim network; None where there is none.
+        classes: "dense" and "slim" to how each class was recognised; None for a retrieval, and where it was not
+            recorded.
     """
 
     dense: Scores
     slim: Scores | None
     dense_parameters: int
     slim_parameters: int | None
+    classes: Mapping[str, ClassScores] | None = None
 
     def __post_init__(self) -> None:
         assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"

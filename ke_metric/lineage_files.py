@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState, Weights
+from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState, Weights
 from ke_metric.lineage_disk import damage, disk_error, read_object, read_text, to_json, whole_folder
 
 WEIGHTS = "weights.safetensors"
@@ -123,10 +123,16 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
             slim=dict(facts["slim"]) if "slim" in facts else None,
             dense_parameters=facts["dense_parameters"],
             slim_parameters=facts.get("slim_parameters"),
+            classes=_class_scores(facts.get("classes")),
         )
         return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
     except MISFITS as error:
         raise damage(path, error) from error
+
+
+def _class_scores(facts: Mapping[str, Any] | None) -> dict[str, ClassScores] | None:
+    """Return how each class was recognised; None for a retrieval, and for a lineage of before this was recorded."""
+    return None if facts is None else {network: ClassScores(**found) for network, found in facts.items()}
 
 
 def _read_log(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -13,15 +13,15 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from ke_metric.data.images import IntArray
+from ke_metric.data.images import ImageSet
 from ke_metric.data.pictures import Pictures, evaluation_batches
 from ke_metric.data.pixels import PixelStore
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.evaluation.classification import score_classification
+from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embed import embed
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.generation import Scorecard, Scores
+from ke_metric.generation import ClassScores, Scorecard, Scores
 from ke_metric.recipe import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
@@ -29,6 +29,8 @@ from ke_metric.training.engine import Engine
 
 Seen = Callable[[str, FloatArray, FloatArray], None]
 """Takes which network, "dense" or "slim", its embeddings of the queries [Q, D] and of the gallery [G, D]."""
+SeenOfOne = Callable[[FloatArray, FloatArray], None]
+"""Takes the embeddings of the queries [Q, D] and of the gallery [G, D]."""
 
 
 @dataclass(frozen=True)
@@ -64,48 +66,62 @@ class Scorer:
             plan: Its split.
             seen: Called with "dense" and "slim" and the embeddings that were scored; never for a classification.
         """
-        dense = self.score(network, seen=partial(seen, "dense") if seen else None)
-        if plan.kind != "kels" or not self.recipe.has_slim:
-            return Scorecard(dense=dense, slim=None, dense_parameters=count_parameters(network), slim_parameters=None)
-        slim = extract_slim(network, plan)
-        return Scorecard(
-            dense=dense,
+        networks = {"dense": network}
+        if plan.kind == "kels" and self.recipe.has_slim:
+            networks["slim"] = extract_slim(network, plan)
+        scored = {"dense": self._score(network, partial(seen, "dense") if seen else None)}
+        if "slim" in networks:
             # All of it is kept, as in a last generation that is slim already: the same network.
-            slim=self.score(slim, seen=partial(seen, "slim") if seen else None) if plan.reset_count else dense,
+            same = not plan.reset_count
+            scored["slim"] = (
+                scored["dense"] if same else self._score(networks["slim"], partial(seen, "slim") if seen else None)
+            )
+        classes = {name: found for name, (_, found) in scored.items() if found is not None}
+        return Scorecard(
+            dense=scored["dense"][0],
+            slim=scored["slim"][0] if "slim" in scored else None,
             dense_parameters=count_parameters(network),
-            slim_parameters=count_parameters(slim),
+            slim_parameters=count_parameters(networks["slim"]) if "slim" in networks else None,
+            classes=classes or None,
         )
 
-    def score(self, network: nn.Module, *, seen: Callable[[FloatArray, FloatArray], None] | None = None) -> Scores:
+    def score(self, network: nn.Module, *, seen: SeenOfOne | None = None) -> Scores:
         """Return the scores of a network.
 
-        Those of a classification are `top1` and `top5` on the test part, and `validation_top1` and `validation_top5`
-        where the benchmark has a validation part.
+        Those of a classification are what `score_classification` gives on the test part and, where the benchmark has
+        a validation part, the same on that, as `validation_top1` and so on.
 
         Args:
             network: In eval mode or not; left as it was.
             seen: Called with the embeddings of the queries and of the gallery; never for a classification.
         """
+        return self._score(network, seen)[0]
+
+    def _score(self, network: nn.Module, seen: SeenOfOne | None) -> tuple[Scores, ClassScores | None]:
+        """Return the scores of a network, and of a classifier how it recognised each class."""
         if self.recipe.task == "classification":
             return self._classify(network)
         query, gallery = self._embed_all(network)
         if seen is not None:
             seen(query, gallery)
-        return self._compare(query, gallery, clusters=True)
+        return self._compare(query, gallery, clusters=True), None
 
-    def _classify(self, network: nn.Module) -> Scores:
+    def _classify(self, network: nn.Module) -> tuple[Scores, ClassScores]:
         benchmark, pictures = self.pictures.benchmark, self.pictures
         with _evaluating(network):
-            scores = self._accuracies(self._embed(network, pictures.query), benchmark.query.labels)
+            scores, classes = self._accuracies(self._embed(network, pictures.query), benchmark.query)
             if benchmark.validation is not None and pictures.validation is not None:
-                held_out = self._accuracies(self._embed(network, pictures.validation), benchmark.validation.labels)
+                held_out, _ = self._accuracies(self._embed(network, pictures.validation), benchmark.validation)
                 scores |= {f"validation_{name}": value for name, value in held_out.items()}
-        return scores
+        return scores, classes
 
-    def _accuracies(self, logits: FloatArray, labels: IntArray) -> dict[str, float]:
+    def _accuracies(self, logits: FloatArray, images: ImageSet) -> tuple[dict[str, float], ClassScores]:
         """Return the scores of logits [N, C], computed by the first process and given to all."""
-        scores = [score_classification(logits, labels)] if self.engine.is_main else []
-        return self.engine.gather_records(scores)[0]
+        found = []
+        if self.engine.is_main:
+            classes = score_classes(logits, images.labels, images.class_names)
+            found = [(score_classification(logits, images.labels), classes)]
+        return self.engine.gather_records(found)[0]
 
     def untrained(self, network: nn.Module) -> tuple[Scores, float | None]:
         """Return scores without clusters, and embedding spread, of a network before any training.
@@ -113,7 +129,7 @@ class Scorer:
         The spread is the mean cosine distance of two different queries; None for a classification.
         """
         if self.recipe.task == "classification":
-            return self._classify(network), None
+            return self._classify(network)[0], None
         query, gallery = self._embed_all(network)
         vectors = query.astype(np.float64)
         count = len(vectors)

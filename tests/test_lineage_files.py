@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
+from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState
 from ke_metric.lineage_files import (
     LOSS_WEIGHTS,
     METHOD_WEIGHTS,
@@ -60,11 +60,22 @@ def weights(dtypes=DTYPES):
     return st.dictionaries(NAMES, tensors(dtypes), max_size=4)
 
 
+CLASSES = st.builds(
+    ClassScores,
+    st.dictionaries(st.text(), FINITE, max_size=2),
+    st.dictionaries(st.text(), st.dictionaries(st.text(), st.integers(1, 99), max_size=2), max_size=2),
+)
+
+
 @st.composite
 def scorecards(draw):
     slim = draw(st.none() | SCORES)
     return Scorecard(
-        draw(SCORES), slim, draw(st.integers(0, 10**9)), None if slim is None else draw(st.integers(0, 99))
+        draw(SCORES),
+        slim,
+        draw(st.integers(0, 10**9)),
+        None if slim is None else draw(st.integers(0, 99)),
+        draw(st.none() | st.dictionaries(st.sampled_from(["dense", "slim"]), CLASSES)),
     )
 
 

@@ -4,10 +4,10 @@ import io
 import json
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
-from ke_metric.generation import Scorecard
-from ke_metric.report import is_share, scorecard_document, scorecards_table
+from ke_metric.generation import ClassScores, Scorecard
+from ke_metric.report import is_share, mistakes_table, scorecard_document, scorecards_table
 
 OTHERS = {"map@r": 0.21, "r_precision": 0.32, "queries": 120, "queries_without_match": 3, "nmi_std": 0.01, "ami": 0.4}
 
@@ -17,10 +17,14 @@ def scores(first, ranks=(1, 2, 4, 8), **others):
     return {**recalls, **OTHERS, "nmi": 0.6049, **others}
 
 
-def printed(title, cards, width=80):
+def lines_of(shown, width=80, *, empty=False):
     console = Console(file=io.StringIO(), width=width)
-    console.print(scorecards_table(title, cards))
-    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+    console.print(Group(shown))
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if empty or line.strip()]
+
+
+def printed(title, cards, width=80):
+    return lines_of(scorecards_table(title, cards), width)
 
 
 def test_the_table_to_the_letter():
@@ -56,19 +60,41 @@ def test_where_it_cannot_fit_no_digit_is_lost():
 
 def test_a_classification_to_the_letter():
     """Validation accuracies where there are any; shares in percent."""
-    dense = {"top1": 0.625, "top5": 0.9, "validation_top1": 0.5, "validation_top5": 0.75}
+    dense = {"top1": 0.625, "top5": 0.9, "balanced_accuracy": 0.5, "majority_baseline": 0.354}
+    dense |= {"validation_top1": 0.5, "validation_top5": 0.75, "validation_balanced_accuracy": 0.25}
     cards = {
         1: Scorecard({"top1": 0.5, "top5": 1.0}, None, 1000, None),
-        2: Scorecard(dense, {"top1": 0.25}, 1000, 300),
+        2: Scorecard(dense, {"top1": 0.25}, 11_242_176, 300),
     }
     assert printed("lineages/flowers-s0", cards) == [
-        "lineages/flowers-s0, top-1 and top-5 in percent",
-        " generation  network  parameters  top-1  top-5  val top-1  val top-5",
-        " ────────────────────────────────────────────────────────────────────",
-        "          1    dense       1,000   50.0  100.0          -          -",
-        "          2    dense       1,000   62.5   90.0       50.0       75.0",
-        "                slim         300   25.0      -          -          -",
+        "lineages/flowers-s0, accuracies in percent",
+        " generation  network  parameters  top-1  balanced  top-5  val top-1  val top-5",
+        " ──────────────────────────────────────────────────────────────────────────────",
+        "          1    dense       1,000   50.0         -  100.0          -          -",
+        "          2    dense  11,242,176   62.5      50.0   90.0       50.0       75.0",
+        "                slim         300   25.0         -      -          -          -",
+        "always answering the largest class of the test part: top-1 35.4",
     ]
+
+
+def test_the_worst_pairs_are_named_with_their_numbers():
+    dense = ClassScores({}, {"a": {"a": 3, "b": 1}, "b": {"a": 4, "b": 1}, "c": {"c": 2}})
+    slim = ClassScores({}, {"c": {chr(letter): letter - 96 for letter in range(ord("a"), ord("i"))}})
+    card = Scorecard({"top1": 0.5}, {"top1": 0.5}, 9, 3, {"dense": dense, "slim": slim})
+    assert [line.split() for line in lines_of(mistakes_table(2, card))[3:]] == [
+        ["dense", "b", "a", "4", "5", "80.0"],
+        ["a", "b", "1", "4", "25.0"],
+        ["slim", "c", "h", "8", "36", "22.2"],
+        *([*f"c{letter}", str(ord(letter) - 96), "36", share] for letter, share in
+          (("g", "19.4"), ("f", "16.7"), ("e", "13.9"), ("d", "11.1"))),
+    ]  # fmt: skip
+    assert len(lines_of(mistakes_table(2, card, networks=["dense"]))) == 5
+
+
+def test_where_nothing_was_mistaken_or_recorded_nothing_is_printed():
+    right = ClassScores({"a": 1.0}, {"a": {"a": 3}})
+    for classes in (None, {"dense": right}):
+        assert lines_of(mistakes_table(1, Scorecard({"top1": 1.0}, None, 9, None, classes)), empty=True) == []
 
 
 def test_a_score_that_was_not_computed_is_a_dash():
@@ -90,6 +116,7 @@ def test_the_title_is_shown_as_it_is(title):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("recall@1", True), ("recall@100", True), ("top1", True), ("validation_top5", True), ("nmi", False),
+     ("balanced_accuracy", True), ("validation_majority_baseline", True),
      ("map@r", False), ("queries", False)],
 )  # fmt: skip
 def test_shares_are_what_is_told_in_percent(name, expected):
@@ -100,6 +127,12 @@ def test_the_document_has_every_score_as_it_was_computed():
     dense, slim = scores(1 / 3), scores(1 / 7)
     document = scorecard_document(3, Scorecard(dense, slim, 4, 2))
     assert json.loads(json.dumps(document)) == {"generation": 3, "dense": dense, "slim": slim}
+
+
+def test_the_document_of_a_classification_has_every_class():
+    found = ClassScores({"a": 0.75}, {"a": {"a": 3, "b": 1}})
+    document = scorecard_document(1, Scorecard({"top1": 0.5}, None, 4, None, {"dense": found}))
+    assert document["classes"] == {"dense": {"accuracy": {"a": 0.75}, "confusion": {"a": {"a": 3, "b": 1}}}}
 
 
 def test_a_document_without_a_slim_network_does_not_mention_it():

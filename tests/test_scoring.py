@@ -29,7 +29,7 @@ def part(name, counts, seed):
     noise = np.random.default_rng(seed).integers(60, 190, (len(labels), SIZE, SIZE, 3))
     sides = np.full(len(labels), SIZE, np.int64)
     keys = tuple(f"{name}-{label}-{number}" for label, count in enumerate(counts) for number in range(count))
-    images = ImageSet(keys, labels, tuple("abcdef"[: len(counts)]), None)
+    images = ImageSet(keys, labels, tuple("abcdefghijkl"[: len(counts)]), None)
     return images, PixelStore((noise + tint).astype(np.uint8).reshape(-1), sides, widths=sides)
 
 
@@ -234,22 +234,35 @@ def accuracies(network, store, labels, scorer):
 
 @pytest.mark.parametrize("validation", [None, (2, 3, 1, 2)])
 def test_classes_are_scored_on_the_test_part_and_on_what_was_held_out(validation, network):
-    network.head = nn.Linear(6 * 49, 7)
-    scorer = scorer_of(classes_of(validation=validation), task="classification")
+    network.head = nn.Linear(6 * 49, 10)
+    rest = (1, 0, 2, 1, 1, 2)
+    parts = classes_of((5, 4, 6, 3, *rest), validation=validation and (*validation, *rest))
+    scorer = scorer_of(parts, task="classification")
     benchmark, pictures = scorer.pictures.benchmark, scorer.pictures
     expected = accuracies(network, pictures.query, benchmark.query.labels, scorer)
     if validation:
         held_out = accuracies(network, pictures.validation, benchmark.validation.labels, scorer)
         expected |= {f"validation_{name}": value for name, value in held_out.items()}
     card = scorer.scorecard(network, plan_of(network))
-    assert same(card.dense, expected)
+    assert same({name: value for name, value in card.dense.items() if "top" in name}, expected)
     assert card.slim.keys() == card.dense.keys()
+    assert card.dense["majority_baseline"] == 6 / 25
+    assert card.classes.keys() == {"dense", "slim"}
+    for name, scores in (("dense", card.dense), ("slim", card.slim)):
+        found = card.classes[name]
+        assert {own: sum(others.values()) for own, others in found.confusion.items()} == {
+            "a": 5, "b": 4, "c": 6, "d": 3, "e": 1, "g": 2, "h": 1, "i": 1, "j": 2,
+        }  # fmt: skip
+        right = sum(others.get(own, 0) for own, others in found.confusion.items())
+        assert right / 25 == pytest.approx(scores["top1"])
+        assert np.mean(list(found.accuracy.values())) == pytest.approx(scores["balanced_accuracy"])
     assert same(card.slim, scorer.score(extract_slim(network, plan_of(network))))
     assert 0 < expected["top1"] < expected["top5"] < 1
 
 
 def test_top_5_of_few_classes_is_absent(network):
-    assert set(scorer_of(classes_of(), task="classification").score(network)) == {"top1"}
+    scores = scorer_of(classes_of(), task="classification").score(network)
+    assert set(scores) == {"top1", "balanced_accuracy", "majority_baseline"}
 
 
 def test_an_untrained_classifier_has_scores_and_no_spread(network):

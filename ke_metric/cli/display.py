@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ke_metric.generation import Generation, TrainingState
-from ke_metric.report import is_share
+from ke_metric.report import BASELINE, is_share
 from ke_metric.training.one_generation import SIGNS
 from ke_metric.training.watch import Step, Watch
 
@@ -131,7 +131,8 @@ class TrainingDisplay(Watch):
 
 def _percent(scores: object) -> str:
     assert isinstance(scores, dict), "scores are a dict"
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items() if is_share(name))
+    shown = {name: value for name, value in scores.items() if is_share(name) and not name.endswith(BASELINE)}
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
 
 
 def _smooth(mean: float | None, value: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 
@@ -20,7 +21,7 @@ from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
 from ke_metric.recipe import Recipe
-from ke_metric.report import scorecard_document, scorecards_table
+from ke_metric.report import mistakes_table, scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 
@@ -49,7 +50,7 @@ def evaluate_lineage(
     generations = {number: store.load(number) for number in numbers}
     scorer = _scorer(store.recipe, device)
     cards: dict[int, Scorecard] = {}
-    documents: list[dict[str, object]] = []
+    documents: list[dict[str, Any]] = []
     tables: list[RenderableType] = []
     for number, generation in generations.items():
         embeddings: dict[str, tuple[FloatArray, FloatArray]] = {}
@@ -64,10 +65,12 @@ def evaluate_lineage(
             chosen = {name: embeddings[name] for name in NETWORKS[network] if name in embeddings}
             documents[-1]["store"] = found = through.document(scorer, chosen, exact=documents[-1])
             tables.append(store_table(documents[-1], found))
-    document: dict[str, object] = {"lineage": str(store.folder)}
+    document: dict[str, Any] = {"lineage": str(store.folder)}
     document |= {"generations": documents} if which == "all" else documents[0]
     table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network])
-    return Result(document, Group(table, *tables) if tables else table)
+    last = max(cards)
+    mistakes = mistakes_table(last, cards[last], networks=NETWORKS[network])
+    return Result(document, Group(table, mistakes, *tables))
 
 
 def _require_scored(store: Lineage, network: str, through: StoreScoring | None) -> None:
@@ -132,7 +135,8 @@ def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
     """Say whether the scores are those that were stored, and the largest difference if not."""
     stored = generation.scorecard
     pairs = [(card.dense, stored.dense), (card.slim or {}, stored.slim or {})]
-    if all(dict(new) == dict(old) for new, old in pairs):
+    # What one of them does not have was not computed by the version that made it.
+    if all(new[name] == old[name] for new, old in pairs for name in new.keys() & old.keys()):
         return f"generation {generation.number}: equal to the stored scorecard"
     largest, name = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
     before, now = generation.provenance, package_versions(["torch"])["torch"]
@@ -143,8 +147,11 @@ def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
     )
 
 
-def _only(document: dict[str, object], networks: Sequence[str]) -> dict[str, object]:
-    return {name: value for name, value in document.items() if name in ("generation", *networks)}
+def _only(document: dict[str, Any], networks: Sequence[str]) -> dict[str, Any]:
+    chosen = {name: value for name, value in document.items() if name in ("generation", *networks)}
+    if "classes" in document:
+        chosen["classes"] = {name: found for name, found in document["classes"].items() if name in networks}
+    return chosen
 
 
 def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None:

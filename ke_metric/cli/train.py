@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from rich.console import Group
+
 from ke_metric.cli.display import TrainingDisplay, counting, say
 from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
@@ -19,7 +21,7 @@ from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.lineage import RESOLVED, Lineage, default_folder
 from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
-from ke_metric.report import scorecard_document, scorecards_table
+from ke_metric.report import mistakes_table, scorecard_document, scorecards_table
 from ke_metric.training.engine import Engine
 from ke_metric.training.watch import Watches
 
@@ -66,7 +68,9 @@ def train_lineage(
         "lineage": str(folder),
         "generations": [scorecard_document(number, card) for number, card in cards.items()],
     }
-    return Result(document, scorecards_table(str(folder), cards))
+    last = lineage.numbers[-1]
+    shown = Group(scorecards_table(str(folder), cards), mistakes_table(last, cards[last]))
+    return Result(document, shown)
 
 
 def _own_folder(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Scores of a classifier: top-1 and top-5 accuracy.
+"""Scores of a classifier: top-1, top-5 and balanced accuracy, and how each class was recognised.
 
 Shapes: N items, C classes.
 """
@@ -6,6 +6,7 @@ Shapes: N items, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import IntArray, as_array
+from ke_metric.generation import ClassScores
 
-RANKS = (1, 5)
+FEWEST_CLASSES = {1: 2, 5: 10}
+"""Rank to the number of classes from which on top-k is computed: below, guessing comes to half of it or more."""
 
 
 def score_classification(
@@ -33,21 +36,69 @@ def score_classification(
         labels: [N] integers in [0, C).
 
     Returns:
-        `top1` and `top5`, means over the items, in [0, 1], not percent. A score that would be 1 whatever the network
-        says is absent: top-5 of fewer than 6 classes.
+        `top1` and, from 10 classes on, `top5`, means over the items; `balanced_accuracy`, the mean over the classes
+        that have items of their top-1; `majority_baseline`, the top-1 of whoever always answers the class with the
+        most items. Shares in [0, 1], not percent. With a single class, of which nothing can be said, there are none.
 
     Raises:
         KeMetricError: DATA, for shapes or types that do not fit, no items, a label that is no class, or a logit that
             is not finite, naming the item.
     """
     values, own_classes = _checked(as_array(logits), as_array(labels))
+    ranks = [rank for rank, fewest in FEWEST_CLASSES.items() if values.shape[1] >= fewest]
+    if not ranks:
+        return {}
+    # fsum rounds only once, so that the order of the items does not matter.
+    tops = {f"top{rank}": math.fsum(_chances(values, own_classes, rank)) / len(values) for rank in ranks}
+    classes, sizes = np.unique(own_classes, return_counts=True)
+    balanced = math.fsum(_top1_by_class(values, own_classes).values()) / len(classes)
+    return tops | {"balanced_accuracy": balanced, "majority_baseline": int(sizes.max()) / len(values)}
+
+
+def score_classes(
+    logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike | torch.Tensor, class_names: Sequence[str]
+) -> ClassScores:
+    """Return how each class was recognised.
+
+    Args:
+        logits: As in `score_classification`.
+        labels: As in `score_classification`.
+        class_names: [C] different names.
+
+    Returns:
+        The top-1 of every class that has items, and how many of its items were taken for which class: that of the
+        highest logit, the first of several that are equally high.
+
+    Raises:
+        KeMetricError: DATA, as `score_classification`.
+    """
+    values, own_classes = _checked(as_array(logits), as_array(labels))
+    assert len(set(class_names)) == len(class_names) == values.shape[1], (len(class_names), values.shape)
+    pairs, counts = np.unique(np.stack([own_classes, values.argmax(axis=1)]), axis=1, return_counts=True)
+    confusion: dict[str, dict[str, int]] = {}
+    for own, taken_for, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        confusion.setdefault(class_names[own], {})[class_names[taken_for]] = count
+    accuracy = {class_names[label]: value for label, value in _top1_by_class(values, own_classes).items()}
+    return ClassScores(accuracy, confusion)
+
+
+def _chances(values: npt.NDArray[Any], own_classes: IntArray, rank: int) -> npt.NDArray[np.float64]:
+    """Return [N] the chance of each item's own class to be among the `rank` likeliest ones."""
     own = np.take_along_axis(values, own_classes[:, None], axis=1)
     higher = np.sum(values > own, axis=1)
     # Its own class included: at least 1.
     equal = np.sum(values == own, axis=1)
-    chances = {rank: np.clip((rank - higher) / equal, 0, 1) for rank in RANKS if values.shape[1] > rank}
-    # fsum rounds only once, so that the order of the items does not matter.
-    return {f"top{rank}": math.fsum(chance) / len(chance) for rank, chance in chances.items()}
+    chances: npt.NDArray[np.float64] = np.clip((rank - higher) / equal, 0, 1)
+    return chances
+
+
+def _top1_by_class(values: npt.NDArray[Any], own_classes: IntArray) -> dict[int, float]:
+    """Return class to the mean top-1 of its items, for the classes that have any."""
+    chances = _chances(values, own_classes, 1)
+    order = np.argsort(own_classes, kind="stable")
+    classes, starts = np.unique(own_classes[order], return_index=True)
+    parts = np.split(chances[order], starts[1:])
+    return {label: math.fsum(part) / len(part) for label, part in zip(classes.tolist(), parts, strict=True)}
 
 
 def _checked(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], IntArray]:
