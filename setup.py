@@ -53,7 +53,7 @@ setup(
             "uvicorn>=0.30",
             "uvloop>=0.20; sys_platform != 'win32'",
         ],
-        "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"],
+        "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6"],
         # For eval/coverage.py only.
         "compare": ["torch-pruning>=1.6.1"],
         "test": [

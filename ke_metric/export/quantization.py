@@ -24,7 +24,8 @@ def quantize(source: Path, target: Path, calibration: PixelArray | None) -> None
 
     Static: the range of every activation is measured on pictures, once and for all (QDQ nodes, unsigned activations,
     weights of 7 bits with a scale for each channel: with 8 bits, processors without VNNI overflow). Dynamic: it is
-    measured anew in every batch; convolutions of that kind are slow.
+    measured anew in every batch; convolutions of that kind are slow. Its weights are unsigned: convolutions of signed
+    ones are not in every version of ONNX Runtime.
 
     Args:
         source: A file that `write_onnx` wrote.
@@ -51,8 +52,9 @@ def _quantize(source: Path, target: Path, calibration: PixelArray | None) -> Non
         prepared = Path(folder) / "prepared.onnx"
         # The symbolic inference does not know the batch of a graph from torch.export, and stops with a TypeError.
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        _forget_shapes_of_weights(prepared)
         if calibration is None:
-            quantization.quantize_dynamic(prepared, target, weight_type=quantization.QuantType.QInt8)
+            quantization.quantize_dynamic(prepared, target, weight_type=quantization.QuantType.QUInt8)
             return
         quantization.quantize_static(
             prepared,
@@ -64,6 +66,22 @@ def _quantize(source: Path, target: Path, calibration: PixelArray | None) -> Non
             per_channel=True,
             reduce_range=True,
         )
+
+
+def _forget_shapes_of_weights(path: Path) -> None:
+    """Take out of a graph what it says of the shapes of its weights, which their values tell anyway.
+
+    Before onnxruntime 1.32, `quantize_dynamic` turns the weight of a linear layer round and leaves the shape that is
+    told beside it; ONNX's shape inference then refuses the graph, because the two differ.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    weights = {weight.name for weight in model.graph.initializer}
+    others = [told for told in model.graph.value_info if told.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(others)
+    onnx.save(model, path)
 
 
 def _reader(pictures: PixelArray) -> Any:
