@@ -14,6 +14,9 @@ INDEX = click.option("--index", "folder", type=FOLDER, required=True, help="Fold
 FROM = click.option(
     "--from", "origin", type=FOLDER, help="In place of PICTURES: a folder of ke-metric embed, or another index."
 )
+PREFIX = click.option(
+    "--prefix", default="", metavar="NAME", help="Put NAME/ before each id: two folders may hold the same names."
+)
 
 
 @click.command()
@@ -42,11 +45,12 @@ def index() -> None:
 @index.command()
 @picture_options
 @FROM
+@PREFIX
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @store_options
 @model_options
 @JSON
-def build(as_json: bool, **options: Any) -> None:
+def build(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **options: Any) -> None:
     """Build an index of PICTURES, or of what --from names.
 
     An index that was interrupted holds what was added until then; `ke-metric index add` with the same pictures
@@ -57,36 +61,46 @@ def build(as_json: bool, **options: Any) -> None:
     ke-metric index build --from embeddings -o photos.index --factory HNSW32
     ke-metric index build --from photos.index -o photos.milvus --store milvus --uri http://localhost:19530
     """
-    from ke_metric.cli.index import build_index
+    from ke_metric.cli.index import Source, build_index
 
-    build_index(**options).print(as_json)
+    build_index(source=Source(pictures, origin, prefix), **options).print(as_json)
 
 
 @index.command()
 @picture_options
 @FROM
+@PREFIX
 @INDEX
-@click.option("--replace", is_flag=True, help="Embed pictures anew whose ids are there; left as they are otherwise.")
+@click.option(
+    "--replace", "replace_there", is_flag=True, help="Embed anew what is there already; left as it is otherwise."
+)
 @model_options
 @JSON
-def add(as_json: bool, **options: Any) -> None:
-    """Add PICTURES to an index; those whose ids are there already are left as they are.
+def add(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **options: Any) -> None:
+    """Add PICTURES to an index; those that are there already are left as they are.
+
+    An id that is there with the path of another picture is refused, and nothing is added.
 
     \b
     ke-metric index add photos --index photos.index
+    ke-metric index add camera2 --index photos.index --prefix camera2
     """
-    from ke_metric.cli.index import add_to_index
+    from ke_metric.cli.index import Source, add_to_index
 
-    add_to_index(**options).print(as_json)
+    add_to_index(source=Source(pictures, origin, prefix), **options).print(as_json)
 
 
 @index.command()
 @click.argument("ids", nargs=-1, metavar="ID...")
 @INDEX
 @click.option("--where", metavar="CONDITION", help="In place of IDs: all for which it holds: 'label == \"crow\"'")
+@click.option("--yes", is_flag=True, help="Let --where remove more than half of the items.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say how many items it would be.")
 @JSON
-def remove(ids: tuple[str, ...], folder: Path, where: str | None, as_json: bool) -> None:
+def remove(ids: tuple[str, ...], where: str | None, as_json: bool, **options: Any) -> None:
     """Remove items from an index, all that are named or none.
+
+    Texts of a condition are written as Python and JSON write them.
 
     \b
     ke-metric index remove crow/1.jpg crow/2.jpg --index photos.index
@@ -96,7 +110,7 @@ def remove(ids: tuple[str, ...], folder: Path, where: str | None, as_json: bool)
         raise click.UsageError("name either IDs or --where")
     from ke_metric.cli.index import remove_from_index
 
-    remove_from_index(ids, folder=folder, where=where).print(as_json)
+    remove_from_index(ids, where=where, **options).print(as_json)
 
 
 @index.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from ke_metric.retrieval.vector_store import Item
 from ke_metric.retrieval.where import Where
 
 IDS_AT_A_TIME = 10_000
+MOST_WITHOUT_YES = 0.5
+"""The share of an index that a condition may remove without --yes."""
 
 
 @dataclass
@@ -35,14 +37,59 @@ class Counts:
     left_out: int = 0
 
 
-def build_index(
-    *, pictures: PictureChoice, origin: Path | None, folder: Path, store: StoreChoice, model: ModelChoice
-) -> Result:
+@dataclass(frozen=True)
+class Source:
+    """What an index gets its items from.
+
+    Attributes:
+        pictures: Which ones; none with an origin.
+        origin: A folder of embeddings, or an index; None: pictures.
+        prefix: What is put before each id, with a slash; empty for nothing.
+
+    Raises:
+        KeMetricError: USAGE: pictures and an origin, or none of them, or a prefix that is no beginning of an id.
+    """
+
+    pictures: PictureChoice
+    origin: Path | None
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.origin is not None and self.pictures.sources:
+            raise KeMetricError("name pictures, or --from, not both", ExitCode.USAGE)
+        if self.origin is not None and not (self.pictures.labels and not self.pictures.strict):
+            raise KeMetricError("--no-labels and --strict are for pictures, not for --from", ExitCode.USAGE)
+        if self.prefix != self.prefix.strip("/") or "\0" in self.prefix:
+            raise KeMetricError(
+                f"--prefix {self.prefix!r}: must be a name without a slash at its begin or end: cam2 makes the id "
+                "cam2/crow/0.png",
+                ExitCode.USAGE,
+            )
+
+    @property
+    def words(self) -> str:
+        """The same on a command line."""
+        prefix = ("--prefix", self.prefix) if self.prefix else ()
+        if self.origin is not None:
+            return " ".join(["--from", str(self.origin), *prefix])
+        labels = () if self.pictures.labels else ("--no-labels",)
+        return " ".join([*map(str, self.pictures.sources), *labels, *prefix])
+
+    def named(self, items: Sequence[Item]) -> list[Item]:
+        """Return items with the ids that they get."""
+        return [replace(item, id=f"{self.prefix}/{item.id}") if self.prefix else item for item in items]
+
+    def batches_of(self, embeddings: Origin) -> Iterator[ItemBatch]:
+        """Yield embeddings that exist, their items with the ids that they get."""
+        for batch in embeddings.batches():
+            yield replace(batch, items=self.named(batch.items))
+
+
+def build_index(*, source: Source, folder: Path, store: StoreChoice, model: ModelChoice) -> Result:
     """Make an index of pictures, or of embeddings that exist.
 
     Args:
-        pictures: Which ones; none with an origin.
-        origin: A folder of embeddings, or an index.
+        source: Which ones.
         folder: Folder to make.
         store: How it is stored.
         model: What embeds the pictures.
@@ -52,32 +99,29 @@ def build_index(
             made. What was added until then stays.
     """
     settings = read_settings(store)
-    _require_one_source(pictures, origin)
-    if origin is not None:
-        return _build_from(origin, folder=folder, settings=settings, model=model)
-    listed = list_chosen(pictures)
+    if source.origin is not None:
+        return _build_from(source, source.origin, folder=folder, settings=settings, model=model)
+    listed = list_chosen(source.pictures)
     embedder = load_embedder(model)
-    batches = embed_items(embedder, listed.items, strict=pictures.strict, batch_size=model.batch_size)
+    items = source.named(listed.items)
+    batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
     counts = Counts(left_out=len(listed.left_out))
-    with (
-        Index.create(folder, embedder=embedder, settings=settings) as index,
-        _interrupted(index, f"{_words(pictures)}"),
-    ):
+    with Index.create(folder, embedder=embedder, settings=settings) as index, _interrupted(index, source):
         _fill(index, told(batches, "embedding", len(listed.items)), counts, digest=embedder.digest)
         require_some(counts.added, len(listed.items))
         return _report(index, counts)
 
 
-def _build_from(origin: Path, *, folder: Path, settings: StoreSettings, model: ModelChoice) -> Result:
-    with Origin.open(origin) as source:
-        embedder = _embedder_of(source, model)
+def _build_from(source: Source, origin: Path, *, folder: Path, settings: StoreSettings, model: ModelChoice) -> Result:
+    with Origin.open(origin) as there:
+        embedder = _embedder_of(there, model)
         facts: dict[str, Any] = {
-            "digest": source.digest, "dimension": source.dimension, "description": source.description
+            "digest": there.digest, "dimension": there.dimension, "description": there.description
         }  # fmt: skip
         made = Index.create(folder, settings=settings, **({"embedder": embedder} if embedder else facts))
         counts = Counts()
-        with made as index, _interrupted(index, f"--from {origin}"):
-            _fill(index, told(source.batches(), "adding", source.count), counts, digest=source.digest)
+        with made as index, _interrupted(index, source):
+            _fill(index, told(source.batches_of(there), "adding", there.count), counts, digest=there.digest)
             return _report(index, counts)
 
 
@@ -90,47 +134,49 @@ def _embedder_of(source: Origin, model: ModelChoice) -> Embedder | None:
     return source.embedder()
 
 
-def add_to_index(
-    *, pictures: PictureChoice, origin: Path | None, folder: Path, replace: bool, model: ModelChoice
-) -> Result:
+def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: ModelChoice) -> Result:
     """Add pictures, or embeddings that exist, to an index.
 
     Args:
-        pictures: Which ones; none with an origin.
-        origin: A folder of embeddings, or an index.
+        source: Which ones.
         folder: The index.
-        replace: Embed pictures anew whose ids are there; False: they are left as they are.
+        replace_there: Embed pictures anew whose ids are there; False: they are left as they are.
         model: What embeds the pictures; the index's own network where none is named.
 
     Raises:
         KeMetricError: There is no such index, another process writes it, the vectors are those of another network,
-            or there are no such pictures. What was added until then stays.
+            an id is there with another picture, or there are no such pictures. What was added until then stays.
     """
-    _require_one_source(pictures, origin)
     with Index.open(folder, writing=True, device=model.device) as index:
-        if origin is not None:
-            return _add_from(origin, index, replace=replace)
-        listed = list_chosen(pictures)
-        items = listed.items if replace else _unknown(index, listed.items)
-        counts = Counts(there_already=len(listed.items) - len(items), left_out=len(listed.left_out))
+        if source.origin is not None:
+            return _add_from(source, source.origin, index, replace_there=replace_there)
+        listed = list_chosen(source.pictures)
+        named = source.named(listed.items)
+        index.require_same_pictures(named)
+        items = named if replace_there else _unknown(index, named)
+        counts = Counts(there_already=len(named) - len(items), left_out=len(listed.left_out))
         if items:
             embedder = load_embedder(model) if model.is_named else index.embedder
             index.require_digest(embedder.digest, embedder.description)
-            batches = embed_items(embedder, items, strict=pictures.strict, batch_size=model.batch_size)
-            with _interrupted(index, _words(pictures)):
-                _fill(index, told(batches, "embedding", len(items)), counts, digest=embedder.digest, replace=replace)
+            batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
+            with _interrupted(index, source):
+                batches = told(batches, "embedding", len(items))
+                _fill(index, batches, counts, digest=embedder.digest, replace_there=replace_there)
         return _report(index, counts)
 
 
-def _add_from(origin: Path, index: Index, *, replace: bool) -> Result:
+def _add_from(source: Source, origin: Path, index: Index, *, replace_there: bool) -> Result:
     counts = Counts()
-    with Origin.open(origin) as source, _interrupted(index, f"--from {origin}"):
-        index.require_digest(source.digest, str(origin))
-        batches = told(source.batches(), "adding", source.count)
-        if not replace:
-            batches = _unknown_of(index, batches, counts)
-        _fill(index, batches, counts, digest=source.digest, replace=replace)
-        return _report(index, counts)
+    with Origin.open(origin) as there:
+        index.require_digest(there.digest, str(origin))
+        for batch in source.batches_of(there):  # all of them, before the first is added
+            index.require_same_pictures(batch.items)
+        with _interrupted(index, source):
+            batches = told(source.batches_of(there), "adding", there.count)
+            if not replace_there:
+                batches = _unknown_of(index, batches, counts)
+            _fill(index, batches, counts, digest=there.digest, replace_there=replace_there)
+            return _report(index, counts)
 
 
 def _unknown(index: Index, items: Sequence[Item]) -> list[Item]:
@@ -152,38 +198,29 @@ def _unknown_of(index: Index, batches: Iterable[ItemBatch], counts: Counts) -> I
         yield ItemBatch([batch.items[number] for number in kept], batch.vectors[kept], batch.left_out)
 
 
-def _fill(index: Index, batches: Iterable[ItemBatch], counts: Counts, *, digest: str, replace: bool = False) -> None:
+def _fill(
+    index: Index, batches: Iterable[ItemBatch], counts: Counts, *, digest: str, replace_there: bool = False
+) -> None:
     """Add batches, each acknowledged before the next one is made."""
     for batch in batches:
         if batch.items:
-            index.add(batch.items, batch.vectors, digest=digest, replace=replace)
+            index.add(batch.items, batch.vectors, digest=digest, replace=replace_there)
         counts.added += len(batch.items)
         counts.left_out += len(batch.left_out)
     index.store.flush()
 
 
 @contextmanager
-def _interrupted(index: Index, source: str) -> Iterator[None]:
+def _interrupted(index: Index, source: Source) -> Iterator[None]:
     """Say, when something stops the adding, what there is and how it goes on."""
     try:
         yield
     except BaseException:
         say(
             f"{index.folder} holds the {len(index):,} items that were added until now; this adds the others: "
-            f"ke-metric index add {source} --index {index.folder}"
+            f"ke-metric index add {source.words} --index {index.folder}"
         )
         raise
-
-
-def _words(pictures: PictureChoice) -> str:
-    return " ".join([*map(str, pictures.sources), *(() if pictures.labels else ("--no-labels",))])
-
-
-def _require_one_source(pictures: PictureChoice, origin: Path | None) -> None:
-    if origin is not None and pictures.sources:
-        raise KeMetricError("name pictures, or --from, not both", ExitCode.USAGE)
-    if origin is not None and not (pictures.labels and not pictures.strict):
-        raise KeMetricError("--no-labels and --strict are for pictures, not for --from", ExitCode.USAGE)
 
 
 def read_settings(store: StoreChoice) -> StoreSettings:
@@ -209,29 +246,41 @@ def _key_and_number(text: str) -> tuple[str, int]:
     return key, int(value)
 
 
-def remove_from_index(ids: Sequence[str], *, folder: Path, where: str | None) -> Result:
+def remove_from_index(
+    ids: Sequence[str], *, folder: Path, where: str | None, yes: bool = False, dry_run: bool = False
+) -> Result:
     """Remove items, all that are meant or none.
 
     Args:
         ids: Which ones; none with a condition.
         folder: The index.
         where: A condition: all items for which it holds.
+        yes: Let a condition remove more than half of the items.
+        dry_run: Remove nothing; say how many it would be.
 
     Raises:
-        KeMetricError: There is no such index, another process writes it, it has no item of an id, or the condition
-            is none.
+        KeMetricError: There is no such index, another process writes it, it has no item of an id, the condition is
+            none, or it would remove more than half of the items (USAGE).
     """
     condition = None if where is None else Where.parse(where)
-    with Index.open(folder, writing=True) as index:
-        chosen = dict.fromkeys(ids) if condition is None else _meant(index, condition)
-        index.remove(chosen)
+    with Index.open(folder, writing=not dry_run) as index:
+        found = index.store.get(list(dict.fromkeys(ids))) if condition is None else index.store.matching(condition)
+        count, there = len(found), len(index)
+        if condition is not None and count > MOST_WITHOUT_YES * there and not (yes or dry_run):
+            raise KeMetricError(
+                f"--where {where!r} holds for {count:,} of the {there:,} items of {folder}, more than half: nothing "
+                "is removed. Add --yes to remove them; --dry-run says the number and removes nothing",
+                ExitCode.USAGE,
+            )
+        if condition is not None and not count:
+            say(f"--where {where!r} holds for none of the {there:,} items of {folder}")
+        if dry_run:
+            document = {"index": str(folder), "would_remove": count, "removed": 0, "items": there}
+            return Result(document, f"{folder}: {count:,} of {there:,} items would be removed (--dry-run)")
+        index.remove([item.id for item in found])
         index.store.flush()
-        document = {"index": str(folder), "removed": len(chosen), "items": len(index)}
-    return Result(document, f"{folder}: {document['removed']:,} items removed, {document['items']:,} left")
-
-
-def _meant(index: Index, where: Where) -> list[str]:
-    return [item.id for items, _ in index.store.read() for item in items if where.holds(item)]
+        document = {"index": str(folder), "removed": count, "items": len(index)}
+    return Result(document, f"{folder}: {count:,} items removed, {document['items']:,} left")
 
 
 def describe_index(folder: Path) -> Result:

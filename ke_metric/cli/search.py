@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +23,12 @@ from ke_metric.retrieval.item_embeddings import embed_items
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
+from ke_metric.retrieval.vector_store import Item, VectorStore
 from ke_metric.retrieval.where import Condition, Where
 
 QUERIES_AT_A_TIME = 1024
 TABLES = 20
 """The most that are printed for people."""
-NO_ITEM = Item("")
-"""Of an id that no item has."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class How:
         expand: Expand the queries.
         rerank: Re-rank what is found.
         keep_self: Keep the item that is the query's own picture.
+        text: The condition as it was written.
     """
 
     k: int
@@ -49,6 +49,7 @@ class How:
     expand: Expansion | None = None
     rerank: Reranking | None = None
     keep_self: bool = False
+    text: str = ""
 
     @classmethod
     def of(cls, k: int, *, where: str | None, expand: str | None, rerank: str | None, keep_self: bool) -> How:
@@ -63,6 +64,7 @@ class How:
             None if expand is None else Expansion.parse(expand),
             None if rerank is None else Reranking.parse(rerank),
             keep_self,
+            where or "",
         )
 
 
@@ -73,17 +75,22 @@ class Answer:
     Attributes:
         query: The picture.
         results: Most similar first.
-        own_id: Id of the item that is the query's own picture and was left out; None where there is none.
+        own_ids: Ids of the items that are the query's own picture and were left out; most often one, or none.
     """
 
     query: Item
     results: list[Found]
-    own_id: str | None
+    own_ids: tuple[str, ...]
 
     @property
     def document(self) -> dict[str, Any]:
         """Plain JSON values; what is not known is absent."""
-        facts = {"query": self.query.path, "label": self.query.label or None, "self_left_out": self.own_id}
+        facts = {
+            "query": self.query.path,
+            "label": self.query.label or None,
+            "self_left_out": self.own_ids[0] if self.own_ids else None,
+            "all_left_out": list(self.own_ids) if len(self.own_ids) > 1 else None,
+        }
         known = {name: value for name, value in facts.items() if value is not None}
         return {**known, "results": [result.document for result in self.results]}
 
@@ -112,6 +119,8 @@ def search_index(
         index.require_digest(embedder.digest, embedder.description)
         queries = _with_labels(listed.items, index) if pictures.labels else listed.items
         batches = embed_items(embedder, queries, strict=pictures.strict, batch_size=model.batch_size)
+        if how.where is not None and not has_any(index.store, how.where):
+            say(f"--where {how.text!r} holds for none of the {len(index):,} items of {folder}")
         if how.rerank is None:  # whose depth is its own limit
             how = replace(how, k=min(how.k, max(1, len(index))))  # memory grows with k
         answers: list[Answer] = []
@@ -130,12 +139,7 @@ def search_index(
 def _with_labels(queries: Sequence[Item], index: Index) -> list[Item]:
     """Give a picture that was named by itself its folder's name as label, where the index has items of that label."""
     names = {Path(query.path).parent.name for query in queries if not query.label} - {""}
-    anything = np.eye(1, index.dimension, dtype=np.float32)
-    known = {
-        name
-        for name in names
-        if (index.store.search(anything, 1, where=Where((Condition("label", True, (name,)),))).numbers >= 0).any()
-    }
+    known = {name for name in names if has_any(index.store, Where((Condition("label", True, (name,)),)))}
     folders = [Path(query.path).parent.name for query in queries]
     return [
         replace(query, label=name) if not query.label and name in known else query
@@ -143,31 +147,38 @@ def _with_labels(queries: Sequence[Item], index: Index) -> list[Item]:
     ]
 
 
+def has_any(store: VectorStore, where: Where) -> bool:
+    """Return whether a condition holds for any item."""
+    anything = np.eye(1, store.dimension, dtype=np.float32)
+    return bool((store.search(anything, 1, where=where).numbers >= 0).any())
+
+
 def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Answer]:
-    own = [NO_ITEM] * len(queries) if how.keep_self else _own_items(store, queries, vectors, how)
+    own: list[list[Item]] = [[] for _ in queries] if how.keep_self else _own_items(store, queries, how.where)
+    exclude = [[item.id for item in items] for items in own]
     hits = ranked_search(
-        store,
-        vectors,
-        how.k,
-        where=how.where,
-        expand=how.expand,
-        rerank=how.rerank,
-        exclude=[item.id for item in own] if any(item.id for item in own) else None,
+        store, vectors, how.k, where=how.where, expand=how.expand, rerank=how.rerank, exclude=exclude
     )
     return [
         # What the index knows of a picture that is in it is known of the query.
-        Answer(replace(query, label=query.label or item.label), results, item.id or None)
-        for query, results, item in zip(queries, results_of(hits), own, strict=True)
+        Answer(_known_label(query, items), results, tuple(item.id for item in items))
+        for query, results, items in zip(queries, results_of(hits), own, strict=True)
     ]
 
 
-def _own_items(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Item]:
-    """Return, for each query, the item with its path, `NO_ITEM` where there is none among the nearest."""
-    hits: Hits = store.search(vectors, how.k + 1, where=how.where)
-    return [
-        next((item for item in items if item.path == query.path), NO_ITEM)
-        for query, items in zip(queries, hits.items(), strict=True)
-    ]
+def _known_label(query: Item, own: Sequence[Item]) -> Item:
+    return replace(query, label=query.label or own[0].label) if own else query
+
+
+def _own_items(store: VectorStore, queries: Sequence[Item], where: Where | None) -> list[list[Item]]:
+    """Return, for each query, all items of its path, or of what its path is a link to; whatever they look like."""
+    paths = [dict.fromkeys((query.path, os.path.realpath(query.path))) for query in queries]
+    asked = tuple(dict.fromkeys(path for some in paths for path in some))
+    found: dict[str, list[Item]] = {}
+    for item in store.matching(Where((Condition("path", True, asked),))) if asked else ():
+        if where is None or where.holds(item):
+            found.setdefault(item.path, []).append(item)
+    return [[item for path in some for item in found.get(path, ())] for some in paths]
 
 
 def _draw(answers: Sequence[Answer], path: Path) -> None:
@@ -196,7 +207,8 @@ def _tables(answers: Sequence[Answer]) -> Group:
 
 def _table(answer: Answer) -> Table:
     label = f" ({answer.query.label})" if answer.query.label else ""
-    own = f"; is in the index as {answer.own_id}, which is left out" if answer.own_id else ""
+    be = "is" if len(answer.own_ids) == 1 else "are"
+    own = f"; is in the index as {', '.join(answer.own_ids)}, which {be} left out" if answer.own_ids else ""
     table = Table(title=f"{answer.query.path}{label}{own}", title_justify="left")
     for name in ("rank", "similarity"):
         table.add_column(name, justify="right")

@@ -107,7 +107,7 @@ class FaissStore:
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
-        check_queries(queries, self.dimension)
+        check_queries(queries, k, self.dimension)
         if where is not None:
             found = search_rows(self._gallery, queries, k, rows=self._gallery.matching(where))
         else:
@@ -124,6 +124,10 @@ class FaissStore:
         if len(lacking):
             found[0][lacking], found[1][lacking] = search_rows(self._gallery, queries[lacking], k)
         return found
+
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        return self._gallery.items_matching(where)
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Return those of the ids that are in the store."""

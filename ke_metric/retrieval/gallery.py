@@ -19,7 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.retrieval.gallery_files import VectorFile, disk_error, missing, reach_disk
 from ke_metric.retrieval.gallery_table import OWN_FACTS, ItemTable
-from ke_metric.retrieval.vector_store import Item, check_addition
+from ke_metric.retrieval.vector_store import Item, check_addition, check_count, texts_of
 from ke_metric.retrieval.where import Where
 
 ITEMS = "items.sqlite"
@@ -105,7 +105,7 @@ class Gallery:
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove items, all of them or none; see `VectorStore.remove`."""
-        distinct = list(dict.fromkeys(ids))
+        distinct = list(dict.fromkeys(texts_of(ids)))
         if not distinct:
             return
         with self._table.changing():
@@ -113,7 +113,7 @@ class Gallery:
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Return those of the ids that are in the gallery."""
-        return set(self._table.rows_of(list(ids)))
+        return set(self._table.rows_of(texts_of(ids)))
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Return the items of ids, in order.
@@ -121,8 +121,9 @@ class Gallery:
         Raises:
             KeMetricError: DATA, naming it: there is no item of an id.
         """
+        asked = texts_of(ids)
         with self._table.reading():
-            return self.items(np.array(self._rows_of_all(ids), np.int64))
+            return self.items(np.array(self._rows_of_all(asked), np.int64))
 
     def _rows_of_all(self, ids: Sequence[str]) -> list[int]:
         there = self._table.rows_of(ids)
@@ -156,6 +157,11 @@ class Gallery:
         """Return the rows of the items for which `where` holds, int64, ascending."""
         return self._table.matching(where)
 
+    def items_matching(self, where: Where) -> list[Item]:
+        """Return the items for which `where` holds, in the order of their rows."""
+        with self._table.reading():
+            return self.items(self._table.matching(where))
+
     def blocks(self, first: int, last: int, rows_at_a_time: int) -> Iterator[tuple[int, FloatArray]]:
         """Yield the vectors of rows, holes among them, from `first` to before `last`; see `VectorFile.blocks`."""
         return self._vectors.blocks(first, last, rows_at_a_time)
@@ -165,7 +171,7 @@ class Gallery:
 
         What is changed before the last batch is taken does not show: B items and their vectors float32 [B, D].
         """
-        assert batch_size >= 1, batch_size
+        check_count("batch_size", batch_size)
         for rows, items in self._table.everything(batch_size):
             yield items, self._vectors.gather(rows)
 

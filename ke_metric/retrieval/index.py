@@ -6,6 +6,7 @@ of the store. Shapes: B batch, D embedding, Q queries, K neighbours.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from ke_metric.retrieval.where import Where
 
 MODEL = "model"
 FAISS_STORE = StoreSettings()
+ITEMS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,30 @@ class Index:
         self.require_digest(digest, "vectors to be added")
         self.store.add(items, vectors, replace=replace)
 
+    def require_same_pictures(self, items: Sequence[Item]) -> None:
+        """Refuse items of which another picture has the id already; what is there would be taken for it, or lost.
+
+        An id says which picture within a folder that was named, so two folders may use the same ids.
+
+        Args:
+            items: What is to be added or replaced. An item whose path, here or there, is not known is let through.
+
+        Raises:
+            KeMetricError: DATA, naming the id and both paths.
+        """
+        for start in range(0, len(items), ITEMS_AT_A_TIME):
+            part = items[start : start + ITEMS_AT_A_TIME]
+            known = self.store.known([item.id for item in part])
+            there = {item.id: item for item in self.store.get(sorted(known))}
+            for item in part:
+                if item.id in there and not _same_picture(item.path, there[item.id].path):
+                    raise KeMetricError(
+                        f"{self.folder}: has an item {item.id!r} already, of another picture: {there[item.id].path} "
+                        f"there, {item.path} here. Nothing is added. Give these pictures ids of their own (--prefix "
+                        "NAME puts NAME/ before each), or remove those that are there first",
+                        ExitCode.DATA,
+                    )
+
     def remove(self, ids: Collection[str]) -> None:
         """Remove items, all or none; see `VectorStore.remove`."""
         self.store.remove(ids)
@@ -284,3 +310,8 @@ class Index:
     def close(self) -> None:
         """Close the store; everything acknowledged stays."""
         self.store.close()
+
+
+def _same_picture(path: str, other: str) -> bool:
+    """Return whether two paths may lead to one file, links followed; of a path that is not known nobody can tell."""
+    return not path or not other or path == other or os.path.realpath(path) == os.path.realpath(other)

@@ -57,10 +57,14 @@ class MemmapStore:
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
-        check_queries(queries, self.dimension)
+        check_queries(queries, k, self.dimension)
         rows = None if where is None else self._gallery.matching(where)
         found = search_rows(self._gallery, queries, k, rows=rows, device=self._device)
         return Hits(*found, self._gallery.items, self._gallery.vectors)
+
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        return self._gallery.items_matching(where)
 
     def known(self, ids: Collection[str]) -> set[str]:
         """Return those of the ids that are in the store."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ke_metric.retrieval.vector_store import LONGEST_TEXT, is_unicode
-from ke_metric.retrieval.where import Condition, Where
+from ke_metric.retrieval.vector_store import is_unicode
+from ke_metric.retrieval.where import LONGEST_TEXT, Condition, Where
 
 # What ends a text in quotes or begins an escape, for Milvus and Milvus Lite alike; all else stands for itself.
 ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})

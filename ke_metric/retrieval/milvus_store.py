@@ -20,7 +20,7 @@ from ke_metric.retrieval.milvus_exhaustive import search_pages
 from ke_metric.retrieval.milvus_expression import expression_of
 from ke_metric.retrieval.milvus_hits import Found
 from ke_metric.retrieval.milvus_journal import Journal
-from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_queries
+from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_count, check_queries, texts_of
 from ke_metric.retrieval.where import Where
 
 HITS_AT_ONCE = 2**17
@@ -151,7 +151,7 @@ class MilvusStore:
         """Remove items; all of them or none. See `VectorStore.remove`."""
         self._require_writing()
         self._settle()
-        distinct = list(dict.fromkeys(ids))
+        distinct = list(dict.fromkeys(texts_of(ids)))
         self._require_known(distinct, self.known(distinct))
         if distinct:
             self._change(lambda: self._journal.delete(distinct), -len(distinct))
@@ -166,9 +166,8 @@ class MilvusStore:
             KeMetricError: DATA: queries of another shape or type. USAGE: more than 16,384 neighbours of that many
                 items.
         """
-        check_queries(queries, self._dimension)
-        assert k >= 1, k
-        there = len(self)
+        check_queries(queries, k, self._dimension)
+        k, there = int(k), len(self)
         most = min(k, there)
         if most > REQUEST_ROWS:
             raise KeMetricError(
@@ -201,20 +200,29 @@ class MilvusStore:
             for query, hits in zip(lacking.tolist(), search_pages(pages, queries[lacking], most), strict=True):
                 found.enter(query, [hits])
 
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        self._settle()
+        pages = self._main.pages(TEXTS, width=1024, expression=expression_of(where))
+        return [_item(row) for page in pages for row in page]
+
     def known(self, ids: Many[str]) -> set[str]:
         """Return those of the ids that are in the store."""
+        asked = texts_of(ids)
         self._settle()
-        return {row["id"] for row in self._main.find(ids, ["id"])}
+        return {row["id"] for row in self._main.find(asked, ["id"])}
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Return the items of ids, in order. See `VectorStore.get`."""
+        asked = texts_of(ids)
         self._settle()
-        found = {row["id"]: _item(row) for row in self._main.find(dict.fromkeys(ids), TEXTS)}
-        self._require_known(ids, found.keys())
-        return [found[name] for name in ids]
+        found = {row["id"]: _item(row) for row in self._main.find(dict.fromkeys(asked), TEXTS)}
+        self._require_known(asked, found.keys())
+        return [found[name] for name in asked]
 
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
         """Yield everything, in the order of the ids. See `VectorStore.read`."""
+        check_count("batch_size", batch_size)
         self._settle()
         for page in self._main.pages([*TEXTS, "vector"], width=self._row_bytes):
             for start in range(0, len(page), batch_size):

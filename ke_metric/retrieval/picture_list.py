@@ -11,7 +11,8 @@ from pathlib import Path
 from ke_metric.data.class_folders import IMAGE_EXTENSIONS
 from ke_metric.data.csv_rows import read_csv_rows
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.vector_store import LONGEST_TEXT, Item, is_unicode
+from ke_metric.retrieval.vector_store import Item, is_unicode
+from ke_metric.retrieval.where import LONGEST_TEXT
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ Shapes: Q queries, D embedding, K neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -69,7 +69,7 @@ def expand_queries(
     queries: FloatArray,
     expansion: Expansion,
     *,
-    exclude: Sequence[str] | None = None,
+    exclude: Sequence[str | Collection[str]] | None = None,
     where: Where | None = None,
 ) -> FloatArray:
     r"""Return each query moved towards its nearest neighbours in a store.
@@ -81,7 +81,7 @@ def expand_queries(
         store: Where the neighbours are looked for; one search.
         queries: [Q, D] float32, L2-normalised.
         expansion: How many neighbours, and how they are weighted.
-        exclude: Q ids, one for each query, of the item that is no neighbour of it, which is its own picture.
+        exclude: Q ids, or collections of ids, of what is no neighbour of a query: its own picture.
         where: Only items for which this holds are neighbours.
 
     Returns:

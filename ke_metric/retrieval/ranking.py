@@ -5,14 +5,14 @@ Shapes: Q queries, D embedding, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.query_expansion import Expansion, expand_queries
 from ke_metric.retrieval.reranking import Reranking, rerank_hits
 from ke_metric.retrieval.self_match import search_others
-from ke_metric.retrieval.vector_store import Hits, VectorStore
+from ke_metric.retrieval.vector_store import Hits, VectorStore, check_count
 from ke_metric.retrieval.where import Where
 
 __all__ = ["Expansion", "Reranking", "ranked_search"]
@@ -26,7 +26,7 @@ def ranked_search(
     where: Where | None = None,
     expand: Expansion | None = None,
     rerank: Reranking | None = None,
-    exclude: Sequence[str] | None = None,
+    exclude: Sequence[str | Collection[str]] | None = None,
 ) -> Hits:
     """Search a store with expanded queries, re-rank what it finds, or both, or neither.
 
@@ -37,7 +37,8 @@ def ranked_search(
         where: Search only items for which this holds, as if there were no others.
         expand: Move the queries towards their nearest neighbours first.
         rerank: Put the `depth` most similar items into a new order; k can be no larger.
-        exclude: Q ids, one for each query, of the item that is never a hit of it, which is its own picture.
+        exclude: Q ids, or collections of ids, of what is never a hit of a query, its own picture: see
+            `search_others`.
 
     Returns:
         [Q, k] hits, best first. The similarity is the cosine with the query; with `expand`, with the expanded query;
@@ -46,6 +47,7 @@ def ranked_search(
     Raises:
         KeMetricError: USAGE where k is larger than the re-ranking's depth; DATA for queries of another shape or type.
     """
+    check_count("k", k)
     if rerank is not None and k > rerank.depth:
         raise KeMetricError(
             f"{k} neighbours are asked for and re-ranking looks at {rerank.depth} candidates of each query (depth), "

@@ -16,7 +16,7 @@ from ke_metric.evaluation.neighbors import Neighbors
 from ke_metric.evaluation.recall import BoolArray, count_relevant, find_hits
 from ke_metric.evaluation.retrieval import require_ranks, score_lists
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.vector_store import Hits, VectorStore
+from ke_metric.retrieval.vector_store import Hits, VectorStore, texts_of
 
 
 def score_through(
@@ -53,8 +53,11 @@ def score_through(
             for a bad K; USAGE where a class is larger than the re-ranking's depth.
     """
     require_ranks(recall_at)
-    assert len(labels) == len(queries), (len(labels), len(queries))
-    assert ids is None or len(ids) == len(queries), (len(ids or ()), len(queries))
+    for name, texts in (("labels", labels), ("ids", ids)):
+        if texts is not None and len(texts_of(texts, name)) != len(queries):
+            raise KeMetricError(
+                f"{name}: {len(texts)} with {len(queries)} queries, must be one for each", ExitCode.DATA
+            )
     gallery = _Gallery.read(store)
     classes = gallery.classes_of(labels)
     own = None if ids is None else gallery.positions_of(ids)

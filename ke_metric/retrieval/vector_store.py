@@ -7,7 +7,7 @@ Shapes: N items, B batch, D embedding, Q queries, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +15,7 @@ import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
-from ke_metric.retrieval.where import Where
-
-LONGEST_TEXT = 1024
-"""Characters of an id, path or label; what every kind of store can hold."""
+from ke_metric.retrieval.where import FIELDS, LONGEST_TEXT, Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +26,24 @@ class Item:
         id: Unique in the store.
         path: Where the picture lies; empty where that is not known. No store ever opens it.
         label: Its class; empty where that is not known.
+
+    Raises:
+        KeMetricError: DATA: one of them is no text.
     """
 
     id: str
     path: str = ""
     label: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.id, str) and isinstance(self.path, str) and isinstance(self.label, str)):
+            name = next(name for name in FIELDS if not isinstance(getattr(self, name), str))
+            value = getattr(self, name)
+            raise KeMetricError(
+                f"item {str(self.id)[:80]!r}: {name} = {value!r} is {type(value).__name__}, must be text: "
+                f"{name}={str(value)[:80]!r}",
+                ExitCode.DATA,
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +125,7 @@ class VectorStore(Protocol):
         """Remove items; all of them or none.
 
         Raises:
-            KeMetricError: DATA, naming it: there is no item of an id.
+            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
         """
         ...
 
@@ -128,24 +138,36 @@ class VectorStore(Protocol):
             where: Search only items for which this holds.
 
         Raises:
-            KeMetricError: DATA for queries of another shape or type, or not of length 1.
+            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k.
         """
         ...
 
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        ...
+
     def known(self, ids: Collection[str]) -> set[str]:
-        """Return those of the ids that are in the store."""
+        """Return those of the ids that are in the store.
+
+        Raises:
+            KeMetricError: DATA: they are no collection of texts, or one text.
+        """
         ...
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Return the items of ids, in order.
 
         Raises:
-            KeMetricError: DATA, naming it: there is no item of an id.
+            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
         """
         ...
 
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
-        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D]."""
+        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D].
+
+        Raises:
+            KeMetricError: USAGE: batch_size is less than 1.
+        """
         ...
 
     def flush(self) -> None:
@@ -168,6 +190,11 @@ def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -
         KeMetricError: DATA, see `VectorStore.add`.
     """
     check_vectors(vectors, dimension)
+    wrong = [items] if isinstance(items, Item) else [item for item in items if not isinstance(item, Item)]
+    if wrong:
+        raise KeMetricError(
+            f"items: {str(wrong[0])[:80]}, must be a sequence of items: [Item('1.jpg')]", ExitCode.DATA
+        )
     if len(items) != len(vectors):
         raise KeMetricError(f"{len(items)} items with {len(vectors)} vectors, must be one for each", ExitCode.DATA)
     seen: set[str] = set()
@@ -188,12 +215,13 @@ def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -
         )
 
 
-def check_queries(queries: FloatArray, dimension: int) -> None:
-    """Refuse queries of another shape or type, or not of length 1.
+def check_queries(queries: FloatArray, k: int, dimension: int) -> None:
+    """Refuse queries of another shape or type, or not of length 1, and a k that is no number of neighbours.
 
     Raises:
-        KeMetricError: DATA, see `VectorStore.search`.
+        KeMetricError: DATA, USAGE; see `VectorStore.search`.
     """
+    check_count("k", k)
     check_vectors(queries, dimension)
     for row, length in _wrong_lengths(queries):
         raise KeMetricError(
@@ -219,6 +247,43 @@ def check_vectors(vectors: FloatArray, dimension: int) -> None:
             f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, must be float32 [B, {dimension}]",
             ExitCode.DATA,
         )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        KeMetricError: USAGE, naming it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise KeMetricError(f"{name} = {value!r}, must be a whole number of at least 1", ExitCode.USAGE)
+
+
+def texts_of(texts: Iterable[str], name: str = "ids") -> list[str]:
+    """Return a collection of texts as a list.
+
+    A text is itself a collection of texts, its characters: given in place of one it means other items.
+
+    Args:
+        texts: What was given.
+        name: What an error calls it.
+
+    Raises:
+        KeMetricError: DATA: it is one text, or holds something that is none.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise KeMetricError(
+            f"{name} = {str(texts)[:80]!r}: is one {type(texts).__name__}, must be a collection of texts: "
+            f"[{str(texts)[:80]!r}]",
+            ExitCode.DATA,
+        )
+    found = list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise KeMetricError(
+                f"{name}: {str(text)[:80]} is {type(text).__name__}, must be text: {str(text)[:80]!r}", ExitCode.DATA
+            )
+    return found
 
 
 def is_unicode(text: str) -> bool:

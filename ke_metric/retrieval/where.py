@@ -10,6 +10,8 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 
 FIELDS = ("id", "path", "label")
 LONGEST = 10_000
+LONGEST_TEXT = 1024
+"""Characters of an id, path or label; what every kind of store can hold."""
 # SQLite gives up at about 1,000.
 MOST_CONDITIONS = 100
 FORM = 'must be FIELD == "text", FIELD != "text" or FIELD in ["text", ...], several of them joined by `and`'
@@ -48,6 +50,20 @@ class Condition:
     within: bool
     values: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.field not in FIELDS:
+            raise KeMetricError(
+                f"condition: there is no field {self.field!r}{closest(str(self.field), FIELDS)}; there are "
+                f"{', '.join(FIELDS)}",
+                ExitCode.USAGE,
+            )
+        if isinstance(self.values, str) or not self.values or not all(isinstance(text, str) for text in self.values):
+            raise KeMetricError(
+                f"condition on {self.field}: values = {self.values!r}, must be a tuple of at least one text, as in "
+                '("crow",)',
+                ExitCode.USAGE,
+            )
+
 
 @dataclass(frozen=True)
 class Where:
@@ -63,16 +79,22 @@ class Where:
     def parse(cls, text: str) -> Self:
         """Read `label == "crow"`, `label != "crow"`, `label in ["crow", "jay"]`, or several joined by `and`.
 
+        A text is read as Python and JSON write it: `"\\ud83e\\udd9c"`, as JSON may write a character above U+FFFF, is
+        that one character.
+
         Raises:
-            KeMetricError: USAGE: it is none of these, or the field is unknown.
+            KeMetricError: USAGE: it is none of these, the field is unknown, or a text is one that no item can have.
         """
         try:
             if len(text) > LONGEST:
                 raise ValueError(f"{len(text)} characters, at most {LONGEST:,} are allowed")
             source = text.strip()
             tree = ast.parse(source, mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise _refused(text, str(error)) from error
+        except SyntaxError as error:
+            # Its own words for where that is, a line of a file, mean nothing here.
+            raise _refused(text, error.msg) from error
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise _refused(text, str(error) or "it is nested too deeply") from error
         parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
         if len(parts) > MOST_CONDITIONS:
             raise _refused(text, f"{len(parts)} conditions, at most {MOST_CONDITIONS} are allowed")
@@ -96,9 +118,17 @@ def _condition(node: ast.expr, text: str) -> Condition:
 
 
 def _text(node: ast.expr, text: str) -> str:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    raise _refused(text, f'{_written(node, text)} is no text in quotes, such as "crow"')
+    if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        raise _refused(text, f'{_written(node, text)} is no text in quotes, such as "crow"')
+    try:
+        # JSON writes a character above U+FFFF as the two halves of a pair, which Python reads as two characters.
+        value = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as error:
+        raise _refused(text, f"{_written(node, text)} has half a surrogate pair, which no item can have") from error
+    if len(value) > LONGEST_TEXT or "\0" in value:
+        what = "a NUL" if "\0" in value else f"{len(value):,} characters, of at most {LONGEST_TEXT:,}"
+        raise _refused(text, f"{_written(node, text)} has {what}, which no item can have")
+    return value
 
 
 def _written(node: ast.expr, text: str) -> str:

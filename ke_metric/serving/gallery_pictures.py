@@ -10,7 +10,8 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
-from ke_metric.retrieval.vector_store import LONGEST_TEXT, Item
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import LONGEST_TEXT
 from ke_metric.serving.exchange import Refused, Reply
 from ke_metric.serving.searcher import Searcher
 

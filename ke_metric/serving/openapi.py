@@ -172,11 +172,11 @@ def _reasons(statuses: tuple[str, ...]) -> Document:
     return found
 
 
-def _object(**properties: Document) -> Document:
+def _object(*, optional: Document | None = None, **properties: Document) -> Document:
     return {
         "type": "object",
         "required": list(properties),
-        "properties": properties,
+        "properties": properties | (optional or {}),
         "additionalProperties": False,
     }
 
@@ -185,7 +185,9 @@ TEXT: Document = {"type": "string"}
 DIGEST: Document = {"type": "string", "description": "SHA-256 of what the vectors depend on."}
 SCHEMAS: Document = {
     "SearchAnswer": _object(
-        results={"type": "array", "items": {"$ref": "#/components/schemas/Result"}}, digest=DIGEST
+        results={"type": "array", "items": {"$ref": "#/components/schemas/Result"}},
+        digest=DIGEST,
+        optional={"note": {"type": "string", "description": "That no item meets the condition where."}},
     ),
     "Result": _object(
         rank={"type": "integer", "minimum": 1},

@@ -29,6 +29,7 @@ from ke_metric.serving.uploads import Uploads
 
 State = Literal["starting", "ready", "stopping"]
 READING_THREADS = 2
+NOTHING_MEETS = "no item of the gallery meets the condition where"
 GREY = Image.new("RGB", (64, 64), (128, 128, 128))
 
 
@@ -173,7 +174,8 @@ class Service:
             return [embedding_document(vector, digest) for vector in vectors.tolist()]
         try:
             found = self._searcher.search(vectors, question.k, question.where)
-            return [search_document(results, digest) for results in found]
+            note = "" if question.where is None else NOTHING_MEETS
+            return [search_document(results, digest, note="" if results else note) for results in found]
         except Exception as error:
             if len(vectors) == 1:
                 return [error]
@@ -182,13 +184,20 @@ class Service:
             ]
 
 
-def search_document(results: Sequence[Result], digest: str) -> bytes:
-    """Return the answer to a search: no paths of this machine, but where to get each picture from here."""
+def search_document(results: Sequence[Result], digest: str, *, note: str = "") -> bytes:
+    """Return the answer to a search: no paths of this machine, but where to get each picture from here.
+
+    Args:
+        results: Most similar first.
+        digest: Of the network.
+        note: What is to be said of the answer; empty for nothing.
+    """
     found = ", ".join(
         f'{{"rank": {result.rank}, {_item_members(result.id, result.label)}, "similarity": {result.similarity!r}}}'
         for result in results
     )
-    return f'{{"results": [{found}], "digest": "{digest}"}}'.encode()
+    said = f', "note": {json.dumps(note)}' if note else ""
+    return f'{{"results": [{found}], "digest": "{digest}"{said}}}'.encode()
 
 
 @lru_cache(maxsize=16_384)

@@ -12,6 +12,7 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder as EmbedderClass
 from ke_metric.retrieval.index import Index
+from ke_metric.retrieval.vector_store import Item
 
 
 def run(*arguments):
@@ -177,15 +178,19 @@ def test_pictures_are_embedded_anew_when_asked(copied, glyph_files, tmp_path):
     (tmp_path / "new").mkdir()
     for folder in {name.partition("/")[0] for name in ids[:2]}:
         (tmp_path / "new" / folder).mkdir()
-    # Another picture under a known id.
-    shutil.copy(glyph_files / "gallery" / ids[-1], tmp_path / "new" / ids[0])
+    # Another picture at a known path.
+    picture = tmp_path / "new" / ids[0]
+    shutil.copy(glyph_files / "gallery" / ids[0], picture)
+    expect(ExitCode.OK, "index", "remove", ids[0], "--index", copied)
+    expect(ExitCode.OK, "index", "add", tmp_path / "new", "--index", copied)
+    shutil.copy(glyph_files / "gallery" / ids[-1], picture)
     before = content(copied)
     document = document_of("index", "add", tmp_path / "new", "--index", copied)
     assert (document["added"], document["there_already"]) == (0, 1)
     document = document_of("index", "add", tmp_path / "new", "--index", copied, "--replace")
     assert (document["added"], document["there_already"], document["items"]) == (1, 0, len(ids))
     after = content(copied)
-    assert after[ids[0]][0] == str(tmp_path / "new" / ids[0])
+    assert after[ids[0]][0] == str(picture)
     np.testing.assert_allclose(after[ids[0]][2], before[ids[-1]][2], atol=1e-5)
     assert {name: after[name] for name in ids[1:]} == {name: before[name] for name in ids[1:]}
 
@@ -236,7 +241,89 @@ def test_removing_all_that_are_meant_or_none(copied):
     document = document_of("index", "remove", "--index", copied, "--where", f"label == {json.dumps(label)}")
     assert document["removed"] == len(meant)
     assert content(copied).keys() == before.keys() - {first, second, *meant}
-    assert document_of("index", "remove", "--index", copied, "--where", 'label == "none"')["removed"] == 0
+    result = run("index", "remove", "--index", copied, "--where", 'label == "none"', "--json")
+    assert (result.exit_code, json.loads(result.stdout)["removed"]) == (ExitCode.OK, 0)
+    assert "holds for none of the" in result.stderr
+
+
+def test_a_condition_that_our_own_json_gives_removes_what_it_names(built, tmp_path):
+    for kind in ("faiss", "milvus"):
+        folder = tmp_path / kind
+        expect(ExitCode.OK, "index", "build", "--from", built[0], "-o", folder, "--store", kind)
+        with Index.open(folder, writing=True) as index:
+            dimension = index.dimension
+            items = [Item("🦜/1.png", "", "🦜"), Item("🦜/2.png", "", "🦜"), Item("🦚/1.png", "", "🦚")]
+            index.add(items, np.eye(3, dimension, dtype=np.float32), digest=index.digest)
+        before = content(folder)
+        # "label": "\ud83e\udd9c"
+        text = json.dumps("🦜")
+        told = expect(ExitCode.USAGE, "index", "remove", "--index", folder, "--where", f"label != {text}")
+        assert f"holds for {len(before) - 2} of the {len(before)} items" in told
+        assert "--yes" in told
+        assert content(folder) == before
+        arguments = ("index", "remove", "--index", folder, "--where", f"label == {text}")
+        document = document_of(*arguments, "--dry-run")
+        assert document == {"index": str(folder), "would_remove": 2, "removed": 0, "items": len(before)}
+        assert content(folder) == before
+        assert document_of(*arguments)["removed"] == 2
+        assert content(folder).keys() == before.keys() - {"🦜/1.png", "🦜/2.png"}
+
+
+def test_a_condition_that_no_item_could_meet_never_means_all(copied):
+    before = content(copied)
+    for condition in ('label != "\\ud83e"', 'label != "a\\x00"', f"label != '{'x' * 1025}'"):
+        told = expect(ExitCode.USAGE, "index", "remove", "--index", copied, "--yes", "--where", condition)
+        assert "which no item can have" in told
+        assert "<unknown>" not in told
+    assert content(copied) == before
+
+
+def test_more_than_half_is_removed_only_when_said_so(copied):
+    before = content(copied)
+    arguments = ("index", "remove", "--index", copied, "--where", 'label != "none"')
+    assert "more than half" in expect(ExitCode.USAGE, *arguments)
+    assert content(copied) == before
+    assert "would be removed" in expect(ExitCode.OK, *arguments, "--dry-run")
+    assert content(copied) == before
+    assert document_of(*arguments, "--yes")["removed"] == len(before)
+    assert content(copied) == {}
+
+
+def test_an_id_of_another_picture_is_refused(built, copied, glyph_files, tmp_path):
+    pictures, other = glyph_files / "gallery", tmp_path / "cam2"
+    name = ids_in(pictures)[0]
+    (other / name).parent.mkdir(parents=True)
+    shutil.copy(pictures / ids_in(pictures)[-1], other / name)
+    shutil.copy(pictures / name, other / "new.png")
+    expect(ExitCode.OK, "embed", other, "-o", tmp_path / "e", "--bundle", copied / "model")
+    before = content(copied)
+    for source in ((other,), ("--from", tmp_path / "e")):
+        for replacing in ((), ("--replace",)):
+            told = expect(ExitCode.DATA, "index", "add", *source, *replacing, "--index", copied).replace("\n", " ")
+            for text in (name, str(pictures / name), str(other / name), "--prefix"):
+                assert text in told
+            assert content(copied) == before
+    assert document_of("index", "add", other, "--prefix", "cam2", "--index", copied)["added"] == 2
+    after = content(copied)
+    assert after.keys() - before.keys() == {f"cam2/{name}", "cam2/new.png"}
+    assert after[f"cam2/{name}"][:2] == (str(other / name), name.partition("/")[0])
+    assert {key: after[key] for key in before} == before
+    # Again, and from the embeddings: there already.
+    for source in ((other,), ("--from", tmp_path / "e")):
+        document = document_of("index", "add", *source, "--prefix", "cam2", "--index", copied)
+        assert (document["added"], document["there_already"]) == (0, 2)
+
+
+def test_the_same_picture_by_another_path_is_there_already(copied, glyph_files, tmp_path):
+    (tmp_path / "link").symlink_to(glyph_files / "gallery")
+    document = document_of("index", "add", tmp_path / "link", "--index", copied)
+    assert (document["added"], document["there_already"]) == (0, document["items"])
+
+
+@pytest.mark.parametrize("prefix", ["/a", "a/", "/"])
+def test_a_prefix_that_is_none_is_refused(prefix, copied, glyph_files):
+    told = expect(ExitCode.USAGE, "index", "add", glyph_files, "--prefix", prefix, "--index", copied)
+    assert "--prefix" in told
 
 
 def test_a_second_writer_is_refused(copied):

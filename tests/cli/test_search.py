@@ -15,6 +15,8 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.store_settings import StoreSettings
+from ke_metric.retrieval.vector_store import Item
 
 
 def run(*arguments):
@@ -108,6 +110,58 @@ def test_the_query_itself_is_left_out_by_its_path(index, glyph_files, vectors):
     assert "self_left_out" not in kept
     assert kept["results"][0]["path"] == str(query)
     assert [result["path"] for result in kept["results"][1:]] == [result["path"] for result in answer["results"][:4]]
+
+
+@pytest.fixture(scope="module")
+def copies(flat, glyph_files, tmp_path_factory):
+    """An index in which a picture has two ids and thirty copies at other paths, which come before it."""
+    folder = tmp_path_factory.mktemp("copies") / "i"
+    query = sorted((glyph_files / "gallery").rglob("*.png"))[7]
+    own = f"{query.parent.name}/{query.name}"
+    with Index.open(flat) as index:
+        ((items, vectors),) = index.store.read(1000)
+        place = [item.id for item in items].index(own)
+        with Index.create(folder, embedder=index.embedder, settings=StoreSettings(kind="memmap")) as copied:
+            others = [Item(f"copy/{n}.png", f"/copies/{n}.png", "copy") for n in range(30)]
+            copied.add(others, np.repeat(vectors[[place]], 30, 0), digest=index.digest)
+            copied.add(items, vectors, digest=index.digest)
+            again = Item("again", items[place].path, items[place].label)
+            copied.add([again], vectors[[place]], digest=index.digest)
+    return folder, query, own
+
+
+@pytest.mark.parametrize("options", [(), ("--rerank", "5:3:0.3:50"), ("--expand", "3"), ("-k", "40")])
+def test_a_querys_own_picture_never_comes_back(copies, options):
+    folder, query, own = copies
+    (answer,) = searched(query, "--index", folder, *(("-k", "3") if "-k" not in options else ()), *options)["queries"]
+    assert answer["self_left_out"] == own
+    assert answer["all_left_out"] == [own, "again"]
+    assert str(query) not in {result["path"] for result in answer["results"]}
+    assert len(answer["results"]) == (40 if "-k" in options else 3)
+    table = expect(ExitCode.OK, "search", query, "--index", folder, *options)
+    assert "again, which are left out" in " ".join(table.split())
+
+
+def test_a_link_to_a_picture_is_that_picture(copies, tmp_path):
+    folder, query, own = copies
+    (tmp_path / "link.png").symlink_to(query)
+    (answer,) = searched(tmp_path / "link.png", "--index", folder, "--rerank", "5:3:0.3:50")["queries"]
+    assert answer["self_left_out"] == own
+    assert str(query) not in {result["path"] for result in answer["results"]}
+
+
+def test_a_condition_that_leaves_the_own_picture_out_leaves_nothing_else_out(copies):
+    folder, query, _ = copies
+    (answer,) = searched(query, "--index", folder, "-k", "3", "--where", 'label == "copy"')["queries"]
+    assert "self_left_out" not in answer
+    assert [result["label"] for result in answer["results"]] == ["copy"] * 3
+
+
+def test_a_condition_that_nothing_meets_is_told(flat, glyph_files):
+    query = next((glyph_files / "query").rglob("*.png"))
+    result = run("search", query, "--index", flat, "--where", 'label == "none"')
+    assert "holds for none of the" in result.stderr
+    assert "holds for none" not in run("search", query, "--index", flat, "--where", 'label != "none"').stderr
 
 
 def test_a_copy_is_another_picture(flat, glyph_files, tmp_path):

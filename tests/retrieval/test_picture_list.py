@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.picture_list import list_pictures
-from ke_metric.retrieval.vector_store import LONGEST_TEXT, Item
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import LONGEST_TEXT
 
 
 def touch(root, *names):

@@ -33,6 +33,15 @@ def store(memory_store):
 QUERIES = clustered(5, seed=5)
 
 
+def test_all_ids_of_a_query_are_left_out(store):
+    ids = [item.id for item in store.items]
+    exclude = [ids[:3], [], ids[0], {ids[5], "no such id"}]
+    hits = ranked_search(store, store.vectors[[0, 1, 0, 5]], 20, exclude=exclude)
+    for entry, items in zip(exclude, hits.items(), strict=True):
+        assert len(items) == 20
+        assert not {item.id for item in items} & ({entry} if isinstance(entry, str) else set(entry))
+
+
 def rerank_in_loops(query, gallery, *, k1, k2, weight):
     """The authors' rule for one query, as the paper tells it: the final distance to each of the gallery."""
     everything = np.vstack([query[None], gallery]).astype(float)

@@ -14,8 +14,10 @@ from store_kinds import STORES
 from store_twin import Twin, assert_same_answers, assert_same_content, some_items, unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.vector_store import LONGEST_TEXT, Item
-from ke_metric.retrieval.where import Condition, Where
+from ke_metric.retrieval.ranking import ranked_search
+from ke_metric.retrieval.self_match import search_others
+from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.where import LONGEST_TEXT, Condition, Where
 
 D = 16
 ODD_TEXTS = (
@@ -250,6 +252,61 @@ def test_an_unknown_id_is_refused_and_changes_nothing(kind, store):
         assert store.known(["id-1", unknown]) == {"id-1"}
     assert_same_content(store, twin)
     compare(kind, store, twin)
+
+
+def test_a_text_is_no_collection_of_texts(store):
+    store.add([Item(name) for name in ("1", "2", "12")], np.eye(3, D, dtype=np.float32))
+    for wrong in ("12", b"12", 1, [1, 2], ["1", 2], "", None):
+        for ask in (store.remove, store.known, store.get):
+            with refused("must be a collection of texts|must be text"):
+                ask(wrong)
+    for wrong in ("12", b"12", 1, [1], [b"12"], [["1", 2]], "", ["1", "2"]):
+        with refused("must be an id, or a collection|must be a collection|must be text"):
+            search_others(store, np.eye(1, D, dtype=np.float32), 1, exclude=wrong)
+    assert store.known(["1", "2", "12"]) == {"1", "2", "12"}
+
+
+def test_a_k_that_is_no_number_of_neighbours_is_refused(store):
+    filled(store, 3)
+    query = np.eye(1, D, dtype=np.float32)
+    for k in (0, -1, 1.5, True, None, "3"):
+        for where in (None, Where.parse('label == "class-1"')):
+            with refused("k = .*must be a whole number of at least 1", ExitCode.USAGE):
+                store.search(query, k, where=where)
+            with refused("k = .*must be a whole number of at least 1", ExitCode.USAGE):
+                ranked_search(store, query, k, where=where)
+    assert store.search(query, np.int64(2)).numbers.shape == (1, 2)
+    with refused("batch_size = 0", ExitCode.USAGE):
+        list(store.read(0))
+
+
+def test_what_is_added_must_be_items(store):
+    for items in (Item("new"), ["new"], [None]):
+        with refused("must be a sequence of items"):
+            store.add(items, np.eye(1, D, dtype=np.float32))
+    assert len(store) == 0
+
+
+def test_an_item_of_something_else_is_refused():
+    for fields, words in (
+        ({"id": 3}, "id = 3 is int, must be text"),
+        ({"id": "n", "label": 3}, "item 'n': label = 3 is int, must be text: label='3'"),
+        ({"id": "n", "path": Path("a/1.jpg")}, "path = .* must be text: path='a/1.jpg'"),
+        ({"id": "n", "label": None}, "label = None is NoneType"),
+    ):
+        with refused(words):
+            Item(**fields)
+
+
+def test_the_items_for_which_a_condition_holds(store):
+    twin = filled(store)
+    store.remove(["id-8", "id-2"])
+    twin.remove(["id-8", "id-2"])
+    for where in ('label == "class-1"', 'label != "class-1"', 'id in ["id-3", "no"]', 'path != "x"', 'label == "no"'):
+        condition = Where.parse(where)
+        found = store.matching(condition)
+        assert {item.id for item in found} == set(twin.matching(condition))
+        assert found == [item for items, _ in store.read() for item in items if item.id in twin.matching(condition)]
 
 
 def test_get_keeps_the_order(store):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import FIELDS, LONGEST, MOST_CONDITIONS, Condition, Where
+from ke_metric.retrieval.where import FIELDS, LONGEST, LONGEST_TEXT, MOST_CONDITIONS, Condition, Where
 
 ITEM = Item("a/1.jpg", "/x/a/1.jpg", "crow")
 
@@ -18,6 +18,7 @@ def refused(text):
     message = str(caught.value)
     assert message.startswith("where = ")
     assert "must be FIELD ==" in message
+    assert "<unknown>" not in message
     return message
 
 
@@ -35,6 +36,10 @@ def refused(text):
             'label == "crow" and id != "a" and path in ["b"]',
             [Condition("label", True, ("crow",)), Condition("id", False, ("a",)), Condition("path", True, ("b",))],
         ),
+        # As json.dumps writes it.
+        ('label == "\\ud83e\\udd9c"', [Condition("label", True, ("🦜",))]),
+        ('label != "\\ud83e\\udd9c"', [Condition("label", False, ("🦜",))]),
+        ('label in ["a\\ud83e\\udd9cb", "🦜"]', [Condition("label", True, ("a🦜b", "🦜"))]),
         ('(label == "crow") and (id == "a")', [Condition("label", True, ("crow",)), Condition("id", True, ("a",))]),
     ],
 )
@@ -72,11 +77,31 @@ def test_what_is_read(text, conditions):
         ("label == 0x" + "f" * 6000, "is no text"),
         ('label == "' + "a" * LONGEST + '"', "at most 10,000"),
         ('label == "\0"', "null bytes"),
+        ('label == "\\ud83e"', "half a surrogate pair, which no item can have"),
+        ('label != "\\udd9c\\ud83e"', "half a surrogate pair, which no item can have"),
+        ('label in ["crow", "\ud800"]', "surrogate"),
+        ('label != "a\\x00b"', "a NUL, which no item can have"),
+        (f'label != "{"x" * (LONGEST_TEXT + 1)}"', "1,025 characters, of at most 1,024, which no item can have"),
         (" and ".join(['label != "a"'] * (MOST_CONDITIONS + 1)), "101 conditions, at most 100"),
     ],
 )
 def test_what_is_refused(text, words):
     assert words in refused(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "words"),
+    [
+        ("label", "crow", "must be a tuple of at least one text"),
+        ("label", (), "must be a tuple of at least one text"),
+        ("label", (3,), "must be a tuple of at least one text"),
+        ("lable", ("crow",), "no field 'lable'; did you mean 'label'?"),
+    ],
+)
+def test_a_condition_of_something_else_is_refused(field, values, words):
+    with pytest.raises(KeMetricError) as caught:
+        Condition(field, True, values)
+    assert words in str(caught.value)
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10)

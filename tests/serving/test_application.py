@@ -60,6 +60,18 @@ def test_a_search_where_something_holds(service):
     assert len(answer.document["results"]) == 5
 
 
+def test_a_condition_that_nothing_meets_is_told(service):
+    for text, note in (('label == "none"', True), ('label == "\\ud83e\\udd9c"', True), ('label != "none"', False)):
+        document = service.search(PICTURE, f"/search?where={quote(text)}").document
+        assert ("note" in document) is note
+        assert bool(document["results"]) is not note
+    answer = service.search(PICTURE, f"/search?where={quote('label == ' + chr(34) + 'a')}")
+    assert answer.status == 400
+    assert "unterminated string" in answer.document["error"]
+    assert "<unknown>" not in answer.document["error"]
+    assert service.search(PICTURE, "/search?where=" + quote('label != "\\ud83e"')).status == 400
+
+
 def test_embed_gives_the_vector_bit_by_bit(service):
     document = service.search(PICTURE, "/embed").document
     vector = np.array(document["embedding"], np.float32)

@@ -56,8 +56,8 @@ def conforms(value, schema):
     if not isinstance(value, kinds[schema["type"]]):
         return False
     if schema["type"] == "object" and "properties" in schema:
-        return set(value) == set(schema["required"]) and all(
-            conforms(value[name], part) for name, part in schema["properties"].items()
+        return set(schema["required"]) <= set(value) <= set(schema["properties"]) and all(
+            conforms(part, schema["properties"][name]) for name, part in value.items()
         )
     return schema["type"] != "array" or all(conforms(element, schema["items"]) for element in value)
 
