@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ke_metric.generation import Generation
-from ke_metric.methods.method import load_whole
+from ke_metric.generation import Generation, load_whole
 from ke_metric.methods.table import method_of
 from ke_metric.networks.classification import build_classifier
 from ke_metric.networks.embedding import build_network

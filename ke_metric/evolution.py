@@ -19,10 +19,10 @@ from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.generation import Generation, Provenance, TrainingState, weights_digest
+from ke_metric.generation import Generation, Provenance, TrainingState, load_whole, weights_digest
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
-from ke_metric.methods.method import Birth, load_whole
+from ke_metric.methods.method import Birth
 from ke_metric.methods.table import method_of
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
@@ -152,6 +152,7 @@ class Nursery:
                 training={**self.engine.describe(), **self._search(scorer)},
                 seconds=seconds,
                 class_names=self.pictures.benchmark.train.class_names if self._classifies else (),
+                data=self.pictures.fingerprint.describe(),
             ),
         )
 

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ke_metric.errors import ExitCode, KeMetricError
+
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
 Weights = Mapping[str, Tensor]
 """A state dict on the CPU: name to tensor."""
+NAMED_MISFITS = 5
 
 
 def weights_digest(weights: Weights) -> str:
@@ -51,6 +54,36 @@ class ClassScores:
 
     accuracy: Mapping[str, float]
     confusion: Mapping[str, Mapping[str, int]]
+
+
+def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
+    """Load a state dict, every tensor of it and nothing else.
+
+    Args:
+        module: A network or a loss; left as it was when the weights do not fit.
+        weights: What it is given.
+        what: What an error calls the weights.
+
+    Raises:
+        KeMetricError: A tensor is missing, left over or of another shape.
+    """
+    expected = {name: list(value.shape) for name, value in module.state_dict().items()}
+    given = {name: list(value.shape) for name, value in weights.items()}
+    misfits = [f"{name} is missing" for name in expected if name not in given]
+    misfits += [f"{name} is left over" for name in given if name not in expected]
+    misfits += [
+        f"{name} has shape {given[name]}, not {shape}"
+        for name, shape in expected.items()
+        if given.get(name, shape) != shape
+    ]
+    if misfits:
+        more = f" and {len(misfits) - NAMED_MISFITS} more" if len(misfits) > NAMED_MISFITS else ""
+        raise KeMetricError(
+            f"{what} do not fit the recipe's network or loss: {'; '.join(misfits[:NAMED_MISFITS])}{more}. What has a "
+            "row for every class needs the classes that it was trained on",
+            ExitCode.LINEAGE,
+        )
+    module.load_state_dict(as_state_dict(weights, module), strict=True)
 
 
 @dataclass(frozen=True)
@@ -88,6 +121,8 @@ class Provenance:
         training: Device, precision, processes and search backend that were used.
         seconds: Wall-clock seconds by phase: `training`, `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
+        data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a
+            generation of before there were any. See `fingerprint.DataFingerprint.describe`.
     """
 
     recipe_digest: str
@@ -97,6 +132,7 @@ class Provenance:
     training: Mapping[str, Any]
     seconds: Mapping[str, float]
     class_names: Sequence[str] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

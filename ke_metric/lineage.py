@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.fingerprint import DataFingerprint, class_name_changes
 from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage_disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.lineage_files import (
     WEIGHTS,
     drop_weights,
     newest_state,
+    read_fingerprint,
     read_generation,
+    read_provenance,
     read_scorecard,
     read_state,
     replace_state,
     write_generation,
 )
 from ke_metric.lineage_folder import (
+    DATA,
     FACTS,
     IN_PROGRESS,
     LOG,
@@ -43,6 +47,7 @@ from ke_metric.recipe_file import load_recipe
 __all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
 LINEAGES = Path("lineages")
+UNCHECKED = "whether they are still the same could not be checked"
 
 
 def holds_lineage(folder: Path | str) -> bool:
@@ -168,6 +173,22 @@ class Lineage:
         self._require(number)
         return read_scorecard(self.generation_folder(number), number)
 
+    @property
+    def data(self) -> DataFingerprint | None:
+        """What it is grown and scored on; None for a lineage of before fingerprints were kept.
+
+        Raises:
+            KeMetricError: The file is damaged.
+        """
+        path = self.folder / DATA
+        return read_fingerprint(path) if path.exists() else None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of a classifier's classes in the order of the logits; empty for retrieval and before generation 1."""
+        numbers = self.numbers
+        return tuple(read_provenance(self.generation_folder(numbers[-1])).class_names) if numbers else ()
+
     def _require(self, number: int) -> None:
         numbers = self.numbers
         if number not in numbers:
@@ -286,6 +307,59 @@ class Lineage:
         number = len(self.numbers) + 1
         folder = newest_state(self.folder / IN_PROGRESS, number)
         return read_state(folder, number) if folder else None
+
+    @property
+    def holds_training(self) -> bool:
+        """Whether anything was trained: a generation is complete, or has finished an epoch."""
+        return bool(self.numbers) or newest_state(self.folder / IN_PROGRESS) is not None
+
+    def require_data(self, now: DataFingerprint) -> str | None:
+        """Check that the lineage's data are what they were, so that it can go on.
+
+        Args:
+            now: What lies there; contents are compared where they have been read.
+
+        Returns:
+            What could not be checked, in words; None where everything could.
+
+        Raises:
+            KeMetricError: They have changed (exit code 4: recipe and lineage are as they should be, the data are what
+                must be mended). What changed is named.
+        """
+        if not self.holds_training:
+            return None
+        before = self.data
+        if before is None:
+            self.require_classes(now)
+            return f"{self.folder} was begun before lineages kept a fingerprint of their data: {UNCHECKED}"
+        changes = before.changes(now)
+        if changes:
+            raise KeMetricError(
+                f"{self.folder}: its data have changed since it was begun: {'; '.join(changes)}. A lineage goes on "
+                "with the data that it was begun on: put them back, or begin another one with --lineage",
+                ExitCode.DATA,
+            )
+        return None
+
+    def require_classes(self, now: DataFingerprint) -> None:
+        """Check that a classifier's classes are still called what they were, in the order of its logits.
+
+        Raises:
+            KeMetricError: They are not (exit code 4).
+        """
+        names = self.class_names
+        changed = class_name_changes(names, now.class_names) if names else ""
+        if changed:
+            raise KeMetricError(
+                f"{self.folder}: the classes of its data are not those that it was trained on: {changed}. A "
+                "classifier's numbers mean the classes that it was trained on: put their names back",
+                ExitCode.DATA,
+            )
+
+    def record_data(self, data: DataFingerprint) -> None:
+        """Store what the lineage is grown and scored on, unless that is known."""
+        if self.data is None or not self.holds_training:
+            write_text(self.folder / DATA, json.dumps(data.to_json()) + "\n")
 
     def set_status(self, status: str) -> None:
         """Record `running`, `interrupted`, `diverged`, `failed` or `finished`."""

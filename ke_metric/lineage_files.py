@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState, Weights
 from ke_metric.lineage_disk import damage, disk_error, read_object, read_text, to_json, whole_folder
 
@@ -80,7 +81,7 @@ def read_generation(folder: Path, number: int) -> Generation:
             ExitCode.LINEAGE,
         )
     scorecard, magnitudes = _read_scores(folder / SCORECARD, number)
-    facts = read_object(folder / PROVENANCE)
+    provenance = read_provenance(folder)
     try:
         return Generation(
             number=number,
@@ -91,9 +92,22 @@ def read_generation(folder: Path, number: int) -> Generation:
             scorecard=scorecard,
             training_log=_read_log(folder / TRAINING_LOG),
             magnitudes=magnitudes,
-            provenance=Provenance(**facts | {"class_names": _class_names(facts)}),
+            provenance=provenance,
         )
     except (AssertionError, TypeError) as error:
+        raise damage(folder / PROVENANCE, error) from error
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Read where a generation came from; it stays when its weights are dropped.
+
+    Raises:
+        KeMetricError: It is missing or damaged.
+    """
+    facts = read_object(folder / PROVENANCE)
+    try:
+        return Provenance(**facts | {"class_names": _class_names(facts)})
+    except TypeError as error:
         raise damage(folder / PROVENANCE, error) from error
 
 
@@ -145,6 +159,20 @@ def _read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
 def _require_number(found: object, number: int) -> None:
     if found != number:
         raise ValueError(f"generation {found} in the folder of generation {number}")
+
+
+def read_fingerprint(path: Path) -> DataFingerprint:
+    """Read what a lineage is grown and scored on.
+
+    Raises:
+        KeMetricError: The file is missing or damaged.
+    """
+    try:
+        return DataFingerprint.from_json(read_object(path))
+    except MISFITS as error:
+        if isinstance(error, KeMetricError):
+            raise
+        raise damage(path, error) from error
 
 
 def drop_weights(folder: Path) -> None:

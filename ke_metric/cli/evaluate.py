@@ -11,16 +11,15 @@ from rich.console import Group, RenderableType
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.evaluate_store import StoreScoring, store_table
-from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.data.pictures import Pictures, fingerprint, without_training
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
-from ke_metric.recipe import Recipe
 from ke_metric.report import mistakes_table, scorecard_document, scorecards_table
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
@@ -48,7 +47,7 @@ def evaluate_lineage(
     numbers = _numbers(store, which)
     _require_scored(store, network, through)
     generations = {number: store.load(number) for number in numbers}
-    scorer = _scorer(store.recipe, device)
+    scorer, changes = _scorer(store, device)
     cards: dict[int, Scorecard] = {}
     documents: list[dict[str, Any]] = []
     tables: list[RenderableType] = []
@@ -57,7 +56,10 @@ def evaluate_lineage(
         cards[number] = _score(generation, scorer, embeddings if through else None)
         say(
             _compare(
-                cards[number], generation, "no search" if store.recipe.task == "classification" else scorer.backend
+                cards[number],
+                generation,
+                backend="no search" if store.recipe.task == "classification" else scorer.backend,
+                data_changed=bool(changes),
             )
         )
         documents.append(_only(scorecard_document(number, cards[number]), NETWORKS[network]))
@@ -66,6 +68,7 @@ def evaluate_lineage(
             documents[-1]["store"] = found = through.document(scorer, chosen, exact=documents[-1])
             tables.append(store_table(documents[-1], found))
     document: dict[str, Any] = {"lineage": str(store.folder)}
+    document |= {"data_changes": changes} if changes else {}
     document |= {"generations": documents} if which == "all" else documents[0]
     table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network])
     last = max(cards)
@@ -89,13 +92,20 @@ def _require_scored(store: Lineage, network: str, through: StoreScoring | None) 
         )
 
 
-def _scorer(recipe: Recipe, device: str | None) -> Scorer:
-    benchmark = without_training(load_benchmark(recipe.data, recipe.task))
+def _scorer(store: Lineage, device: str | None) -> tuple[Scorer, list[str]]:
+    """Return what scores the lineage's networks, and how its data have changed since it was begun."""
+    recipe = store.recipe
+    complete = load_benchmark(recipe.data, recipe.task)
+    # A class that is called otherwise is found before everything is decoded.
+    store.require_classes(fingerprint(complete))
+    benchmark = without_training(complete)
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(
             benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
         )
-    return Scorer(pictures, recipe, Engine("fp32", device))
+    return Scorer(pictures, recipe, Engine("fp32", device)), tell_data_changes(
+        store, fingerprint(complete, pictures.contents)
+    )
 
 
 def _numbers(store: Lineage, which: str) -> list[int]:
@@ -131,7 +141,7 @@ def _score(
     return scorer.scorecard(network, plan, seen=None if embeddings is None else keep)
 
 
-def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
+def _compare(card: Scorecard, generation: Generation, *, backend: str, data_changed: bool) -> str:
     """Say whether the scores are those that were stored, and the largest difference if not."""
     stored = generation.scorecard
     pairs = [(card.dense, stored.dense), (card.slim or {}, stored.slim or {})]
@@ -139,12 +149,23 @@ def _compare(card: Scorecard, generation: Generation, backend: str) -> str:
     if all(new[name] == old[name] for new, old in pairs for name in new.keys() & old.keys()):
         return f"generation {generation.number}: equal to the stored scorecard"
     largest, name = max((abs(new[name] - old[name]), name) for new, old in pairs for name in new.keys() & old.keys())
-    before, now = generation.provenance, package_versions(["torch"])["torch"]
+    before = generation.provenance
+    told = f"generation {generation.number}: differs from the stored scorecard, most in {name}: {largest:.2g}"
+    if data_changed:
+        return f"{told}; the data have changed since, see above"
+    versions = {
+        "search": (before.training.get("search_backend", "unknown"), backend),
+        "torch": (before.environment["versions"]["torch"], package_versions(["torch"])["torch"]),
+    }
+    # What follows a plus sign is how it was built: torch calls itself 2.14.1+cu130 where its files say 2.14.1.
+    other = [f"{name} {old} then, {new} now" for name, (old, new) in versions.items() if _public(old) != _public(new)]
     return (
-        f"generation {generation.number}: differs from the stored scorecard, most in {name}: {largest:.2g}. Scored "
-        f"with {before.training.get('search_backend', 'an unknown backend')} on {before.training['device']} and "
-        f"torch {before.environment['versions']['torch']} then, with {backend} and torch {now} now"
+        f"{told}. Scored on {before.training['device']} then; {'; '.join(other) or 'search and torch are the same'}"
     )
+
+
+def _public(version: str) -> str:
+    return version.partition("+")[0]
 
 
 def _only(document: dict[str, Any], networks: Sequence[str]) -> dict[str, Any]:

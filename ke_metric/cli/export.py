@@ -13,10 +13,11 @@ from rich.table import Table
 from ke_metric.cli.choices import ModelChoice
 from ke_metric.cli.display import counting
 from ke_metric.cli.embed import load_embedder
-from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import ImageSet, IntArray
+from ke_metric.data.pictures import fingerprint
 from ke_metric.data.pixels import PixelArray, in_order
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.export import Evidence, ExportSettings, export, require_place
@@ -91,6 +92,7 @@ def _of_folder(folder: Path, embedder: Embedder, settings: ExportSettings) -> Ev
 def _of_lineage(store: Lineage, embedder: Embedder, settings: ExportSettings) -> Evidence:
     recipe = store.recipe
     benchmark = load_benchmark(recipe.data, recipe.task)
+    tell_data_changes(store, fingerprint(benchmark))
     query, train = benchmark.query, benchmark.train
     source = f"queries of {benchmark.name}"
     require_enough(len(query), source)

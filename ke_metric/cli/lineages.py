@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ke_metric.cli.display import say
-from ke_metric.lineage import Lineage
+from ke_metric.fingerprint import DataFingerprint
+from ke_metric.lineage import UNCHECKED, Lineage
 
 
 def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
@@ -25,3 +26,27 @@ def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
     passed = "" if chosen.folder == newest.folder else f" of task {task} ({newest.folder} is of another task)"
     say(f"newest lineage{passed}: {chosen.folder}")
     return chosen
+
+
+def tell_data_changes(lineage: Lineage, now: DataFingerprint) -> list[str]:
+    """Warn of what has changed in a lineage's data since it was begun, or say that nobody can tell.
+
+    Args:
+        lineage: Whose data they are.
+        now: What lies there; contents are compared where they have been read.
+
+    Returns:
+        What has changed, a sentence each.
+
+    Raises:
+        KeMetricError: A classifier's classes are not those that it was trained on.
+    """
+    lineage.require_classes(now)
+    before = lineage.data
+    if before is None:
+        say(f"{lineage.folder} keeps no fingerprint of its data: {UNCHECKED}")
+        return []
+    changes = before.changes(now)
+    for change in changes:
+        say(f"warning: the data have changed since {lineage.folder} was begun: {change}", style="yellow")
+    return changes

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ke_metric.cli.display import counting
-from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.cli.result import Result
 from ke_metric.data.archives import refuse_occupied
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.picture_files import write_pictures
+from ke_metric.data.pictures import fingerprint
 
 
 def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> Result:
@@ -27,6 +28,7 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
     store = open_lineage(lineage)
     recipe = store.recipe
     benchmark = load_benchmark(recipe.data, recipe.task)
+    tell_data_changes(store, fingerprint(benchmark))
     with counting(f"writing {benchmark.name}") as progress:
         written = write_pictures(benchmark, target, part=part, progress=progress)
     document = {

@@ -15,7 +15,7 @@ from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures
+from ke_metric.data.pictures import Pictures, fingerprint
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.lineage import RESOLVED, Lineage, default_folder
@@ -48,11 +48,16 @@ def train_lineage(
     if resume:
         _require_unfinished(Lineage(folder), recipe)
     benchmark = load_benchmark(recipe.data, recipe.task)
+    if resume:
+        # Whatever keys and labels tell is told before everything is decoded.
+        Lineage(folder).require_data(fingerprint(benchmark))
     engine = Engine(recipe.training.precision, device)
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(
             benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
         )
+    if resume and (unchecked := Lineage(folder).require_data(pictures.fingerprint)):
+        say(f"warning: {unchecked}", style="yellow")
     Nursery(recipe, pictures, engine).require_buildable()
     with ExitStack() as stack:
         if engine.is_main:
@@ -60,6 +65,7 @@ def train_lineage(
             stack.enter_context(lineage.writing())
             if resume:
                 lineage.continue_with(recipe)
+            lineage.record_data(pictures.fingerprint)
         engine.wait()
         lineage = Lineage(folder)
         _grow(lineage, pictures, engine=engine, device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ke_metric.data.images import Benchmark, FolderSource, ImageSource
+from ke_metric.data.images import Benchmark, FolderSource
 from ke_metric.data.layout import Layout, find_layout
 from ke_metric.data.list_files import ListRow, read_rows
 from ke_metric.data.published_counts import PublishedCounts
@@ -47,9 +47,9 @@ COUNTS = PublishedCounts(
 
 @dataclass(frozen=True)
 class BannerlessSource:
-    """Pictures of another source without the copyright strip at their bottom."""
+    """Pictures of a folder without the copyright strip at their bottom."""
 
-    source: ImageSource
+    source: FolderSource
 
     def read(self, key: str) -> Image.Image:
         """Decode one picture and cut its lowest 20 pixels; a KeMetricError names one that has no more than those."""
@@ -61,6 +61,10 @@ class BannerlessSource:
                 ExitCode.DATA,
             )
         return image.crop((0, 0, image.width, image.height - BANNER_HEIGHT))
+
+    def content(self, key: str) -> str:
+        """Return the digest of the file, strip and all."""
+        return self.source.content(key)
 
 
 def read_classification(data: Data) -> Benchmark:

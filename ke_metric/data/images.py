@@ -5,11 +5,12 @@ Shapes: N items, C classes, H and W height and width in pixels.
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ IntArray = npt.NDArray[np.int64]
 
 # Pillow warns above 89.5 million pixels; a photograph of a data set is far below, a decompression bomb is not.
 MAX_PIXELS = 100_000_000
+# Of a SHA-256: changes are to be noticed, nobody forges a picture here.
+CONTENT_DIGITS = 16
 
 
 class ImageSource(Protocol):
@@ -28,6 +31,15 @@ class ImageSource(Protocol):
 
     def read(self, key: str) -> Image.Image:
         """Decode one picture to RGB; a KeMetricError names what cannot be read."""
+        ...
+
+
+@runtime_checkable
+class StoredSource(Protocol):
+    """A source whose pictures are files."""
+
+    def content(self, key: str) -> str:
+        """Return a digest of the bytes of a picture's file, the same however it is decoded and prepared."""
         ...
 
 
@@ -40,6 +52,19 @@ class FolderSource:
     def read(self, key: str) -> Image.Image:
         """Decode the file of a key, see `read_picture`."""
         return read_picture(self.root / key)
+
+    def content(self, key: str) -> str:
+        """Return a digest of the file of a key; after `read` the system still holds it, and asks no disk again.
+
+        Raises:
+            KeMetricError: DATA: it cannot be read.
+        """
+        path = self.root / key
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, hashlib.sha256).hexdigest()[:CONTENT_DIGITS]
+        except OSError as error:
+            raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -143,6 +168,20 @@ class ImageSet:
     def read(self, index: int) -> Image.Image:
         """Decode picture number `index` to RGB."""
         return self.source.read(self.keys[index])
+
+    def content(self, index: int, image: Image.Image) -> str:
+        """Return a digest of what picture number `index` holds: of its file, or of its pixels where it is drawn.
+
+        Args:
+            index: Number of the picture.
+            image: What `read` gave for it.
+        """
+        if isinstance(self.source, StoredSource):
+            return self.source.content(self.keys[index])
+        # The size too: a 2x8 and an 8x2 picture can have the same bytes.
+        digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()[:CONTENT_DIGITS]
 
     def at(self, indices: IntArray) -> ImageSet:
         """Return the items at some positions [n], in the order given; classes and labels stay."""

@@ -5,9 +5,10 @@ Shapes: B batch, N items, S image size in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, PairedBat
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.pixels import PixelStore, StoreShape, evaluation_pixels, normalize, standardize, unit_range
 from ke_metric.data.training_batches import TrainingBatches
+from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.recipe import Recipe
 
 NOTHING = np.empty(0, np.int64)
@@ -68,6 +70,38 @@ class Pictures:
         query = build(benchmark.query)
         gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
         return cls(benchmark, train, query, gallery, validation)
+
+    @property
+    def contents(self) -> dict[str, tuple[str, ...]]:
+        """Part to the digests of what its pictures were decoded from; none where they were not decoded from files."""
+        stores = {"train": self.train, "query": self.query, "gallery": self.gallery, "validation": self.validation}
+        return {name: store.contents for name, store in stores.items() if store is not None}
+
+    @property
+    def fingerprint(self) -> DataFingerprint:
+        """Which pictures these are."""
+        return fingerprint(self.benchmark, self.contents)
+
+
+def fingerprint(
+    benchmark: Benchmark, contents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> DataFingerprint:
+    """Return which pictures a benchmark has.
+
+    Args:
+        benchmark: Its parts.
+        contents: Part to the digests of its pictures, for the parts that were decoded.
+    """
+    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    if benchmark.leave_one_out:
+        del parts["gallery"]
+    if benchmark.validation is not None:
+        parts["validation"] = benchmark.validation
+    found = {
+        name: PartFingerprint(images.keys, tuple(images.labels.tolist()), images.class_names, contents.get(name, ()))
+        for name, images in parts.items()
+    }
+    return DataFingerprint(found, benchmark.task)
 
 
 def without_training(benchmark: Benchmark) -> Benchmark:

@@ -49,11 +49,21 @@ class PixelStore:
         heights: [N] in pixels.
         widths: [N] in pixels.
         file: Holds `pixels` when they are mapped from a file.
+        contents: N digests of what the pictures were decoded from, see `ImageSet.content`; empty where they are not
+            known. Worker processes, which have no use for them, get none.
     """
 
     def __init__(
-        self, pixels: PixelArray, heights: IntArray, *, widths: IntArray, file: BinaryIO | None = None
+        self,
+        pixels: PixelArray,
+        heights: IntArray,
+        *,
+        widths: IntArray,
+        file: BinaryIO | None = None,
+        contents: tuple[str, ...] = (),
     ) -> None:
+        assert len(contents) in (0, len(heights)), (len(contents), len(heights))
+        self.contents = contents
         self._pixels = pixels.view()
         self._pixels.flags.writeable = False
         self._heights = heights
@@ -99,20 +109,26 @@ class PixelStore:
 
     @classmethod
     def _build(
-        cls, images: ImageSet, decode: Callable[[int], PixelArray], progress: Callable[[int, int], None] | None
+        cls,
+        images: ImageSet,
+        decode: Callable[[int], tuple[PixelArray, str]],
+        progress: Callable[[int, int], None] | None,
     ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
-        for index, picture in enumerate(in_order(decode, range(len(images)))):
+        contents: list[str] = []
+        for index, (picture, content) in enumerate(in_order(decode, range(len(images)))):
             heights[index], widths[index] = picture.shape[:2]
+            contents.append(content)
             stream.write(picture.data)
             if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
                 stream = _temporary_file(stream.getbuffer())
             if progress is not None:
                 progress(index + 1, len(images))
         if isinstance(stream, io.BytesIO):
-            return cls(np.frombuffer(stream.getbuffer(), np.uint8), heights, widths=widths)
-        return cls(_mapped(stream), heights, widths=widths, file=stream)
+            pixels = np.frombuffer(stream.getbuffer(), np.uint8)
+            return cls(pixels, heights, widths=widths, contents=tuple(contents))
+        return cls(_mapped(stream), heights, widths=widths, file=stream, contents=tuple(contents))
 
     def __len__(self) -> int:
         return len(self._heights)
@@ -165,8 +181,10 @@ def in_order(decode: Callable[[Source], Decoded], sources: Iterable[Source]) -> 
             yield waiting.popleft().result()
 
 
-def _decode(images: ImageSet, index: int, *, store_size: int, shape: StoreShape) -> PixelArray:
-    return stored_picture(images.read(index), images.keys[index], store_size=store_size, shape=shape)
+def _decode(images: ImageSet, index: int, *, store_size: int, shape: StoreShape) -> tuple[PixelArray, str]:
+    image = images.read(index)
+    content = images.content(index, image)
+    return stored_picture(image, images.keys[index], store_size=store_size, shape=shape), content
 
 
 def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:

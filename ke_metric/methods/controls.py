@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ke_metric.generation import load_whole
 from ke_metric.methods.fit_steps import with_fit_steps
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe import Method as MethodRecipe
 from ke_metric.regime import Regime

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.generation import load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.recipe import Method as MethodRecipe
 from ke_metric.regime import Regime
 from ke_metric.split.wels import multiplicative_weights

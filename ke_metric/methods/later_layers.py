@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.generation import load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.redraw import all_of, redraw_where
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe import Method as MethodRecipe

@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ke_metric.generation import load_whole
 from ke_metric.methods.later_layers import unit_starts
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe import Method as MethodRecipe
 from ke_metric.regime import Regime

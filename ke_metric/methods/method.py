@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Weights, as_state_dict
+from ke_metric.generation import Weights
 from ke_metric.randomness import torch_generator
 from ke_metric.recipe import Method as MethodRecipe
 from ke_metric.regime import Regime
@@ -109,15 +108,3 @@ class Method:
             birth: As for `inherit`; without a parent for generation 1.
         """
         return Regime()
-
-
-def load_whole(network: nn.Module, weights: Weights, what: str) -> None:
-    """Load a state dict, every tensor of it and nothing else.
-
-    Raises:
-        KeMetricError: A tensor is missing, left over or of another shape.
-    """
-    try:
-        network.load_state_dict(as_state_dict(weights, network), strict=True)
-    except RuntimeError as error:
-        raise KeMetricError(f"{what} do not fit the recipe's network: {error}", ExitCode.LINEAGE) from error

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.generation import load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.redraw import redraw_where
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe import Method as MethodRecipe

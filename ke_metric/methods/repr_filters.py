@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Weights
+from ke_metric.generation import Weights, load_whole
 from ke_metric.methods.filters import Reach, elsewhere, filters_of, most_redundant, most_redundant_count, reach_of
-from ke_metric.methods.method import Birth, Method, load_whole
+from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.redraw import redraw_where
 from ke_metric.regime import Regime
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import TrainingState, Weights, as_state_dict
+from ke_metric.generation import TrainingState, Weights, load_whole
 from ke_metric.randomness import default_streams
 from ke_metric.recipe import Recipe
 from ke_metric.regime import Regime
@@ -93,10 +93,14 @@ class GenerationTraining:
         self._last_keys: tuple[str, ...] = ()
 
     def restore(self, state: TrainingState) -> None:
-        """Continue from a state of the same generation; every tensor must match."""
+        """Continue from a state of the same generation; every tensor must match.
+
+        Raises:
+            KeMetricError: One does not.
+        """
         assert state.number == self.number, (state.number, self.number)
-        self.network.load_state_dict(as_state_dict(state.weights, self.network))
-        self.loss.load_state_dict(as_state_dict(state.loss_weights, self.loss))
+        load_whole(self.network, state.weights, "the weights to go on with")
+        load_whole(self.loss, state.loss_weights, "the parameters of the loss to go on with")
         # A copy: the optimizer works on the very tensors that it is given.
         self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
         self.scaler.load_state_dict(state.optimizer["scaler"])

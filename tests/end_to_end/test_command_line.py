@@ -76,7 +76,7 @@ def test_train_writes_the_files_that_the_design_names(grown):
     folder, _ = grown
     top = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert top == {
-        "recipe.yaml", "recipe.resolved.yaml", "lineage.json", "log.jsonl", "tensorboard",
+        "recipe.yaml", "recipe.resolved.yaml", "lineage.json", "log.jsonl", "tensorboard", "data.json",
         "generation-001", "generation-002",
     }  # fmt: skip
     generation = {path.name for path in (folder / "generation-002").iterdir()}

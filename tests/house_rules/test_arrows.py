@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYER_0 = {
     "errors",
     "environment",
+    "fingerprint",
     "generation",
     "randomness",
     "recipe",

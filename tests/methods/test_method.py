@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.method import Method, load_whole
+from ke_metric.generation import load_whole
+from ke_metric.methods.method import Method
 from ke_metric.regime import Regime
 
 

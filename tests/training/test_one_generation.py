@@ -150,6 +150,17 @@ def test_a_restored_training_goes_on_bit_for_bit(optimizer, on_disk):
     assert_identical(contents(training.train(Watch())), contents(uninterrupted))
 
 
+def test_a_state_of_a_loss_for_other_classes_is_refused_in_words():
+    recipe, recorder = recipe_of("sgd"), Recorder()
+    prepare(recipe).train(recorder)
+    training = prepare(recipe)
+    training.loss = build_loss(PROXIES, None, classes=CLASSES + 1, embedding_size=8)
+    told = r"the parameters of the loss to go on with do not fit .*: \S*proxies has shape \[4, 8\], not \[5, 8\]"
+    with pytest.raises(KeMetricError, match=told) as raised:
+        training.restore(recorder.states[0])
+    assert raised.value.exit_code == ExitCode.LINEAGE
+
+
 def test_a_state_is_a_record():
     """Neither the training that made it nor one that goes on from it changes it."""
     recipe = recipe_of("adamw")
