@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow check format bench clean
+EXTRAS := cpu,emoji,timm,milvus,serve,export,test,compare
+
+.PHONY: demo test test-slow test-lowest check format bench clean
 
 $(INSTALLED): setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[cpu,emoji,timm,milvus,serve,export,test,compare]'
+	$(BIN)/pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 # Three generations on characters rendered from fonts that are already installed: nothing is downloaded.
@@ -20,6 +22,14 @@ test: $(INSTALLED)
 # What takes minutes: every architecture, every rate, twenty kills.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The tests with the lowest version of every library that setup.py allows, in an environment of their own (.lowest).
+# Linters and type checkers speak about the newest versions and are left out.
+test-lowest:
+	test -x .lowest/bin/python || $(PYTHON) -m venv .lowest
+	.lowest/bin/python tests/lowest_versions.py > .lowest/constraints.txt
+	.lowest/bin/pip install --quiet --constraint .lowest/constraints.txt --editable '.[$(EXTRAS)]'
+	.lowest/bin/python -m pytest --deselect tests/house_rules/test_tools.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -35,4 +45,4 @@ bench: $(INSTALLED)
 	$(BIN)/python eval/speed.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

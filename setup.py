@@ -34,7 +34,7 @@ setup(
         "safetensors>=0.5",
         "scikit-learn>=1.5",
         "scipy>=1.13",
-        "tensorboard>=2.17",
+        "tensorboard>=2.18",
         "torch>=2.9",
         "torchvision>=0.24",
     ],
@@ -43,7 +43,7 @@ setup(
         "cpu": ["faiss-cpu>=1.10"],
         "gpu": ["faiss-gpu>=1.14.3; platform_system=='Linux' and platform_machine=='x86_64'"],
         "emoji": ["resvg-py>=0.3"],
-        "timm": ["timm>=1.0"],
+        "timm": ["timm>=1.0.12"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
         "serve": [
