@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 from ke_metric.evaluation.faiss_library import load_faiss
+from ke_metric.retrieval.copies import Copies
 from ke_metric.retrieval.gallery import Gallery
 from ke_metric.retrieval.gallery_files import disk_error, reach_disk
 
@@ -32,6 +33,8 @@ class Record:
         trained: Number of items when it was built anew, and trained if its kind needs that.
         nbytes: Its length.
         sha256: Of its bytes.
+        copies: Of a graph: how many rows it leaves out, because an equal vector is linked; they follow the index in
+            its file. None: it was made before equal vectors were linked once, and may hold some.
     """
 
     factory: str
@@ -39,6 +42,7 @@ class Record:
     trained: int
     nbytes: int
     sha256: str
+    copies: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,12 @@ class Derived:
     Attributes:
         index: FAISS's object; its ids are rows.
         record: Of its file.
+        copies: The rows that it leaves out.
     """
 
     index: Any
     record: Record
+    copies: Copies
 
 
 def read_records(gallery: Gallery) -> tuple[Record, ...]:
@@ -87,7 +93,8 @@ def _load(gallery: Gallery, records: tuple[Record, ...]) -> tuple[Derived | None
                 if record.sha256 == digest:
                     file.seek(0)
                     # The very file that was checked, whatever has its name by now.
-                    return Derived(load_faiss().read_index(load_faiss().PyCallbackIOReader(file.read)), record), ""
+                    index = load_faiss().read_index(load_faiss().PyCallbackIOReader(file.read))
+                    return Derived(index, record, Copies.from_bytes(file.read())), ""
     except FileNotFoundError:
         return None, f"{path} is missing"
     except OSError as error:
@@ -97,7 +104,7 @@ def _load(gallery: Gallery, records: tuple[Record, ...]) -> tuple[Derived | None
     return None, f"{path} is damaged, or of another gallery: it is not the file that the gallery's record tells of"
 
 
-def save_derived(gallery: Gallery, index: Any, factory: str, *, rows: int, trained: int) -> Derived:
+def save_derived(gallery: Gallery, index: Any, factory: str, *, rows: int, trained: int, copies: Copies) -> Derived:
     """Replace index.faiss as a whole; killed at any moment, the old or the new one is there and has its record.
 
     Raises:
@@ -108,9 +115,10 @@ def save_derived(gallery: Gallery, index: Any, factory: str, *, rows: int, train
         with temporary.open("wb") as file:
             sink = _Sink(file)
             load_faiss().write_index(index, load_faiss().PyCallbackIOWriter(sink.write))
+            sink.write(copies.to_bytes())
             file.flush()
         reach_disk(temporary)
-        record = Record(factory, rows, trained, sink.nbytes, sink.hash.hexdigest())
+        record = Record(factory, rows, trained, sink.nbytes, sink.hash.hexdigest(), len(copies))
         # All of them: which one the file has that is there now, after a kill, its name does not say.
         _write_records(gallery, (record, *read_records(gallery)))
         temporary.replace(gallery.folder / NAME)
@@ -120,7 +128,12 @@ def save_derived(gallery: Gallery, index: Any, factory: str, *, rows: int, train
     finally:
         temporary.unlink(missing_ok=True)
     _write_records(gallery, (record,))
-    return Derived(index, record)
+    return Derived(index, record, copies)
+
+
+def record_no_copies(gallery: Gallery) -> None:
+    """Have the record say that index.faiss, made before equal vectors were linked once, holds none."""
+    _write_records(gallery, tuple(replace(record, copies=0) for record in read_records(gallery)))
 
 
 def _write_records(gallery: Gallery, records: tuple[Record, ...]) -> None:

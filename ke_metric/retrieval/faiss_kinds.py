@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.faiss_library import load_faiss
 
 AUTO = "auto"
-EXAMPLES = "Flat, HNSW32, IVF1024,Flat, IVF4096,PQ64x4fs or OPQ32,IVF4096,PQ32x8"
+EXAMPLES = "Flat, HNSW32, IVF1024,Flat, IVF4096,PQ64x4fs or OPQ32,IVF4096,PQ32x8np"
 SETTINGS = ("nprobe", "efSearch")
 EF_SEARCH = 64
 """Places a search of a graph keeps in mind."""
@@ -90,15 +90,15 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", text)[:200] or type(error).__name__
 
 
-def _parts(index: Any) -> Iterator[Any]:
+def _parts(index: Any, inside: Sequence[str] = ("index", "base_index", "quantizer")) -> Iterator[Any]:
     """Yield an index and those inside it, each as what it is, from the outside in."""
     faiss = load_faiss()
     part = faiss.downcast_index(index)
     yield part
-    for name in ("index", "base_index", "quantizer"):
+    for name in inside:
         inner = getattr(part, name, None)
         if isinstance(inner, faiss.Index):
-            yield from _parts(inner)
+            yield from _parts(inner, inside)
 
 
 def training_counts(index: Any) -> tuple[int, int]:
@@ -120,6 +120,11 @@ def is_whole(index: Any) -> bool:
     """Return whether the index holds whole vectors, so that the similarities it finds are true ones."""
     faiss = load_faiss()
     return isinstance(_searched(index), faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+
+
+def is_graph(index: Any) -> bool:
+    """Return whether the vectors themselves, and not only the centroids of lists, are linked to their neighbours."""
+    return any(hasattr(part, "hnsw") for part in _parts(index, ("index", "base_index")))
 
 
 def _searched(index: Any) -> Any:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.evaluation.faiss_library import load_faiss
+from ke_metric.retrieval.copies import BoolArray, Unfolding
 
 Found = tuple[FloatArray, IntArray]
 """Similarities float32 [Q, K], most similar first, and rows int64 [Q, K]; -inf and -1 where there is none."""
-BoolArray = npt.NDArray[np.bool_]
 
 CANDIDATES = 4
 LEAST_CANDIDATES = 40
@@ -30,13 +29,24 @@ class IndexSearch:
 
     Args:
         index: FAISS's object; its ids are rows.
-        removed: [N] which of the rows that it covers are gone; None where it holds none that is.
+        removed: [N] which of the rows that it covers are gone, or not in it.
         vectors: [N, D] float32, where the index holds short codes of them; None where it holds them whole.
-        live: How many items it holds that are not gone.
+        live: How many items it covers that are not gone.
+        unfolding: Finds the items that a row stands for; None where each is one.
     """
 
-    def __init__(self, index: Any, *, removed: BoolArray | None, vectors: FloatArray | None, live: int) -> None:
-        self._index, self._removed, self._vectors, self._live = index, removed, vectors, live
+    def __init__(
+        self,
+        index: Any,
+        *,
+        removed: BoolArray,
+        vectors: FloatArray | None,
+        live: int,
+        unfolding: Unfolding | None = None,
+    ) -> None:
+        self._index, self._vectors, self._live, self._unfolding = index, vectors, live, unfolding
+        self._linked = len(removed) - int(removed.sum())
+        self._removed = removed if self._linked < index.ntotal else None
         # Asked for once: looking for two of them takes longer than a search.
         self._faiss = load_faiss()
 
@@ -66,7 +76,7 @@ class IndexSearch:
         depth = k if self._vectors is None else max(CANDIDATES * k, LEAST_CANDIDATES)
         if self._removed is None:
             return depth
-        enough = depth * int(self._index.ntotal) // max(1, self._live) + SLACK
+        enough = depth * int(self._index.ntotal) // max(1, self._linked) + SLACK
         return max(depth, min(enough, self._most_depth))
 
     @property
@@ -84,6 +94,8 @@ class IndexSearch:
         missing = rows < 0
         if missing.any():
             similarities[missing] = -np.inf
+        if self._unfolding is not None:
+            return self._unfolding.unfold(similarities, rows, k)
         in_order = self._removed is None or self._vectors is not None
         return (similarities, rows) if in_order else best(similarities, rows, k)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.retrieval.copies import Unfolding
 from ke_metric.retrieval.faiss_file import Derived, Record, load_derived, read_records
 from ke_metric.retrieval.faiss_kinds import apply_settings, is_whole
 from ke_metric.retrieval.faiss_search import IndexSearch
@@ -90,13 +91,14 @@ def look(
 
 
 def _searcher(gallery: Gallery, state: State, derived: Derived) -> IndexSearch:
-    removed = None
-    if derived.index.ntotal > state.live:
-        removed = np.zeros(state.covered, np.bool_)
-        removed[state.holes[: state.covered_holes]] = True
+    removed, unfolding = np.zeros(state.covered, np.bool_), None
+    removed[state.holes[: state.covered_holes]] = True
+    if len(derived.copies):
+        unfolding = Unfolding(derived.copies, removed)
+        removed = unfolding.size == 0
     # Mapped, not read: of the vectors of a million, a search looks at a few thousand, all over the file.
     vectors = None if is_whole(derived.index) else _mapped(gallery, state.covered)
-    return IndexSearch(derived.index, removed=removed, vectors=vectors, live=state.live)
+    return IndexSearch(derived.index, removed=removed, vectors=vectors, live=state.live, unfolding=unfolding)
 
 
 def _mapped(gallery: Gallery, rows: int) -> FloatArray:

@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.retrieval.copies import Copies, find_copies
 from ke_metric.retrieval.exact_search import search_rows
-from ke_metric.retrieval.faiss_build import build_index, extend_index
+from ke_metric.retrieval.faiss_build import build_index, extend_index, linked_rows
 from ke_metric.retrieval.faiss_choice import Choice, choose_kind
-from ke_metric.retrieval.faiss_file import read_records, save_derived
+from ke_metric.retrieval.faiss_file import read_records, record_no_copies, save_derived
 from ke_metric.retrieval.faiss_kinds import (
     AUTO,
     check_factory,
     check_settings,
     is_exact,
+    is_graph,
     make_index,
     training_counts,
 )
@@ -42,6 +44,7 @@ REMOVED_SHARE = 0.2
 # Or, if it was trained, where there are so many times the items of then.
 GROWN = 4
 DEFAULT_SEARCH: Mapping[str, int] = {}
+NO_ROWS: IntArray = np.empty(0, np.int64)
 
 
 class FaissStore:
@@ -166,16 +169,16 @@ class FaissStore:
         state = self._now()
         choice = self._choice(state)
         derived = state.derived
-        index = make_index(choice.factory, self.dimension) if derived is None else derived.index
         return {
             "kind": "faiss",
-            "exact": is_exact(index),
+            "exact": derived is None or is_exact(derived.index),
             "factory": choice.factory if derived is None else derived.record.factory,
             "reason": self._reason(state, choice),
             "search": dict(state.settings),
             "items": state.items,
             "removed": len(state.holes),
             "indexed": state.live,
+            **({} if derived is None or not len(derived.copies) else {"copies": len(derived.copies)}),
             "bytes": self._gallery.nbytes + (0 if derived is None else derived.record.nbytes),
         }
 
@@ -218,7 +221,11 @@ class FaissStore:
         """Return whether the index is to be built anew, not extended."""
         if (derived := state.derived) is None or derived.record.factory != factory:
             return True
-        held = int(derived.index.ntotal)
+        if derived.record.copies is None and is_graph(derived.index):
+            if len(find_copies(self._gallery, NO_ROWS, linked_rows(derived.index))):
+                return True
+            record_no_copies(self._gallery)
+        held = int(derived.index.ntotal) + len(derived.copies)
         many_removed = held - state.live > REMOVED_SHARE * held
         return many_removed or (self._needed(factory) > 0 and state.items > GROWN * derived.record.trained)
 
@@ -227,8 +234,8 @@ class FaissStore:
         return bool(covered) and self._gallery.rows - covered[0] > max(WAITING_ROWS, WAITING_SHARE * covered[0])
 
     def _build(self, state: State, factory: str) -> None:
-        index = build_index(self._gallery, factory, rows=state.rows, holes=state.holes)
-        self._save(index, factory, state.rows, trained=state.items)
+        index, copies = build_index(self._gallery, factory, rows=state.rows, holes=state.holes)
+        self._save(index, factory, state.rows, trained=state.items, copies=copies)
 
     def _extend(self) -> None:
         """Add the rows that wait to the index, if there is one."""
@@ -236,12 +243,13 @@ class FaissStore:
             state = self._now()
             if state.derived is None or state.rows == state.covered:
                 return
-            record = state.derived.record
+            derived, record = state.derived, state.derived.record
             # Until it is saved, the index in memory is not what a record tells of: after an error it is read again.
             self._state = None
-            extend_index(self._gallery, state.derived.index, record.factory, first=state.covered, rows=state.rows)
-            self._save(state.derived.index, record.factory, state.rows, trained=record.trained)
+            new = extend_index(self._gallery, derived.index, record.factory, first=state.covered, rows=state.rows)
+            copies = derived.copies + new
+            self._save(derived.index, record.factory, state.rows, trained=record.trained, copies=copies)
 
-    def _save(self, index: Any, factory: str, rows: int, *, trained: int) -> None:
-        derived = save_derived(self._gallery, index, factory, rows=rows, trained=trained)
+    def _save(self, index: Any, factory: str, rows: int, *, trained: int, copies: Copies) -> None:
+        derived = save_derived(self._gallery, index, factory, rows=rows, trained=trained, copies=copies)
         self._state = look(self._gallery, self._settings, derived=derived)

@@ -10,7 +10,7 @@ from ke_metric.retrieval.where import Where
 
 D = 16
 KINDS = ("Flat", "HNSW32", "IVF4,Flat", "IVF4,PQ8x4fs")
-RARER_KINDS = ("IVF4,PQ8x4", "OPQ8,IVF4,PQ8x4", "SQ8", "IVF4,PQ8x4,RFlat", "IVF4_HNSW8,Flat")
+RARER_KINDS = ("IVF4,PQ8x4", "OPQ8,IVF4,PQ8x4np", "SQ8", "IVF4,PQ8x4,RFlat", "IVF4_HNSW8,Flat")
 CENTRES = 20
 
 

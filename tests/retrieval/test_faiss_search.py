@@ -19,7 +19,8 @@ def searched(factory, removed=None):
     if not index.is_trained:
         index.train(VECTORS)
     index.add_with_ids(VECTORS, np.arange(len(VECTORS)))
-    live = len(VECTORS) - (0 if removed is None else int(removed.sum()))
+    removed = np.zeros(len(VECTORS), np.bool_) if removed is None else removed
+    live = len(VECTORS) - int(removed.sum())
     return IndexSearch(index, removed=removed, vectors=None if factory == "Flat" else VECTORS, live=live)
 
 
@@ -39,7 +40,7 @@ def some_removed(share, seed):
 @settings(deadline=None, max_examples=30)
 def test_what_is_left_is_found(factory, k, share, seed):
     removed = some_removed(share, seed)
-    (similarities, rows), lacking = searched(factory, removed if removed.any() else None).search(QUERIES, k)
+    (similarities, rows), lacking = searched(factory, removed).search(QUERIES, k)
     expected = twin(min(k, len(VECTORS)), removed)
     assert not len(lacking)
     assert similarities.shape == rows.shape == (12, k)
@@ -83,7 +84,9 @@ def test_queries_for_which_too_few_lists_are_searched_are_named():
     index = make_index("IVF16,Flat", D)
     index.train(VECTORS)
     index.add_with_ids(VECTORS, np.arange(len(VECTORS)))
-    (similarities, rows), lacking = IndexSearch(index, removed=None, vectors=None, live=800).search(QUERIES, 60)
+    (similarities, rows), lacking = IndexSearch(
+        index, removed=np.zeros(800, np.bool_), vectors=None, live=800
+    ).search(QUERIES, 60)
     found = (rows >= 0).sum(1)
     assert lacking.tolist() == np.flatnonzero(found < 60).tolist()
     assert len(lacking)

@@ -497,7 +497,8 @@ def test_what_it_says_of_itself_is_plain(kind, store):
     filled(store)
     facts = json.loads(json.dumps(dict(store.describe())))
     assert facts["items"] == 60
-    assert facts["exact"] is kind.exact
+    # As long as there are too few items for an approximate index, everything is searched exactly.
+    assert facts["exact"] is (kind.exact or "exactly" in facts.get("reason", ""))
     assert isinstance(facts["kind"], str)
 
 
