@@ -33,16 +33,15 @@ from ke_metric.lineage_folder import (
     FACTS,
     IN_PROGRESS,
     LOG,
-    RESOLVED,
     begin,
     complete_generations,
     now,
     one_writer,
     read_facts,
 )
-from ke_metric.lineage_recipe import changed_fields, forbidden_changes
+from ke_metric.lineage_recipe import as_continued, changed_fields, forbidden_changes
 from ke_metric.recipe import Recipe
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe_file import RESOLVED, load_recipe
 
 __all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
@@ -369,21 +368,27 @@ class Lineage:
         """Append one event to log.jsonl."""
         append_line(self.folder / LOG, json.dumps({"time": now(), "event": event, **facts}, allow_nan=False))
 
-    def require_recipe(self, recipe: Recipe) -> None:
+    def require_recipe(self, recipe: Recipe) -> Recipe:
         """Check that `recipe` continues this lineage: the same but for more generations and where the data lie.
+
+        Returns:
+            The recipe with which it goes on: one that does not set a field which did not exist when the lineage was
+            begun has the lineage's value there.
 
         Raises:
             KeMetricError: It differs; the fields are named with both values.
         """
+        recipe = as_continued(self.recipe, recipe)
         changes = forbidden_changes(self.recipe, recipe)
         if changes:
             raise KeMetricError(
                 f"{self.folder}: a lineage of another recipe: {'; '.join(changes.values())}", ExitCode.LINEAGE
             )
+        return recipe
 
     def continue_with(self, recipe: Recipe) -> None:
         """Record the recipe of a resume that `require_recipe` accepts."""
-        self.require_recipe(recipe)
+        recipe = self.require_recipe(recipe)
         self.log("resumed", changes=list(changed_fields(self.recipe, recipe).values()))
         write_text(self.folder / RESOLVED, recipe.to_yaml())
         write_text(self.folder / FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))

@@ -16,10 +16,10 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage_disk import TEMPORARY, disk_error, read_object, remove_folder, to_json, whole_folder
 from ke_metric.lineage_files import newest_state
 from ke_metric.recipe import Recipe
+from ke_metric.recipe_file import RESOLVED
 
 FORMAT_VERSION = 1
 RECIPE = "recipe.yaml"
-RESOLVED = "recipe.resolved.yaml"
 FACTS = "lineage.json"
 LOG = "log.jsonl"
 DATA = "data.json"

@@ -6,11 +6,32 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ke_metric.added_fields import RECIPE_FIELDS, unchanged_fields
 from ke_metric.recipe import Recipe
 
 # Fields that say where things lie or how fast they go.
 FREE_FIELDS = frozenset({"data.root", "data.workers"})
 _NOT_SET = object()
+
+
+def as_continued(stored: Recipe, given: Recipe) -> Recipe:
+    """Return a recipe as it continues a lineage that was begun before some fields existed.
+
+    Such a field keeps the value that was in effect then, unless the recipe sets it: a default that came later is not
+    what its author asked for.
+
+    Args:
+        stored: The lineage's recipe.
+        given: The recipe that is to continue it.
+    """
+    document = stored.model_dump(mode="json")
+    for field in unchanged_fields(document, RECIPE_FIELDS):
+        section, name = field.split(".")
+        part = getattr(given, section)
+        if name not in part.model_fields_set:
+            part = part.model_copy(update={name: document[section][name]})
+            given = given.model_copy(update={section: part})
+    return given
 
 
 def changed_fields(stored: Recipe, given: Recipe) -> dict[str, str]:

@@ -13,8 +13,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
+from ke_metric.added_fields import RECIPE_FIELDS, without_values_before
 from ke_metric.recipe_section import (
     ConflictError,
+    Ground,
     Names,
     Pair,
     Section,
@@ -60,6 +62,11 @@ class Data(Section):
     """Shorter side in pixels of the decoded pictures that are kept; training crops are cut from these."""
     store_shape: Literal["keep", "square"] = "keep"
     """keep: decoded pictures keep their aspect ratio. square: they are squashed to store_size x store_size."""
+    background: Ground = "white"
+    """What transparent pictures are put on: white, or a colour "#rrggbb". keep: transparency is thrown away and the
+    colours hidden under it show, as before there was a choice."""
+    exif_orientation: bool = True
+    """Turn pictures upright as their EXIF orientation says. false: they are seen as their pixels are stored."""
     workers: int = Field(0, ge=0, le=64)
     """Processes that cut and augment the training crops; 0: in the training process."""
     mean: Triple = (0.485, 0.456, 0.406)
@@ -455,6 +462,10 @@ class Recipe(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all fields: two recipes with one digest describe the same lineage."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """SHA-256 of all fields: two recipes with one digest describe the same lineage.
+
+        A field that was added later counts where it changes something (see `added_fields`).
+        """
+        fields = without_values_before(self.model_dump(mode="json"), RECIPE_FIELDS)
+        canonical = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -9,12 +9,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ke_metric.added_fields import RECIPE_FIELDS, with_values_before
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_problems import FieldPath, Problem, dotted, find_problems, shown
 from ke_metric.recipe_yaml import read_yaml
 
 MAX_RECIPE_BYTES = 1_000_000
+RESOLVED = "recipe.resolved.yaml"
+"""Name under which a lineage stores its recipe, with every default written out."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, seed: int | 
     """Read a recipe, replace some of its fields, and check all of it.
 
     Later wins: defaults of the schema, the file, overrides in their order, the seed. A recipe without a name is
-    named after its file.
+    named after its file. In a lineage's own `recipe.resolved.yaml`, a field that did not exist when it was written
+    has the value that was in effect then.
 
     Args:
         path: A YAML file of at most 1 MB of UTF-8.
@@ -48,6 +52,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, seed: int | 
     """
     path = Path(path)
     fields = _read_fields(path)
+    if path.name == RESOLVED:
+        fields = with_values_before(fields, RECIPE_FIELDS)
     settings, lines = _parse_overrides(overrides)
     if "name" not in fields:
         settings.insert(0, _Setting(("name",), path.stem, f"{path} (named after the file)"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Strict
 
 
 class ConflictError(ValueError):
@@ -35,11 +35,24 @@ def not_a_bool(value: object) -> object:
     return value
 
 
+def _ground(value: object) -> object:
+    """Return the name of a ground in the one way it is compared: `white`, `keep`, or `#rrggbb` in small letters."""
+    if value in ("white", "keep"):
+        return value
+    if not isinstance(value, str) or not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise ValueError(
+            "must be white, keep or a colour '#rrggbb', in quotes: without them, YAML takes it for a comment"
+        )
+    return "white" if value.lower() == "#ffffff" else value.lower()
+
+
 # Strict types would refuse the list that a YAML file has for a tuple; what is inside stays strict.
 Pair = Annotated[tuple[float, float], Strict(False)]
 Triple = Annotated[tuple[float, float, float], Strict(False)]
 WholeNumbers = Annotated[tuple[int, ...], Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
+Ground = Annotated[str, BeforeValidator(_ground)]
+"""What shows through transparent parts of a picture: `white`, `#rrggbb`, or `keep` (the colours hidden there)."""
 
 
 class Section(BaseModel):

@@ -28,6 +28,7 @@ OF_ONE_FIELD = {
     "recall_at": st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
     "keep_whole": st.lists(TEXT, max_size=3),
     "layers": st.lists(TEXT, max_size=3),
+    "background": st.sampled_from(["white", "keep", "#00ff7f"]),
     "channel_multiple": st.integers(1, 64),
 }
 

@@ -46,7 +46,7 @@ def train_lineage(
     """
     folder = _own_folder(folder or default_folder(recipe))
     if resume:
-        _require_unfinished(Lineage(folder), recipe)
+        recipe = _require_unfinished(Lineage(folder), recipe)
     benchmark = load_benchmark(recipe.data, recipe.task)
     if resume:
         # Whatever keys and labels tell is told before everything is decoded.
@@ -88,10 +88,11 @@ def _own_folder(folder: Path) -> Path:
     return folder
 
 
-def _require_unfinished(lineage: Lineage, recipe: Recipe) -> None:
-    lineage.require_recipe(recipe)
+def _require_unfinished(lineage: Lineage, recipe: Recipe) -> Recipe:
+    """Return the recipe with which the lineage goes on."""
+    recipe = lineage.require_recipe(recipe)
     if len(lineage.numbers) < recipe.generations:
-        return
+        return recipe
     if lineage.facts["status"] != "finished":
         # Killed between its last generation and this record.
         with lineage.writing():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ke_metric.data.decoding import Decoding
 from ke_metric.data.images import Benchmark, FolderSource
 from ke_metric.data.layout import Layout, find_layout
 from ke_metric.data.list_files import ListRow, read_rows
@@ -91,8 +92,8 @@ def read_classification(data: Data) -> Benchmark:
     )
     if data.verify_counts:
         COUNTS.verify(table)
-    files = FolderSource(table.folder)
-    return build_classification(data.benchmark, table, source=BannerlessSource(files) if data.crop_banner else files)
+    files = FolderSource(table.folder, Decoding.of_recipe(data))
+    return build_classification(data, table, source=BannerlessSource(files) if data.crop_banner else files)
 
 
 def _recognize(base: Path) -> str | None:

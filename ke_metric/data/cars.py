@@ -89,7 +89,7 @@ def read(data: Data) -> Benchmark:
     table = _table(listing, train, test=test, notes={"layout": found.layout.name, "split": split})
     if data.verify_counts:
         COUNTS.verify(table)
-    return build_benchmark(data.benchmark, table)
+    return build_benchmark(data, table)
 
 
 def read_classification(data: Data) -> Benchmark:
@@ -112,7 +112,7 @@ def read_classification(data: Data) -> Benchmark:
     )
     if data.verify_counts:
         OFFICIAL_COUNTS.verify(table)
-    return build_classification(data.benchmark, table)
+    return build_classification(data, table)
 
 
 def _find(data: Data) -> FoundLayout:

@@ -48,7 +48,7 @@ def read(data: Data) -> Benchmark:
     table = _table(paths, train, test=test, split=split)
     if data.verify_counts:
         COUNTS.verify(table)
-    return build_benchmark(data.benchmark, table)
+    return build_benchmark(data, table)
 
 
 def read_classification(data: Data) -> Benchmark:
@@ -73,7 +73,7 @@ def read_classification(data: Data) -> Benchmark:
     )
     if data.verify_counts:
         OFFICIAL_COUNTS.verify(table)
-    return build_classification(data.benchmark, table)
+    return build_classification(data, table)
 
 
 def _table(paths: Mapping[str, Path], train: Sequence[Item], *, test: Sequence[Item], split: str) -> Table:

@@ -64,7 +64,7 @@ def read_classification(data: Data) -> Benchmark:
     )
     if data.verify_counts:
         COUNTS.verify(table)
-    return build_classification(data.benchmark, table)
+    return build_classification(data, table)
 
 
 def _recognize(base: Path) -> str | None:

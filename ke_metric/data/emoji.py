@@ -15,6 +15,7 @@ from PIL import Image
 
 from ke_metric.data.archives import new_folder, refuse_occupied
 from ke_metric.data.class_split import draw_share, split_classes
+from ke_metric.data.decoding import Decoding
 from ke_metric.data.emoji_artwork import DrawingError, join_styles, render
 from ke_metric.data.emoji_index import Row, read_index, write_index
 from ke_metric.data.emoji_packages import STYLES, IconSet, fetch_packages, read_icon_set
@@ -58,10 +59,11 @@ def read(data: Data) -> Benchmark:
     """
     root = _root(data)
     rows = read_index(root)
+    source = FolderSource(root, Decoding.of_recipe(data))
     train_ids, test_ids = split_classes({row.code_points for row in rows}, data.test_fraction, "emoji")
-    test = _image_set(rows, test_ids, root)
+    test = _image_set(rows, test_ids, source)
     notes = _notes(root, "by class, test classes never seen in training")
-    return Benchmark("emoji", _image_set(rows, train_ids, root), test, test, notes)
+    return Benchmark("emoji", _image_set(rows, train_ids, source), test, test, notes)
 
 
 def read_classification(data: Data) -> Benchmark:
@@ -79,6 +81,7 @@ def read_classification(data: Data) -> Benchmark:
     """
     root = _root(data)
     rows = read_index(root)
+    source = FolderSource(root, Decoding.of_recipe(data))
     train_styles, test_styles = draw_share({row.style for row in rows}, data.test_fraction, "styles/emoji")
     trained, tested = ({row.code_points for row in rows if row.style in part} for part in (train_styles, test_styles))
     if not trained & tested:
@@ -87,7 +90,7 @@ def read_classification(data: Data) -> Benchmark:
             f"test style ({', '.join(test_styles)})",
             ExitCode.DATA,
         )
-    both = _image_set(rows, sorted(trained & tested), root)
+    both = _image_set(rows, sorted(trained & tested), source)
     style_of = {row.path: row.style for row in rows}
     is_test = np.array([style_of[key] in test_styles for key in both.keys])
     train, query = both.at(np.flatnonzero(~is_test)), both.at(np.flatnonzero(is_test))
@@ -212,12 +215,12 @@ def _write_licences(icon_sets: Sequence[IconSet], rows: Sequence[Row], renderer:
     (folder / "licences.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _image_set(rows: Sequence[Row], class_ids: Sequence[str], root: Path) -> ImageSet:
+def _image_set(rows: Sequence[Row], class_ids: Sequence[str], source: FolderSource) -> ImageSet:
     number = {code_points: class_id for class_id, code_points in enumerate(class_ids)}
     kept = [row for row in rows if row.code_points in number]
     names = {number[row.code_points]: row.name for row in kept}
     keys = [row.path for row in kept]
-    return labelled_set(keys, [number[row.code_points] for row in kept], names, FolderSource(root))
+    return labelled_set(keys, [number[row.code_points] for row in kept], names, source)
 
 
 def _notes(root: Path, split: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def read(data: Data) -> Benchmark:
             f"classes divided by data.test_fraction = {data.test_fraction}: {len(train_names):,} for training, "
             f"{len(test_names):,} for testing"
         )
-    return build_benchmark(data.benchmark, _table(root, pictures, notes))
+    return build_benchmark(data, _table(root, pictures, notes))
 
 
 def read_classification(data: Data) -> Benchmark:
@@ -66,7 +66,7 @@ def read_classification(data: Data) -> Benchmark:
         test_keys = draw_of_every_class(keys, labels, share=data.test_fraction, purpose=purpose)
         pictures = [picture._replace(split="test" if picture.path in test_keys else "train") for picture in pictures]
         notes["split"] = f"images of every class divided by data.test_fraction = {data.test_fraction}"
-    return build_classification(data.benchmark, _table(root, pictures, notes))
+    return build_classification(data, _table(root, pictures, notes))
 
 
 def _root(data: Data) -> Path:

@@ -1,12 +1,11 @@
 """Image sets and benchmarks: tables of items whose pictures are decoded on demand.
 
-Shapes: N items, C classes, H and W height and width in pixels.
+Shapes: N items, C classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ke_metric.data.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
 from ke_metric.errors import ExitCode, KeMetricError
 
 IntArray = npt.NDArray[np.int64]
 
-# Pillow warns above 89.5 million pixels; a photograph of a data set is far below, a decompression bomb is not.
-MAX_PIXELS = 100_000_000
 # Of a SHA-256: changes are to be noticed, nobody forges a picture here.
 CONTENT_DIGITS = 16
 
@@ -48,10 +46,11 @@ class FolderSource:
     """Pictures that lie as files under one folder; a key is a path relative to it."""
 
     root: Path
+    decoding: Decoding = UPRIGHT_ON_WHITE
 
     def read(self, key: str) -> Image.Image:
         """Decode the file of a key, see `read_picture`."""
-        return read_picture(self.root / key)
+        return read_picture(self.root / key, self.decoding)
 
     def content(self, key: str) -> str:
         """Return a digest of the file of a key; after `read` the system still holds it, and asks no disk again.
@@ -65,78 +64,6 @@ class FolderSource:
                 return hashlib.file_digest(file, hashlib.sha256).hexdigest()[:CONTENT_DIGITS]
         except OSError as error:
             raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Decode a file by its content, whatever its extension says, and convert to RGB; the first frame of several.
-
-    Raises:
-        KeMetricError: It is missing, no picture, damaged, or larger than MAX_PIXELS; see `as_rgb`.
-    """
-    _require_file(path)
-    try:
-        image = Image.open(path)
-    except Exception as error:
-        raise _undecodable(str(path), error) from error
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise KeMetricError(
-                f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are allowed", ExitCode.DATA
-            )
-        return as_rgb(image, str(path))
-
-
-def _require_file(path: Path) -> None:
-    """Refuse what is no file: the reading of a pipe or a device need not end."""
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise KeMetricError(f"{path}: no such image file", ExitCode.DATA) from None
-    except (OSError, ValueError) as error:
-        raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
-    if not stat.S_ISREG(mode):
-        raise KeMetricError(f"{path}: is a folder, a pipe or a device, no image file", ExitCode.DATA)
-
-
-def as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Return a picture as RGB, in a copy. Of 16-bit grey the high byte is kept, as Pillow does with 16-bit colours.
-
-    Raises:
-        KeMetricError: DATA, naming it: it cannot be decoded, or has numbers of which nobody knows what white is.
-    """
-    try:
-        # Alone, Pillow would cut 16-bit grey off at 255: all but the darkest parts would be white.
-        if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        unbounded = image.mode == "F" or (image.mode == "I" and not _fits_a_byte(image))
-        if not unbounded:
-            return _without_transparency(image).convert("RGB")
-    except Exception as error:
-        # Pillow's decoders raise whatever they come upon, RuntimeError and SyntaxError among them.
-        raise _undecodable(name, error) from error
-    raise KeMetricError(
-        f"{name}: has {'floating-point' if image.mode == 'F' else '32-bit'} numbers, of which nobody knows what "
-        "white is; save it with 8 or 16 bits",
-        ExitCode.DATA,
-    )
-
-
-def _fits_a_byte(image: Image.Image) -> bool:
-    numbers = np.asarray(image)
-    return bool(((numbers >= 0) & (numbers <= 255)).all())
-
-
-def _without_transparency(image: Image.Image) -> Image.Image:
-    """Return a palette picture without its transparency, of which Pillow would warn; we keep the colours anyway."""
-    if image.mode != "P" or not isinstance(image.info.get("transparency"), bytes):
-        return image
-    opaque = image.copy()
-    del opaque.info["transparency"]
-    return opaque
-
-
-def _undecodable(name: str, error: Exception) -> KeMetricError:
-    return KeMetricError(f"{name}: cannot be decoded as an image: {error}", ExitCode.DATA)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.images import MAX_PIXELS, ImageSet, IntArray
+from ke_metric.data.decoding import MAX_PIXELS
+from ke_metric.data.images import ImageSet, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 
 PixelArray = npt.NDArray[np.uint8]

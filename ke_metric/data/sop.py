@@ -51,7 +51,7 @@ def read(data: Data) -> Benchmark:
     )
     if data.verify_counts:
         COUNTS.verify(table)
-    return build_benchmark(data.benchmark, table)
+    return build_benchmark(data, table)
 
 
 def _recognize(base: Path) -> str | None:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ke_metric.data.decoding import Decoding
 from ke_metric.data.images import Benchmark, FolderSource, ImageSet, ImageSource
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.recipe import Data
 
 NAMED_IN_ERRORS = 5
 
@@ -65,11 +67,11 @@ class Table:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
 
-def build_benchmark(name: str, table: Table) -> Benchmark:
+def build_benchmark(data: Data, table: Table) -> Benchmark:
     """Check a table and number its classes for retrieval: training from 0, query and gallery together from 0.
 
     Args:
-        name: Of the benchmark, as in the recipe.
+        data: The recipe's section.
         table: Its rows.
 
     Raises:
@@ -80,20 +82,20 @@ def build_benchmark(name: str, table: Table) -> Benchmark:
     _refuse_flaws(table)
     tested = [*table.query, *(table.gallery or ())]
     _refuse_shared_classes(table, tested)
-    source = FolderSource(table.folder)
+    source = FolderSource(table.folder, Decoding.of_recipe(data))
     train = _image_set(table, table.train, _class_ids(table.train), source=source)
     query = _image_set(table, table.query, _class_ids(tested), source=source)
     gallery = query
     if table.gallery is not None:
         gallery = _image_set(table, table.gallery, _class_ids(tested), source=source)
-    return Benchmark(name, train, query, gallery, {**table.notes, **_lone_items(table)})
+    return Benchmark(data.benchmark, train, query, gallery, {**table.notes, **_lone_items(table)})
 
 
-def build_classification(name: str, table: Table, *, source: ImageSource | None = None) -> Benchmark:
+def build_classification(data: Data, table: Table, *, source: ImageSource | None = None) -> Benchmark:
     """Check a table and number its classes for classification: in order of their ids, the same in every part.
 
     Args:
-        name: Of the benchmark, as in the recipe.
+        data: The recipe's section.
         table: Its rows, without a gallery.
         source: Decodes the keys; the files below the table's folder when left out.
 
@@ -105,14 +107,14 @@ def build_classification(name: str, table: Table, *, source: ImageSource | None 
     _refuse_flaws(table)
     _refuse_shared_items(table)
     _refuse_unlearnt_classes(table)
-    source = source or FolderSource(table.folder)
+    source = source or FolderSource(table.folder, Decoding.of_recipe(data))
     class_ids = _class_ids(table.train)
     train, query = (_image_set(table, items, class_ids, source=source) for items in (table.train, table.query))
     validation = None
     if table.validation is not None:
         validation = _image_set(table, table.validation, class_ids, source=source)
     notes = {**table.notes, **_untested_classes(table)}
-    return Benchmark(name, train, query, query, notes, validation=validation, task="classification")
+    return Benchmark(data.benchmark, train, query, query, notes, validation=validation, task="classification")
 
 
 def split_at(items: Iterable[Item], last_train_class: int) -> tuple[list[Item], list[Item]]:

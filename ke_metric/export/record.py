@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.description import Normalization, Sha256, WeightsFile
+from ke_metric.networks.description import Normalization, Sha256, WeightsFile, with_preparation
 from ke_metric.networks.folders import FolderKind
 from ke_metric.recipe_problems import dotted
 from ke_metric.recipe_section import Names, Section
@@ -109,7 +109,14 @@ class ExportRecord(Section):
 
 def preparation_steps(how: Normalization) -> tuple[str, ...]:
     """Return in words what becomes of a picture before the file sees it."""
-    steps = ["decode, convert to RGB"]
+    steps = ["decode"]
+    if how.exif_orientation:
+        steps.append("turn upright as the EXIF orientation says")
+    steps.append(
+        "convert to RGB; transparency is thrown away"
+        if how.background == "keep"
+        else f"convert to RGB; put what is transparent on {how.background}"
+    )
     if how.store_size is not None:
         shape = (
             f"to {how.store_size} x {how.store_size} pixels"
@@ -146,7 +153,7 @@ def read_record(folder: Path) -> ExportRecord:
     path = folder / RECORD
     try:
         with path.open("rb") as file:
-            record = ExportRecord.model_validate_json(file.read(LARGEST_RECORD))
+            record = _record(file.read(LARGEST_RECORD))
     except FileNotFoundError:
         raise KeMetricError(
             f"{path}: no such file; an export is a folder with {RECORD} and a model (ke-metric export)", ExitCode.DATA
@@ -159,6 +166,17 @@ def read_record(folder: Path) -> ExportRecord:
     for name, facts in record.files.items():
         _require_unchanged(folder / name, facts)
     return record
+
+
+def _record(text: bytes) -> ExportRecord:
+    """Read the text of export.json, of this version or an older one."""
+    try:
+        document = json.loads(text)
+    except (RecursionError, ValueError):
+        document = None
+    if isinstance(document, dict):
+        text = json.dumps(with_preparation(document, "preparation")).encode()
+    return ExportRecord.model_validate_json(text)
 
 
 def _require_unchanged(path: Path, facts: WeightsFile) -> None:
@@ -175,7 +193,7 @@ def _is_export(path: Path) -> bool:
         return False
     try:
         with (path / RECORD).open("rb") as file:
-            record = ExportRecord.model_validate_json(file.read(LARGEST_RECORD))
+            record = _record(file.read(LARGEST_RECORD))
     except (OSError, ValidationError):
         return False
     return {entry.name for entry in path.iterdir()} == {RECORD, *record.files}

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from ke_metric.added_fields import PREPARATION_FIELDS, with_values_before
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.architecture import AnyArchitecture, Architecture
 from ke_metric.recipe import Recipe
 from ke_metric.recipe_problems import dotted, shown
-from ke_metric.recipe_section import Names, Section, Triple, WholeNumbers
+from ke_metric.recipe_section import Ground, Names, Section, Triple, WholeNumbers
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -45,6 +46,10 @@ class StoredSplit(Section):
 class Normalization(Section):
     """What becomes of a picture before the network sees it, as float32 [B, 3, image_size, image_size]."""
 
+    background: Ground = "white"
+    """What transparent parts are put on: white, or a colour "#rrggbb". keep: the colours hidden under them show."""
+    exif_orientation: bool = True
+    """Whether a picture is turned upright as its EXIF orientation says."""
     store_size: int | None = Field(None, ge=1)
     """Pixels that the shorter side is resized to (bicubic) right after decoding; None: it is left as it is."""
     store_shape: Literal["keep", "square"] = "keep"
@@ -63,6 +68,8 @@ class Normalization(Section):
         """Return what a recipe does to the pictures that it scores."""
         data = recipe.data
         return cls(
+            background=data.background,
+            exif_orientation=data.exif_orientation,
             store_size=data.store_size,
             store_shape=data.store_shape,
             resize=recipe.evaluation.resize,
@@ -200,7 +207,7 @@ def read_description(folder: Path) -> Description:
         )
     checksum = document.pop("sha256", None)
     try:
-        description = Description.model_validate(document)
+        description = Description.model_validate(with_preparation(document, "normalization"))
     except ValidationError as error:
         problems = "; ".join(_problem(details) for details in error.errors(include_url=False)[:3])
         raise KeMetricError(f"{path}: {problems}", ExitCode.DATA) from error
@@ -211,6 +218,17 @@ def read_description(folder: Path) -> Description:
             ExitCode.DATA,
         )
     return description
+
+
+def with_preparation(document: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return a stored document whose field with a `Normalization` is complete, whichever version wrote it.
+
+    Args:
+        document: As read.
+        field: Name of the field; what is no mapping stays as it is.
+    """
+    how = document.get(field)
+    return document | {field: with_values_before(how, PREPARATION_FIELDS)} if isinstance(how, dict) else document
 
 
 def _read_object(path: Path) -> dict[str, Any]:

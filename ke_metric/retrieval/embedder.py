@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ke_metric.added_fields import PREPARATION_FIELDS, without_values_before
 from ke_metric.blueprint import Blueprint
-from ke_metric.data.images import MAX_PIXELS
+from ke_metric.data.decoding import MAX_PIXELS
 from ke_metric.data.pixels import PixelArray, in_order, normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embed import embed
@@ -249,7 +250,7 @@ class Embedder:
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise KeMetricError(f"batch_size = {size}, must be at least 1", ExitCode.USAGE)
-        numbered = map(taken, enumerate(pictures_of(images)))
+        numbered = map(partial(taken, how=self._normalization), enumerate(pictures_of(images)))
         prepared = in_order(partial(self._prepare, skip_bad=skip_bad), numbered)
         while batch := list(islice(prepared, size)):
             good = [(position, pixels) for position, pixels in batch if not isinstance(pixels, BadPicture)]
@@ -326,7 +327,7 @@ def _digest(network: nn.Module, architecture: Architecture, normalization: Norma
     """Return the SHA-256 of what vectors depend on."""
     facts = {
         "architecture": architecture.model_dump(mode="json"),
-        "normalization": normalization.model_dump(mode="json"),
+        "normalization": without_values_before(normalization.model_dump(mode="json"), PREPARATION_FIELDS),
         "weights": weights_digest({name: value.cpu() for name, value in network.state_dict().items()}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ke_metric.data.images import read_picture
+from ke_metric.data.decoding import read_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.index import Result
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.images import MAX_PIXELS, as_rgb, read_picture
+from ke_metric.data.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, Decoding, as_rgb, read_picture
 from ke_metric.data.pixels import PixelArray, evaluation_picture, shorter_side, stored_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization
@@ -35,13 +35,13 @@ def pictures_of(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if single else images  # type: ignore[list-item, return-value]
 
 
-def taken(numbered: tuple[int, Picture]) -> tuple[int, Picture | KeMetricError]:
+def taken(numbered: tuple[int, Picture], how: Normalization) -> tuple[int, Picture | KeMetricError]:
     """Return a picture as it is now: a PIL image decoded, since it may become another one, or is not thread-safe."""
     position, picture = numbered
     if not isinstance(picture, Image.Image):
         return numbered
     try:
-        return position, as_image(picture, name_of(position, picture))
+        return position, as_image(picture, name_of(position, picture), decoding_of(how))
     except KeMetricError as error:
         return position, error
 
@@ -57,7 +57,7 @@ def prepare(picture: Picture, name: str, how: Normalization, max_pixels: int = M
     Args:
         picture: See `Picture`.
         name: What an error calls a picture that has no path.
-        how: Sizes; mean and deviation are not applied here.
+        how: Decoding and sizes; mean and deviation are not applied here.
         max_pixels: That a strip may have when it is enlarged: a picture of one row grows to many times its pixels.
 
     Returns:
@@ -67,7 +67,7 @@ def prepare(picture: Picture, name: str, how: Normalization, max_pixels: int = M
         KeMetricError: DATA, naming the picture: it cannot be decoded, has a type or shape that is no picture's, or is
             too long a strip.
     """
-    image = as_image(picture, name)
+    image = as_image(picture, name, decoding_of(how))
     _refuse_strip(image, name, how, max_pixels)
     if how.store_size is None:
         kept = np.asarray(image)
@@ -89,18 +89,23 @@ def _refuse_strip(image: Image.Image, name: str, how: Normalization, max_pixels:
         )
 
 
-def as_image(picture: Picture, name: str) -> Image.Image:
+def decoding_of(how: Normalization) -> Decoding:
+    """Return how pictures are decoded."""
+    return Decoding(how.background, how.exif_orientation)
+
+
+def as_image(picture: Picture, name: str, decoding: Decoding = UPRIGHT_ON_WHITE) -> Image.Image:
     """Return a picture as RGB.
 
     Raises:
         KeMetricError: DATA, see `prepare`.
     """
     if isinstance(picture, str | Path):
-        return read_picture(Path(picture))
+        return read_picture(Path(picture), decoding)
     if isinstance(picture, Image.Image):
         if 0 in picture.size:
             raise KeMetricError(f"{name}: {picture.width}x{picture.height} pixels is no picture", ExitCode.DATA)
-        return as_rgb(picture, name)
+        return as_rgb(picture, name, decoding)
     if isinstance(picture, torch.Tensor):
         return Image.fromarray(_tensor_pixels(picture.detach().cpu(), name))
     if isinstance(picture, np.ndarray):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ke_metric.data import images as images_module
-from ke_metric.data.images import Benchmark, FolderSource, ImageSet, as_rgb, labelled_set
+from ke_metric.data import decoding
+from ke_metric.data.decoding import Decoding, as_rgb
+from ke_metric.data.images import Benchmark, FolderSource, ImageSet, labelled_set
 from ke_metric.data.pixels import in_order
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -81,11 +82,12 @@ def test_numbers_without_a_known_white_are_refused(source, tmp_path):
     assert source.read("narrow.tif").getpixel((0, 0)) == (200, 200, 200)
 
 
-def test_a_palette_with_transparency_keeps_its_colours(source, tmp_path, recwarn):
+def test_a_palette_with_transparency_keeps_its_colours_where_it_is_asked_to(source, tmp_path, recwarn):
     palette = Image.effect_noise((30, 30), 90).convert("RGB").quantize(16)
     palette.save(tmp_path / "opaque.png")
     palette.save(tmp_path / "p.png", transparency=bytes(range(16)))
-    assert np.array_equal(np.asarray(source.read("p.png")), np.asarray(source.read("opaque.png")))
+    kept = FolderSource(tmp_path, Decoding(background="keep")).read("p.png")
+    assert np.array_equal(np.asarray(kept), np.asarray(source.read("opaque.png")))
     with Image.open(tmp_path / "p.png") as image:
         as_rgb(image, "p")
         assert "transparency" in image.info, "the caller's own picture is left as it is"
@@ -131,7 +133,7 @@ def test_a_missing_file_is_named(source):
 
 
 def test_a_picture_of_too_many_pixels_is_refused(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(images_module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     Image.new("RGB", (11, 10)).save(tmp_path / "large.png")
     with pytest.raises(KeMetricError, match="11x10 pixels, at most 100"):
         source.read("large.png")

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ke_metric.data.table import Item, Table, build_benchmark, build_classification, key_below, some_of, split_at
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.recipe import Data
 
+MINE = Data(benchmark="mine")
 NAMES = {class_id: f"class {class_id}" for class_id in range(100)}
 
 
@@ -21,7 +23,7 @@ def build(tmp_path):
         for item in [*train, *query, *(gallery or [])]:
             (tmp_path / item.key).touch()
         return build_benchmark(
-            "mine", Table(tmp_path / "list.txt", tmp_path, train, query, gallery, class_names, {"layout": "a list"})
+            MINE, Table(tmp_path / "list.txt", tmp_path, train, query, gallery, class_names, {"layout": "a list"})
         )
 
     return write
@@ -36,7 +38,7 @@ def classify(tmp_path):
             (tmp_path / item.key).touch()
         notes = {"layout": "a list"}
         table = Table(tmp_path / "list.txt", tmp_path, train, query, None, class_names, notes, validation)
-        return build_classification("mine", table, source=source)
+        return build_classification(MINE, table, source=source)
 
     return write
 
@@ -61,7 +63,7 @@ def test_labels_are_the_ranks_of_the_class_ids(tmp_path_factory, class_ids, boun
     folder = tmp_path_factory.mktemp("pictures")
     for item in items:
         (folder / item.key).touch()
-    benchmark = build_benchmark("mine", Table(folder, folder, train, test, None, NAMES))
+    benchmark = build_benchmark(MINE, Table(folder, folder, train, test, None, NAMES))
     for images, part in ((benchmark.train, train), (benchmark.query, test)):
         ranks = [sum(other < item.class_id for other in {it.class_id for it in part}) for item in part]
         assert images.labels.tolist() == ranks
@@ -132,14 +134,14 @@ def test_a_missing_picture_is_refused(tmp_path):
     table = Table(tmp_path / "list.txt", tmp_path, [Item("x/a.jpg", 1)], [Item("x/b.jpg", 2)], None, NAMES)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.jpg").touch()
-    message = refused(build_benchmark, "mine", table)
+    message = refused(build_benchmark, MINE, table)
     assert "1 of the 2 images" in message
     assert "x/b.jpg" in message
 
 
 def test_a_missing_folder_counts_as_missing_pictures(tmp_path):
     table = Table(tmp_path / "list.txt", tmp_path, [Item("x/a.jpg", 1)], [Item("x/b.jpg", 2)], None, NAMES)
-    assert "2 of the 2 images" in refused(build_benchmark, "mine", table)
+    assert "2 of the 2 images" in refused(build_benchmark, MINE, table)
 
 
 @pytest.mark.parametrize(("path", "plain"), [("a/b.jpg", "a/b.jpg"), ("./a//b.jpg", "a/b.jpg"), ("a..b/c", "a..b/c")])
@@ -162,7 +164,7 @@ def test_only_the_first_names_are_spelled_out():
 def test_the_origin_and_the_folder_may_differ(tmp_path):
     (tmp_path / "a").touch()
     (tmp_path / "b").touch()
-    benchmark = build_benchmark("mine", Table(Path("list"), tmp_path, [Item("a", 1)], [Item("b", 2)], None, NAMES))
+    benchmark = build_benchmark(MINE, Table(Path("list"), tmp_path, [Item("a", 1)], [Item("b", 2)], None, NAMES))
     assert benchmark.train.source.root == tmp_path
 
 
@@ -184,7 +186,7 @@ def test_for_classification_all_parts_have_the_numbering_of_the_training_part(tm
     for item in (item for items in parts.values() for item in items):
         (folder / item.key).touch()
     table = Table(folder, folder, parts["train"], parts["t"], None, NAMES, {}, parts["v"])
-    benchmark = build_classification("mine", table)
+    benchmark = build_classification(MINE, table)
     assert benchmark.task == "classification"
     assert benchmark.gallery is benchmark.query
     for images, part in ((benchmark.train, "train"), (benchmark.validation, "v"), (benchmark.query, "t")):
@@ -252,5 +254,5 @@ def test_a_picture_missing_from_any_part_is_refused(tmp_path, gone):
         (tmp_path / name).touch()
     table = Table(tmp_path / "list.txt", tmp_path, [Item("a", 1)], [Item("b", 1)], None, NAMES, {}, [Item("c", 1)])
     assert f"1 of the 3 images that {tmp_path / 'list.txt'} lists are not there: {gone}" in refused(
-        build_classification, "mine", table
+        build_classification, MINE, table
     )

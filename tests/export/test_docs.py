@@ -38,7 +38,7 @@ def test_pixels_are_those_that_are_scored(stored, resize, shape, code, tmp_path)
     path = picture(tmp_path / "p.png", *shape)
     ours = prepare(path, "p", how).transpose(2, 0, 1).astype(np.float32) / 255
     np.testing.assert_array_equal(code["prepare"](path, how.model_dump(mode="json")), ours)
-    assert len(preparation_steps(how)) == (5 if stored else 4)
+    assert len(preparation_steps(how)) == (7 if stored else 6)
 
 
 def test_embeddings_are_the_embedders(code, tmp_path):
@@ -46,3 +46,22 @@ def test_embeddings_are_the_embedders(code, tmp_path):
     export(embedder, tmp_path / "e", settings=ExportSettings("onnx"), evidence=Evidence(make_pictures(), source="x"))
     paths = [picture(tmp_path / f"{width}.png", width, 50) for width in (40, 50, 90)]
     np.testing.assert_allclose(code["embed"](tmp_path / "e", paths), embedder(paths), atol=2e-6)
+
+
+@pytest.mark.parametrize("background", ["white", "#20c040", "keep"])
+@pytest.mark.parametrize("upright", [True, False])
+def test_transparent_and_turned_pictures_too(background, upright, code, tmp_path):
+    fields = {"image_size": 32, "resize": 32, "mean": MEAN, "std": STD}
+    how = Normalization.model_validate(fields | {"background": background, "exif_orientation": upright})
+    layers = np.random.default_rng(0).integers(0, 256, (40, 60, 4)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(layers).save(tmp_path / "p.png", exif=exif)
+    Image.fromarray(layers).quantize(32).save(tmp_path / "q.png")
+    # Of a palette's hidden colours Pillow itself would warn.
+    for path in [tmp_path / "p.png"] if background == "keep" else [tmp_path / "p.png", tmp_path / "q.png"]:
+        ours = prepare(path, "p", how).transpose(2, 0, 1).astype(np.float32) / 255
+        np.testing.assert_array_equal(code["prepare"](path, how.model_dump(mode="json")), ours)
+    said = " ".join(preparation_steps(how))
+    assert ("transparency is thrown away" if background == "keep" else f"transparent on {background}") in said
+    assert ("EXIF" in said) == upright

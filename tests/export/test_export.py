@@ -70,7 +70,11 @@ def test_the_record_says_what_was_written(settings, embedder, exported):
     assert record.digest == record.embedder_digest == embedder.digest
     assert (record.dimension, record.image_size) == (8, SIZE)
     assert record.preparation == embedder.normalization
-    assert record.steps[1] == "resize so that the shorter side has 40 pixels (bilinear, antialiased)"
+    assert record.steps[1:3] == (
+        "turn upright as the EXIF orientation says",
+        "convert to RGB; put what is transparent on white",
+    )
+    assert record.steps[3] == "resize so that the shorter side has 40 pixels (bilinear, antialiased)"
     assert record.versions["torch"] == torch.__version__.partition("+")[0]
     assert record.opset == (20 if settings is ONNX else None)
     assert [found.batch for found in record.verification.batches] == [1, 3, 32]

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "ke_metric"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER_0 = {
+    "added_fields",
     "errors",
     "environment",
     "fingerprint",

@@ -214,6 +214,8 @@ def test_config_says_what_a_user_has_to_know(stored, slim):
     }
     assert document["split"] == {"kind": "kels", "rate": 0.5}
     assert document["normalization"] == {
+        "background": "white",
+        "exif_orientation": True,
         "store_size": 256,
         "store_shape": "keep",
         "resize": 40,

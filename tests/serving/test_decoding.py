@@ -9,7 +9,7 @@ from live_service import encode, picture_of
 from PIL import Image
 
 from ke_metric.cli import main
-from ke_metric.data.images import MAX_PIXELS
+from ke_metric.data.decoding import MAX_PIXELS
 from ke_metric.serving.decoding import FORMATS, begins_as, count_pixels_ourselves, decode
 from ke_metric.serving.exchange import Refused
 
