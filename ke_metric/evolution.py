@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from ke_metric.blueprint import Blueprint
@@ -22,6 +23,7 @@ from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import Generation, Provenance, TrainingState, load_whole, weights_digest
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
+from ke_metric.losses.rehearsal import possible_batches
 from ke_metric.methods.method import Birth
 from ke_metric.methods.table import method_of
 from ke_metric.randomness import default_streams
@@ -277,11 +279,21 @@ class Nursery:
                 loss = build_classification_loss(recipe.loss, classes=classes)
                 require_fit(loss, recipe)
             else:
-                size = recipe.network.embedding_size
-                loss = build_loss(recipe.loss, recipe.miner, classes=classes, embedding_size=size)
+                loss = build_loss(
+                    recipe.loss,
+                    recipe.miner,
+                    classes=classes,
+                    embedding_size=recipe.network.embedding_size,
+                    batches=possible_batches(recipe.batches, self._class_sizes()),
+                )
         if parent is not None and not recipe.method.reset_loss:
             load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         return self.engine.place(loss)
+
+    def _class_sizes(self) -> list[int]:
+        """Return the images of every training class that has any."""
+        sizes = np.bincount(self.pictures.benchmark.train.labels)
+        return [int(size) for size in sizes[sizes > 0]]
 
     def prepare(self, network: nn.Module, loss: nn.Module, birth: Birth) -> GenerationTraining:
         """Return the training of a generation, ready to begin."""

@@ -12,7 +12,7 @@ from torch import nn
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
-from ke_metric.data.pictures import first_pictures
+from ke_metric.data.pictures import Pictures, first_pictures
 from ke_metric.evolution import Nursery
 from ke_metric.lineage import default_folder
 from ke_metric.recipe import Recipe
@@ -36,13 +36,14 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
     """
     benchmark = load_benchmark(recipe.data, recipe.task)
     engine = Engine(recipe.training.precision, device)
-    pictures, batches = first_pictures(benchmark, recipe)
-    nursery = Nursery(recipe, pictures, engine)
-    search = {} if recipe.task == "classification" else {"search_backend": Scorer(pictures, recipe, engine).backend}
+    undecoded = Pictures.undecoded(benchmark)
+    nursery = Nursery(recipe, undecoded, engine)
     birth = nursery.birth(1, None)
     network, plan = nursery.build_child(birth), birth.plan
     loss = nursery.build_loss(1, None)
-    training = nursery.prepare(network, loss, birth)
+    search = {} if recipe.task == "classification" else {"search_backend": Scorer(undecoded, recipe, engine).backend}
+    pictures, batches = first_pictures(benchmark, recipe)
+    training = Nursery(recipe, pictures, engine).prepare(network, loss, birth)
     value, seconds = _try(training, batches)
     document: dict[str, Any] = {
         "lineage": str(folder or default_folder(recipe)),

@@ -71,6 +71,13 @@ class Pictures:
         gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
         return cls(benchmark, train, query, gallery, validation)
 
+    @classmethod
+    def undecoded(cls, benchmark: Benchmark) -> Pictures:
+        """Return a benchmark whose pictures nobody has looked at, to build what depends on its labels alone."""
+        query = PixelStore.undecoded(len(benchmark.query))
+        gallery = query if benchmark.leave_one_out else PixelStore.undecoded(len(benchmark.gallery))
+        return cls(benchmark, PixelStore.undecoded(len(benchmark.train)), query, gallery)
+
     @property
     def contents(self) -> dict[str, tuple[str, ...]]:
         """Part to the digests of what its pictures were decoded from; none where they were not decoded from files."""

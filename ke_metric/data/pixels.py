@@ -131,6 +131,11 @@ class PixelStore:
             return cls(pixels, heights, widths=widths, contents=tuple(contents))
         return cls(_mapped(stream), heights, widths=widths, file=stream, contents=tuple(contents))
 
+    @classmethod
+    def undecoded(cls, count: int) -> Self:
+        """Return a store of pictures of 0 x 0 pixels: it has their number, and nothing of them."""
+        return cls(np.empty(0, np.uint8), np.zeros(count, np.int64), widths=np.zeros(count, np.int64))
+
     def __len__(self) -> int:
         return len(self._heights)
 

@@ -5,18 +5,17 @@ Shapes: B batch, D embedding, C classes.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.parts import LOSSES, MINERS, build_part
 from ke_metric.losses.proxy_nca import ClassicProxyNCALoss
+from ke_metric.losses.rehearsal import MOST, PossibleBatches, rehearse
 from ke_metric.recipe import Loss, Miner
 
-# What pytorch-metric-learning raises for parts that do not fit together.
-_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Keywords that follow from data and network: the classes, the length of an embedding, and that by another name.
+SIZES = ("num_classes", "embedding_size", "descriptors_dim")
 
 
 class EmbeddingLoss(nn.Module):
@@ -62,50 +61,49 @@ def _tuple_count(mined: tuple[torch.Tensor, ...]) -> int:
     return len(mined[0]) if len(mined) == 3 else len(mined[0]) + len(mined[2])
 
 
-def build_loss(loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> EmbeddingLoss:
-    """Build the loss and the miner of a recipe and try them on a small batch.
+def build_loss(
+    loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int, batches: PossibleBatches | None = None
+) -> EmbeddingLoss:
+    """Build the loss and the miner of a recipe, and try a small twin of them on small batches.
 
     Args:
         loss: The recipe's section.
         miner: The recipe's section, if it has one.
         classes: C, of the training part.
         embedding_size: D.
+        batches: What the loss will see; whether it can learn from that is not asked when left out.
 
     Returns:
         The loss; its proxies are drawn from torch's default generator.
 
     Raises:
-        KeMetricError: An unknown class or keyword, a value that does not fit, or a loss and a miner that do not go
-            together (RECIPE).
+        KeMetricError: An unknown class or keyword, a value that does not fit, a loss and a miner that do not go
+            together, or one that `rehearse` refuses (RECIPE).
     """
-    sizes = {"num_classes": classes, "embedding_size": embedding_size, "descriptors_dim": embedding_size}
-    built_loss = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes=sizes)
-    built_miner = None
-    if miner is not None:
-        built_miner = build_part(MINERS, miner.name, miner.arguments, field="miner.arguments", sizes=sizes)
-        if isinstance(built_loss, ClassicProxyNCALoss):
-            raise KeMetricError(
-                f"miner.name = {miner.name!r}: {loss.name} compares embeddings with proxies and takes no mined "
-                "tuples; leave the miner out",
-                ExitCode.RECIPE,
-            )
-    built = EmbeddingLoss(built_loss, built_miner)
-    _rehearse(built, loss, miner, classes=classes, embedding_size=embedding_size)
+    built = _build(loss, miner, classes=classes, embedding_size=embedding_size)
+
+    def twin(of: Loss) -> EmbeddingLoss:
+        # The sizes were found to be right; a copy of a million proxies would only cost memory.
+        arguments = {key: value for key, value in of.arguments.items() if key not in SIZES}
+        small = of.model_copy(update={"arguments": arguments})
+        return _build(small, miner, classes=MOST, embedding_size=embedding_size)
+
+    # Twins draw proxies too, and must not move the stream on.
+    with torch.random.fork_rng(devices=[]):
+        rehearse(twin, loss, miner, embedding_size=embedding_size, batches=batches)
     return built
 
 
-def _rehearse(built: EmbeddingLoss, loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> None:
-    """Compute the loss of a small batch, so that what does not fit together fails now and not in the first epoch."""
-    labels = torch.arange(min(classes, 4)).repeat_interleave(2)
-    embeddings = torch.randn(len(labels), embedding_size, generator=torch.Generator().manual_seed(0))
-    try:
-        # A copy, because some losses keep running statistics; a fork, because some miners draw.
-        with torch.random.fork_rng(devices=[]):
-            copy.deepcopy(built)(embeddings, labels)
-    except _MISFITS as error:
-        mining = f" with miner.name = {miner.name!r}, miner.arguments = {dict(miner.arguments)}" if miner else ""
+def _build(loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> EmbeddingLoss:
+    sizes = dict(zip(SIZES, (classes, embedding_size, embedding_size), strict=True))
+    built_loss = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes=sizes)
+    if miner is None:
+        return EmbeddingLoss(built_loss)
+    built_miner = build_part(MINERS, miner.name, miner.arguments, field="miner.arguments", sizes=sizes)
+    if isinstance(built_loss, ClassicProxyNCALoss):
         raise KeMetricError(
-            f"loss.name = {loss.name!r}, loss.arguments = {dict(loss.arguments)}{mining}: fails on a batch of "
-            f"{len(labels)} embeddings: {type(error).__name__}: {error}",
+            f"miner.name = {miner.name!r}: {loss.name} compares embeddings with proxies and takes no mined tuples; "
+            "leave the miner out",
             ExitCode.RECIPE,
-        ) from error
+        )
+    return EmbeddingLoss(built_loss, built_miner)

@@ -25,7 +25,9 @@ SHIPPED = {
     "proxy anchor": (Loss(name="ProxyAnchorLoss"), None),
     "multi similarity": (Loss(name="MultiSimilarityLoss"), Miner(name="MultiSimilarityMiner")),
 }
-REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}, "HistogramLoss": {"n_bins": 20}}
+REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
+# See tests/losses/test_rehearsal.py.
+REFUSED = {"DynamicSoftMarginLoss", "HistogramLoss", "TupletMarginLoss"}
 
 
 def build(loss, miner=None):
@@ -161,8 +163,8 @@ def test_without_any_tuple_the_loss_is_zero_and_the_count_says_so():
     assert built.tuples == 0
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_known_loss_trains(name, embeddings):
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - REFUSED))
+def test_every_loss_that_is_not_refused_trains(name, embeddings):
     built = build(Loss(name=name, arguments=REQUIRED.get(name, {})))
     loss = built(embeddings.requires_grad_(), EVEN_LABELS)
     loss.backward()
@@ -176,11 +178,6 @@ def test_every_known_miner_goes_with_the_triplet_loss(name, embeddings):
     built = build(Loss(name="TripletMarginLoss"), Miner(name=name))
     assert built(embeddings, LABELS).isfinite()
     assert built.tuples > 0
-
-
-def test_building_leaves_no_trace_in_a_loss_that_keeps_statistics():
-    built = build(Loss(name="DynamicSoftMarginLoss"))
-    assert built.loss.hist_.sum() == 0
 
 
 def refusal(loss, miner=None):
