@@ -91,7 +91,7 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     "minimums",
     multiple=True,
     metavar="SCORE=VALUE",
-    help="Exit with 7 unless every network scored has at least this: --min recall@1=0.6",
+    help="Exit with 7 unless every network scored has at least this: --min recall@1=60%, or 0.6",
 )
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
 @through_options
@@ -154,13 +154,23 @@ def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _gate(text: str) -> tuple[str, float]:
+    """Read SCORE=SHARE or SCORE=PERCENT%; how many queries there were is the one score that is no share."""
     score, _, value = text.partition("=")
+    number = value.strip().removesuffix("%")
     try:
-        minimum = float(value)
+        minimum = float(number) / (100 if number != value.strip() else 1)
     except ValueError:
         minimum = math.nan
     if not score or not math.isfinite(minimum):
-        raise click.BadParameter(f"{text!r} is not SCORE=VALUE, for example recall@1=0.6", param_hint="--min")
+        raise click.BadParameter(
+            f"{text!r} is not SCORE=VALUE, for example recall@1=0.6 or recall@1=60%", param_hint="--min"
+        )
+    if minimum > 1 and not score.startswith("queries"):
+        meant = f"; for {value} % write {score}={value}% or {score}={minimum / 100:g}" if minimum <= 100 else ""
+        raise click.BadParameter(
+            f"{text!r}: scores are shares from 0 to 1, which tables show in percent: nothing is above 1{meant}",
+            param_hint="--min",
+        )
     return score, minimum
 
 

@@ -196,4 +196,11 @@ def _require(scores: dict[str, float], name: str, minimum: float, what: str) -> 
             ExitCode.USAGE,
         )
     if scores[name] < minimum:
-        raise KeMetricError(f"{what}: {name} = {scores[name]:.4f} is below the minimum {minimum}", ExitCode.GATE)
+        raise KeMetricError(
+            f"{what}: {name} = {_told(name, scores[name])} is below the minimum {_told(name, minimum)}", ExitCode.GATE
+        )
+
+
+def _told(name: str, value: float) -> str:
+    """Return a score as JSON has it and as tables have it; how many queries there were is no share."""
+    return f"{value:g}" if name.startswith("queries") else f"{value:.4g} ({100 * value:.4g} %)"

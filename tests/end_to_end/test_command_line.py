@@ -124,14 +124,30 @@ def test_quality_gate(grown):
     reached = document["generations"][0]["dense"]["recall@1"]
     arguments = ("eval", "--lineage", folder, "--gen", 1, "--network", "dense", "--json")
     assert json.loads(expect(ExitCode.OK, *arguments, "--min", f"recall@1={reached}"))["dense"]["recall@1"] == reached
-    result = run(*arguments, "--min", f"recall@1={reached}", "--min", "nmi=1.1")
+    result = run(*arguments, "--min", f"recall@1={reached}", "--min", "r_precision=99.5%")
     assert result.exit_code == ExitCode.GATE
     assert json.loads(result.stdout)["generation"] == 1  # the scores are printed all the same
-    assert "nmi" in result.stderr
-    assert "below the minimum 1.1" in result.stderr
+    assert "r_precision" in result.stderr
+    assert "below the minimum 0.995 (99.5 %)" in result.stderr
+    expect(ExitCode.OK, *arguments, "--min", f"recall@1={99 * reached}%", "--min", "queries=1")
     assert "did you mean 'recall@1'" in expect(ExitCode.USAGE, *arguments, "--min", "recal@1=0.1")
     assert "SCORE=VALUE" in expect(ExitCode.USAGE, *arguments, "--min", "recall@1")
     assert "SCORE=VALUE" in expect(ExitCode.USAGE, *arguments, "--min", "recall@1=high")
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("top1=38", "for 38 % write top1=38% or top1=0.38"),
+        ("recall@1=1.5", "for 1.5 % write recall@1=1.5% or recall@1=0.015"),
+        ("nmi=120%", "nothing is above 1"),
+        ("map@r=300", "nothing is above 1"),
+    ],
+)
+def test_a_gate_above_one_is_refused_before_anything_is_scored(gate, words, tmp_path):
+    told = expect(ExitCode.USAGE, "eval", "--lineage", tmp_path / "nowhere", "--min", gate)
+    assert "shares from 0 to 1, which tables show in percent" in told
+    assert words in told
 
 
 def test_generations_that_are_not_there(grown, tmp_path):
