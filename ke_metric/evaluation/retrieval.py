@@ -17,20 +17,22 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import Backend, choose_backend
 from ke_metric.evaluation.clustering import score_clusters
-from ke_metric.evaluation.embeddings import Embeddings, IntArray
-from ke_metric.evaluation.neighbors import find_self_matches, search
-from ke_metric.evaluation.recall import (
-    BoolArray,
-    ScoreArray,
-    count_relevant,
-    find_hits,
-    map_at_r,
-    r_precision,
-    recall_at_k,
-)
+from ke_metric.evaluation.embeddings import Embeddings, FloatArray, IntArray, row_chunks
+from ke_metric.evaluation.neighbors import FAISS_GPU_MAX_NEIGHBORS, find_self_matches, search
+from ke_metric.evaluation.recall import ScoreArray, count_relevant
+from ke_metric.evaluation.ties import Places, equally_similar, number_rows, score_places
+
+ROWS_AT_A_TIME = 8192
 
 CELLS_AT_A_TIME = 2**22
-"""Neighbours held at once, over all queries of a block; about 40 bytes each while a block is scored."""
+"""Neighbours held at once, over all queries of a block; about 60 bytes each while a block is scored."""
+
+LONGEST_TIE = 2**12
+"""Neighbours that are asked for to see the end of a tie of different embeddings; one that goes on beyond is taken as
+far as it was seen. Equal embeddings are one neighbour, however many there are."""
+
+Find = Callable[[IntArray, int], Places]
+"""Positions of B queries and a number of neighbours K to the places [B, K] that they take."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ def score_retrieval(
 
     Every item queries all others, or, with a `gallery`, every item queries the gallery without its own picture. The
     embeddings are L2-normalised here. The same input gives the same numbers to the last bit on the same machine.
+
+    Where items are equally similar to a query, copies above all, each score is its mean over all orders of them (see
+    `evaluation/ties.py`): neither the order of the rows, nor the backend, nor the other Ks matter. Similarities that
+    differ in the seventh digit are no tie, and backends may round them differently.
 
     Args:
         embeddings: [N, D] real numbers, the queries; array or tensor on any device.
@@ -149,23 +155,91 @@ def require_ranks(ranks: Sequence[int]) -> None:
 
 
 def _score_neighbors(task: _RetrievalTask, ranks: tuple[int, ...], backend: Backend) -> dict[str, float]:
-    def find(block: IntArray, depth: int) -> BoolArray:
-        return _find_hits(task, block, depth, backend)
+    gallery = _DistinctGallery.of(task.gallery)
+
+    def find(block: IntArray, count: int) -> Places:
+        own = None if task.self_match is None else task.self_match[block]
+        return gallery.places(task.query.vectors[block], task.query.labels[block], count, backend=backend, own=own)
 
     relevant = count_relevant(task.query.labels, task.gallery.labels, task.self_match)
-    return score_lists(relevant, ranks, find, gallery_size=len(task.gallery))
+    longest = FAISS_GPU_MAX_NEIGHBORS - 1 if backend.name == "faiss-gpu" else LONGEST_TIE
+    return score_lists(
+        relevant, ranks, find, gallery_size=len(task.gallery), longest=min(longest, len(gallery.vectors))
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _DistinctGallery:
+    """A gallery in which equal embeddings are one.
+
+    Attributes:
+        vectors: [U, D] float32, all different.
+        row: [G] position in `vectors` of every item.
+        sizes: [U] number of items.
+        labels: Sorted labels of the gallery.
+        pairs: Sorted row x number of labels + position of the label, of all items.
+        counts: How many items each of the pairs has.
+    """
+
+    vectors: FloatArray
+    row: IntArray
+    sizes: IntArray
+    labels: IntArray
+    pairs: IntArray
+    counts: IntArray
+
+    @classmethod
+    def of(cls, gallery: Embeddings) -> _DistinctGallery:
+        row = number_rows(gallery.vectors[rows] for rows in row_chunks(len(gallery), ROWS_AT_A_TIME))
+        _, first, sizes = np.unique(row, return_index=True, return_counts=True)
+        labels, label = np.unique(gallery.labels, return_inverse=True)
+        pairs, counts = np.unique(row * len(labels) + label, return_counts=True)
+        vectors = gallery.vectors if len(first) == len(row) else gallery.vectors[first]
+        return cls(vectors, row, sizes, labels, pairs, counts)
+
+    def places(
+        self, query: FloatArray, labels: IntArray, count: int, *, backend: Backend, own: IntArray | None
+    ) -> Places:
+        """Return the places [Q, count] of the most similar items, without the query's own picture.
+
+        Args:
+            query: [Q, D] float32, L2-normalised.
+            labels: [Q] their labels.
+            count: Places of each query.
+            backend: What searches.
+            own: [Q] position in the gallery of each query's own picture, -1 for none; None: for all.
+        """
+        own_row = np.full(len(query), -1, np.int64) if own is None else np.where(own < 0, -1, self.row[own])
+        alone = self.sizes[own_row] == 1
+        left_out = None if own is None else np.where(alone, own_row, -1)
+        found = search(query, self.vectors, count, backend=backend, self_match=left_out)
+        there = found.indices >= 0
+        is_own = (found.indices == own_row[:, None]) & there
+        sizes = np.where(there, self.sizes[found.indices], 0) - is_own
+        hits = np.where(there, self._count(found.indices, labels), 0) - is_own
+        tied = equally_similar(found.similarities, found.indices, query, self.vectors.__getitem__)
+        return Places(sizes, hits, tied)
+
+    def _count(self, rows: IntArray, labels: IntArray) -> IntArray:
+        """Return [Q, K] how many items of the rows [Q, K] have the query's label."""
+        label = np.searchsorted(self.labels, labels).clip(max=len(self.labels) - 1)
+        wanted = rows * len(self.labels) + label[:, None]
+        place = np.searchsorted(self.pairs, wanted).clip(max=len(self.pairs) - 1)
+        known = self.labels[label] == labels
+        return np.where((self.pairs[place] == wanted) & known[:, None], self.counts[place], 0)
 
 
 def score_lists(
-    relevant: IntArray, ranks: Sequence[int], find: Callable[[IntArray, int], BoolArray], *, gallery_size: int
+    relevant: IntArray, ranks: Sequence[int], find: Find, *, gallery_size: int, longest: int
 ) -> dict[str, float]:
     """Score neighbour lists, wherever they come from, each as long as its query needs.
 
     Args:
         relevant: [Q] R of each query; those with R = 0 are left out.
         ranks: The Ks of Recall@K.
-        find: Positions of B queries and a depth K to [B, K] bool: whether the neighbour at each rank is a hit.
+        find: What searches.
         gallery_size: Number of items, which no list is longer than.
+        longest: Most neighbours that are asked for to see the end of a tie.
 
     Returns:
         `recall@K` for each K, `map@r`, `r_precision`, `queries` and `queries_without_match`, as `score_retrieval`.
@@ -177,11 +251,31 @@ def score_lists(
     depth = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
     per_query: dict[str, ScoreArray] = {}
     for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
-        hits = find(block, int(depth[block].max()))
-        for name, values in _score_hits(hits, relevant[block], tuple(ranks)).items():
-            per_query.setdefault(name, np.empty(len(relevant)))[block] = values
+        deepest = int(depth[block].max())
+        for queries, places in _settled(block, deepest, find, longest):
+            for name, values in score_places(places, relevant[queries], tuple(ranks), deepest).items():
+                per_query.setdefault(name, np.empty(len(relevant)))[queries] = values
     # fsum rounds only once, so that the order of the queries does not matter.
     return {name: math.fsum(values[scored]) / len(scored) for name, values in per_query.items()} | counts
+
+
+def _settled(block: IntArray, depth: int, find: Find, longest: int) -> Iterator[tuple[IntArray, Places]]:
+    """Yield queries and what they find, far enough to see the end of the tie, if any, at rank `depth`."""
+    # Two places are the least that show a tie. Where there is none, there is none at the end of a list either.
+    places = find(block, max(depth, min(2, longest)))
+    if not places.tied.any():
+        yield block, places
+        return
+    rest, count = block, depth
+    while len(rest):
+        count = max(depth, min(2 * count, longest))
+        unsettled = []
+        for part in blocks_of_queries(rest, np.full(int(rest.max()) + 1, count), CELLS_AT_A_TIME):
+            places = find(part, count)
+            settled = places.settled(depth) | (count >= longest)
+            yield part[settled], places.at(settled)
+            unsettled.append(part[~settled])
+        rest = np.concatenate(unsettled)
 
 
 def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterator[IntArray]:
@@ -200,14 +294,3 @@ def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterato
         rows = max(1, int(np.searchsorted(cells_with_this_one, cells, side="right")))
         yield queries[:rows]
         queries = queries[rows:]
-
-
-def _find_hits(task: _RetrievalTask, block: IntArray, depth: int, backend: Backend) -> BoolArray:
-    own = None if task.self_match is None else task.self_match[block]
-    neighbors = search(task.query.vectors[block], task.gallery.vectors, depth, backend=backend, self_match=own)
-    return find_hits(neighbors, task.query.labels[block], task.gallery.labels)
-
-
-def _score_hits(hits: BoolArray, relevant: IntArray, ranks: tuple[int, ...]) -> dict[str, ScoreArray]:
-    scores = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
-    return scores | {"map@r": map_at_r(hits, relevant), "r_precision": r_precision(hits, relevant)}

@@ -5,16 +5,18 @@ Shapes: Q queries, G gallery items, D embedding, K neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.evaluation.neighbors import Neighbors
-from ke_metric.evaluation.recall import BoolArray, count_relevant, find_hits
-from ke_metric.evaluation.retrieval import require_ranks, score_lists
+from ke_metric.evaluation.recall import count_relevant, find_hits
+from ke_metric.evaluation.retrieval import LONGEST_TIE, require_ranks, score_lists
+from ke_metric.evaluation.ties import Places, equally_similar, level, number_rows
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.vector_store import Hits, VectorStore, texts_of
 
@@ -31,8 +33,8 @@ def score_through(
 ) -> dict[str, float]:
     """Score how well the neighbours that a store finds agree with their labels.
 
-    With an exact store and neither option the numbers are those of `score_retrieval`, but for equally similar items,
-    of which every search chooses for itself.
+    With an exact store and neither option the numbers are those of `score_retrieval`. Equally similar items, among
+    those that the store finds, count as there: each score is its mean over all orders of them.
 
     Args:
         store: The gallery, every item with its label; what has none is of no query's class.
@@ -63,14 +65,15 @@ def score_through(
     own = None if ids is None else gallery.positions_of(ids)
     _refuse_two_labels(gallery, labels, own)
 
-    def find(block: IntArray, depth: int) -> BoolArray:
+    def find(block: IntArray, count: int) -> Places:
         exclude = None if ids is None else [ids[query] for query in block.tolist()]
-        found = ranked_search(store, queries[block], depth, expand=expand, rerank=rerank, exclude=exclude)
-        return find_hits(gallery.neighbors_of(found), classes[block], gallery.classes)
+        found = ranked_search(store, queries[block], count, expand=expand, rerank=rerank, exclude=exclude)
+        return gallery.places_of(found, classes[block], None if expand or rerank else queries[block])
 
-    nothing = not len(gallery.classes)
-    relevant = np.zeros_like(classes) if nothing else count_relevant(classes, gallery.classes, own)
-    return score_lists(relevant, recall_at, find, gallery_size=len(gallery.classes))
+    size = len(gallery.classes)
+    relevant = count_relevant(classes, gallery.classes, own) if size else np.zeros_like(classes)
+    longest = min(LONGEST_TIE, size, rerank.depth if rerank else size)
+    return score_lists(relevant, recall_at, find, gallery_size=size, longest=longest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,24 +85,31 @@ class _Gallery:
         labels: The label of each position.
         number: Label to the number of its class.
         classes: [G] int64 number of each position's class; items without a label are a class that no query is of.
+        rows: [G] int64 the same number for equal embeddings.
     """
 
     position: dict[str, int]
     labels: list[str]
     number: dict[str, int]
     classes: IntArray
+    rows: IntArray
 
     @classmethod
     def read(cls, store: VectorStore) -> _Gallery:
         position: dict[str, int] = {}
         labels: list[str] = []
         number: dict[str, int] = {}
-        for items, _ in store.read():
-            for item in items:
-                position[item.id] = len(labels)
-                labels.append(item.label)
-                number.setdefault(item.label, len(number))
-        return cls(position, labels, number, np.array([number[label] for label in labels], np.int64))
+
+        def vectors() -> Iterator[FloatArray]:
+            for items, part in store.read():
+                for item in items:
+                    position[item.id] = len(labels)
+                    labels.append(item.label)
+                    number.setdefault(item.label, len(number))
+                yield part
+
+        rows = number_rows(vectors())
+        return cls(position, labels, number, np.array([number[label] for label in labels], np.int64), rows)
 
     def classes_of(self, labels: Sequence[str]) -> IntArray:
         """Return the number of each query's class; -2 where nothing in the gallery has its label."""
@@ -112,14 +122,41 @@ class _Gallery:
         """Return the position of each id, -1 where it is not in the gallery."""
         return np.array([self.position.get(item, -1) for item in ids], np.int64)
 
-    def neighbors_of(self, hits: Hits) -> Neighbors:
-        """Return hits by their positions in the gallery."""
+    def places_of(self, hits: Hits, classes: IntArray, queries: FloatArray | None) -> Places:
+        """Return the places of hits; those with equal embeddings are tied.
+
+        Args:
+            hits: [Q, K] hits.
+            classes: [Q] number of each query's class.
+            queries: [Q, D] where the similarities are those of queries and items, and no others: then different
+                embeddings may be tied too.
+        """
         there = hits.numbers >= 0
         distinct = np.unique(hits.numbers[there])
         positions = self.positions_of([item.id for item in hits.read_items(distinct)])
         indices = np.full(hits.numbers.shape, -1, np.int64)
         indices[there] = positions[np.searchsorted(distinct, hits.numbers[there])]
-        return Neighbors(indices, hits.similarities)
+        similarities, numbers = hits.similarities, hits.numbers
+        rows = np.where(there, self.rows[indices], -1)
+        tied = np.zeros(rows.shape, np.bool_)
+        if len(self.rows) > self.rows.max(initial=0) + 1:
+            # Backends compute the last bit of equal embeddings differently, and another may come in between.
+            similarities = level(similarities, rows)
+            order = np.lexsort((rows, -similarities), axis=1)
+            similarities, rows, indices, numbers = (
+                np.take_along_axis(values, order, axis=1) for values in (similarities, rows, indices, numbers)
+            )
+            tied[:, 1:] = (rows[:, 1:] == rows[:, :-1]) & (rows[:, 1:] >= 0)
+        if queries is not None:
+            tied |= equally_similar(similarities, numbers, queries, partial(_read_vectors, hits))
+        right = find_hits(Neighbors(indices, similarities), classes, self.classes)
+        return Places((indices >= 0).astype(np.int64), right.astype(np.int64), tied)
+
+
+def _read_vectors(hits: Hits, numbers: IntArray) -> FloatArray:
+    """Return the embeddings of hits, any of them several times."""
+    distinct, places = np.unique(numbers, return_inverse=True)
+    return hits.read_vectors(distinct)[places]
 
 
 def _refuse_two_labels(gallery: _Gallery, labels: Sequence[str], own: IntArray | None) -> None:

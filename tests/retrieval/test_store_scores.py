@@ -10,6 +10,7 @@ from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.store_scores import score_through
+from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Hits, Item
 
 EXACT = Scoring(backend="torch", kmeans_seeds=())
@@ -41,6 +42,27 @@ def test_every_item_queries_all_others(memory_store, seed, ranks, count):
     vectors, labels, ids = drawn(count, seed)
     found = score_through(stored(memory_store, vectors, labels, ids), vectors, named(labels), ranks, ids=ids)
     assert found == score_retrieval(vectors, labels, ranks, scoring=EXACT)
+
+
+@pytest.mark.parametrize("kind", ["memory", "memmap", "faiss"])
+def test_copies_score_as_without_a_store(memory_store, tmp_path, kind):
+    """Twenty pictures six times each in two classes: whichever copy a store names first."""
+    generator = np.random.default_rng(0)
+    order = generator.permutation(120)
+    vectors = Embeddings(np.repeat(generator.normal(size=(20, 16)), 6, axis=0)[order], np.zeros(120, int)).vectors
+    labels, ids = generator.integers(0, 2, 120), [f"picture {number}" for number in range(120)]
+    if kind == "memory":
+        store = stored(memory_store, vectors, labels, ids)
+    else:
+        store = open_store(tmp_path, 16, StoreSettings(kind=kind), writing=True)
+        store.add([Item(item, label=f"class {label}") for item, label in zip(ids, labels, strict=True)], vectors)
+    expected = score_retrieval(vectors, labels, (1, 3), scoring=EXACT)
+    assert score_through(store, vectors, named(labels), (1, 3), ids=ids) == pytest.approx(expected)
+    for ranks in ((1,), (1, 3, 50)):
+        assert score_through(store, vectors, named(labels), ranks, ids=ids)["recall@1"] == expected["recall@1"]
+    # With re-ranking copies are as alike as without it; the candidates end where its depth does.
+    reranked = score_through(store, vectors, named(labels), (1,), ids=ids, rerank=Reranking(5, 3, 0.3, depth=80))
+    assert reranked["recall@1"] == pytest.approx(expected["recall@1"])
 
 
 @in_a_hurry
