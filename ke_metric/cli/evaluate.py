@@ -47,7 +47,7 @@ def evaluate_lineage(
     numbers = _numbers(store, which)
     _require_scored(store, network, through)
     generations = {number: store.load(number) for number in numbers}
-    scorer, changes = _scorer(store, device)
+    scorer, changes = _scorer(store, device, through)
     cards: dict[int, Scorecard] = {}
     documents: list[dict[str, Any]] = []
     tables: list[RenderableType] = []
@@ -92,12 +92,14 @@ def _require_scored(store: Lineage, network: str, through: StoreScoring | None) 
         )
 
 
-def _scorer(store: Lineage, device: str | None) -> tuple[Scorer, list[str]]:
+def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = None) -> tuple[Scorer, list[str]]:
     """Return what scores the lineage's networks, and how its data have changed since it was begun."""
     recipe = store.recipe
     complete = load_benchmark(recipe.data, recipe.task)
     # A class that is called otherwise is found before everything is decoded.
     store.require_classes(fingerprint(complete))
+    if through is not None:
+        through.require_depth(complete, recipe.evaluation.recall_at)
     benchmark = without_training(complete)
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(

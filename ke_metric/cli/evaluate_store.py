@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +21,13 @@ from rich.table import Column, Table
 from ke_metric.cli.display import say
 from ke_metric.cli.index import read_settings
 from ke_metric.cli.through_options import ThroughChoice
+from ke_metric.data.images import Benchmark
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
+from ke_metric.evaluation.neighbors import find_self_matches
+from ke_metric.evaluation.recall import count_relevant
 from ke_metric.report import header
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.store_scores import score_through
+from ke_metric.retrieval.store_scores import require_depth, score_through
 from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Item, VectorStore
 from ke_metric.scoring import Scorer
@@ -60,6 +63,18 @@ class StoreScoring:
             None if choice.expand is None else Expansion.parse(choice.expand),
             None if choice.rerank is None else Reranking.parse(choice.rerank),
         )
+
+    def require_depth(self, benchmark: Benchmark, recall_at: Sequence[int]) -> None:
+        """Refuse a re-ranking that is too shallow for the scores of a benchmark, which its labels tell.
+
+        Raises:
+            KeMetricError: USAGE, with the depth that is needed.
+        """
+        if self.rerank is None:
+            return
+        query, gallery = benchmark.query, benchmark.gallery
+        relevant = count_relevant(query.labels, gallery.labels, find_self_matches(query.keys, gallery.keys))
+        require_depth(self.rerank, relevant, recall_at, gallery_size=len(gallery))
 
     def document(
         self,

@@ -248,7 +248,7 @@ def score_lists(
     counts: dict[str, float] = {"queries": len(scored), "queries_without_match": len(relevant) - len(scored)}
     if not len(scored):
         return counts
-    depth = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
+    depth = lengths_of_lists(relevant, ranks, gallery_size=gallery_size)
     per_query: dict[str, ScoreArray] = {}
     for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
         deepest = int(depth[block].max())
@@ -257,6 +257,18 @@ def score_lists(
                 per_query.setdefault(name, np.empty(len(relevant)))[queries] = values
     # fsum rounds only once, so that the order of the queries does not matter.
     return {name: math.fsum(values[scored]) / len(scored) for name, values in per_query.items()} | counts
+
+
+def lengths_of_lists(relevant: IntArray, ranks: Sequence[int], *, gallery_size: int) -> IntArray:
+    """Return [Q] how many neighbours the scores of each query need: R or the largest K; none where R = 0.
+
+    Args:
+        relevant: [Q] R of each query.
+        ranks: The Ks of Recall@K.
+        gallery_size: Number of items, which no list is longer than.
+    """
+    lengths = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
+    return np.where(relevant > 0, lengths, 0)
 
 
 def _settled(block: IntArray, depth: int, find: Find, longest: int) -> Iterator[tuple[IntArray, Places]]:

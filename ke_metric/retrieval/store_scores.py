@@ -15,9 +15,10 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.evaluation.neighbors import Neighbors
 from ke_metric.evaluation.recall import count_relevant, find_hits
-from ke_metric.evaluation.retrieval import LONGEST_TIE, require_ranks, score_lists
+from ke_metric.evaluation.retrieval import LONGEST_TIE, lengths_of_lists, require_ranks, score_lists
 from ke_metric.evaluation.ties import Places, equally_similar, level, number_rows
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.reranking import MOST_CANDIDATES
 from ke_metric.retrieval.vector_store import Hits, VectorStore, texts_of
 
 
@@ -72,8 +73,36 @@ def score_through(
 
     size = len(gallery.classes)
     relevant = count_relevant(classes, gallery.classes, own) if size else np.zeros_like(classes)
+    if rerank is not None:
+        require_depth(rerank, relevant, recall_at, gallery_size=size)
     longest = min(LONGEST_TIE, size, rerank.depth if rerank else size)
     return score_lists(relevant, recall_at, find, gallery_size=size, longest=longest)
+
+
+def require_depth(rerank: Reranking, relevant: IntArray, recall_at: Sequence[int], *, gallery_size: int) -> None:
+    """Refuse a re-ranking that looks at fewer candidates than the scores need.
+
+    Args:
+        rerank: The re-ranking.
+        relevant: [Q] number of other items of each query's class in the gallery.
+        recall_at: The Ks of Recall@K.
+        gallery_size: Number of items in it.
+
+    Raises:
+        KeMetricError: USAGE, with the depth that is needed.
+    """
+    needed = int(lengths_of_lists(relevant, recall_at, gallery_size=gallery_size).max(initial=0))
+    if needed <= rerank.depth:
+        return
+    why = (
+        f"MAP@R, whose largest class has {needed:,} other pictures"
+        if needed == relevant.max()
+        else f"Recall@{max(recall_at)}"
+    )
+    told = f"re-ranking looks at {rerank.depth:,} candidates of each query, and {needed:,} are needed for {why}"
+    form = f"{rerank.k1}:{rerank.k2}:{rerank.weight:g}:{needed}"
+    cure = f"take {form}" if needed <= MOST_CANDIDATES else f"{MOST_CANDIDATES:,} are the most there can be"
+    raise KeMetricError(f"{told}; {cure}", ExitCode.USAGE)
 
 
 @dataclass(frozen=True, eq=False)

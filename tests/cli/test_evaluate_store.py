@@ -236,7 +236,10 @@ def test_usage_errors(arguments, words, tmp_path):
 
 def test_a_depth_below_a_class_is_refused(lineage):
     told = expect(ExitCode.USAGE, "--lineage", lineage, "--store", "memmap", "--rerank", "2:1:0.3:3")
-    assert "7 neighbours are asked for and re-ranking looks at 3" in told
+    assert "looks at 3 candidates of each query, and 7 are needed for MAP@R, whose largest class has 7" in told
+    assert "take 2:1:0.3:7" in told
+    assert "decoding" not in told, "refused before any picture is looked at"
+    expect(ExitCode.OK, "--lineage", lineage, "--store", "memmap", "--rerank", "2:1:0.3:7")
 
 
 def test_a_classification_is_refused(make_class_folders, tmp_path):

@@ -9,7 +9,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.store_scores import score_through
+from ke_metric.retrieval.store_scores import require_depth, score_through
 from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Hits, Item
 
@@ -160,7 +160,11 @@ def test_an_empty_store_has_nothing_to_find(memory_store):
         ({"labels": ["", *"abcd"]}, ExitCode.DATA, "query 0 has no label"),
         ({"labels": [*"abcd", "x"], "ids": list("01234")}, ExitCode.DATA, "query 4 has label 'x' .* 'e'"),
         ({"recall_at": (1, 0)}, ExitCode.RECIPE, "recall_at"),
-        ({"recall_at": (4,), "rerank": Reranking(2, 1, 0.3, depth=3)}, ExitCode.USAGE, "4 neighbours"),
+        (
+            {"recall_at": (4,), "rerank": Reranking(2, 1, 0.3, depth=3)},
+            ExitCode.USAGE,
+            "4 are needed for Recall@4",
+        ),
     ],
 )
 def test_what_cannot_be_scored(memory_store, change, code, words):
@@ -170,3 +174,15 @@ def test_what_cannot_be_scored(memory_store, change, code, words):
     with pytest.raises(KeMetricError, match=words) as caught:
         score_through(store, vectors, **arguments)
     assert caught.value.exit_code == code
+
+
+def test_the_depth_that_re_ranking_needs():
+    """A class of 121 and one of a single picture, which has nothing to find; and one larger than any depth."""
+    rerank = Reranking(5, 3, 0.3)
+    relevant = np.array([120] * 121 + [0])
+    require_depth(rerank, np.array([100] * 101), (1, 100), gallery_size=101)
+    require_depth(rerank, np.array([0]), (1, 200), gallery_size=300)
+    with pytest.raises(KeMetricError, match=r"120 are needed for MAP@R, .* has 120 other pictures; take 5:3:0.3:120"):
+        require_depth(rerank, relevant, (1, 8), gallery_size=122)
+    with pytest.raises(KeMetricError, match=r"5,000 are needed .*; 4,096 are the most there can be"):
+        require_depth(rerank, np.array([5000]), (1,), gallery_size=6000)
