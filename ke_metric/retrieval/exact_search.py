@@ -1,5 +1,11 @@
 """Exact search through the vectors of a gallery, streamed from the disk: memory is bounded, whatever their number.
 
+What is found does not depend on k, on the other queries or on which other rows are searched. The similarity of two
+vectors is their inner product in float64, rounded to float32; of equal ones the earlier row comes first. Products in
+float32, of which a library computes the last bits in one way or another, only propose: a few more rows than are
+wanted are compared again. Where that leaves it open which are the best, as with many copies of one vector, that query
+is searched once more in float64.
+
 The K best of a block of products are found by way of groups of neighbouring rows: all of them lie in the K groups
 with the largest maxima, and a maximum per group costs a tenth of what choosing among all rows does. Products are
 [rows, queries]: the other way round torch took half as long again on a processor.
@@ -29,6 +35,10 @@ FEWEST_ROWS = 4096
 CHOICES = 1 << 18
 """Keys among which is chosen at a time; with what computing them takes about 40 bytes each."""
 GROUP = 32
+SPARE = 4
+"""More rows than are wanted are proposed by products in float32, by so many."""
+COMPARED = 1 << 20
+"""Numbers of vectors that are compared again at a time, in about 20 bytes each."""
 LAST_ROW = (1 << 32) - 1
 
 
@@ -43,8 +53,8 @@ def search_rows(
 ) -> tuple[FloatArray, IntArray]:
     """Find the rows with the largest inner product with each query; of equal products the earlier row is first.
 
-    Equal vectors may differ in the last bit of their products, depending on where they lie in a block. Memory beside
-    queries and result: about 40 MB, with 2,000 rows or more in a block; every call reads all rows that it searches.
+    Memory beside queries and result: about 40 MB, with 2,000 rows or more in a block; every call reads all rows that
+    it searches, once or twice.
 
     Args:
         gallery: Whose rows are searched; holes are not.
@@ -59,14 +69,87 @@ def search_rows(
         there.
     """
     assert k >= 1, k
+    scores, proposed = _search(gallery, queries, k + SPARE, rows=rows, first=first, device=device, kind=torch.float32)
+    found, unsure = settle(gallery, queries, scores, proposed, k)
+    if len(unsure):
+        some = search_doubly(gallery, queries[unsure], k, rows=rows, first=first, device=device)
+        found[0][unsure], found[1][unsure] = some
+    return found
+
+
+def search_doubly(
+    gallery: Gallery,
+    queries: FloatArray,
+    k: int,
+    *,
+    rows: IntArray | None = None,
+    first: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[FloatArray, IntArray]:
+    """Do what `search_rows` does with products in float64 alone: slower, and sure at once."""
+    place = "cpu" if torch.device(device).type == "mps" else device  # which has no float64
+    return _search(gallery, queries, k, rows=rows, first=first, device=place, kind=torch.float64)
+
+
+def settle(
+    gallery: Gallery, queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
+) -> tuple[tuple[FloatArray, IntArray], IntArray]:
+    """Choose the k best of more rows that were proposed by products in float32.
+
+    Args:
+        gallery: Whose rows they are.
+        queries: [Q, D] float32, L2-normalised.
+        scores: [Q, C] float32, C > k: the products, largest first. What was not proposed has no larger one than the
+            last, where there are C.
+        rows: [Q, C] the rows; -1 where there are fewer.
+        k: Neighbours per query.
+
+    Returns:
+        Similarities [Q, K] and rows [Q, K], as `search_rows`; and the numbers of the queries for which others than
+        those proposed may be among the best.
+    """
+    true = _similarities(gallery, queries, rows)
+    order = np.lexsort((rows, -true), axis=1)[:, :k]
+    found = np.take_along_axis(true, order, 1), np.take_along_axis(rows, order, 1)
+    # The error of an inner product of D numbers, summed up in whatever order, for vectors of length 1.
+    error = (gallery.dimension + 4) * float(np.finfo(np.float32).epsneg) * 1.01
+    unsure = (rows[:, -1] >= 0) & (scores[:, -1].astype(np.float64) + error >= found[0][:, -1])
+    return found, np.flatnonzero(unsure)
+
+
+def _similarities(gallery: Gallery, queries: FloatArray, rows: IntArray) -> FloatArray:
+    """Return the similarity [Q, C] of each query and each of its rows [Q, C]; -inf for row -1."""
+    similarities = np.full(rows.shape, -np.inf, np.float32)
+    for some in row_chunks(len(rows), max(1, COMPARED // max(1, rows.shape[1] * gallery.dimension))):
+        there = rows[some] >= 0
+        distinct, place = np.unique(rows[some][there], return_inverse=True)
+        products = np.repeat(queries[some], there.sum(1), 0).astype(np.float64)
+        products *= gallery.vectors(distinct)[place]
+        similarities[some][there] = products.sum(1).astype(np.float32)
+    return similarities
+
+
+def _search(
+    gallery: Gallery,
+    queries: FloatArray,
+    k: int,
+    *,
+    rows: IntArray | None,
+    first: int,
+    device: str | torch.device,
+    kind: torch.dtype,
+) -> tuple[FloatArray, IntArray]:
+    """Find the k largest products, computed in numbers of a kind and rounded to float32."""
     with exact_products(str(device)):
-        on_device = torch.from_numpy(np.array(queries, order="C")).to(device)  # torch warns of what is read-only
+        on_device = (
+            torch.from_numpy(np.array(queries, order="C")).to(device).to(kind)
+        )  # torch warns of read-only ones
         best = _Best(len(queries), k, device)
-        memory = torch.empty(PRODUCTS, device=device)
+        memory = torch.empty(PRODUCTS, device=device, dtype=kind)
         for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):
-            names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device)
+            names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device).to(kind)
             for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
-                best.improve(some, _products(on_device[some], vectors, memory), names)
+                best.improve(some, _products(on_device[some], vectors, memory).float(), names)
         return best.scores_and_rows()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.retrieval.copies import Unfolding
 from ke_metric.retrieval.faiss_file import Derived, Record, load_derived, read_records
-from ke_metric.retrieval.faiss_kinds import apply_settings, is_whole
+from ke_metric.retrieval.faiss_kinds import apply_settings, is_exact, is_whole
 from ke_metric.retrieval.faiss_search import IndexSearch
 from ke_metric.retrieval.gallery import VECTORS, Gallery
 from ke_metric.retrieval.gallery_files import disk_error
@@ -98,7 +98,14 @@ def _searcher(gallery: Gallery, state: State, derived: Derived) -> IndexSearch:
         removed = unfolding.size == 0
     # Mapped, not read: of the vectors of a million, a search looks at a few thousand, all over the file.
     vectors = None if is_whole(derived.index) else _mapped(gallery, state.covered)
-    return IndexSearch(derived.index, removed=removed, vectors=vectors, live=state.live, unfolding=unfolding)
+    return IndexSearch(
+        derived.index,
+        removed=removed,
+        vectors=vectors,
+        live=state.live,
+        unfolding=unfolding,
+        exact=is_exact(derived.index),
+    )
 
 
 def _mapped(gallery: Gallery, rows: int) -> FloatArray:

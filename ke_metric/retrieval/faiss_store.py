@@ -17,7 +17,7 @@ import numpy as np
 
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.retrieval.copies import Copies, find_copies
-from ke_metric.retrieval.exact_search import search_rows
+from ke_metric.retrieval.exact_search import SPARE, search_doubly, search_rows, settle
 from ke_metric.retrieval.faiss_build import build_index, extend_index, linked_rows
 from ke_metric.retrieval.faiss_choice import Choice, choose_kind
 from ke_metric.retrieval.faiss_file import read_records, record_no_copies, save_derived
@@ -120,12 +120,18 @@ class FaissStore:
     def _search(self, queries: FloatArray, k: int, state: State) -> Found:
         if state.search is None or not len(queries):
             return search_rows(self._gallery, queries, k)
-        found, lacking = state.search.search(queries, k)
+        if state.search.exact:
+            (similarities, rows), lacking = state.search.search(queries, k + SPARE)
+            found, unsure = settle(self._gallery, queries, similarities, rows, k)
+            lacking = np.union1d(lacking, unsure)
+        else:
+            found, lacking = state.search.search(queries, k)
         if state.rows > state.covered:
             after = search_rows(self._gallery, queries, k, first=state.covered)
             found = best(np.hstack([found[0], after[0]]), np.hstack([found[1], after[1]]), k)
         if len(lacking):
-            found[0][lacking], found[1][lacking] = search_rows(self._gallery, queries[lacking], k)
+            search = search_doubly if state.search.exact else search_rows
+            found[0][lacking], found[1][lacking] = search(self._gallery, queries[lacking], k)
         return found
 
     def matching(self, where: Where) -> list[Item]:

@@ -28,6 +28,8 @@ class StoreKind:
         tolerance: How far a similarity may be from the inner product.
         beside: Whether readers may be open beside the writer.
         locked: Whether a second writer is refused.
+        ordered: Whether search(q, k) is the beginning of search(q, K), equally similar items in the order of their
+            adding.
         examples: How many random sequences of calls are tried; fewer where opening is slow.
     """
 
@@ -36,6 +38,7 @@ class StoreKind:
     tolerance: float = 1e-5
     beside: bool = True
     locked: bool = True
+    ordered: bool = False
     examples: int = 15
 
     @property
@@ -49,6 +52,7 @@ def faiss_kind(factory: str, recall: float = 1.0, **search: int) -> StoreKind:
             folder, dimension, writing=writing, factory=factory, search=search
         ),
         recall=recall,
+        ordered=recall == 1,
         examples=15,
     )
 
@@ -69,7 +73,9 @@ def milvus_server(uri: str) -> StoreKind:
 
 
 STORES = {
-    "memmap": StoreKind(lambda folder, dimension, writing: MemmapStore(folder, dimension, writing=writing)),
+    "memmap": StoreKind(
+        lambda folder, dimension, writing: MemmapStore(folder, dimension, writing=writing), ordered=True
+    ),
     "faiss": faiss_kind("Flat"),
     "faiss HNSW": faiss_kind("HNSW32", 0.9),
     "faiss IVF": faiss_kind("IVF16,Flat", 0.9),

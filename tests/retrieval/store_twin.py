@@ -76,9 +76,14 @@ def assert_same_answers(
     *,
     where: Where | None = None,
     exact: bool = True,
+    ordered: bool = False,
     tolerance: float = 1e-5,
 ) -> None:
-    """Compare one search: its ranks, ties aside; of an approximate store only whether what it found is right."""
+    """Compare one search: its ranks; of an approximate store only whether what it found is right.
+
+    Where the store is ordered, similarities are those of float64 rounded to float32, and of equal ones the item that
+    was added first comes first; otherwise ties are left aside.
+    """
     hits = store.search(queries, k, where=where)
     assert hits.similarities.shape == hits.numbers.shape == (len(queries), k)
     assert hits.vectors().shape == (len(queries), k, store.dimension)
@@ -90,6 +95,11 @@ def assert_same_answers(
             best = sorted(expected.values(), reverse=True)[:k]
             assert len(items) == len(best)
             np.testing.assert_allclose(similarities[: len(best)], best, atol=tolerance)
+        if ordered:
+            rounded = {name: np.float32(similarity) for name, similarity in expected.items()}
+            order = sorted(rounded, key=lambda name: -rounded[name])[:k]
+            assert [item.id for item in items] == order
+            np.testing.assert_array_equal(similarities[: len(order)], [rounded[name] for name in order])
 
 
 def _assert_true_hits(

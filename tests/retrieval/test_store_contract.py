@@ -93,7 +93,9 @@ def filled(store, count=60):
 
 def compare(kind, store, twin, k=5, *, where=None, queries=None):
     queries = unit_vectors(4, D, seed=99) if queries is None else queries
-    assert_same_answers(store, twin, queries, k, where=where, exact=kind.exact, tolerance=kind.tolerance)
+    assert_same_answers(
+        store, twin, queries, k, where=where, exact=kind.exact, ordered=kind.ordered, tolerance=kind.tolerance
+    )
 
 
 def test_an_empty_store(kind, store, open_store):
@@ -171,6 +173,30 @@ def test_ties(kind, store):
     twin.add(items, vectors)
     for k in (1, 4, 10, 15, 40):
         compare(kind, store, twin, k=k, queries=vectors[::10])
+
+
+def test_few_neighbours_are_the_beginning_of_many(kind, store):
+    """However many are asked for, by however many queries, with a condition or without, before and after changes."""
+    if not kind.ordered:
+        pytest.skip("the order of ties is not promised (docs/stores.md)")
+    twin, draw = Twin(), np.random.default_rng(2)
+    pool = unit_vectors(30, D, seed=3)
+    near = np.nextafter(pool[:10], np.float32(2))  # nearly the same: products differ in the last bits, or not at all
+    vectors = np.concatenate([pool, np.repeat(pool[:2], 60, 0), near, near[::-1], pool])
+    vectors = vectors[draw.permutation(len(vectors))]
+    items = some_items(len(vectors), classes=3)
+    for step, rows in enumerate((slice(0, 90), slice(90, 150), slice(150, 200))):
+        store.add(items[rows], vectors[rows])
+        twin.add(items[rows], vectors[rows])
+        gone = [item.id for item in items[rows][::5]]
+        store.remove(gone)
+        twin.remove(gone)
+        if step < 2:
+            store.flush()
+    for where in (None, Where.parse('label != "class-1"')):
+        for queries in (pool[:1], np.concatenate([pool[1:13], near])):
+            for k in (1, 3, 40, 199):
+                compare(kind, store, twin, k=k, where=where, queries=queries)
 
 
 def test_recall_among_clusters(kind, store):
