@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,14 @@ class Strategy:
         name: The recipe's name, followed by what tells it from another strategy of the same name.
         recipe: The recipe; its seed is that of one of them.
         scorecards: Seed -> scorecards of generation 1, 2, ...; an interrupted lineage has fewer than the others.
+        untrained: Seed -> scorecard of the network before any training, generation 0; without the seeds of lineages
+            of before it was kept.
     """
 
     name: str
     recipe: Recipe
     scorecards: Mapping[int, Sequence[Scorecard]]
+    untrained: Mapping[int, Scorecard] = field(default_factory=dict)
 
     @property
     def generations(self) -> int:
@@ -70,17 +73,46 @@ class Strategy:
 
     def parameters(self, network: str, generation: int) -> int:
         """Return the number of parameters of one of a generation's networks."""
-        card = next(cards for cards in self.scorecards.values() if len(cards) >= generation)[generation - 1]
+        card = next(iter(self._cards(generation).values()))
         count = card.dense_parameters if self._stored_as(network) == "dense" else card.slim_parameters
         assert count is not None, f"{self.name} has no {network} network"
         return count
 
     def scores(self, generation: int, network: str) -> dict[int, Scores]:
         """Return seed -> scores of one network of a generation, for the seeds that have it."""
-        cards = {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
+        cards = self._cards(generation)
         if self._stored_as(network) == "dense":
             return {seed: card.dense for seed, card in cards.items()}
         return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
+
+    def worse_than_untrained(self, name: str) -> dict[int, tuple[float, float]]:
+        """Return the generations that training made worse than they began, over the seeds that tell.
+
+        Args:
+            name: The score to go by, of the network that is trained.
+
+        Returns:
+            Generation -> mean score of the untrained networks, and of the generation.
+        """
+        found: dict[int, tuple[float, float]] = {}
+        for generation in range(1, self.generations + 1):
+            pairs = [
+                (self.untrained[seed].dense[name], card.dense[name])
+                for seed, card in self._cards(generation).items()
+                if seed in self.untrained and name in self.untrained[seed].dense and name in card.dense
+            ]
+            before, after = (
+                (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+            )
+            if after < before:
+                found[generation] = before, after
+        return found
+
+    def _cards(self, generation: int) -> dict[int, Scorecard]:
+        """Return seed -> scorecard of a generation, for the seeds that have it."""
+        if generation == 0:
+            return dict(self.untrained)
+        return {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
 
     def _stored_as(self, network: str) -> str:
         return "dense" if self.networks == ("slim",) else network
@@ -158,7 +190,8 @@ def _strategy(name: str, members: Sequence[tuple[Lineage, Recipe]]) -> Strategy:
             )
         folders[recipe.seed] = lineage
         scorecards[recipe.seed] = [lineage.scorecard(number) for number in lineage.numbers]
-    return Strategy(name, members[0][1], dict(sorted(scorecards.items())))
+    untrained = {seed: card for seed, lineage in sorted(folders.items()) if (card := lineage.untrained) is not None}
+    return Strategy(name, members[0][1], dict(sorted(scorecards.items())), untrained)
 
 
 def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:

@@ -20,7 +20,7 @@ from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.generation import Generation, Provenance, TrainingState, load_whole, weights_digest
+from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState, load_whole, weights_digest
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.rehearsal import possible_batches
@@ -320,8 +320,10 @@ class Nursery:
     def _introduce(self, network: nn.Module, scorer: Scorer, watch: Watch) -> None:
         """Say what a reader compares the first numbers with."""
         scores, spread = scorer.untrained(network)
+        count = count_parameters(network)
+        watch.untrained(Scorecard(dense=scores, slim=None, dense_parameters=count, slim_parameters=None))
         device = f"{self.engine.describe()['device']}, {self.engine.precision}"
-        parameters = f"{count_parameters(network):,} parameters"
+        parameters = f"{count:,} parameters"
         if spread is None:
             watch.note(f"untrained network: top1 {100 * scores['top1']:.1f} %, {parameters}; {device}")
             return

@@ -25,7 +25,9 @@ from ke_metric.lineage_files import (
     read_provenance,
     read_scorecard,
     read_state,
+    read_untrained,
     replace_state,
+    score_facts,
     write_generation,
 )
 from ke_metric.lineage_folder import (
@@ -33,6 +35,7 @@ from ke_metric.lineage_folder import (
     FACTS,
     IN_PROGRESS,
     LOG,
+    UNTRAINED,
     begin,
     complete_generations,
     now,
@@ -171,6 +174,20 @@ class Lineage:
         """
         self._require(number)
         return read_scorecard(self.generation_folder(number), number)
+
+    @property
+    def untrained(self) -> Scorecard | None:
+        """Scores of generation 1's network before any training; None for a lineage of before they were kept.
+
+        Raises:
+            KeMetricError: The file is damaged.
+        """
+        path = self.folder / UNTRAINED
+        return read_untrained(path) if path.exists() else None
+
+    def record_untrained(self, scorecard: Scorecard) -> None:
+        """Store the scores of generation 1's network before any training."""
+        write_text(self.folder / UNTRAINED, to_json(score_facts(0, scorecard, {})))
 
     @property
     def data(self) -> DataFingerprint | None:

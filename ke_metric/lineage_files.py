@@ -48,9 +48,8 @@ def write_generation(folder: Path, generation: Generation) -> None:
     Raises:
         KeMetricError: The disk is full or cannot be written.
     """
-    facts: dict[str, Any] = {"generation": generation.number}
-    facts |= {name: value for name, value in dataclasses.asdict(generation.scorecard).items() if value is not None}
-    facts["magnitudes"] = {name: list(pair) for name, pair in generation.magnitudes.items()}
+    magnitudes = {name: list(pair) for name, pair in generation.magnitudes.items()}
+    facts = score_facts(generation.number, generation.scorecard, magnitudes)
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in generation.training_log]
     with whole_folder(folder) as temporary:
         _save(generation.weights, temporary / WEIGHTS)
@@ -62,6 +61,12 @@ def write_generation(folder: Path, generation: Generation) -> None:
         (temporary / SCORECARD).write_text(to_json(facts), encoding="utf-8")
         (temporary / PROVENANCE).write_text(to_json(dataclasses.asdict(generation.provenance)), encoding="utf-8")
         (temporary / TRAINING_LOG).write_text("".join(lines), encoding="utf-8")
+
+
+def score_facts(number: int, scorecard: Scorecard, magnitudes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scorecard and the mean absolute weights as they are stored; what was not computed is absent."""
+    scores = {name: value for name, value in dataclasses.asdict(scorecard).items() if value is not None}
+    return {"generation": number, **scores, "magnitudes": magnitudes}
 
 
 def read_generation(folder: Path, number: int) -> Generation:
@@ -126,6 +131,15 @@ def read_scorecard(folder: Path, number: int) -> Scorecard:
         KeMetricError: They are missing or damaged, or those of another generation.
     """
     return _read_scores(folder / SCORECARD, number)[0]
+
+
+def read_untrained(path: Path) -> Scorecard:
+    """Read the scores of the network before any training, which stand as generation 0.
+
+    Raises:
+        KeMetricError: They are missing or damaged.
+    """
+    return _read_scores(path, 0)[0]
 
 
 def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[float | None, float | None]]]:

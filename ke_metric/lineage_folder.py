@@ -23,12 +23,13 @@ RECIPE = "recipe.yaml"
 FACTS = "lineage.json"
 LOG = "log.jsonl"
 DATA = "data.json"
+UNTRAINED = "untrained.json"
 LOCK = ".lock"
 IN_PROGRESS = "in-progress"
 TENSORBOARD = "tensorboard"
 GENERATION = re.compile(r"generation-(\d{3,})")
 # What a training that has not finished an epoch leaves: a new one writes all of it again.
-WORTHLESS = frozenset({RECIPE, RESOLVED, FACTS, LOG, LOCK, DATA, IN_PROGRESS, TENSORBOARD})
+WORTHLESS = frozenset({RECIPE, RESOLVED, FACTS, LOG, LOCK, DATA, UNTRAINED, IN_PROGRESS, TENSORBOARD})
 
 
 def begin(folder: Path, recipe: Recipe, *, text: str, command: str, overwrite: bool) -> None:

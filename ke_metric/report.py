@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -14,6 +16,9 @@ from ke_metric.generation import ClassScores, Scorecard, Scores
 
 RECALL = "recall@"
 ACCURACIES = ("top1", "balanced_accuracy", "top5", "validation_top1", "validation_top5")
+PRECISIONS = ("map@r", "r_precision")
+# Columns that are left out, in this order, where a table would be too wide; programs find the scores in the document.
+DISPENSABLE = ("r_precision", "map@r")
 BASELINE = "majority_baseline"
 MISSING = "-"
 WORST_PAIRS = 5
@@ -32,39 +37,125 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     return document
 
 
-def scorecards_table(
-    title: str, scorecards: Mapping[int, Scorecard], *, networks: Collection[str] = ("dense", "slim")
-) -> Table:
-    """Return the table of generation number to scorecard: Recall@K and accuracies in percent, NMI in [0, 1].
+def untrained_document(untrained: Scorecard | None, scorecards: Mapping[int, Scorecard]) -> dict[str, Any]:
+    """Return what a command's document says of the network before any training; nothing where nobody knows.
 
-    The other scores are in `scorecard_document`; with them the table would not fit into 80 columns.
+    Args:
+        untrained: Its scores.
+        scorecards: Generation number to scorecard, of those that are shown.
     """
-    names = shown_names(score for card in scorecards.values() for score in (card.dense, card.slim or {}))
-    # Folded where it must be: a number that is cut short is a wrong number.
-    table = Table(
-        *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
-        *(Column(header(name), justify="right", overflow="fold") for name in names),
-        title=Text(f"{title}, {_unit(names)} in percent", no_wrap=True, overflow="ignore"),
-        title_justify="left",
-        caption=_baseline(scorecards),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for number, card in scorecards.items():
-        if "dense" in networks:
-            table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
-        if "slim" in networks and card.slim is not None:
-            label = "" if "dense" in networks else str(number)
-            table.add_row(label, "slim", f"{card.slim_parameters:,}", *_cells(card.slim, names))
-    return table
+    if untrained is None:
+        return {}
+    worse = sorted(worse_generations(untrained, scorecards))
+    return {"untrained": {**scorecard_document(0, untrained), "better_than_generations": worse}}
 
 
-def _baseline(scorecards: Mapping[int, Scorecard]) -> Text | None:
+def worse_generations(untrained: Scorecard, scorecards: Mapping[int, Scorecard]) -> dict[int, float]:
+    """Return the generations whose dense network is below the untrained one in the decisive score, and that score."""
+    name = decisive_score(untrained.dense)
+    found = {number: card.dense[name] for number, card in scorecards.items() if name in card.dense} if name else {}
+    return {number: value for number, value in found.items() if value < untrained.dense[name or ""]}
+
+
+def decisive_score(scores: Scores) -> str | None:
+    """Return the score that a training is for: top-1, or Recall@K of the smallest K; None where there is neither."""
+    if "top1" in scores:
+        return "top1"
+    return min((name for name in scores if name.startswith(RECALL)), key=_rank, default=None)
+
+
+def _rank(name: str) -> int:
+    return int(name.removeprefix(RECALL))
+
+
+def scorecards_table(
+    title: str,
+    scorecards: Mapping[int, Scorecard],
+    *,
+    networks: Collection[str] = ("dense", "slim"),
+    untrained: Scorecard | None = None,
+) -> FittingTable:
+    """Return the table of generation number to scorecard: all but NMI, which lies in [0, 1], in percent.
+
+    The other scores are in `scorecard_document`.
+
+    Args:
+        title: What the generations are of.
+        scorecards: By number.
+        networks: Which have a row.
+        untrained: The network before any training, shown as generation 0; its row is left out where it is not known.
+    """
+    shown = {0: untrained} | dict(scorecards) if untrained and "dense" in networks else scorecards
+    names = shown_names(score for card in shown.values() for score in (card.dense, card.slim or {}))
+
+    def build(names: Sequence[str]) -> Table:
+        # Folded where it must be: a number that is cut short is a wrong number.
+        table = Table(
+            *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
+            *(Column(header(name), justify="right", overflow="fold") for name in names),
+            title=Text(f"{title}, {_unit(names)} in percent", no_wrap=True, overflow="ignore"),
+            title_justify="left",
+            caption=_caption(shown, scorecards, untrained),
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for number, card in shown.items():
+            if "dense" in networks:
+                table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
+            if "slim" in networks and card.slim is not None:
+                label = "" if "dense" in networks else str(number)
+                table.add_row(label, "slim", f"{card.slim_parameters:,}", *_cells(card.slim, names))
+        return table
+
+    return FittingTable(build, names)
+
+
+class FittingTable:
+    """A table that leaves columns out, the least asked for first, until it fits where it is printed.
+
+    Args:
+        build: Makes the table of these scores.
+        names: All scores that there are.
+    """
+
+    def __init__(self, build: Callable[[Sequence[str]], Table], names: Sequence[str]) -> None:
+        self._build, self._names = build, list(names)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Print it, as rich asks for."""
+        names = list(self._names)
+        for dispensable in DISPENSABLE:
+            if (
+                console.measure(self._build(names), options=options.update(max_width=sys.maxsize)).maximum
+                <= options.max_width
+            ):
+                break
+            names = [name for name in names if name != dispensable]
+        yield self._build(names)
+
+
+def _caption(
+    shown: Mapping[int, Scorecard], scorecards: Mapping[int, Scorecard], untrained: Scorecard | None
+) -> Text | None:
+    lines = [_baseline(shown), told_worse(untrained, scorecards) if untrained else None]
+    return Text("\n").join(Text(line) for line in lines if line) if any(lines) else None
+
+
+def told_worse(untrained: Scorecard, scorecards: Mapping[int, Scorecard]) -> str | None:
+    """Return the sentence on generations that training made worse than they began; None where there is none."""
+    worse, name = worse_generations(untrained, scorecards), decisive_score(untrained.dense)
+    if not worse or name is None:
+        return None
+    told = ", ".join(f"{100 * value:.1f} in generation {number}" for number, value in worse.items())
+    return f"training made it worse: {header(name)} {100 * untrained.dense[name]:.1f} untrained, {told}"
+
+
+def _baseline(scorecards: Mapping[int, Scorecard]) -> str | None:
     """Return what the accuracies are to be held against; None where there is nothing."""
     found = {card.dense[BASELINE] for card in scorecards.values() if BASELINE in card.dense}
     told = ", ".join(f"{100 * share:.1f}" for share in sorted(found))
-    return Text(f"always answering the largest class of the test part: top-1 {told}") if found else None
+    return f"always answering the largest class of the test part: top-1 {told}" if found else None
 
 
 def mistakes_table(
@@ -102,32 +193,38 @@ def _worst_pairs(classes: ClassScores) -> list[tuple[str, str, int]]:
 
 
 def shown_names(cards: Iterable[Scores]) -> list[str]:
-    """Return the scores that have a column: every Recall@K, by K, and NMI; accuracies."""
+    """Return the scores that have a column: every Recall@K, by K, MAP@R, R-precision and NMI; accuracies."""
     names = {name for scores in cards for name in scores}
-    recalls = [name for name in names if name.startswith(RECALL)]
-    recalls.sort(key=lambda name: int(name.removeprefix(RECALL)))
-    return [*recalls, *({"nmi"} & names), *(name for name in ACCURACIES if name in names)]
+    recalls = sorted((name for name in names if name.startswith(RECALL)), key=_rank)
+    return [*recalls, *(name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names)]
 
 
-def _unit(names: list[str]) -> str:
-    return "accuracies" if set(names) & set(ACCURACIES) else "R@K"
+def _unit(names: Sequence[str]) -> str:
+    if set(names) & set(ACCURACIES):
+        return "accuracies"
+    *first, last = ["R@K", *(header(name) for name in PRECISIONS if name in names)]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def header(name: str) -> str:
     """Return the name of a score as a column has it."""
     if name == "balanced_accuracy":
         return "balanced"
+    if name == "r_precision":
+        return "R-prec"
     if name in ACCURACIES:
         return name.replace("validation_", "val ").replace("top", "top-")
     return name.upper().replace("RECALL", "R")
 
 
 def is_share(name: str) -> bool:
-    """Whether a score is a share of the queries or images, shown in percent."""
-    return name.startswith(RECALL) or name.removeprefix("validation_") in (*ACCURACIES, BASELINE)
+    """Whether a score is a share of the queries, neighbours or images, shown in percent."""
+    return (
+        name.startswith(RECALL) or name in PRECISIONS or name.removeprefix("validation_") in (*ACCURACIES, BASELINE)
+    )
 
 
-def _cells(scores: Scores, names: list[str]) -> list[str]:
+def _cells(scores: Scores, names: Sequence[str]) -> list[str]:
     return [_cell(name, scores[name]) if name in scores else MISSING for name in names]
 
 

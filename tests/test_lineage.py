@@ -238,6 +238,22 @@ def test_the_newest_of_a_task_passes_over_newer_ones_of_the_other(tmp_path):
         Lineage.newest(tmp_path, task="retrieval")
 
 
+# What the generations are held against
+
+
+def test_the_untrained_network_is_kept_and_no_work_of_its_own(tmp_path):
+    lineage = begin(tmp_path / "a")
+    assert lineage.untrained is None
+    card = Scorecard({"recall@1": 0.25}, None, 9, None)
+    lineage.record_untrained(card)
+    assert Lineage(lineage.folder).untrained == card
+    lineage = begin(tmp_path / "a")
+    assert lineage.untrained is None
+    (tmp_path / "a" / "untrained.json").write_text("{}")
+    with refused(ExitCode.LINEAGE, "damaged"):
+        _ = lineage.untrained
+
+
 # Generations
 
 

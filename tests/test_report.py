@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console, Group
 
 from ke_metric.generation import ClassScores, Scorecard
-from ke_metric.report import is_share, mistakes_table, scorecard_document, scorecards_table
+from ke_metric.report import is_share, mistakes_table, scorecard_document, scorecards_table, untrained_document
 
 OTHERS = {"map@r": 0.21, "r_precision": 0.32, "queries": 120, "queries_without_match": 3, "nmi_std": 0.01, "ami": 0.4}
 
@@ -33,13 +33,62 @@ def test_the_table_to_the_letter():
         10: Scorecard(scores(0.5), scores(0.25, nmi=0.5), 11_235_904, 2_820_000),
     }
     assert printed("lineages/cub-s0", cards) == [
-        "lineages/cub-s0, R@K in percent",
-        " generation  network  parameters   R@1   R@2   R@4   R@8    NMI",
-        " ───────────────────────────────────────────────────────────────",
-        "          1    dense  11,235,904  45.7  55.7  65.7  75.7  0.605",
-        "         10    dense  11,235,904  50.0  60.0  70.0  80.0  0.605",
-        "                slim   2,820,000  25.0  35.0  45.0  55.0  0.500",
+        "lineages/cub-s0, R@K, MAP@R and R-prec in percent",
+        " generation  network  parameters   R@1   R@2   R@4   R@8  MAP@R  R-prec    NMI",
+        " ──────────────────────────────────────────────────────────────────────────────",
+        "          1    dense  11,235,904  45.7  55.7  65.7  75.7   21.0    32.0  0.605",
+        "         10    dense  11,235,904  50.0  60.0  70.0  80.0   21.0    32.0  0.605",
+        "                slim   2,820,000  25.0  35.0  45.0  55.0   21.0    32.0  0.500",
     ]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, ["MAP@R", "R-prec", "NMI"]), (79, ["MAP@R", "NMI"]), (72, ["MAP@R", "NMI"]), (71, ["NMI"]), (20, ["NMI"])],
+)
+def test_a_narrow_terminal_has_fewer_columns(width, shown):
+    lines = printed("x", {1: Scorecard(scores(0.4567), None, 11_235_904, None)}, width)
+    assert max(map(len, lines[1:])) <= width
+    # Below what the rest takes words are folded, and the last column is still there.
+    if width > 64:
+        assert lines[1].split()[7:] == shown
+    assert "…" not in "".join(lines)
+
+
+UNTRAINED = Scorecard({"recall@1": 0.812, "recall@2": 0.9, "map@r": 0.3}, None, 4, None)
+
+
+def test_the_untrained_network_is_generation_0_and_worse_ones_are_named():
+    cards = {
+        1: Scorecard({"recall@1": 0.804, "recall@2": 0.95, "map@r": 0.35, "nmi": 0.5}, {"recall@1": 0.1}, 4, 2),
+        2: Scorecard({"recall@1": 0.813}, None, 4, None),
+    }
+    console = Console(file=io.StringIO(), width=80)
+    console.print(scorecards_table("x", cards, untrained=UNTRAINED))
+    lines = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
+    assert lines[3] == ["0", "dense", "4", "81.2", "90.0", "30.0", "-"]
+    assert lines[4] == ["1", "dense", "4", "80.4", "95.0", "35.0", "0.500"]
+    assert "training made it worse: R@1 81.2 untrained, 80.4 in generation 1" in " ".join(
+        word for line in lines for word in line
+    )
+    assert untrained_document(UNTRAINED, cards) == {
+        "untrained": {"generation": 0, "dense": UNTRAINED.dense, "better_than_generations": [1]}
+    }
+
+
+def test_nothing_is_said_where_nothing_is_known_or_worse():
+    cards = {1: Scorecard({"recall@1": 0.9, "recall@10": 0.1}, None, 4, None)}
+    assert untrained_document(None, cards) == {}
+    assert untrained_document(UNTRAINED, cards)["untrained"]["better_than_generations"] == []
+    console = Console(file=io.StringIO(), width=80)
+    console.print(scorecards_table("x", cards, untrained=UNTRAINED))
+    assert "worse" not in console.file.getvalue()
+
+
+def test_a_classification_goes_by_top_1():
+    untrained = Scorecard({"top1": 0.4, "top5": 0.9}, None, 4, None)
+    cards = {1: Scorecard({"top1": 0.3, "top5": 0.95}, None, 4, None)}
+    assert untrained_document(untrained, cards)["untrained"]["better_than_generations"] == [1]
 
 
 @pytest.mark.parametrize("ranks", [(1, 2, 4, 8), (1, 10, 20, 30, 40, 50), (1, 10, 100, 1000), (1,)])
@@ -117,7 +166,7 @@ def test_the_title_is_shown_as_it_is(title):
     ("name", "expected"),
     [("recall@1", True), ("recall@100", True), ("top1", True), ("validation_top5", True), ("nmi", False),
      ("balanced_accuracy", True), ("validation_majority_baseline", True),
-     ("map@r", False), ("queries", False)],
+     ("map@r", True), ("r_precision", True), ("queries", False)],
 )  # fmt: skip
 def test_shares_are_what_is_told_in_percent(name, expected):
     assert is_share(name) is expected

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from ke_metric.cli.result import Result
 from ke_metric.comparison import CONFIDENCE, Strategy, gather, mean_and_spread, paired_difference
 from ke_metric.lineage import Lineage
-from ke_metric.report import header, is_share, shown_names
+from ke_metric.report import FittingTable, decisive_score, header, is_share, shown_names
 
 
 def compare_lineages(folders: Sequence[Path]) -> Result:
@@ -33,11 +33,17 @@ def compare_lineages(folders: Sequence[Path]) -> Result:
         for lineage in lineages
         if len(lineage.numbers) < lineage.recipe.generations
     ]
-    document = {"scores": _scores(strategies), "differences": _differences(strategies), "incomplete": incomplete}
+    document = {
+        "scores": [row for each in strategies for row in _rows(each, range(1, each.generations + 1))],
+        "untrained": [row for each in strategies if each.untrained for row in _rows(each, (0,))],
+        "differences": _differences(strategies),
+        "incomplete": incomplete,
+    }
     return Result(document, Group(*_shown(document, strategies)))
 
 
-def _scores(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+def _rows(strategy: Strategy, numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """Return a row for every network that these generations have."""
     return [
         {
             "strategy": strategy.name,
@@ -51,9 +57,9 @@ def _scores(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
                 for name, values in _by_name(strategy, generation, network).items()
             },
         }
-        for strategy in strategies
-        for generation in range(1, strategy.generations + 1)
+        for generation in numbers
         for network in strategy.networks
+        if strategy.scores(generation, network)
     ]
 
 
@@ -99,12 +105,16 @@ def _differences(strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
     return documents
 
 
-def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Table | Text]:
-    """Return the tables: Recall@K and accuracies in percent, NMI in [0, 1]."""
+def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[RenderableType]:
+    """Return the tables: all but NMI, which lies in [0, 1], in percent."""
     names = shown_names(row["scores"] for row in document["scores"])
-    shown: list[Table | Text] = [_scores_table(document["scores"], names)]
-    if document["differences"]:
-        shown.append(_differences_table(document["differences"], names, strategies[0].name))
+    rows = _in_order(document, strategies)
+    shown: list[RenderableType] = [FittingTable(lambda some: _scores_table(rows, some), names)]
+    differences = document["differences"]
+    if differences:
+        reference = strategies[0].name
+        shown.append(FittingTable(lambda some: _differences_table(differences, some, reference), names))
+    shown += [Text(sentence) for strategy in strategies if (sentence := _told_worse(strategy))]
     shown += [
         Text(f"{each['lineage']} has {each['generations']} of {each['of']} generations")
         for each in document["incomplete"]
@@ -112,6 +122,25 @@ def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Tab
     if any(1 < len(row["seeds"]) < 5 for row in document["differences"]):
         shown.append(Text("Intervals of fewer than five seeds are too narrow to be trusted."))
     return shown
+
+
+def _in_order(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[dict[str, Any]]:
+    """Return the rows of the table: those of a strategy together, the untrained network before its generations."""
+    rows = [*document["untrained"], *document["scores"]]
+    return [row for strategy in strategies for row in rows if row["strategy"] == strategy.name]
+
+
+def _told_worse(strategy: Strategy) -> str | None:
+    """Return the sentence on generations that training made worse than they began; None where there is none."""
+    name = decisive_score(next(iter(strategy.untrained.values())).dense) if strategy.untrained else None
+    worse = strategy.worse_than_untrained(name) if name else {}
+    if name is None or not worse:
+        return None
+    told = ", ".join(
+        f"{_number(name, after)} in generation {generation} ({_number(name, before)} untrained)"
+        for generation, (before, after) in worse.items()
+    )
+    return f"{strategy.name}: training made it worse: {header(name)} {told}"
 
 
 def _scores_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:

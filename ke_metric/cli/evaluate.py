@@ -20,7 +20,7 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
-from ke_metric.report import mistakes_table, scorecard_document, scorecards_table
+from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 
@@ -69,8 +69,11 @@ def evaluate_lineage(
             tables.append(store_table(documents[-1], found))
     document: dict[str, Any] = {"lineage": str(store.folder)}
     document |= {"data_changes": changes} if changes else {}
+    # Scores of other data say nothing of what training did.
+    untrained = None if changes or network == "slim" else store.untrained
+    document |= untrained_document(untrained, cards)
     document |= {"generations": documents} if which == "all" else documents[0]
-    table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network])
+    table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network], untrained=untrained)
     last = max(cards)
     mistakes = mistakes_table(last, cards[last], networks=NETWORKS[network])
     return Result(document, Group(table, mistakes, *tables))

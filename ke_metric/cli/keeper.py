@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ke_metric.cli.display import say
 from ke_metric.errors import KeMetricError
-from ke_metric.generation import Generation, TrainingState
+from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage import Lineage
 from ke_metric.lineage_folder import TENSORBOARD
 from ke_metric.training.one_generation import SIGNS
@@ -76,6 +76,10 @@ class Keeper(Watch):
     def warn(self, text: str) -> None:
         """Log a warning."""
         self._lineage.log("warning", text=text)
+
+    def untrained(self, scorecard: Scorecard) -> None:
+        """Store what the generations are to be held against."""
+        self._lineage.record_untrained(scorecard)
 
     def epoch_done(self, state: TrainingState) -> None:
         """Save the state to resume from, unless that would take too much of the time, then log the epoch."""

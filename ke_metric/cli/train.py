@@ -21,7 +21,7 @@ from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.lineage import RESOLVED, Lineage, default_folder
 from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
-from ke_metric.report import mistakes_table, scorecard_document, scorecards_table
+from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.training.engine import Engine
 from ke_metric.training.watch import Watches
 
@@ -70,12 +70,14 @@ def train_lineage(
         lineage = Lineage(folder)
         _grow(lineage, pictures, engine=engine, device=device)
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
+    untrained = lineage.untrained
     document = {
         "lineage": str(folder),
+        **untrained_document(untrained, cards),
         "generations": [scorecard_document(number, card) for number, card in cards.items()],
     }
     last = lineage.numbers[-1]
-    shown = Group(scorecards_table(str(folder), cards), mistakes_table(last, cards[last]))
+    shown = Group(scorecards_table(str(folder), cards, untrained=untrained), mistakes_table(last, cards[last]))
     return Result(document, shown)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ke_metric.generation import TrainingState
+from ke_metric.generation import Scorecard, TrainingState
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Watch:
     def warn(self, text: str) -> None:
         """Hear of something that is probably wrong."""
 
+    def untrained(self, scorecard: Scorecard) -> None:
+        """Hear how the network of generation 1 scores before any training."""
+
     def step_done(self, step: Step) -> None:
         """Hear that an optimizer step is finished."""
 
@@ -65,6 +68,11 @@ class Watches(Watch):
         """Pass it on."""
         for watch in self._watches:
             watch.warn(text)
+
+    def untrained(self, scorecard: Scorecard) -> None:
+        """Pass it on."""
+        for watch in self._watches:
+            watch.untrained(scorecard)
 
     def step_done(self, step: Step) -> None:
         """Pass it on."""

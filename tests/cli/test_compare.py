@@ -67,6 +67,20 @@ def test_the_tables(folders):
     assert "too narrow to be trusted" in shown
 
 
+def test_the_untrained_network_is_generation_0(folders):
+    """Of one seed alone: the other lineage is of before it was kept."""
+    assert json.loads(run(*folders, "--json").stdout)["untrained"] == []
+    Lineage(folders[2]).record_untrained(Scorecard({"recall@1": 0.4, "nmi": 0.7}, None, 1234, None))
+    (row,) = json.loads(run(*folders, "--json").stdout)["untrained"]
+    assert (row["strategy"], row["generation"], row["epochs"], row["network"]) == ("ke", 0, 0, "dense")
+    assert (row["seeds"], row["parameters"]) == ([0], 1234)
+    assert row["scores"]["recall@1"] == {"mean": 0.4, "spread": None}
+    shown = run(*folders).stdout
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["ke", "0", "0", "dense", "1,234", "1", "40.0", "0.700"] in lines
+    assert "ke: training made it worse: R@1 30.0 in generation 1 (40.0 untrained)" in shown
+
+
 def test_what_is_not_finished_is_told(folders):
     for file in (Path(folders[3]) / "generation-002").iterdir():
         file.unlink()

@@ -77,6 +77,7 @@ def test_train_writes_the_files_that_the_design_names(grown):
     top = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert top == {
         "recipe.yaml", "recipe.resolved.yaml", "lineage.json", "log.jsonl", "tensorboard", "data.json",
+        "untrained.json",
         "generation-001", "generation-002",
     }  # fmt: skip
     generation = {path.name for path in (folder / "generation-002").iterdir()}
@@ -90,7 +91,8 @@ def test_eval_gives_the_stored_scores_again(grown):
     result = run("eval", "--lineage", folder, "--gen", 2, "--json")
     assert result.exit_code == 0, result.output
     scored = json.loads(result.stdout)
-    assert scored == {"lineage": str(folder), **document["generations"][1]}
+    assert scored["untrained"]["dense"] == document["untrained"]["dense"]
+    assert scored == {"lineage": str(folder), "untrained": scored["untrained"], **document["generations"][1]}
     assert "equal to the stored scorecard" in result.stderr
 
 

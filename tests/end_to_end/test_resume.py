@@ -157,7 +157,7 @@ class Training:
 
 def results(folder):
     """Everything in a finished lineage but how long it took, and the state of our source at that moment."""
-    found = {}
+    found = {"untrained.json": (folder / "untrained.json").read_bytes()}
     for generation in sorted(folder.glob("generation-*")):
         for path in sorted(generation.iterdir()):
             name = f"{generation.name}/{path.name}"
