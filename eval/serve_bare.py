@@ -54,10 +54,10 @@ def main() -> None:
 
 
 def of_lineage(folder: str) -> tuple[Embedder, list[tuple[str, Image.Image]]]:
-    """Return a lineage's slim embedder, and the labelled test pictures of its benchmark."""
+    """Return a lineage's slim embedder of its last generation, and the labelled test pictures of its benchmark."""
     test = load_benchmark(Lineage(folder).recipe.data).query
     pictures = [(test.class_names[label], test.read(number)) for number, label in enumerate(test.labels)]
-    return Embedder.load(folder, device="cpu"), pictures
+    return Embedder.load(folder, "last", "slim", device="cpu"), pictures
 
 
 def photographs() -> tuple[Embedder, list[tuple[str, Image.Image]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -249,21 +250,35 @@ class Lineage:
         best = self._best()
         if best is None:
             raise KeMetricError(
-                f"{self.folder}: no best generation: there is none yet that has a {self._decisive_score}",
+                f"{self.folder}: no best generation: there is none yet that has a {self.decisive_score}",
                 ExitCode.LINEAGE,
             )
         return best
 
-    def _best(self) -> int | None:
-        dense = {number: read_scorecard(self.generation_folder(number), number).dense for number in self.numbers}
-        name = self._decisive_score
+    @property
+    def best_kept(self) -> int:
+        """The best one, see `best`, of the generations whose weights were kept; where none has the score, the last.
+
+        Raises:
+            KeMetricError: There is no generation yet.
+        """
+        last = self.number_of("last")
+        kept = [number for number in self.numbers if self.has_weights(number)]
+        return self._best(kept) or max(kept, default=last)
+
+    def _best(self, numbers: Sequence[int] | None = None) -> int | None:
+        """Return the best of those numbers, of all when None; None where none has the decisive score."""
+        chosen = self.numbers if numbers is None else numbers
+        dense = {number: read_scorecard(self.generation_folder(number), number).dense for number in chosen}
+        name = self.decisive_score
         if any(f"validation_{name}" in scores for scores in dense.values()):
             name = f"validation_{name}"
         scored = [number for number in dense if name in dense[number]]
         return max(scored, key=lambda number: (dense[number][name], -number), default=None)
 
     @property
-    def _decisive_score(self) -> str:
+    def decisive_score(self) -> str:
+        """The score that says which generation is best: `recall@K` of the recipe's smallest K, or `top1`."""
         recipe = self.recipe
         return "top1" if recipe.task == "classification" else f"recall@{min(recipe.evaluation.recall_at)}"
 

@@ -31,12 +31,12 @@ class PictureChoice:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which network embeds pictures.
+    """Which network is used.
 
     Attributes:
         lineage: Folder of a lineage; None: the newest one, unless there is a bundle.
-        which: A generation's number, `last` or `best`; None: `last`.
-        network: `dense` or `slim`; None: `slim`.
+        which: A generation's number, `last` or `best`; None: the best one whose weights were kept.
+        network: `dense` or `slim`; None: the one with the better score.
         bundle: Folder of a stored network, in place of all that.
         device: A torch device.
         batch_size: Pictures per forward pass; None: the network's own.
@@ -95,8 +95,10 @@ def network_options(function: Function) -> Function:
 
     for option in (
         click.option("--bundle", type=FOLDER, help="A stored network (ke-metric slim) in place of a lineage."),
-        click.option("--network", type=click.Choice(["dense", "slim"]), help="slim when left out."),
-        click.option("--gen", "which", metavar="N|last|best", help="The generation; last when left out."),
+        click.option("--network", type=click.Choice(["dense", "slim"]), help="The better one when left out."),
+        click.option(
+            "--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out."
+        ),
         click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out."),
     ):
         packed = option(packed)

@@ -121,22 +121,22 @@ def evaluate(
 
 @main.command()
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
-@click.option(
-    "--gen", "which", required=True, metavar="N|last|best", help="Which generation to cut the network out of."
-)
+@click.option("--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out.")
+@click.option("--network", type=click.Choice(["slim", "dense"]), default="slim", show_default=True)
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def slim(as_json: bool, **options: Any) -> None:
-    """Store the slim network of a generation as config.json and model.safetensors.
+    """Store the slim network of a generation, or the dense one, as config.json and model.safetensors.
 
     \b
     ke-metric slim --gen 10 -o slim
+    ke-metric slim --network dense -o dense
     python -c "from ke_metric import load_network; print(load_network('slim'))"
     """
-    from ke_metric.cli.slim import store_slim
+    from ke_metric.cli.slim import store_network
 
-    store_slim(**options).print(as_json)
+    store_network(**options).print(as_json)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""`ke-metric embed`: pictures to files of embeddings. And, for the commands beside it, which network embeds them."""
+"""`ke-metric embed`: pictures to files of embeddings. And, for the commands beside it, which pictures are meant."""
 
 from __future__ import annotations
 
@@ -9,30 +9,12 @@ from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice, PictureChoice
 from ke_metric.cli.display import counting, say
-from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.networks import load_embedder
 from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import require_place, write_embeddings
 from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items, require_all_usable
 from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
-
-
-def load_embedder(model: ModelChoice) -> Embedder:
-    """Load the network that was named; of the newest lineage, and saying so, when none was.
-
-    Raises:
-        KeMetricError: See `Embedder.load`.
-    """
-    if model.bundle is not None:
-        return Embedder.load(model.bundle, device=model.device)
-    # Opened: a folder that holds no lineage would else be looked at as a bundle.
-    lineage = open_lineage(model.lineage, task="retrieval").folder
-    return Embedder.load(lineage, _number(model.which), model.network or "slim", device=model.device)
-
-
-def _number(which: str | None) -> int | str:
-    return int(which) if which is not None and which.isdecimal() else which or "last"
 
 
 def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice
 from ke_metric.cli.display import counting
-from ke_metric.cli.embed import load_embedder
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
+from ke_metric.cli.networks import load_embedder
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import ImageSet, IntArray

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice, PictureChoice, StoreChoice
 from ke_metric.cli.display import say
-from ke_metric.cli.embed import list_chosen, load_embedder, require_some, told
+from ke_metric.cli.embed import list_chosen, require_some, told
+from ke_metric.cli.networks import embedder_of, load_embedder, say_network
 from ke_metric.cli.result import Result
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
@@ -131,6 +132,7 @@ def _embedder_of(source: Origin, model: ModelChoice) -> Embedder | None:
         embedder = load_embedder(model)
         source.require_digest(embedder.digest, embedder.description)
         return embedder
+    say_network(source.description, f"that of {source.folder}")
     return source.embedder()
 
 
@@ -156,7 +158,7 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
         items = named if replace_there else _unknown(index, named)
         counts = Counts(there_already=len(named) - len(items), left_out=len(listed.left_out))
         if items:
-            embedder = load_embedder(model) if model.is_named else index.embedder
+            embedder = embedder_of(index, model)
             index.require_digest(embedder.digest, embedder.description)
             batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
             with _interrupted(index, source):

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice, PictureChoice
 from ke_metric.cli.display import say
-from ke_metric.cli.embed import list_chosen, load_embedder, require_some, told
+from ke_metric.cli.embed import list_chosen, require_some, told
+from ke_metric.cli.networks import embedder_of
 from ke_metric.cli.result import Result
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.index import Index, results_of
@@ -115,7 +116,7 @@ def search_index(
         require_picture_name(montage)
     with Index.open(folder, device=model.device) as index:
         listed = list_chosen(pictures, unique=False)
-        embedder = load_embedder(model) if model.is_named else index.embedder
+        embedder = embedder_of(index, model)
         index.require_digest(embedder.digest, embedder.description)
         queries = _with_labels(listed.items, index) if pictures.labels else listed.items
         batches = embed_items(embedder, queries, strict=pictures.strict, batch_size=model.batch_size)

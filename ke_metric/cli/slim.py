@@ -1,4 +1,4 @@
-"""`ke-metric slim`: cut the slim network of a stored generation out and store it as a network that travels."""
+"""`ke-metric slim`: store a network of a generation, cut out or dense, as one that travels."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
 
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.networks import generation_of, say_network
 from ke_metric.cli.result import Result
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Generation
+from ke_metric.generation import Scores
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import WEIGHTS, NetworkCard
+from ke_metric.networks.description import WEIGHTS
 from ke_metric.networks.folders import require_free
 from ke_metric.networks.storage import save_network
-from ke_metric.recipe import Recipe
+from ke_metric.report import is_share
+from ke_metric.retrieval.network_choice import choose_network
+from ke_metric.retrieval.picture_network import card_of
 from ke_metric.scoring import count_parameters
 from ke_metric.split.slim import extract_slim
 
 
-def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: bool) -> Result:
-    """Store the slim network of a generation.
+def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Result:
+    """Store a network of a generation.
 
     Args:
-        which: A number, `last` or `best`.
+        which: A number, `last` or `best`; None: the best one whose weights were kept.
+        network: `slim` or `dense`.
         lineage: The lineage's folder; the newest one when None.
         folder: Where config.json and model.safetensors are put.
         overwrite: Replace the stored network that is there.
@@ -37,57 +39,57 @@ def store_slim(*, which: str, lineage: Path | None, folder: Path, overwrite: boo
     """
     require_free(folder, overwrite=overwrite)
     store = open_lineage(lineage)
-    recipe = store.recipe
-    _require_slim(store.folder, recipe)
-    generation = store.load(store.number_of(which))
-    dense, slim = _dense_and_slim(generation, recipe)
-    class_names = generation.provenance.class_names or None
+    choice = choose_network(store, generation_of(which), network)
+    say_network(f"{store.folder}, {choice.words}", choice.reason)
+    generation = store.load(choice.number)
+    class_names = generation.provenance.class_names
+    # Laid out in memory as they were when they were scored.
+    dense, plan = Blueprint(store.recipe, len(class_names)).restore(generation)
+    slim = extract_slim(dense, plan) if choice.has_slim else None
+    stored = dense if slim is None or network == "dense" else slim
     save_network(
-        slim,
+        stored,
         folder,
-        architecture=Architecture.of_recipe(recipe, classes=len(class_names) if class_names else None),
-        card=NetworkCard.of_recipe(recipe, class_names=class_names),
+        architecture=Architecture.of_recipe(store.recipe, classes=len(class_names) if class_names else None),
+        card=card_of(choice, generation, slim=stored is slim),
         overwrite=overwrite,
     )
     document: dict[str, Any] = {
         "lineage": str(store.folder),
         "generation": generation.number,
+        "network": network,
         "folder": str(folder),
         "dense_parameters": count_parameters(dense),
-        "slim_parameters": count_parameters(slim),
         "dense_bytes": sum(tensor.nbytes for tensor in generation.weights.values()),
-        "slim_bytes": (folder / WEIGHTS).stat().st_size,
+        "dense": dict(generation.scorecard.dense),
     }
+    if slim is not None:
+        document["slim_parameters"] = count_parameters(slim)
+        document["slim_bytes"] = sum(tensor.nbytes for tensor in slim.state_dict().values())
+    document[f"{network}_bytes"] = (folder / WEIGHTS).stat().st_size
     if generation.scorecard.slim is not None:
         document["slim"] = dict(generation.scorecard.slim)
     return Result(document, _table(document))
 
 
-def _require_slim(folder: Path, recipe: Recipe) -> None:
-    if recipe.split.kind != "kels":
-        reason = (
-            f"split.kind = {recipe.split.kind!r} keeps single weights of every channel ('kels' keeps whole channels, "
-            "which can be cut out)"
-        )
-    elif recipe.method.name == "slim_alone":
-        reason = "method.name = 'slim_alone' trains the slim architecture itself, and nothing is left to be cut out"
-    else:
-        return
-    raise KeMetricError(f"{folder}: its generations have no slim network: {reason}", ExitCode.LINEAGE)
-
-
-def _dense_and_slim(generation: Generation, recipe: Recipe) -> tuple[nn.Module, nn.Module]:
-    """Return the networks of a generation, laid out in memory as they were when they were scored."""
-    dense, plan = Blueprint(recipe, len(generation.provenance.class_names)).restore(generation)
-    return dense, extract_slim(dense, plan)
-
-
 def _table(document: dict[str, Any]) -> Table:
-    table = Table(show_header=False, title=f"{document['folder']}: {document['lineage']}", title_justify="left")
-    table.add_row("generation", str(document["generation"]))
-    for network in ("dense", "slim"):
-        table.add_row(f"{network} parameters", f"{document[f'{network}_parameters']:,}")
-        table.add_row(f"{network} size", f"{document[f'{network}_bytes'] / 1e6:,.1f} MB")
-    for name, value in document.get("slim", {}).items():
-        table.add_row(f"slim {name}", f"{value:.4f}")
+    table = Table(title=f"{document['folder']}: {document['lineage']}", title_justify="left")
+    networks = [name for name in ("dense", "slim") if f"{name}_parameters" in document]
+    table.add_column(f"generation {document['generation']}")
+    for name in networks:
+        table.add_column(f"{name}, stored" if name == document["network"] else name, justify="right")
+    table.add_row("parameters", *(f"{document[f'{name}_parameters']:,}" for name in networks))
+    table.add_row("size", *(f"{document[f'{name}_bytes'] / 1e6:,.1f} MB" for name in networks))
+    scores: dict[str, Scores] = {name: document.get(name, {}) for name in networks}
+    for score in dict.fromkeys(score for found in scores.values() for score in found):
+        table.add_row(score, *(_shown(score, found.get(score)) for found in scores.values()))
     return table
+
+
+def _shown(name: str, value: float | None) -> str:
+    """Return a share in percent, a count of pictures as a whole number, other scores as they are."""
+    if value is None:
+        return "-"
+    if is_share(name):
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if name.startswith("queries") else f"{value:.3f}"

@@ -42,7 +42,7 @@ from ke_metric.export.verification import (
 )
 from ke_metric.networks.folders import require_free, whole_folder
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.module import EmbedderModule
+from ke_metric.retrieval.module import PictureModule
 
 MAX_LOSS = 5.0
 """Points of Recall@1 that 8-bit integers may cost unless somebody says otherwise."""
@@ -139,7 +139,7 @@ def export(
     return record
 
 
-def portable_module(embedder: Embedder) -> EmbedderModule:
+def portable_module(embedder: Embedder) -> PictureModule:
     """Return a copy of the embedder's module on the processor, its weights in the order that every runtime knows."""
     module = copy.deepcopy(embedder.as_module()).requires_grad_(False).eval()
     return module.to("cpu").to(memory_format=torch.contiguous_format)

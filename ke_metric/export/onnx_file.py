@@ -19,7 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.export.record import ONNX_FILE, read_record
 from ke_metric.export.verification import PixelArray, unit_range
-from ke_metric.retrieval.module import EmbedderModule
+from ke_metric.retrieval.module import PictureModule
 
 INPUT, OUTPUT = "images", "embeddings"
 OPSET = 20
@@ -45,7 +45,7 @@ def require_onnx() -> None:
         )
 
 
-def write_onnx(module: EmbedderModule, path: Path, *, image_size: int) -> None:
+def write_onnx(module: PictureModule, path: Path, *, image_size: int) -> None:
     """Write a module as an ONNX file that takes any number of pictures at a time.
 
     Args:

@@ -17,10 +17,10 @@ import torch
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.export.onnx_file import EXAMPLES, export_error
 from ke_metric.export.verification import PixelArray, unit_range
-from ke_metric.retrieval.module import EmbedderModule
+from ke_metric.retrieval.module import PictureModule
 
 
-def write_program(module: EmbedderModule, path: Path, *, image_size: int) -> None:
+def write_program(module: PictureModule, path: Path, *, image_size: int) -> None:
     """Write a module as a .pt2 file that takes any number of pictures at a time.
 
     Args:

@@ -88,6 +88,11 @@ class NetworkCard(Section):
     """How its images are prepared; None: nobody said."""
     class_names: Names | None = None
     """Names of the classes in the order of its logits; None for embeddings."""
+    logit_scale: float | None = Field(None, gt=0)
+    """What the cosines of a classifier with a cosine head are multiplied by before a softmax makes probabilities of
+    them, as the loss did in the training; None for all others, and where nobody said."""
+    origin: str | None = None
+    """Which generation of which lineage it is, dense or slim, and its score, in words; None: nobody said."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, *, class_names: Sequence[str] | None = None) -> Self:
@@ -139,6 +144,8 @@ class Description(Section):
     embedding_size: int | None
     """Length D of the embedding; None for a classifier."""
     class_names: Names | None
+    logit_scale: float | None = Field(None, gt=0)
+    origin: str | None = None
     settings: dict[str, dict[str, JsonValue]]
     """Module -> attribute -> value, where they are not those of the dense network."""
     tensors: dict[str, TensorFacts]
@@ -155,11 +162,19 @@ class Description(Section):
     def to_json(self) -> str:
         """Return the text of config.json, one line for every module and tensor."""
         document = self.model_dump(mode="json")
+        for name in ("logit_scale", "origin"):
+            if document[name] is None:
+                del document[name]
         for facts in document["tensors"].values():
             for name in ("channels_last", "frozen"):
                 if not facts[name]:
                     del facts[name]
         return _lines(document | {"sha256": _digest(document)})
+
+    @property
+    def card(self) -> NetworkCard:
+        """What a user has to know besides the tensors."""
+        return NetworkCard(**{name: getattr(self, name) for name in NetworkCard.model_fields})
 
     @property
     def other_versions(self) -> str:

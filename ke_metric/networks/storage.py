@@ -80,10 +80,8 @@ def save_network(
         format_version=FORMAT_VERSION,
         versions=installed_versions(),
         architecture=architecture,  # type: ignore[arg-type]  # pydantic takes the kinds that there are
-        split=card.split,
-        normalization=card.normalization,
         embedding_size=architecture.embedding_size,
-        class_names=card.class_names,
+        **{name: getattr(card, name) for name in NetworkCard.model_fields},
         settings=settings,
         tensors={name: describe(tensor) for name, tensor in tensors_of(network).items()},
         weights=WeightsFile(bytes=len(weights), sha256=hashlib.sha256(weights).hexdigest()),

@@ -29,8 +29,8 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     Args:
         source: The folder of a lineage or of a bundle; see `Embedder.load` for it and what follows.
-        generation: Number of a generation, `last` or `best`.
-        network: `slim` or `dense`.
+        generation: Number of a generation, `last` or `best`; None: the best one whose weights were kept.
+        network: `slim` or `dense`; None: the one with the better score.
         device: Where the network runs.
         batch_size: Pictures per forward pass; the embedder's own when None.
 
@@ -43,8 +43,8 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         self,
         source: Path | str,
         *,
-        generation: int | str = "last",
-        network: str = "slim",
+        generation: int | str | None = None,
+        network: str | None = None,
         device: str | None = None,
         batch_size: int | None = None,
     ) -> None:

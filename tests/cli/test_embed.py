@@ -45,7 +45,7 @@ def test_pictures_become_files_and_bad_ones_are_named(photos, scored, tmp_path):
         "folder": str(tmp_path / "e"),
         "count": 5,
         "dimension": 8,
-        "model": {"digest": embedder.digest, "description": f"{scored.folder}, generation 2, slim"},
+        "model": {"digest": embedder.digest, "description": embedder.description},
         "left_out": [
             {"name": str(photos / name), "reason": bad["reason"]}
             for name, bad in zip(["crow/broken.jpg", "jay/empty.png"], document["left_out"], strict=True)
@@ -64,7 +64,7 @@ def test_pictures_become_files_and_bad_ones_are_named(photos, scored, tmp_path):
 def test_people_read_a_table(photos, scored, tmp_path):
     table = expect(ExitCode.OK, photos, "-o", tmp_path / "e", "--lineage", scored.folder)
     assert "5 of 8 numbers" in table
-    assert "generation 2, slim" in table
+    assert Embedder.load(scored.folder).description.replace(str(scored.folder), "") in table
 
 
 def test_strict_stops_at_the_first_bad_picture(photos, scored, tmp_path):
@@ -83,17 +83,21 @@ def test_nothing_but_bad_pictures(photos, scored, tmp_path):
 @pytest.mark.parametrize(
     ("options", "generation", "network"),
     [
-        ((), "last", "slim"),
-        (("--gen", 1), 1, "slim"),
-        (("--gen", "best"), "best", "slim"),
-        (("--network", "dense"), "last", "dense"),
+        ((), None, None),
+        (("--gen", 1), 1, None),
+        (("--gen", "best"), "best", None),
+        (("--network", "dense"), None, "dense"),
         (("--gen", "last", "--network", "slim", "--device", "cpu", "--batch-size", 2), "last", "slim"),
     ],
 )
 def test_the_network_asked_for(options, generation, network, photos, scored, tmp_path):
     arguments = (photos / "top.png", "-o", tmp_path / "e", "--lineage", scored.folder, *options, "--json")
-    document = json.loads(expect(ExitCode.OK, *arguments))
-    assert document["model"]["digest"] == Embedder.load(scored.folder, generation, network).digest
+    result = run(*arguments)
+    assert result.exit_code == ExitCode.OK, result.output
+    embedder = Embedder.load(scored.folder, generation, network)
+    assert json.loads(result.stdout)["model"]["digest"] == embedder.digest
+    (told,) = [line for line in result.stderr.splitlines() if line.startswith("network: ")]
+    assert told == f"network: {embedder.description}{f': {embedder.reason}' if embedder.reason else ''}"
 
 
 def test_a_bundle(photos, scored, tmp_path):
@@ -102,7 +106,8 @@ def test_a_bundle(photos, scored, tmp_path):
     document = json.loads(
         expect(ExitCode.OK, photos, "-o", tmp_path / "e", "--bundle", tmp_path / "bundle", "--json")
     )
-    assert document["model"] == {"digest": embedder.digest, "description": str(tmp_path / "bundle")}
+    words = f"{tmp_path / 'bundle'} (lineage, {embedder.description.partition(', ')[2]})"
+    assert document["model"] == {"digest": embedder.digest, "description": words}
 
 
 @pytest.mark.parametrize("also", [("--lineage", "x"), ("--gen", "1"), ("--network", "dense")])
@@ -158,7 +163,7 @@ def test_no_slim_network_is_told_and_nothing_else_taken(photos, scored, tmp_path
     shutil.copytree(scored.folder, tmp_path / "l")
     recipe = tmp_path / "l" / "recipe.resolved.yaml"
     recipe.write_text(recipe.read_text().replace("kind: kels", "kind: wels"))
-    told = expect(ExitCode.LINEAGE, photos, "-o", tmp_path / "e", "--lineage", tmp_path / "l")
+    told = expect(ExitCode.LINEAGE, photos, "-o", tmp_path / "e", "--lineage", tmp_path / "l", "--network", "slim")
     assert "no slim network" in told
 
 

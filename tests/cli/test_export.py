@@ -90,7 +90,8 @@ def test_the_scorecard_comes_out_of_the_file(lineage, tmp_path):
     images = load_benchmark(lineage.recipe.data, "retrieval").query
     pixels = np.stack([embedder.prepare(images.read(n)) for n in range(len(images))])
     scores = score_retrieval(network(pixels), images.labels, (1,))
-    stored = lineage.load(1).scorecard.slim
+    assert document["embedder"] == embedder.description
+    stored = lineage.load(1).scorecard.dense
     assert scores["recall@1"] == pytest.approx(stored["recall@1"], abs=0.001)
     assert scores["map@r"] == pytest.approx(stored["map@r"], abs=0.001)
 

@@ -71,7 +71,7 @@ def test_an_index_of_pictures(built, scored, glyph_files):
     counts = {"added": len(ids), "there_already": 0, "left_out": 0, "items": len(ids), "dimension": 8}
     assert {"index": str(folder), **counts}.items() <= document.items()
     assert document["model"] == {
-        "digest": embedder.digest, "description": f"{scored.folder}, generation 2, slim", "stored_here": True,
+        "digest": embedder.digest, "description": embedder.description, "stored_here": True,
     }  # fmt: skip
     assert document["store"]["kind"] == "faiss"
     assert document["store"]["exact"] is True

@@ -37,7 +37,7 @@ def expect(code, *arguments):
     return result.stderr if code else result.stdout
 
 
-def grow(folder, *, scored=True, **fields):
+def grow(folder, *, scored=True, scores=None, **fields):
     """Store a lineage whose generations were drawn, not trained; return it and the slim networks."""
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
@@ -56,7 +56,10 @@ def grow(folder, *, scored=True, **fields):
                 split=plan.to_json(),
                 split_bits=plan.to_tensors(),
                 scorecard=Scorecard(
-                    {"recall@1": recall}, {"recall@1": recall / 2} if scored else None, 9, 3 if scored else None
+                    scores or {"recall@1": recall},
+                    (scores or {"recall@1": recall / 2}) if scored else None,
+                    9,
+                    3 if scored else None,
                 ),
                 training_log=(),
                 magnitudes={},
@@ -84,7 +87,9 @@ def test_the_generation_asked_for_is_stored_and_told(which, number, grown, tmp_p
     assert document == {
         "lineage": str(lineage.folder),
         "generation": number,
+        "network": "slim",
         "folder": str(folder),
+        "dense": {"recall@1": RECALLS[number - 1]},
         "dense_parameters": 469688 - 96 * 1000 - 1000 + 96 * 8 + 8,
         "slim_parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "dense_bytes": pytest.approx(weights.stat().st_size, rel=0.02),
@@ -93,7 +98,8 @@ def test_the_generation_asked_for_is_stored_and_told(which, number, grown, tmp_p
     }
     table = expect(ExitCode.OK, *arguments, "--overwrite")
     assert f"{document['slim_parameters']:,}" in table
-    assert "slim recall@1" in table
+    assert f"{50 * RECALLS[number - 1]:.1f} %" in table
+    assert "slim, stored" in table
 
 
 def test_the_stored_network_says_how_its_images_are_prepared(grown, tmp_path):
@@ -152,12 +158,43 @@ def test_an_existing_folder_is_replaced_only_when_asked(grown, tmp_path):
         (("--gen", 1), ExitCode.LINEAGE, "weights of this generation were not kept"),
         (("--gen", "bset"), ExitCode.USAGE, "must be a number, last or best; did you mean 'best'"),
         (("--gen", "all"), ExitCode.USAGE, "must be a number, last or best"),
-        ((), ExitCode.USAGE, "--gen"),
     ],
 )
 def test_generations_that_cannot_be_stored(arguments, code, words, grown, tmp_path):
     assert words in expect(code, "--lineage", grown[0].folder, "-o", tmp_path / "n", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_generation_kept_is_taken_and_told(grown, tmp_path):
+    result = run("--lineage", grown[0].folder, "-o", tmp_path / "n")
+    assert result.exit_code == ExitCode.OK, result.output
+    assert f"network: {grown[0].folder}, generation 2, slim (Recall@1 37.5 %, dense 75.0 %)" in result.stderr
+    origin = read_description(tmp_path / "n").origin
+    assert origin == f"{grown[0].folder.name}, generation 2, slim (Recall@1 37.5 %, dense 75.0 %)"
+
+
+@pytest.mark.parametrize("kind", ["kels", "wels"])
+def test_the_dense_network_is_stored_too(kind, tmp_path):
+    lineage, _ = grow(tmp_path / "l", split={"kind": kind}, scored=kind == "kels")
+    arguments = ("--lineage", lineage.folder, "--gen", 3, "--network", "dense", "-o", tmp_path / "n", "--json")
+    document = json.loads(expect(ExitCode.OK, *arguments))
+    assert document["network"] == "dense"
+    assert document["dense"] == {"recall@1": RECALLS[2]}
+    assert ("slim_parameters" in document) == (kind == "kels")
+    assert document["dense_bytes"] == (tmp_path / "n" / "model.safetensors").stat().st_size
+    assert read_description(tmp_path / "n").split is None
+    dense, _ = Blueprint(lineage.recipe, 0).restore(lineage.load(3))
+    assert torch.equal(load_network(tmp_path / "n")(IMAGES), dense.eval()(IMAGES))
+
+
+def test_counts_are_whole_numbers_and_shares_percent(tmp_path):
+    scores = {"recall@1": 0.8125, "map@r": 0.5, "queries": 750, "queries_without_match": 0}
+    lineage, _ = grow(tmp_path / "l", scores=scores)
+    table = expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
+    cells = {line.split()[1]: line.split()[3::2] for line in table.splitlines() if line.startswith("│")}
+    assert cells["queries"] == ["750", "750"]
+    assert (cells["queries_without_match"], cells["map@r"]) == (["0", "0"], ["0.500", "0.500"])
+    assert "81.2 %" in table
 
 
 def test_single_weights_make_no_slim_network(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,8 @@ def test_the_vectors_are_those_of_the_scoring_bit_for_bit(number, network, grown
 )
 def test_the_recipe_says_how_pictures_are_prepared(fields, grow_lineage, paths, tmp_path):
     lineage = grow_lineage(tmp_path / "l", **fields)
-    assert np.array_equal(Embedder.load(lineage.folder)(paths), scored_vectors(lineage, 2, "slim", paths))
+    embedder = Embedder.load(lineage.folder, "last", "slim")
+    assert np.array_equal(embedder(paths), scored_vectors(lineage, 2, "slim", paths))
 
 
 def test_which_generation_and_network(grown):
@@ -93,18 +95,31 @@ def test_which_generation_and_network(grown):
         for network in ("dense", "slim")
     }
     assert len(set(digest.values())) == 4
-    assert Embedder.load(grown.folder).digest == digest[2, "slim"]
-    assert Embedder.load(str(grown.folder), "last", "dense").digest == digest[2, "dense"]
-    # Both were scored alike: the best is the one that the lineage says.
-    assert Embedder.load(grown.folder, "best").digest == digest[grown.best, "slim"]
-    assert Embedder.load(grown.folder, 1).description == f"{grown.folder}, generation 1, slim"
+    # Both generations were scored alike, and the dense network above the slim one.
+    best = Embedder.load(grown.folder)
+    assert best.digest == digest[grown.best, "dense"] == digest[1, "dense"]
+    assert best.description == f"{grown.folder}, generation 1, dense (Recall@1 50.0 %, slim 40.0 %)"
+    assert best.reason == "the best generation kept, the better one of its networks"
+    assert Embedder.load(str(grown.folder), "last").digest == digest[2, "dense"]
+    assert Embedder.load(grown.folder, network="slim").digest == digest[1, "slim"]
+    named = Embedder.load(grown.folder, 2, "slim")
+    assert named.description == f"{grown.folder}, generation 2, slim (Recall@1 40.0 %, dense 50.0 %)"
+    assert named.reason == ""
+
+
+def test_weights_that_were_not_kept_are_not_the_best(grow_lineage, tmp_path):
+    lineage = grow_lineage(tmp_path / "l", keep="last")
+    assert (lineage.best, lineage.best_kept) == (1, 2)
+    assert Embedder.load(lineage.folder).digest == Embedder.load(lineage.folder, 2, "dense").digest
 
 
 def test_a_bundle_gives_the_same_vectors(embedder, paths, tmp_path):
     embedder.save(tmp_path / "b")
     again = Embedder.load(tmp_path / "b")
     assert again.digest == embedder.digest
-    assert again.description == str(tmp_path / "b")
+    assert again.description == f"{tmp_path / 'b'} (lineage, {embedder.description.partition(', ')[2]})"
+    again.save(tmp_path / "c")
+    assert (tmp_path / "c" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
     assert again.normalization == embedder.normalization
     batches = [batch.vectors for batch in again.stream(paths, batch_size=embedder.batch_size)]
     assert np.array_equal(np.concatenate(batches), embedder(paths))
@@ -356,12 +371,12 @@ def test_weights_that_were_not_kept(grow_lineage, tmp_path):
 @pytest.mark.parametrize("fields", [{"split": {"kind": "wels"}}, {"method": {"name": "slim_alone"}}])
 def test_where_there_is_no_slim_network_the_dense_one_is_not_taken_silently(fields, grow_lineage, tmp_path, paths):
     lineage = grow_lineage(tmp_path / "l", **fields)
-    said = refused(ExitCode.LINEAGE, Embedder.load, lineage.folder)
+    said = refused(ExitCode.LINEAGE, Embedder.load, lineage.folder, network="slim")
     assert "there is no slim network" in said
     assert "take the dense one" in said
-    assert np.array_equal(
-        Embedder.load(lineage.folder, network="dense")(paths), scored_vectors(lineage, 2, "dense", paths)
-    )
+    taken = Embedder.load(lineage.folder, "last")
+    assert ", dense (" in taken.description
+    assert np.array_equal(taken(paths), scored_vectors(lineage, 2, "dense", paths))
 
 
 def test_a_last_generation_that_is_slim_already(grow_lineage, tmp_path, paths):
@@ -371,15 +386,34 @@ def test_a_last_generation_that_is_slim_already(grow_lineage, tmp_path, paths):
     assert np.array_equal(dense(paths), slim(paths))
 
 
-def test_classifiers_have_no_embeddings(grow_lineage, tmp_path):
-    fields = {"task": "classification", "network": {"backbone": "timm/test_resnet"}}
-    lineage = grow_lineage(tmp_path / "l", **fields)
-    assert "a classifier has logits" in refused(ExitCode.LINEAGE, Embedder.load, lineage.folder)
-    dense, _ = Blueprint(lineage.recipe, 2).restore(lineage.load(2))
-    architecture = Architecture.of_recipe(lineage.recipe, classes=2)
-    card = NetworkCard(normalization=Normalization.of_recipe(lineage.recipe))
-    save_network(dense, tmp_path / "b", architecture=architecture, card=card)
-    assert "a classifier has logits" in refused(ExitCode.DATA, Embedder.load, tmp_path / "b")
+@pytest.mark.parametrize("network", ["dense", "slim"])
+def test_the_embedding_of_a_classifier_is_what_its_head_sees(network, grow_lineage, tmp_path, paths):
+    lineage = grow_lineage(tmp_path / "l", task="classification", network={"backbone": "timm/test_resnet"})
+    embedder = Embedder.load(lineage.folder, 2, network)
+    dense, plan = Blueprint(lineage.recipe, 2).restore(lineage.load(2))
+    classifier = (extract_slim(dense, plan) if network == "slim" else dense).eval()
+    pixels = np.stack([embedder.prepare(path) for path in paths])
+    with torch.no_grad():
+        images = (as_unit(embedder, paths) - torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)) / torch.tensor(
+            [0.1, 0.2, 0.3]
+        ).view(1, 3, 1, 1)
+        features = classifier.backbone(images)
+    assert embedder.dimension == features.shape[1] == classifier.head.in_features
+    lengths = features.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(embedder.embed_pixels(pixels), features / lengths, atol=1e-5)
+    embedder.save(tmp_path / "b")
+    again = Embedder.load(tmp_path / "b")
+    assert again.digest == embedder.digest
+    assert np.array_equal(again.embed_pixels(pixels), embedder.embed_pixels(pixels))
+    assert np.array_equal(embedder(paths), np.concatenate([batch.vectors for batch in embedder.stream(paths)]))
+
+
+def test_a_classifier_of_a_library_has_no_embeddings(tmp_path):
+    architecture = Architecture.timm("test_resnet", num_classes=3)
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    card = NetworkCard(normalization=Normalization(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)))
+    save_network(network, tmp_path / "b", architecture=architecture, card=card)
+    assert "a classifier of a library has logits" in refused(ExitCode.DATA, Embedder.load, tmp_path / "b")
 
 
 def test_a_bundle_that_does_not_say_how_pictures_are_prepared(grown, tmp_path):

@@ -33,9 +33,9 @@ LABELS = ["red"] * 6 + ["blue"] * 6
 @pytest.mark.parametrize(
     ("options", "arguments"),
     [
-        ({}, ("last", "slim")),
+        ({}, (None, None)),
         ({"generation": 1, "network": "dense"}, (1, "dense")),
-        ({"generation": "best", "device": "cpu"}, ("best", "slim")),
+        ({"generation": "best", "network": "slim", "device": "cpu"}, ("best", "slim")),
     ],
 )
 def test_its_vectors_are_those_of_the_embedder(options, arguments, grown, pictures):
