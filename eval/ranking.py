@@ -1,9 +1,13 @@
 """What query expansion and k-reciprocal re-ranking gain and cost, on lineages that were trained here.
 
-    python eval/ranking.py [LINEAGE ...] [--results eval/results/ranking]
+    python eval/ranking.py [LINEAGE ...] [--class-sizes] [--results eval/results/ranking]
 
 Measures the last generation of each LINEAGE, dense and slim, and keeps it as a line of RESULTS.jsonl; then writes
 RESULTS.md from all lines. Every test picture queries all others in an exact store (memmap).
+
+With --class-sizes only the re-rankings are measured, on test classes thinned to a few pictures each, several times
+with other pictures: every picture queries all others. With one picture a class, which has nothing to find, another
+picture of each class queries them.
 
 Defaults are chosen without a look at the test classes: on classes that the lineage was neither trained nor tested on
 (the training part's classes beyond `data.train_classes`), the setting with the highest mean MAP@R over all networks,
@@ -51,6 +55,9 @@ RERANKINGS = [
 ]
 DEPTHS = ["20:6:0.3:50", "20:6:0.3:200"]
 RERANKED_DEPTHS = ["rerank 20:6:0.3:50", "rerank 20:6:0.3", "rerank 20:6:0.3:200"]
+CLASS_SIZES = (1, 2, 3, 4, 6)
+THINNED = ["2:1:0.3", "2:2:0.3", "3:2:0.3", "3:3:0.3", "5:3:0.3", "10:3:0.3", "20:6:0.3"]
+DRAWS = 5
 TIMED_QUERIES = 500
 ROUNDS = 3
 
@@ -59,13 +66,16 @@ def main() -> None:
     """Measure the lineages named on the command line and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lineages", nargs="*", type=Path, metavar="LINEAGE")
+    parser.add_argument("--class-sizes", action="store_true", help="measure classes of a few pictures alone")
     parser.add_argument("--results", type=Path, default=Path("eval/results/ranking"), help="without .jsonl or .md")
     options = parser.parse_args()
     lines = options.results.with_suffix(".jsonl")
     stored = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     documents = {document["lineage"]: document for document in stored}
     for folder in options.lineages:
-        documents[folder.name] = measure(Lineage(folder))
+        before = documents.get(folder.name, {"lineage": folder.name})
+        found = measure_class_sizes(Lineage(folder)) if options.class_sizes else measure(Lineage(folder))
+        documents[folder.name] = before | found
         lines.write_text("".join(json.dumps(document) + "\n" for document in documents.values()))
     text = "\n".join(report(list(documents.values())))
     options.results.with_suffix(".md").write_text(text + "\n")
@@ -74,8 +84,7 @@ def main() -> None:
 
 def measure(lineage: Lineage) -> dict[str, Any]:
     """Return the scores of every setting, in percent, of both networks on both parts, and what settings cost."""
-    recipe = lineage.recipe
-    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"kmeans_seeds": 0})})
+    recipe = without_clusters(lineage.recipe)
     whole = load_benchmark(recipe.data, recipe.task)
     parts = {"test": whole, "held out": replace(whole, query=(rest := held_out(recipe, whole)), gallery=rest)}
     document: dict[str, Any] = {"lineage": lineage.folder.name, "circumstances": described(), "parts": {}}
@@ -94,6 +103,45 @@ def measure(lineage: Lineage) -> dict[str, Any]:
                 store.close()
             print(f"{lineage.folder.name} {part} {network}: done", file=sys.stderr)
     return document
+
+
+def measure_class_sizes(lineage: Lineage) -> dict[str, Any]:
+    """Return the mean scores of re-rankings over several draws of a few pictures of each test class, in percent."""
+    recipe = without_clusters(lineage.recipe)
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    images, sizes = benchmark.query, {}
+    for network, vectors in embed_networks(lineage, recipe, benchmark).items():
+        for size in CLASS_SIZES:
+            draws = [thinned_scores(images, vectors, size, np.random.default_rng(draw)) for draw in range(DRAWS)]
+            sizes.setdefault(str(size), {})[network] = {
+                text: {name: fmean(draw[text][name] for draw in draws) for name in SCORES} for text in draws[0]
+            }
+            print(f"{lineage.folder.name} {network}: {size} pictures a class: done", file=sys.stderr)
+    facts = {"classes": len(np.unique(images.labels)), "draws": DRAWS}
+    return {"class_sizes": {**facts, "circumstances": described(), "sizes": sizes}}
+
+
+def thinned_scores(
+    images: ImageSet, vectors: FloatArray, size: int, generator: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """Return the scores of each setting, in percent, with `size` pictures of each class, at most."""
+    order = generator.permutation(len(images))
+    nth = np.zeros(len(images), np.int64)
+    for label in np.unique(images.labels):
+        nth[order[images.labels[order] == label]] = np.arange((images.labels == label).sum())
+    kept = np.flatnonzero(nth < size)
+    queries = kept if size > 1 else np.flatnonzero(nth == size)
+    with TemporaryDirectory() as folder:
+        store = filled(Path(folder), images.at(kept), vectors[kept])
+        texts = ["", *(f"rerank {text}" for text in THINNED)]
+        scores = {text: score(store, images.at(queries), vectors[queries], text) for text in texts}
+        store.close()
+    return scores
+
+
+def without_clusters(recipe: Recipe) -> Recipe:
+    """Return a recipe whose scores are of neighbours alone."""
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"kmeans_seeds": 0})})
 
 
 def settings() -> list[str]:
@@ -194,15 +242,29 @@ def report(documents: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "Written by `python eval/ranking.py`; docs/ranking.md says it in words.",
     ]
-    chosen = {kind: choose(documents, kind) for kind in ("expand", "rerank")}
-    lines += ["", "Chosen on held-out classes: " + ", ".join(f"`--{text or 'none'}`" for text in chosen.values())]
+    whole = [document for document in documents if "parts" in document]
+    if whole:
+        chosen = {kind: choose(whole, kind) for kind in ("expand", "rerank")}
+        lines += ["", "Chosen on held-out classes: " + ", ".join(f"`--{text or 'none'}`" for text in chosen.values())]
     for document in documents:
-        lines += ["", f"## {document['lineage']}", "", *document["circumstances"]]
-        for part, found in document["parts"].items():
+        lines += ["", f"## {document['lineage']}", "", *document.get("circumstances", [])]
+        for part, found in document.get("parts", {}).items():
             lines += ["", f"### {part}: {found['pictures']:,} pictures, {found['classes']:,} classes"]
             lines += ["", *table(found["networks"])]
         if "cost" in document:
             lines += ["", "### cost", "", *cost_table(document["cost"])]
+        if "class_sizes" in document:
+            lines += class_size_tables(document["class_sizes"])
+    return lines
+
+
+def class_size_tables(found: Mapping[str, Any]) -> list[str]:
+    """Return a table for each number of pictures a class."""
+    lines = ["", f"### few pictures of each of {found['classes']:,} classes, mean of {found['draws']} draws"]
+    lines += ["", *found["circumstances"]]
+    for size, networks in found["sizes"].items():
+        queried = ", queried by another picture of each class" if size == "1" else ""
+        lines += ["", f"#### {size} a class{queried}", "", *table(networks)]
     return lines
 
 

@@ -129,7 +129,7 @@ def info(folder: Path, as_json: bool) -> None:
 @click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Results for each picture.")
 @click.option("--where", metavar="CONDITION", help="Search only items for which it holds: 'label != \"crow\"'")
 @click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by the N nearest items: --expand 4:3")
-@click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 20:6:0.3")
+@click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 5:3:0.3")
 @click.option("--keep-self", is_flag=True, help="Keep the item whose path is that of the picture searched with.")
 @click.option("--montage", type=FOLDER, help="Draw the pictures and what they found into this file.")
 @model_options

@@ -43,7 +43,7 @@ def through_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(through=ThroughChoice(StoreChoice(kind=kind, **store), **ranking), **rest)
 
     for option in (
-        click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 20:6:0.3"),
+        click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 5:3:0.3"),
         click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by N neighbours: --expand 4:3"),
         click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
         click.option("--uri", help="milvus: a cluster, http://host:19530; a temporary file when left out."),

@@ -5,6 +5,8 @@ import pytest
 import ranking
 
 from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.images import ImageSet
+from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.recipe import Recipe
 from ke_metric.retrieval.ranking import Expansion, Reranking
 
@@ -70,3 +72,29 @@ def test_without_such_classes_nothing_is_chosen():
 def test_the_table_tells_plain_scores_and_what_is_added():
     lines = ranking.table({"dense": {"": scores(90, 50), "expand 1:0": scores(89.5, 52.04)}})
     assert lines[2:] == ["| plain | 90.0 | 50.0 | 50.0 |", "| expand 1:0 | -0.5 | +2.0 | +2.0 |"]
+
+
+def test_thinned_classes_have_so_many_pictures_and_their_scores_are_those_of_a_search():
+    """Four classes of 5, 4, 3 and 1 pictures at right angles; each class a heap of its own."""
+    labels = np.array([0] * 5 + [1] * 4 + [2] * 3 + [3])
+    images = ImageSet(tuple(map(str, range(13))), labels, tuple("abcd"), None)
+    noise = np.random.default_rng(0).normal(size=(13, 4)) / 100
+    vectors = Embeddings(np.eye(4)[labels] + noise, labels).vectors
+    for size in (1, 2, 3):
+        found = ranking.thinned_scores(images, vectors, size, np.random.default_rng(0))
+        assert found[""] == scores(100, 100)
+        assert found.keys() == {"", *(f"rerank {text}" for text in ranking.THINNED)}
+    # Three pictures that look alike and are of two classes: of two, one of them alone has something to find.
+    labels = np.array([0, 0, 1])
+    images = ImageSet(("a", "b", "c"), labels, ("x", "y"), None)
+    found = ranking.thinned_scores(images, np.ones((3, 4), np.float32) / 2, 2, np.random.default_rng(0))
+    assert found[""] == scores(50, 50)
+
+
+def test_tables_of_class_sizes_stand_without_the_rest():
+    sizes = {"1": {"dense": {"": scores(90, 50), "rerank 5:3:0.3": scores(80, 51)}}}
+    found = {"classes": 300, "draws": 5, "circumstances": ["- here"], "sizes": sizes}
+    lines = ranking.report([{"lineage": "x", "class_sizes": found}])
+    assert "#### 1 a class, queried by another picture of each class" in lines
+    assert "| rerank 5:3:0.3 | -10.0 | +1.0 | +1.0 |" in lines
+    assert not any("Chosen" in line for line in lines)

@@ -265,7 +265,12 @@ def test_expansion_is_read(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("20:6:0.3", Reranking(20, 6, 0.3)), ("5:1:0:50", Reranking(5, 1, 0.0, 50)), ("2:2:1:2", Reranking(2, 2, 1, 2))],
+    [
+        ("20:6:0.3", Reranking(20, 6, 0.3)),
+        ("5:3:0.3", Reranking()),
+        ("5:1:0:50", Reranking(5, 1, 0.0, 50)),
+        ("2:2:1:2", Reranking(2, 2, 1, 2)),
+    ],
 )
 def test_reranking_is_read(text, expected):
     assert Reranking.parse(text) == expected
