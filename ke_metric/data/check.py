@@ -19,6 +19,7 @@ from ke_metric.data.problems import (
     lone_queries,
     lone_training_images,
     shared_classes,
+    unbalanced_classes,
     unreadable_images,
 )
 from ke_metric.errors import ExitCode, KeMetricError, closest
@@ -92,7 +93,7 @@ def check_images(
     Errors: pictures that cannot be decoded, or only partly; the same picture in training and test or under two
     classes; fewer than two training classes. Warning: the same picture twice in one class. Of a retrieval benchmark
     also, errors: a class name in training and test; no query with a match; warnings: training classes with one
-    image, queries without a match.
+    image, queries without a match. Of a classification also, a warning: unbalanced training classes.
 
     Args:
         benchmark: What to check.
@@ -107,7 +108,7 @@ def check_images(
         unreadable_images(found.unreadable),
         duplicate_images(benchmark, found.by_key),
         few_training_classes(benchmark),
-        _retrieval_problems(benchmark) if benchmark.task == "retrieval" else (),
+        _retrieval_problems(benchmark) if benchmark.task == "retrieval" else unbalanced_classes(benchmark.train),
     )
     return CheckReport(
         benchmark=benchmark.name,

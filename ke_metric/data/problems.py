@@ -12,6 +12,10 @@ import numpy as np
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.part_counts import parts_of
 
+UNBALANCED = 3
+"""How many times as many images as the smallest class the largest has, to be reported."""
+FEWEST_TO_BE_LARGE = 10
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -110,6 +114,25 @@ def few_training_classes(benchmark: Benchmark) -> Iterator[Problem]:
             reason=f"the training part has {present} class(es); at least 2 are needed",
             fix="add classes, or move some from the test part",
         )
+
+
+def unbalanced_classes(train: ImageSet) -> Iterator[Problem]:
+    """Report classes of so different sizes that answering the largest one is right more often than seems."""
+    sizes = np.bincount(train.labels, minlength=len(train.class_names))
+    largest = int(sizes.argmax())
+    smallest = int(np.where(sizes > 0, sizes, sizes.max() + 1).argmin())
+    if sizes[largest] < max(UNBALANCED * sizes[smallest], FEWEST_TO_BE_LARGE):
+        return
+    many, few = f"{sizes[largest]:,}", f"{sizes[smallest]:,}"
+    yield Problem(
+        kind="unbalanced classes",
+        is_error=False,
+        paths=tuple(train.keys[int(np.flatnonzero(train.labels == label)[0])] for label in (largest, smallest)),
+        reason=f"class {train.class_names[largest]!r} has {many} of {len(train):,} training images "
+        f"({100 * sizes[largest] / len(train):.1f} %), class {train.class_names[smallest]!r} has {few}",
+        fix="read the balanced accuracy beside top-1: whoever always answers the largest class is right for its share "
+        "of the images; add images of the small classes, or leave some of the large one out",
+    )
 
 
 def lone_training_images(train: ImageSet) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from PIL import Image
 from ke_metric.data.check import check_images, check_text, load_for_check
 from ke_metric.data.fingerprints import QUEUED_PER_WORKER, take_fingerprints
 from ke_metric.data.images import Benchmark, FolderSource, ImageSet, labelled_set
+from ke_metric.data.problems import unbalanced_classes
 from ke_metric.errors import ExitCode, KeMetricError
 
 
@@ -342,3 +343,29 @@ def test_fingerprints_do_not_depend_on_the_number_of_workers(pets):
     assert (
         take_fingerprints(sources, workers=1) == take_fingerprints(sources, workers=5) == take_fingerprints(sources)
     )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "warns"), [((30, 10, 12), True), ((29, 10, 12), False), ((9, 1), False), ((10, 3, 0), True)]
+)
+def test_a_training_part_that_is_mostly_one_class_is_told(sizes, warns):
+    names = ("ring", "cross", "dot")[: len(sizes)]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    keys = tuple(f"{names[label]}/{number}.png" for number, label in enumerate(labels.tolist()))
+    found = list(unbalanced_classes(ImageSet(keys, labels, names, None)))
+    assert bool(found) == warns
+    if sizes[0] == 30:
+        assert "'ring' has 30 of 52 training images (57.7 %), class 'cross' has 10" in found[0].reason
+        assert found[0].paths == ("ring/0.png", "cross/30.png")
+
+
+def test_balance_is_a_matter_of_classifications(tmp_path):
+    for name, count in (("ring", 22), ("dot", 4)):
+        for number in range(count):
+            save(tmp_path / name / f"{number}.png", pixels(100 * count + number))
+    told = {
+        task: {problem.kind for problem in check_images(load_for_check(str(tmp_path), task=task)).problems}
+        for task in ("classification", "retrieval")
+    }
+    assert "unbalanced classes" in told["classification"]
+    assert "unbalanced classes" not in told["retrieval"]
