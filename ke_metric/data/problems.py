@@ -130,7 +130,7 @@ def unbalanced_classes(train: ImageSet) -> Iterator[Problem]:
         paths=tuple(train.keys[int(np.flatnonzero(train.labels == label)[0])] for label in (largest, smallest)),
         reason=f"class {train.class_names[largest]!r} has {many} of {len(train):,} training images "
         f"({100 * sizes[largest] / len(train):.1f} %), class {train.class_names[smallest]!r} has {few}",
-        fix="read the balanced accuracy beside top-1: whoever always answers the largest class is right for its share "
+        fix="read the balanced accuracy beside top-1: always answering the largest class is right for its share "
         "of the images; add images of the small classes, or leave some of the large one out",
     )
 
