@@ -45,10 +45,10 @@ def serve_index(
 
     settings = ServiceSettings(*address, read_token(token_file), Limits(**given))
 
-    def listening(url: str) -> None:
+    def ready(url: str) -> None:
         click.echo(f"serving {folder} on {url}; Ctrl-C or SIGTERM stops it", err=True)
 
-    serve(lambda: IndexSearcher(folder, device=device, threads=threads), settings, listening=listening)
+    serve(lambda: IndexSearcher(folder, device=device, threads=threads), settings, ready=ready)
 
 
 def _share_the_cores() -> None:

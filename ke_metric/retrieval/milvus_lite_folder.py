@@ -43,7 +43,8 @@ class LiteFolder:
         was_killed: Whether whoever had it open before did not close it.
 
     Raises:
-        KeMetricError: It is not there, is of Milvus Lite 2, is held by another, or cannot be written.
+        KeMetricError: DATA: it is not there, or of Milvus Lite 2; LINEAGE: it is held by another; ENVIRONMENT: it
+            cannot be read or written.
     """
 
     def __init__(self, path: Path, *, writing: bool) -> None:
@@ -70,7 +71,11 @@ class LiteFolder:
             raise KeMetricError(f"{path}: another process has it open; {ONE_AT_A_TIME}", ExitCode.LINEAGE) from None
         except OSError as error:
             self._lock.release()
-            raise KeMetricError(f"{path}: cannot be opened: {error}", ExitCode.DATA) from error
+            raise KeMetricError(
+                f"{path}: cannot be opened: {error.strerror or error}; Milvus Lite writes into its folder even to "
+                "search. A faiss or memmap store needs no writing for that: ke-metric index build --from makes one",
+                ExitCode.ENVIRONMENT,
+            ) from error
 
     def _mend(self) -> None:
         """Remove what a SIGKILL leaves; nothing of it is data that is not elsewhere."""

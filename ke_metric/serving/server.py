@@ -29,17 +29,22 @@ class Server(uvicorn.Server):
     Args:
         config: Of uvicorn.
         service: What is served.
+        ready: Called once, when the index is open.
 
     Attributes:
         service: What is served.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self.service = service
+        self._ready: Callable[[], None] | None = ready
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether it is time to stop: asked for, or the index could not be opened."""
+        if self._ready is not None and self.service.state == "ready":
+            ready, self._ready = self._ready, None
+            ready()
         return await super().on_tick(counter) or self.service.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,14 +70,14 @@ def serve(
     open_searcher: Callable[[], Searcher],
     settings: ServiceSettings,
     *,
-    listening: Callable[[str], None] = lambda url: None,
+    ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve an index until SIGTERM or SIGINT.
 
     Args:
         open_searcher: Opens the index; called in another thread while /health already answers `starting`.
         settings: Where, for whom, and how much.
-        listening: Called with the URL when the socket is bound.
+        ready: Called with the URL when the index is open.
 
     Raises:
         KeMetricError: The address cannot be had, or the index cannot be opened.
@@ -80,14 +85,15 @@ def serve(
     count_pixels_ourselves()
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
-        server = build_server(open_searcher, settings)
-        listening(settings.url)
+        server = build_server(open_searcher, settings, ready=lambda: ready(settings.url))
         server.run([listener])
     if server.service.failure is not None:
         raise server.service.failure
 
 
-def build_server(open_searcher: Callable[[], Searcher], settings: ServiceSettings) -> Server:
+def build_server(
+    open_searcher: Callable[[], Searcher], settings: ServiceSettings, *, ready: Callable[[], None] = lambda: None
+) -> Server:
     """Return a server that is not running yet; see `serve`."""
     service = Service(open_searcher, settings.limits)
     config = uvicorn.Config(
@@ -103,7 +109,7 @@ def build_server(open_searcher: Callable[[], Searcher], settings: ServiceSetting
         timeout_keep_alive=settings.limits.idle_seconds,
         timeout_graceful_shutdown=settings.limits.stop_seconds,
     )
-    return Server(config, service)
+    return Server(config, service, ready)
 
 
 def listen(settings: ServiceSettings) -> socket.socket:

@@ -443,7 +443,9 @@ def test_a_file_that_is_not_there_or_is_no_folder(uri, tmp_path):
     with pytest.raises(KeMetricError, match="there is no Milvus Lite database here"):
         MilvusStore(uri, D, writing=False)
     assert not Path(uri).exists()
-    with pytest.raises(KeMetricError, match="cannot be opened"):
+    with pytest.raises(
+        KeMetricError, match="cannot be opened", check=lambda error: error.exit_code == ExitCode.ENVIRONMENT
+    ):
         MilvusStore(f"{__file__}/milvus.db", D, writing=True)
     MilvusStore(str(tmp_path / "absent" / "milvus.db"), D, writing=True).close()
     Path(uri).write_bytes(b"SQLite format 3\0")

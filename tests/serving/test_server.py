@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.description import NetworkCard, Normalization
 from ke_metric.recipe import Recipe
 from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.gallery import VECTORS
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.vector_store import Item
 from ke_metric.serving.searcher import IndexSearcher
@@ -63,9 +65,7 @@ class Served:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         line = self.process.stderr.readline()
         self.port = int(re.search(r"http://127\.0\.0\.1:(\d+);", line)[1])
-        while self.ask("GET", "/health")[0] != 200:
-            assert self.process.poll() is None
-            time.sleep(0.05)
+        assert self.ask("GET", "/health")[0] == 200, "it says that it is serving when it is"
 
     def ask(self, method, path, body=None):
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -234,6 +234,16 @@ def test_there_must_be_an_index(tmp_path):
     code, said = refused("--index", tmp_path / "zork", "--port", 0)
     assert code == ExitCode.DATA
     assert "no index here" in said
+    assert "serving" not in said
+
+
+def test_an_index_whose_store_has_gone_is_not_said_to_be_served(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "i")
+    (copied / VECTORS).unlink()
+    code, said = refused("--index", copied, "--port", 0)
+    assert code == ExitCode.LINEAGE
+    assert "is missing" in said
+    assert "serving" not in said
 
 
 def test_another_host_without_a_token_is_refused(tmp_path, monkeypatch):
