@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ke_metric.recipe_file import load_recipe
     from ke_metric.retrieval.embedder import Embedder
     from ke_metric.retrieval.index import Index
+    from ke_metric.retrieval.predictor import Predictor
     from ke_metric.split.planning import plan_split
     from ke_metric.split.reset import redraw_reset
     from ke_metric.split.slim import extract_slim
@@ -28,6 +29,7 @@ __all__ = [
     "Index",
     "Lineage",
     "NetworkCard",
+    "Predictor",
     "__version__",
     "evolve",
     "extract_slim",
@@ -47,6 +49,7 @@ _HOMES = {
     "Index": "ke_metric.retrieval.index",
     "Lineage": "ke_metric.lineage",
     "NetworkCard": "ke_metric.networks.description",
+    "Predictor": "ke_metric.retrieval.predictor",
     "evolve": "ke_metric.evolution",
     "extract_slim": "ke_metric.split.slim",
     "load_network": "ke_metric.networks.storage",

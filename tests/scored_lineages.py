@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
 from ke_metric.data.benchmarks import load_benchmark
@@ -22,15 +24,22 @@ FIELDS = {
     "network": {"backbone": "timm/test_resnet", "embedding_size": 8},
     "evaluation": {"resize": 36, "batch_size": 16, "recall_at": [1, 2, 4], "kmeans_seeds": 1, "backend": "torch"},
 }  # fmt: skip
+CLASSES = {
+    "task": "classification",
+    "data": {key: value for key, value in FIELDS["data"].items() if key != "test_classes"} | {"train_classes": 10},
+    "network": {"backbone": "timm/test_resnet"},
+}
 
 
-def grow_scored(folder: Path) -> Lineage:
+def grow_scored(folder: Path, **fields: object) -> Lineage:
     """Store a lineage of two drawn networks, scored dense and slim as a training scores them."""
-    recipe = Recipe.model_validate(FIELDS)
+    recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
     benchmark = without_training(load_benchmark(recipe.data, recipe.task))
     scorer = Scorer(Pictures.decode(benchmark, recipe.data.store_size), recipe, Engine("fp32", "cpu"))
-    blueprint = Blueprint(recipe, 0)
+    class_names = benchmark.query.class_names if recipe.task == "classification" else ()
+    loss_weights = {"scale": torch.tensor(12.5)} if recipe.network.head == "cosine" else {}
+    blueprint = Blueprint(recipe, len(class_names))
     for number in range(1, recipe.generations + 1):
         network = blueprint.build(number)
         plan = blueprint.plan(network, number)
@@ -38,13 +47,13 @@ def grow_scored(folder: Path) -> Lineage:
             Generation(
                 number=number,
                 weights=network.state_dict(),
-                loss_weights={},
+                loss_weights=loss_weights,
                 split=plan.to_json(),
                 split_bits=plan.to_tensors(),
                 scorecard=scorer.scorecard(network, plan),
                 training_log=(),
                 magnitudes={},
-                provenance=Provenance("0", "1" if number > 1 else None, 0, {}, {}, {}, ()),
+                provenance=Provenance("0", "1" if number > 1 else None, 0, {}, {}, {}, class_names),
             )
         )
     return lineage

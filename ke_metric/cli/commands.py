@@ -40,6 +40,7 @@ def main() -> None:
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
     ke-metric eval --gen 3                          score a generation again
     ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
+    ke-metric predict photos -o predictions.csv     tell classes, by a trained classifier
     ke-metric index build photos -o photos.index    embed pictures into an index
     ke-metric search new.jpg --index photos.index   find the most similar ones
     ke-metric compare lineages/*                    scores over seeds, and which recipe is ahead

@@ -37,6 +37,28 @@ def embed(as_json: bool, **options: Any) -> None:
     embed_pictures(**options).print(as_json)
 
 
+@click.command()
+@picture_options
+@model_options
+@click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each picture.")
+@click.option("-o", "--output", "file", type=FOLDER, help="Write all of it into this .csv or .json file as well.")
+@click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
+@JSON
+def predict(as_json: bool, **options: Any) -> None:
+    """Tell which classes PICTURES (files, folders, or CSV files with path,label) are of, by a trained classifier.
+
+    Pictures whose folder or CSV names a class of it are scored: top-1 as in ke-metric eval.
+
+    \b
+    ke-metric predict new.jpg --lineage lineages/birds
+    ke-metric predict photos -k 3 -o predictions.csv
+    ke-metric predict photos --bundle slim --json
+    """
+    from ke_metric.cli.predict import predict_pictures
+
+    predict_pictures(**options).print(as_json)
+
+
 @click.group()
 def index() -> None:
     """Build an index of pictures that can be searched, add to it, remove from it, look at it."""
@@ -237,5 +259,5 @@ def serve(folder: Path, host: str, port: int, **options: Any) -> None:
     serve_index(folder, address=(host, port), **options)
 
 
-GALLERY_COMMANDS: list[click.Command] = [embed, index, search, export, serve]
+GALLERY_COMMANDS: list[click.Command] = [embed, predict, index, search, export, serve]
 """What `commands` adds to `main`."""
