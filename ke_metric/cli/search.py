@@ -17,12 +17,14 @@ from ke_metric.cli.display import say
 from ke_metric.cli.embed import list_chosen, require_some, told
 from ke_metric.cli.networks import embedder_of
 from ke_metric.cli.result import Result
+from ke_metric.data.decoding import Decoding
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.index import Index, results_of
 from ke_metric.retrieval.index import Result as Found
 from ke_metric.retrieval.item_embeddings import embed_items
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
+from ke_metric.retrieval.preparation import decoding_of
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.vector_store import Item, VectorStore
 from ke_metric.retrieval.where import Condition, Where
@@ -133,7 +135,7 @@ def search_index(
                 answers += _answers(index.store, batch.items[part], batch.vectors[part], how)
     require_some(len(answers), len(listed.items))
     if montage is not None:
-        _draw(answers, montage)
+        _draw(answers, montage, decoding_of(embedder.normalization))
     return Result(_document(folder, answers, left_out, montage), _tables(answers))
 
 
@@ -182,9 +184,9 @@ def _own_items(store: VectorStore, queries: Sequence[Item], where: Where | None)
     return [[item for path in some for item in found.get(path, ())] for some in paths]
 
 
-def _draw(answers: Sequence[Answer], path: Path) -> None:
+def _draw(answers: Sequence[Answer], path: Path, decoding: Decoding) -> None:
     rows = [MontageRow(answer.query.id, answer.query.path, answer.query.label, answer.results) for answer in answers]
-    write_montage(rows, path)
+    write_montage(rows, path, decoding)
     if len(rows) > MOST_QUERIES or any(len(row.results) > MOST_RESULTS for row in rows):
         say(f"{path}: shows at most {MOST_QUERIES} of the {len(rows):,} queries and {MOST_RESULTS} results of each")
 

@@ -163,7 +163,7 @@ def _in_bytes(image: Image.Image, wide: bool) -> Image.Image:
         if isinstance(transparent, int):
             grey.putalpha(Image.fromarray(np.where(numbers == transparent, 0, 255).astype(np.uint8)))
         return grey
-    if wide and isinstance(transparent, tuple):
+    if isinstance(transparent, tuple) and (wide or max(transparent) > 255):
         image = image.copy()
         image.info[TRANSPARENCY] = tuple(number >> 8 for number in transparent)
     return image

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ke_metric.data.decoding import read_picture
+from ke_metric.data.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.index import Result
 
@@ -63,8 +63,13 @@ def require_picture_name(path: Path) -> None:
         raise KeMetricError(f"--montage {path}: is a folder, or there is no such folder", ExitCode.USAGE)
 
 
-def write_montage(rows: Sequence[MontageRow], path: Path) -> None:
+def write_montage(rows: Sequence[MontageRow], path: Path, decoding: Decoding = UPRIGHT_ON_WHITE) -> None:
     """Draw a montage into a file, which is whole or as it was.
+
+    Args:
+        rows: See `draw_montage`.
+        path: The file.
+        decoding: How the pictures are decoded: as the network saw them.
 
     Raises:
         KeMetricError: See `require_picture_name`; or ENVIRONMENT: it cannot be written.
@@ -72,7 +77,7 @@ def write_montage(rows: Sequence[MontageRow], path: Path) -> None:
     require_picture_name(path)
     temporary = path.with_name(f".writing-{secrets.token_hex(4)}{path.suffix}")
     try:
-        draw_montage(rows).save(temporary)
+        draw_montage(rows, decoding).save(temporary)
         temporary.replace(path)
     except OSError as error:
         raise KeMetricError(f"{path}: cannot be written: {error.strerror or error}", ExitCode.ENVIRONMENT) from error
@@ -80,7 +85,7 @@ def write_montage(rows: Sequence[MontageRow], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def draw_montage(rows: Sequence[MontageRow]) -> Image.Image:
+def draw_montage(rows: Sequence[MontageRow], decoding: Decoding = UPRIGHT_ON_WHITE) -> Image.Image:
     """Draw queries, one below the other, with their results.
 
     A result whose label is the query's has a green frame and a tick, another one a red frame and a cross, and a grey
@@ -88,6 +93,7 @@ def draw_montage(rows: Sequence[MontageRow]) -> Image.Image:
 
     Args:
         rows: At most MOST_QUERIES of them are drawn, and MOST_RESULTS results of each.
+        decoding: How the pictures are decoded.
     """
     rows = rows[:MOST_QUERIES]
     columns = max((min(len(row.results), MOST_RESULTS) for row in rows), default=0)
@@ -96,7 +102,7 @@ def draw_montage(rows: Sequence[MontageRow]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     _draw_header(draw, columns)
     for number, row in enumerate(rows):
-        _draw_row(sheet, draw, row, HEADER + MARGIN // 2 + number * ROW)
+        _draw_row(sheet, partial(_thumbnail, decoding=decoding), row, HEADER + MARGIN // 2 + number * ROW)
     return sheet
 
 
@@ -112,10 +118,13 @@ def _draw_header(draw: ImageDraw.ImageDraw, columns: int) -> None:
         draw.text((_left_of(column) + CELL // 2, top), text, FAINT, _font(13), anchor="ma")
 
 
-def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: MontageRow, top: int) -> None:
+def _draw_row(sheet: Image.Image, thumbnail: Callable[[str], Image.Image], row: MontageRow, top: int) -> None:
+    draw = ImageDraw.Draw(sheet)
     line = MARGIN + CELL + DIVIDE // 2
     draw.line(((line, top), (line, top + ROW - 24)), "#dadce0", 1)
-    _draw_cell(sheet, (MARGIN, top), path=row.path, color=QUERY, caption="", label=row.label or row.name)
+    _draw_cell(
+        sheet, (MARGIN, top), picture=thumbnail(row.path), color=QUERY, caption="", label=row.label or row.name
+    )
     for result in row.results[:MOST_RESULTS]:
         known = bool(row.label and result.label)
         right = known and row.label == result.label
@@ -124,7 +133,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: MontageRow, to
         _draw_cell(
             sheet,
             (_left_of(result.rank), top),
-            path=result.path,
+            picture=thumbnail(result.path),
             color=color,
             caption=f"{mark}{result.similarity:.3f}",
             label=result.label or result.id,
@@ -134,12 +143,12 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: MontageRow, to
 
 
 def _draw_cell(
-    sheet: Image.Image, corner: tuple[int, int], *, path: str, color: str, caption: str, label: str
+    sheet: Image.Image, corner: tuple[int, int], *, picture: Image.Image, color: str, caption: str, label: str
 ) -> None:
     left, top = corner
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), PAPER, color, FRAME)
-    sheet.paste(_thumbnail(path), (left + FRAME, top + FRAME))
+    sheet.paste(picture, (left + FRAME, top + FRAME))
     centre, below = left + CELL // 2, top + CELL + 4
     if caption:
         draw.text((centre, below), caption, INK if color == UNKNOWN else color, _font(13, bold=True), anchor="ma")
@@ -149,10 +158,10 @@ def _draw_cell(
         below += TEXT_LINE
 
 
-def _thumbnail(path: str) -> Image.Image:
+def _thumbnail(path: str, *, decoding: Decoding) -> Image.Image:
     """Return a picture, whole, on a white square; a grey one that says what is missing where there is none."""
     try:
-        picture = read_picture(Path(path))
+        picture = read_picture(Path(path), decoding)
     except KeMetricError:
         return _placeholder(path)
     small = ImageOps.contain(picture, (PICTURE, PICTURE), Image.Resampling.LANCZOS)
