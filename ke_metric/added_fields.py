@@ -16,7 +16,12 @@ from pydantic import JsonValue
 Added = Mapping[str, JsonValue]
 """Dotted name of a field to the value that was in effect before the field existed."""
 
-RECIPE_FIELDS: Added = {"data.background": "keep", "data.exif_orientation": False}
+RECIPE_FIELDS: Added = {
+    "data.background": "keep",
+    "data.exif_orientation": False,
+    "data.path_column": "path",
+    "data.label_column": "label",
+}
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
 
 

@@ -35,6 +35,10 @@ class Data(Section):
     """Name of a benchmark: glyphs, emoji, folder, cub, cars, sop, inshop, flowers, aircraft, mit67, dogs."""
     root: str | None = None
     """Folder with the files as they lie on disk; `data/<benchmark>` when left out. Glyphs need none."""
+    path_column: str = Field("path", min_length=1)
+    """folder: the column of a CSV that has the path of a picture, relative to the folder of the CSV."""
+    label_column: str = Field("label", min_length=1)
+    """folder: the column of a CSV that has the class of a picture."""
     test_fraction: float = Field(0.5, gt=0, lt=1)
     """Share kept for testing, where the benchmark has no split of its own: of the classes in retrieval; in
     classification of the faces (glyphs), of the styles (emoji) or of the images of every class (folder)."""

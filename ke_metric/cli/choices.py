@@ -22,11 +22,15 @@ class PictureChoice:
         sources: Files, folders and CSV files.
         labels: Whether the labels that folders and CSV files tell are kept.
         strict: Whether the first picture that cannot be used is an error.
+        path_column: What the column of a CSV file is called that has the path.
+        label_column: And the one that has the class.
     """
 
     sources: tuple[Path, ...]
     labels: bool = True
     strict: bool = False
+    path_column: str = "path"
+    label_column: str = "label"
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,37 @@ class StoreChoice:
     index: str | None = None
 
 
+COLUMN_OPTIONS = (
+    click.option(
+        "--label-column", default="label", show_default=True, metavar="NAME", help="Of a CSV file: the class."
+    ),
+    click.option(
+        "--path-column",
+        default="path",
+        show_default=True,
+        metavar="NAME",
+        help="Of a CSV file: the path, relative to the CSV file's folder.",
+    ),
+)
+
+
+def column_options(function: Function) -> Function:
+    """Add the options that name the columns of a CSV file."""
+    for option in COLUMN_OPTIONS:
+        function = option(function)
+    return function
+
+
 def picture_options(function: Function) -> Function:
     """Add PICTURES and the options that go with them, given to the command as `pictures`."""
 
     @wraps(function)
     def packed(sources: tuple[Path, ...], no_labels: bool, strict: bool, **rest: Any) -> Any:
-        return function(pictures=PictureChoice(sources, not no_labels, strict), **rest)
+        columns = {name: rest.pop(name) for name in ("path_column", "label_column")}
+        return function(pictures=PictureChoice(sources, not no_labels, strict, **columns), **rest)
 
     for option in (
+        *COLUMN_OPTIONS,
         click.argument("sources", nargs=-1, type=FOLDER, metavar="[PICTURES]..."),
         click.option("--no-labels", is_flag=True, help="Forget what folders and CSV files say of classes."),
         click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used."),

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ke_metric.cli.choices import column_options
 from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
 from ke_metric.cli.through_options import ThroughChoice, through_options
 from ke_metric.errors import ExitCode, KeMetricError
@@ -205,15 +206,16 @@ def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) 
     type=click.Choice(["retrieval", "classification"]),
     help="Which split is looked through; retrieval when left out, where there is one.",
 )
+@column_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def check(name_or_path: str, root: str | None, task: str | None, as_json: bool) -> None:
+def check(name_or_path: str, as_json: bool, **options: Any) -> None:
     """Decode every image of a benchmark, or of a folder or CSV of yours, and report what would hurt a training.
 
     Exits with 4 when there is an error among the findings; warnings leave it at 0.
     """
     from ke_metric.cli.data import check_benchmark
 
-    result = check_benchmark(name_or_path, root=root, task=task)
+    result = check_benchmark(name_or_path, **options)
     result.print(as_json)
     if not result.document["ok"]:
         raise click.exceptions.Exit(ExitCode.DATA)

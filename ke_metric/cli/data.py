@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.result import Result
@@ -42,9 +43,9 @@ def _prepare_emoji(source: Path | None, target: Path) -> Result:
     return Result(document, text)
 
 
-def check_benchmark(name_or_path: str, *, root: str | None, task: str | None) -> Result:
-    """Look through every picture of a benchmark, folder or CSV."""
-    benchmark = load_for_check(name_or_path, root=root, task=task)
+def check_benchmark(name_or_path: str, **options: Any) -> Result:
+    """Look through every picture of a benchmark, folder or CSV; for the options see `load_for_check`."""
+    benchmark = load_for_check(name_or_path, **options)
     with counting("decoding") as progress:
         report = check_images(benchmark, progress=progress)
     return Result(report.to_json(), check_text(report))

@@ -11,6 +11,8 @@ from ke_metric.cli.choices import ModelChoice, PictureChoice
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.networks import load_embedder
 from ke_metric.cli.result import Result
+from ke_metric.data.csv_rows import Columns
+from ke_metric.data.table import some_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedding_files import require_place, write_embeddings
 from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items, require_all_usable
@@ -29,10 +31,13 @@ def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
     """
     if not pictures.sources:
         raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
-    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique)
+    columns = Columns(pictures.path_column, pictures.label_column)
+    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique, columns=columns)
     if pictures.strict:
         require_all_usable(listed)
     warn_of(listed.left_out)
+    if listed.skipped:
+        say(f"files skipped: {len(listed.skipped):,} ({some_of(listed.skipped)})")
     return listed
 
 
@@ -92,6 +97,7 @@ def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path,
         "dimension": facts.dimension,
         "model": {"digest": facts.digest, "description": facts.description},
         "left_out": facts.left_out,
+        "skipped": list(listed.skipped),
     }
     return Result(document, _table(document))
 

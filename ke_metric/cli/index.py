@@ -36,6 +36,7 @@ class Counts:
     added: int = 0
     there_already: int = 0
     left_out: int = 0
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def build_index(*, source: Source, folder: Path, store: StoreChoice, model: Mode
     embedder = load_embedder(model)
     items = source.named(listed.items)
     batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
-    counts = Counts(left_out=len(listed.left_out))
+    counts = Counts(left_out=len(listed.left_out), skipped=listed.skipped)
     with Index.create(folder, embedder=embedder, settings=settings) as index, _interrupted(index, source):
         _fill(index, told(batches, "embedding", len(listed.items)), counts, digest=embedder.digest)
         require_some(counts.added, len(listed.items))
@@ -156,7 +157,7 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
         named = source.named(listed.items)
         index.require_same_pictures(named)
         items = named if replace_there else _unknown(index, named)
-        counts = Counts(there_already=len(named) - len(items), left_out=len(listed.left_out))
+        counts = Counts(there_already=len(named) - len(items), left_out=len(listed.left_out), skipped=listed.skipped)
         if items:
             embedder = embedder_of(index, model)
             index.require_digest(embedder.digest, embedder.description)
@@ -302,6 +303,7 @@ def _report(index: Index, counts: Counts) -> Result:
         "added": counts.added,
         "there_already": counts.there_already,
         "left_out": counts.left_out,
+        "skipped": list(counts.skipped),
         **{name: value for name, value in index.describe().items() if name != "index"},
     }
     return Result(document, _table(document))

@@ -57,6 +57,8 @@ _READERS_OF: Mapping[str, Mapping[str, Collection[str]]] = MappingProxyType(
         "train_on": {"classification": tuple(BENCHMARKS["classification"])},
         "validation_fraction": {"classification": tuple(BENCHMARKS["classification"])},
         "crop_banner": {"classification": ("aircraft",)},
+        "path_column": {"retrieval": ("folder",), "classification": ("folder",)},
+        "label_column": {"retrieval": ("folder",), "classification": ("folder",)},
     }
 )
 """Field of the recipe's section that not every benchmark and task reads, to those that do."""

@@ -1,10 +1,11 @@
-"""Pictures in a folder per class: which files count, and what is passed over."""
+"""Pictures in folders: which files count wherever a folder is named, and those that lie in a folder per class."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ke_metric.data.table import LabelledPath, some_of
 from ke_metric.errors import ExitCode, KeMetricError
@@ -12,85 +13,144 @@ from ke_metric.errors import ExitCode, KeMetricError
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 SPLIT_FOLDERS = ("train", "test")
 VALIDATION_FOLDER = "val"
-SKIPPED_FILES = "files skipped"
-SKIPPED_FOLDERS = "folders skipped"
+SKIPPED = " skipped"
 
 
-def scan_class_folders(root: Path, *, validation: bool = False) -> tuple[list[LabelledPath], dict[str, str]]:
+class FolderContent(NamedTuple):
+    """The names of what lies directly in a folder, sorted.
+
+    Attributes:
+        pictures: Files that end as pictures do, and links to nothing that do, which a reader then reports.
+        folders: Folders and links to folders, without hidden ones and macOS's left-overs.
+        others: All other files, hidden ones among them.
+    """
+
+    pictures: list[str]
+    folders: list[str]
+    others: list[str]
+
+
+def look_into(folder: Path) -> FolderContent:
+    """Return what lies directly in a folder: the one rule by which every command takes pictures.
+
+    A link is what it leads to, so a folder that two links lead to is two folders.
+
+    Raises:
+        KeMetricError: DATA: it cannot be read.
+    """
+    content = FolderContent([], [], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                kind = _kind(entry)
+                if kind is not None:
+                    content[kind].append(entry.name)
+    except OSError as error:
+        raise KeMetricError(f"{folder}: cannot be read: {error.strerror or error}", ExitCode.DATA) from error
+    return content
+
+
+def _kind(entry: os.DirEntry[str]) -> int | None:
+    """Return where a name belongs among the attributes of `FolderContent`; None: nowhere."""
+    hidden = entry.name.startswith((".", "__MACOSX"))
+    if _is(entry, os.DirEntry.is_dir):
+        return None if hidden else 1
+    is_picture = not hidden and Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS
+    # The reading of a pipe or a device need not end.
+    if is_picture and (_is(entry, os.DirEntry.is_file) or not Path(entry.path).exists()):
+        return 0
+    return 2 if _is(entry, os.DirEntry.is_file) else None
+
+
+def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    try:
+        return kind(entry)
+    except OSError:
+        # A link to itself is nothing.
+        return False
+
+
+class ClassFolders(NamedTuple):
+    """What lies in class folders.
+
+    Attributes:
+        pictures: With paths relative to the root.
+        notes: On the layout and on how much was passed over.
+        skipped: `files` and `folders` that were passed over, by kind: relative paths.
+    """
+
+    pictures: list[LabelledPath]
+    notes: dict[str, str]
+    skipped: dict[str, tuple[str, ...]]
+
+
+def scan_class_folders(root: Path, *, validation: bool = False) -> ClassFolders:
     """List the pictures of class folders that lie in a folder, or below its folders train and test.
 
     A picture is a file with an image's extension directly in a class folder. Everything else is passed over and
-    counted: hidden files, `Thumbs.db`, files beside the class folders, folders inside them.
+    named: hidden files, `Thumbs.db`, files beside the class folders, folders inside them.
 
     Args:
         root: The folder.
         validation: Whether a folder val beside train and test is a part as well; otherwise it is passed over.
 
-    Returns:
-        The pictures, with paths relative to the root, and notes on layout and skipped files.
-
     Raises:
         KeMetricError: There are no class folders, or one has no pictures, or a file name is not UTF-8.
     """
-    skipped: Counter[str] = Counter()
-    if all(_visible_folders(root / split) for split in SPLIT_FOLDERS):
-        has_validation = validation and (root / VALIDATION_FOLDER).is_dir()
+    skipped: dict[str, list[str]] = {"files": [], "folders": []}
+    beside = look_into(root)
+    folders = beside.folders
+    if all(split in folders and look_into(root / split).folders for split in SPLIT_FOLDERS):
+        has_validation = validation and VALIDATION_FOLDER in folders
         splits = ("train", VALIDATION_FOLDER, "test") if has_validation else SPLIT_FOLDERS
-        skipped[SKIPPED_FOLDERS] = len(_visible_folders(root)) - len(splits)
+        skipped["files"] += [*beside.pictures, *beside.others]
+        skipped["folders"] += [folder for folder in folders if folder not in splits]
         layout = f"class folders below {', '.join(splits[:-1])} and {splits[-1]}"
         pictures = [
             picture._replace(split=split)
             for split in splits
-            for picture in _pictures_below(root, root / split, skipped)
+            for picture in _pictures_below(root / split, f"{split}/", skipped)
         ]
     else:
         layout = "a folder per class"
-        pictures = _pictures_below(root, root, skipped)
+        pictures = _pictures_below(root, "", skipped)
     _refuse_unreadable_names(root, pictures)
-    return pictures, {"layout": layout, **{what: f"{count:,}" for what, count in skipped.items() if count}}
+    notes = {"layout": layout, **{f"{kind}{SKIPPED}": f"{len(paths):,}" for kind, paths in skipped.items() if paths}}
+    return ClassFolders(pictures, notes, {kind: _printable(paths) for kind, paths in skipped.items() if paths})
 
 
-def _visible_folders(folder: Path) -> list[Path]:
-    """Return the folders directly in `folder`, in order, without hidden ones and macOS's left-overs; maybe none."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in paths if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+def _pictures_below(parent: Path, prefix: str, skipped: Mapping[str, list[str]]) -> list[LabelledPath]:
+    """List the pictures of the class folders in `parent`, and add to `skipped` what is passed over.
 
-
-def _pictures_below(root: Path, parent: Path, skipped: Counter[str]) -> list[LabelledPath]:
-    """List the pictures of the class folders in `parent`, and count in `skipped` what is passed over."""
-    folders = _visible_folders(parent)
-    if not folders:
+    Args:
+        parent: The folder.
+        prefix: What its paths begin with, as seen from the root.
+        skipped: Paths by kind.
+    """
+    content = look_into(parent)
+    if not content.folders:
         raise KeMetricError(
             f"{parent} has no class folders: expected {parent.name}/<class>/<image>, or such folders below "
             f"{parent.name}/train and {parent.name}/test",
             ExitCode.DATA,
         )
-    skipped[SKIPPED_FILES] += sum(path.is_file() for path in parent.iterdir())
-    paths_of = {folder: _pictures_in(folder, skipped) for folder in folders}
-    _refuse_empty_classes(parent, [folder for folder, paths in paths_of.items() if not paths])
+    skipped["files"] += [prefix + name for name in [*content.pictures, *content.others]]
+    classes = {folder: look_into(parent / folder) for folder in content.folders}
+    for folder, inside in classes.items():
+        skipped["files"] += [f"{prefix}{folder}/{name}" for name in inside.others]
+        skipped["folders"] += [f"{prefix}{folder}/{name}" for name in inside.folders]
+    _refuse_empty_classes(parent, {folder: inside for folder, inside in classes.items() if not inside.pictures})
     return [
-        LabelledPath(path.relative_to(root).as_posix(), folder.name, None)
-        for folder, paths in paths_of.items()
-        for path in paths
+        LabelledPath(f"{prefix}{folder}/{name}", folder, None)
+        for folder, inside in classes.items()
+        for name in inside.pictures
     ]
 
 
-def _pictures_in(folder: Path, skipped: Counter[str]) -> list[Path]:
-    pictures = []
-    for path in folder.iterdir():
-        if path.is_dir():
-            skipped[SKIPPED_FOLDERS] += 1
-        elif path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith("."):
-            pictures.append(path)
-        else:
-            skipped[SKIPPED_FILES] += 1
-    return pictures
-
-
-def _refuse_empty_classes(parent: Path, empty: Sequence[Path]) -> None:
+def _refuse_empty_classes(parent: Path, empty: Mapping[str, FolderContent]) -> None:
     if not empty:
         return
-    names = [f"{path.name} (holds only folders)" if _visible_folders(path) else path.name for path in empty]
+    names = [f"{name} (holds only folders)" if inside.folders else name for name, inside in empty.items()]
     raise KeMetricError(
         f"{parent}: {len(empty):,} class folders have no images: {some_of(names)}. Images are files that end in "
         f"{' '.join(sorted(IMAGE_EXTENSIONS))}, directly in the folder of their class; fill or remove these folders. "
@@ -106,6 +166,10 @@ def _refuse_unreadable_names(root: Path, pictures: Sequence[LabelledPath]) -> No
         raise KeMetricError(
             f"{root}: {len(unreadable):,} file names are not UTF-8: {some_of(unreadable)}; rename them", ExitCode.DATA
         )
+
+
+def _printable(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(path if _is_utf8(path) else ascii(path) for path in paths)
 
 
 def _is_utf8(name: str) -> bool:

@@ -1,10 +1,11 @@
-"""A CSV file that lists pictures: `path,label[,split]`, one header line, one row a picture."""
+"""A CSV file that lists pictures: `path,label[,split]`, one header line, one row a picture, paths beside the file."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 from ke_metric.data.table import LabelledPath, key_below, some_of
 from ke_metric.errors import ExitCode, KeMetricError, closest
@@ -16,13 +17,30 @@ RETRIEVAL: Divisions = (("train", "test"), ("train", "query", "gallery"))
 CLASSIFICATION: Divisions = (("train", "test"), ("train", "val", "test"))
 
 
-def read_csv_rows(path: Path, divisions: Divisions = RETRIEVAL) -> list[LabelledPath]:
+# What a spreadsheet may write between the cells, by the country it is set to.
+DELIMITERS = (",", ";", "\t")
+
+
+class Columns(NamedTuple):
+    """What the columns are called that have a picture's path and its class."""
+
+    path: str = "path"
+    label: str = "label"
+
+
+PATH_AND_LABEL = Columns()
+
+
+def read_csv_rows(
+    path: Path, divisions: Divisions = RETRIEVAL, columns: Columns = PATH_AND_LABEL
+) -> list[LabelledPath]:
     """Read and check all rows of a CSV file.
 
     Args:
-        path: The file; UTF-8, comma separated, first line `path,label` or `path,label,split` in any order. Further
-            columns are allowed and not used.
+        path: The file; UTF-8, separated by commas, semicolons or tabs, first line `path,label` or `path,label,split`
+            in any order. Further columns are allowed and not used. Paths are relative to the file's folder.
         divisions: What the split column may have: all parts of one of these.
+        columns: What the columns are called; the third one is `split` always.
 
     Raises:
         KeMetricError: A column is missing, a row is malformed, leaves the folder, repeats or contradicts another,
@@ -30,11 +48,11 @@ def read_csv_rows(path: Path, divisions: Divisions = RETRIEVAL) -> list[Labelled
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            columns = [(column or "").strip() for column in reader.fieldnames or ()]
-            _refuse_columns(path, columns)
-            reader.fieldnames = columns
-            rows = list(_rows(path, reader, divisions=divisions if "split" in columns else ()))
+            reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(lines, columns))
+            header = [(column or "").strip() for column in reader.fieldnames or ()]
+            _refuse_columns(path, header, columns)
+            reader.fieldnames = header
+            rows = list(_rows(path, reader, columns, divisions=divisions if "split" in header else ()))
     except UnicodeDecodeError as error:
         raise KeMetricError(
             f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
@@ -50,28 +68,43 @@ def read_csv_rows(path: Path, divisions: Divisions = RETRIEVAL) -> list[Labelled
     return rows
 
 
-def _refuse_columns(path: Path, columns: Sequence[str]) -> None:
-    for column in ("path", "label"):
-        if column not in columns:
+def _delimiter(lines: TextIO, columns: Columns) -> str:
+    """Return what separates the cells of the header; the comma where nothing tells."""
+    first = lines.readline()
+    lines.seek(0)
+    for delimiter in DELIMITERS:
+        cells = {cell.strip().strip('"') for cell in first.split(delimiter)}
+        if set(columns) <= cells:
+            return delimiter
+    return max(DELIMITERS, key=first.count)
+
+
+def _refuse_columns(path: Path, header: Sequence[str], columns: Columns) -> None:
+    for column in columns:
+        if column not in header:
             raise KeMetricError(
-                f"{path}: the header has no column {column!r}{closest(column, columns)}; found: "
-                f"{', '.join(columns) or 'an empty file'}; expected: path,label or path,label,split",
+                f"{path}: the header has no column {column!r}{closest(column, header)}; found: "
+                f"{', '.join(header) or 'an empty file'}; expected: path,label or path,label,split, or other names "
+                "that --path-column and --label-column tell (in a recipe: data.path_column and data.label_column)",
                 ExitCode.DATA,
             )
-    if "split" not in columns and (meant := closest("split", columns)):
+    others = [name for name in header if name not in columns]
+    if "split" not in header and (meant := closest("split", others)):
         # Ignoring a misspelt split column would draw another split than the one the user wrote down.
         raise KeMetricError(f"{path}: the header has no column 'split'{meant}; rename that column", ExitCode.DATA)
 
 
-def _rows(path: Path, reader: csv.DictReader[str], *, divisions: Divisions) -> Iterator[LabelledPath]:
+def _rows(
+    path: Path, reader: csv.DictReader[str], columns: Columns, *, divisions: Divisions
+) -> Iterator[LabelledPath]:
     for cells in reader:
         where = f"{path}, line {reader.line_num}"
         if None in cells or None in cells.values():
             raise KeMetricError(
-                f"{where}: the row and the header differ in their number of cells; quote a cell that has a comma",
+                f"{where}: the row and the header differ in their number of cells; quote a cell that has a separator",
                 ExitCode.DATA,
             )
-        picture, label = cells["path"].strip(), cells["label"].strip()
+        picture, label = cells[columns.path].strip(), cells[columns.label].strip()
         if not picture or not label:
             raise KeMetricError(f"{where}: path {picture!r} and label {label!r} must not be empty", ExitCode.DATA)
         split = _checked_split(cells["split"].strip(), where, divisions=divisions) if divisions else None

@@ -1,4 +1,4 @@
-"""Decoding every picture once, to learn which cannot be read and which are the same."""
+"""Decoding every picture once, to learn which cannot be read, which are the same, and what their files were."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from ke_metric.data.decoding import FileTraits, traits_of
 from ke_metric.data.images import ImageSource
 from ke_metric.errors import KeMetricError
 
@@ -20,16 +23,40 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What is kept of a decoded picture.
+
+    Attributes:
+        fingerprint: SHA-256 of its width, height and RGB pixels.
+        brightest: The largest of its numbers.
+        blank: Whether all of it is one colour.
+        traits: What it was in its file; None for a picture that was in none.
+    """
+
+    fingerprint: str
+    brightest: int
+    blank: bool
+    traits: FileTraits | None
+
+    @property
+    def vanished(self) -> bool:
+        """Whether it is transparent, and nothing of it can be told from the ground that it is put on."""
+        return self.blank and self.traits is not None and self.traits.transparent
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """What decoding gave.
 
     Attributes:
-        by_key: Item key to the sha256 of its width, height and decoded RGB pixels.
+        by_key: Item key to the fingerprint of its pixels; those of which nothing is to be seen are not compared.
         unreadable: Item key to the reason why it could not be decoded.
+        seen: Item key to what is kept of it.
     """
 
     by_key: Mapping[str, str]
     unreadable: Mapping[str, str]
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
 
 def take_fingerprints(
@@ -43,32 +70,39 @@ def take_fingerprints(
         progress: Called with the number of pictures done and their total after each, from the calling thread.
     """
     workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    by_key: dict[str, str] = {}
+    seen: dict[str, Seen] = {}
     unreadable: dict[str, str] = {}
-    waiting: deque[tuple[str, Future[str]]] = deque()
+    waiting: deque[tuple[str, Future[Seen]]] = deque()
 
     def collect() -> None:
         key, future = waiting.popleft()
         try:
-            by_key[key] = future.result()
+            seen[key] = future.result()
         except KeMetricError as error:
             unreadable[key] = str(error)
         if progress:
-            progress(len(by_key) + len(unreadable), len(sources))
+            progress(len(seen) + len(unreadable), len(sources))
 
     with ThreadPoolExecutor(workers) as pool:
         for key, source in sources.items():
-            waiting.append((key, pool.submit(_fingerprint, source, key)))
+            waiting.append((key, pool.submit(_look, source, key)))
             if len(waiting) >= QUEUED_PER_WORKER * workers:
                 collect()
         while waiting:
             collect()
-    return Fingerprints(by_key, unreadable)
+    by_key = {key: picture.fingerprint for key, picture in seen.items() if not picture.vanished}
+    return Fingerprints(by_key, unreadable, seen)
 
 
-def _fingerprint(source: ImageSource, key: str) -> str:
+def _look(source: ImageSource, key: str) -> Seen:
     image = source.read(key)
     # The size too: a 2x8 and an 8x2 picture can have the same bytes.
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.tobytes())
-    return digest.hexdigest()
+    pixels = np.asarray(image)
+    return Seen(
+        digest.hexdigest(),
+        brightest=int(pixels.max()),
+        blank=bool((pixels == pixels[0, 0]).all()),
+        traits=traits_of(image),
+    )

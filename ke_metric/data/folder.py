@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ke_metric.data.class_folders import scan_class_folders
+from ke_metric.data.class_folders import ClassFolders, scan_class_folders
 from ke_metric.data.class_split import split_classes
-from ke_metric.data.csv_rows import CLASSIFICATION, RETRIEVAL, read_csv_rows
+from ke_metric.data.csv_rows import CLASSIFICATION, RETRIEVAL, Columns, read_csv_rows
 from ke_metric.data.images import Benchmark
 from ke_metric.data.part_split import draw_of_every_class
 from ke_metric.data.table import Item, LabelledPath, Table, build_benchmark, build_classification
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe import Data
-
-Listing = tuple[list[LabelledPath], dict[str, str]]
-"""The pictures, and notes on where they were found."""
 
 
 def read(data: Data) -> Benchmark:
@@ -31,7 +28,7 @@ def read(data: Data) -> Benchmark:
             message says what is expected.
     """
     root = _root(data)
-    pictures, notes = _listing(root, task="retrieval")
+    pictures, notes, skipped = _listing(root, data, task="retrieval")
     if not _is_divided(root, pictures, data):
         class_names = {picture.label for picture in pictures}
         train_names, test_names = split_classes(class_names, data.test_fraction, data.benchmark)
@@ -42,7 +39,7 @@ def read(data: Data) -> Benchmark:
             f"classes divided by data.test_fraction = {data.test_fraction}: {len(train_names):,} for training, "
             f"{len(test_names):,} for testing"
         )
-    return build_benchmark(data, _table(root, pictures, notes))
+    return build_benchmark(data, _table(root, pictures, notes, skipped))
 
 
 def read_classification(data: Data) -> Benchmark:
@@ -59,25 +56,26 @@ def read_classification(data: Data) -> Benchmark:
             message says what is expected.
     """
     root = _root(data)
-    pictures, notes = _listing(root, task="classification")
+    pictures, notes, skipped = _listing(root, data, task="classification")
     if not _is_divided(root, pictures, data):
         keys, labels = [picture.path for picture in pictures], [picture.label for picture in pictures]
         purpose = f"image split/{data.benchmark}"
         test_keys = draw_of_every_class(keys, labels, share=data.test_fraction, purpose=purpose)
         pictures = [picture._replace(split="test" if picture.path in test_keys else "train") for picture in pictures]
         notes["split"] = f"images of every class divided by data.test_fraction = {data.test_fraction}"
-    return build_classification(data, _table(root, pictures, notes))
+    return build_classification(data, _table(root, pictures, notes, skipped))
 
 
 def _root(data: Data) -> Path:
     return Path(data.root or f"data/{data.benchmark}").expanduser()
 
 
-def _listing(root: Path, *, task: str) -> Listing:
+def _listing(root: Path, data: Data, *, task: str) -> ClassFolders:
     """Return the pictures, each with its part or all without one."""
     if root.is_file():
         divisions = CLASSIFICATION if task == "classification" else RETRIEVAL
-        return read_csv_rows(root, divisions), {"layout": "CSV file"}
+        columns = Columns(data.path_column, data.label_column)
+        return ClassFolders(read_csv_rows(root, divisions, columns), {"layout": "CSV file"}, {})
     if root.is_dir():
         return scan_class_folders(root, validation=task == "classification")
     raise KeMetricError(
@@ -100,7 +98,9 @@ def _is_divided(root: Path, pictures: Sequence[LabelledPath], data: Data) -> boo
     return True
 
 
-def _table(root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str]) -> Table:
+def _table(
+    root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str], skipped: Mapping[str, tuple[str, ...]]
+) -> Table:
     class_names = sorted({picture.label for picture in pictures})
     number_of = {name: number for number, name in enumerate(class_names)}
     # Sorted by path: the order in which a disk lists its files is nobody's.
@@ -117,4 +117,5 @@ def _table(root: Path, pictures: Sequence[LabelledPath], notes: Mapping[str, str
         class_names=dict(enumerate(class_names)),
         notes={**notes, "split": notes.get("split", "as given")},
         validation=parts["val"] or None,
+        skipped=skipped,
     )

@@ -129,6 +129,7 @@ class Benchmark:
         notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
         validation: classification: images of the training classes that are neither learnt from nor tested on; None
             where there is no such part.
+        skipped: Files and folders that lie beside the pictures and are none, by kind; paths as keys are.
         task: "retrieval": training and test classes are different ones. "classification": they are the same.
     """
 
@@ -139,6 +140,7 @@ class Benchmark:
     notes: Mapping[str, str] = field(default_factory=dict)
     validation: ImageSet | None = None
     task: str = "retrieval"
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task == "classification":

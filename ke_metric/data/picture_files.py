@@ -23,6 +23,7 @@ from ke_metric.data.pixels import in_order
 Progress = Callable[[int, int], None]
 
 INDEX = "pictures.csv"
+COLUMNS = ("path", "label", "split", "key")
 LONGEST_NAME = 80
 """Characters of a name made here: with four bytes each, and a number against doubles, still within 255 + suffix."""
 
@@ -85,6 +86,15 @@ def write_pictures(
     return WrittenPictures(counts, len({PurePosixPath(row.path).parts[1] for row in rows}))
 
 
+def is_own_list(path: Path) -> bool:
+    """Return whether a file is a list that `write_pictures` wrote beside its pictures."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(len(",".join(COLUMNS)) + 1) == ",".join(COLUMNS) + "\n"
+    except (OSError, ValueError):
+        return False
+
+
 def _write(folder: Path, row: _Row) -> None:
     row.images.read(row.position).save(folder / row.path, "PNG")
 
@@ -92,7 +102,7 @@ def _write(folder: Path, row: _Row) -> None:
 def _write_index(rows: list[_Row], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("path", "label", "split", "key"))
+        writer.writerow(COLUMNS)
         writer.writerows((row.path, row.label, row.part, row.key) for row in rows)
 
 

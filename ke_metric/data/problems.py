@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from ke_metric.data.fingerprints import Seen
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.part_counts import parts_of
 
 UNBALANCED = 3
 """How many times as many images as the smallest class the largest has, to be reported."""
 FEWEST_TO_BE_LARGE = 10
+# Of 8 bits: a quarter, which 14 bits in 16 do not reach.
+DARK = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,43 @@ def unreadable_images(reasons: Mapping[str, str]) -> Iterator[Problem]:
             reason=reason,
             fix="put a whole copy in its place, or remove the file (and its row, where a list names it)",
         )
+
+
+def vanished_images(seen: Mapping[str, Seen]) -> Iterator[Problem]:
+    """Report transparent pictures of which nothing is left on the ground that they are put on.
+
+    Args:
+        seen: Item key to what decoding gave.
+    """
+    for key, picture in seen.items():
+        if picture.vanished:
+            yield Problem(
+                kind="nothing to see on the background",
+                is_error=False,
+                paths=(key,),
+                reason="the picture is transparent, and all of it has the colour of the background it is put on",
+                fix='train with another data.background, such as "#808080", or save it on a ground of its own',
+            )
+
+
+def dark_images(seen: Mapping[str, Seen]) -> Iterator[Problem]:
+    """Report pictures of 10, 12 or 14 bits in files of 16, whose higher 8 bits are next to nothing.
+
+    Args:
+        seen: Item key to what decoding gave.
+    """
+    for key, picture in seen.items():
+        if picture.traits is not None and picture.traits.wide and picture.brightest < DARK:
+            yield Problem(
+                kind="nearly black",
+                is_error=False,
+                paths=(key,),
+                reason=(
+                    f"a 16-bit file whose brightest number is at most {256 * picture.brightest + 255:,} of 65,535: "
+                    "a picture of fewer bits that was not scaled up comes out nearly black"
+                ),
+                fix="scale the numbers up before saving: those of 12 bits times 16",
+            )
 
 
 def duplicate_images(benchmark: Benchmark, fingerprints: Mapping[str, str]) -> Iterator[Problem]:

@@ -46,6 +46,7 @@ class Table:
         class_names: Class id to name; at least the ids that occur.
         notes: Facts for the reader of a scorecard.
         validation: classification: the items of the validation part; None where there is none.
+        skipped: What lies beside the pictures and is none, see `Benchmark`.
     """
 
     origin: Path
@@ -56,6 +57,7 @@ class Table:
     class_names: Mapping[int, str]
     notes: Mapping[str, str] = field(default_factory=dict)
     validation: Sequence[Item] | None = None
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Sequence[Item]]:
@@ -88,7 +90,8 @@ def build_benchmark(data: Data, table: Table) -> Benchmark:
     gallery = query
     if table.gallery is not None:
         gallery = _image_set(table, table.gallery, _class_ids(tested), source=source)
-    return Benchmark(data.benchmark, train, query, gallery, {**table.notes, **_lone_items(table)})
+    notes = {**table.notes, **_lone_items(table)}
+    return Benchmark(data.benchmark, train, query, gallery, notes, skipped=table.skipped)
 
 
 def build_classification(data: Data, table: Table, *, source: ImageSource | None = None) -> Benchmark:
@@ -114,7 +117,7 @@ def build_classification(data: Data, table: Table, *, source: ImageSource | None
     if table.validation is not None:
         validation = _image_set(table, table.validation, class_ids, source=source)
     notes = {**table.notes, **_untested_classes(table)}
-    return Benchmark(data.benchmark, train, query, query, notes, validation=validation, task="classification")
+    return Benchmark(data.benchmark, train, query, query, notes, validation, "classification", table.skipped)
 
 
 def split_at(items: Iterable[Item], last_train_class: int) -> tuple[list[Item], list[Item]]:
@@ -137,7 +140,8 @@ def key_below(path: str, where: str) -> str:
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
         raise KeMetricError(
-            f"{where}: the path {path!r} leaves the data folder; paths must be relative to it and without '..'",
+            f"{where}: the path {path!r} leaves the data folder; paths must be relative to it and without '..' (the "
+            "folder of a list of your own is the one that it lies in)",
             ExitCode.DATA,
         )
     return "/".join(part for part in path.split("/") if part not in ("", "."))
@@ -239,7 +243,12 @@ def _refuse_missing_pictures(table: Table, listed: Sequence[Item]) -> None:
     if missing:
         raise KeMetricError(
             f"{table.folder}: {len(missing):,} of the {len(keys):,} images that {table.origin} lists are not there: "
-            f"{some_of(missing)}. Is the archive unpacked completely?",
+            f"{some_of(missing)}. "
+            + (
+                "Paths are relative to the folder of the CSV file"
+                if table.origin == table.folder / table.origin.name
+                else "Is the archive unpacked completely?"
+            ),
             ExitCode.DATA,
         )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ke_metric.data.class_folders import IMAGE_EXTENSIONS
-from ke_metric.data.csv_rows import read_csv_rows
+from ke_metric.data.class_folders import IMAGE_EXTENSIONS, look_into
+from ke_metric.data.csv_rows import PATH_AND_LABEL, Columns, read_csv_rows
+from ke_metric.data.picture_files import INDEX, is_own_list
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.vector_store import Item, is_unicode
 from ke_metric.retrieval.where import LONGEST_TEXT
+
+# A picture of `ke-metric data pictures` lies below its part and its class.
+LEVELS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +38,39 @@ class PictureList:
     Attributes:
         items: In the order of what was named, those of a folder sorted by id; paths are absolute.
         left_out: Files whose name no index can hold.
+        skipped: Paths of other files in the folders named: not taken for pictures.
     """
 
     items: tuple[Item, ...]
     left_out: tuple[LeftOut, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-def list_pictures(sources: Sequence[Path], *, labels: bool = True, unique: bool = True) -> PictureList:
+def list_pictures(
+    sources: Sequence[Path], *, labels: bool = True, unique: bool = True, columns: Columns = PATH_AND_LABEL
+) -> PictureList:
     """List the pictures of files, folders and CSV files.
 
     A folder gives the pictures in it and in all folders below, by their suffix: the id is the path relative to the
     folder named, the label the folder that holds the picture, relative to it too (`crow` for `photos/crow/1.jpg`
-    where `photos` was named; none for a picture directly in it). Hidden files and folders are passed over, and a
-    folder reached twice through links is looked into once. A CSV file lists `path,label`, paths relative to itself,
-    which are the ids. A file has its name as id, and no label.
+    where `photos` was named; none for a picture directly in it). Hidden files and folders are passed over. Links are
+    followed: a folder that has two names is two folders, as in a training; one inside itself is looked into once. A
+    CSV file lists `path,label`, paths relative to itself,
+    which are the ids. A file has its name as id, and no label. In what `ke-metric data pictures` wrote, labels are
+    the names of the classes as its `pictures.csv` has them, not those of its folders.
 
     Args:
         sources: What was named.
         labels: Keep the labels; False: none is known.
+        columns: What the columns of the CSV files are called.
         unique: Refuse two pictures of the same id, which no index can hold; False: queries may share one.
 
     Raises:
         KeMetricError: DATA: nothing lies where one is named, it cannot be read, there is no picture, or two have the
             same id.
     """
-    found = [item for source in sources for item in _pictures_of(source)]
+    listings = [_found_in(source, columns) for source in sources]
+    found = [item for items, _ in listings for item in items]
     if unique:
         _refuse_same_ids(found)
     items = [item for item in found if _can_be_held(item)]
@@ -71,10 +82,12 @@ def list_pictures(sources: Sequence[Path], *, labels: bool = True, unique: bool 
     return PictureList(
         tuple(items if labels else [replace(item, label="") for item in items]),
         tuple(_unholdable(item) for item in found if not _can_be_held(item)),
+        tuple(other if is_unicode(other) else ascii(other) for _, others in listings for other in others),
     )
 
 
-def _pictures_of(source: Path) -> Iterable[Item]:
+def _found_in(source: Path, columns: Columns) -> tuple[list[Item], list[str]]:
+    """Return the pictures that a source means, and the paths of what lies beside them."""
     try:
         is_folder, is_there = source.is_dir(), source.exists()
     except OSError as error:
@@ -85,43 +98,63 @@ def _pictures_of(source: Path) -> Iterable[Item]:
     if not is_there:
         raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
     if source.suffix.lower() == ".csv":
-        return _of_csv(source)
-    return [Item(source.name, _absolute(source))]
+        # No divisions: whatever a split column says, all rows are meant.
+        rows = read_csv_rows(source, divisions=(), columns=columns)
+        return [Item(row.path, _absolute(source.parent / row.path), row.label) for row in rows], []
+    own = _own_labels(source.parent).get(source.name, "")
+    return [Item(source.name, _absolute(source), own)], []
 
 
-def _of_csv(source: Path) -> Iterator[Item]:
-    folder = source.parent
-    # No divisions: whatever a split column says, all rows are meant.
-    for row in read_csv_rows(source, divisions=()):
-        yield Item(row.path, _absolute(folder / row.path), row.label)
+def _of_folder(root: Path) -> tuple[list[Item], list[str]]:
+    pictures, others = _files_below(root)
+    own = _own_labels(root)
+    items = [
+        Item(relative, _absolute(root / relative), own.get(relative, relative.rpartition("/")[0]))
+        for relative in sorted(pictures)
+    ]
+    return items, sorted(other for other in others if not (own and other == INDEX))
 
 
-def _of_folder(root: Path) -> list[Item]:
-    found = []
-    for relative in sorted(_files_below(root)):
-        folder = relative.rpartition("/")[0]
-        found.append(Item(relative, _absolute(root / relative), folder))
-    return found
+def _own_labels(folder: Path) -> dict[str, str]:
+    """Return the labels that `ke-metric data pictures` wrote down for a folder of its making.
+
+    Its class folders have names that every file system takes; what the classes are called is in its list, which lies
+    in the folder itself, or above its parts and classes.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Path relative to the folder, to label; empty where no such list is there.
+    """
+    place = folder.absolute()
+    for above in (place, *place.parents)[: 1 + LEVELS]:
+        if is_own_list(above / INDEX):
+            prefix = "".join(f"{part}/" for part in place.relative_to(above).parts)
+            rows = read_csv_rows(above / INDEX, divisions=())
+            return {row.path[len(prefix) :]: row.label for row in rows if row.path.startswith(prefix)}
+    return {}
 
 
-def _files_below(root: Path) -> Iterator[str]:
-    """Yield the pictures below a folder, as relative paths; links to folders are followed after all real ones."""
-    seen: set[tuple[int, int]] = set()
-    waiting: deque[str] = deque([""])
-    links: deque[str] = deque()
-    while waiting or links:
-        relative = waiting.popleft() if waiting else links.popleft()
-        folder = root / relative
-        status = _status(folder)
-        if (status.st_dev, status.st_ino) in seen:
+def _files_below(root: Path) -> tuple[list[str], list[str]]:
+    """Return the pictures below a folder and the other files, as relative paths.
+
+    A folder is looked into by every name it has, but never within itself.
+    """
+    pictures: list[str] = []
+    others: list[str] = []
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        prefix, above = waiting.pop()
+        status = _status(root / prefix)
+        place = (status.st_dev, status.st_ino)
+        if place in above:
             continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _entries(folder):
-            name = f"{relative}/{entry.name}".lstrip("/")
-            if _is_folder(entry):
-                (links if entry.is_symlink() else waiting).append(name)
-            elif Path(entry.name).suffix.lower() in IMAGE_EXTENSIONS and _may_be_read(entry):
-                yield name
+        content = look_into(root / prefix)
+        pictures += [prefix + name for name in content.pictures]
+        others += [prefix + name for name in content.others]
+        waiting += [(f"{prefix}{name}/", above | {place}) for name in content.folders]
+    return pictures, others
 
 
 def _status(folder: Path) -> os.stat_result:
@@ -129,32 +162,6 @@ def _status(folder: Path) -> os.stat_result:
         return folder.stat()
     except OSError as error:
         raise KeMetricError(f"{folder}: cannot be read: {error.strerror or error}", ExitCode.DATA) from error
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder, in order, without hidden entries and macOS's left-overs."""
-    try:
-        with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
-    except OSError as error:
-        raise KeMetricError(f"{folder}: cannot be read: {error.strerror or error}", ExitCode.DATA) from error
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        # A link to itself is nothing.
-        return False
-
-
-def _may_be_read(entry: os.DirEntry[str]) -> bool:
-    """Tell a file, or a link to nothing (to be reported), from a pipe or device, whose reading may not end."""
-    try:
-        return entry.is_file() or not Path(entry.path).exists()
-    except OSError:
-        return True
 
 
 def _absolute(path: Path) -> str:

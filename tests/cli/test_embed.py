@@ -50,6 +50,7 @@ def test_pictures_become_files_and_bad_ones_are_named(photos, scored, tmp_path):
             {"name": str(photos / name), "reason": bad["reason"]}
             for name, bad in zip(["crow/broken.jpg", "jay/empty.png"], document["left_out"], strict=True)
         ],
+        "skipped": [],
     }
     for name in ("crow/broken.jpg", "jay/empty.png"):
         assert f"warning: {photos / name}: cannot be decoded as an image" in result.stderr

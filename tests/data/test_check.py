@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ke_metric.data.check import check_images, check_text, load_for_check
 from ke_metric.data.fingerprints import QUEUED_PER_WORKER, take_fingerprints
@@ -248,7 +248,8 @@ def test_json_has_path_reason_and_fix_of_everything(pets):
     (pets / "train" / "cat" / "bad.jpg").write_bytes(b"")
     shutil.copyfile(pets / "test" / "fox" / "a.png", pets / "test" / "fox" / "c.png")
     document = json.loads(json.dumps(checked(pets).to_json()))
-    assert set(document) == {"benchmark", "ok", "images", "counts", "problems", "notes"}
+    beside = {"notes", "skipped", "transparent", "turned"}
+    assert set(document) == {"benchmark", "ok", "images", "counts", "problems"} | beside
     assert document["ok"] is False
     assert document["counts"]["train"]["images"] == 5
     assert [set(problem) for problem in document["problems"]] == [{"kind", "is_error", "paths", "reason", "fix"}] * 2
@@ -369,3 +370,76 @@ def test_balance_is_a_matter_of_classifications(tmp_path):
     }
     assert "unbalanced classes" in told["classification"]
     assert "unbalanced classes" not in told["retrieval"]
+
+
+def drawing(path, name, ink=0, **options):
+    """A drawing on transparent ground; ink and hidden colours are one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = Image.new("L", (24, 24), 0)
+    draw = ImageDraw.Draw(mask)
+    {"cross": draw.line, "ring": draw.ellipse, "dot": draw.rectangle}[name]((4, 4, 19, 19), 255)
+    picture = Image.new("RGB", (24, 24), (ink, ink, ink))
+    picture.putalpha(mask)
+    picture.save(path, **options)
+
+
+def test_transparent_drawings_are_told_and_told_apart(pets):
+    names = ("cross", "ring", "dot")
+    for folder in ("train/cat", "test/fox"):
+        for name in names[:2] if folder == "train/cat" else names[2:]:
+            drawing(pets / folder / f"{name}.png", name)
+    report = checked(pets)
+    assert report.problems == (), "three drawings are no copies of each other"
+    wanted = ["train/cat/cross.png", "train/cat/ring.png", "test/fox/dot.png"]
+    assert sorted(report.to_json()["transparent"]) == sorted(wanted)
+    assert "transparent pictures: 3, seen on white unless data.background says otherwise: " in check_text(report)
+    assert "cross.png" in check_text(report)
+
+
+def test_white_drawings_on_white_are_no_copies_but_nothing_to_see(pets):
+    for name in ("cross", "ring"):
+        drawing(pets / "train" / "cat" / f"{name}.png", name, ink=255)
+    report = checked(pets)
+    assert report.ok
+    assert kinds(report) == {
+        ("nothing to see on the background", False, (f"train/cat/{name}.png",)) for name in ("cross", "ring")
+    }
+    assert "data.background" in check_text(report)
+
+
+def test_turned_pictures_are_told_and_their_upright_copies_found(pets):
+    picture = Image.fromarray(pixels(60))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(pets / "train" / "cat" / "upright.png")
+    picture.transpose(Image.Transpose.ROTATE_90).save(pets / "train" / "cat" / "phone.png", exif=exif)
+    report = checked(pets)
+    assert report.to_json()["turned"] == {"train/cat/phone.png": 6}
+    assert "turned pictures: 1, seen upright as their EXIF orientation says" in check_text(report)
+    assert kinds(report) == {("same image twice", False, ("train/cat/phone.png", "train/cat/upright.png"))}
+
+
+def test_twelve_bits_in_sixteen_are_told(pets):
+    grey = np.random.default_rng(0).integers(0, 4096, (12, 10)).astype(np.uint16)
+    grey[0, 0] = 4095
+    for name, numbers in (("dark.png", grey), ("dark.tif", grey + 1), ("scaled.png", grey * 16)):
+        Image.fromarray(numbers).save(pets / "train" / "cat" / name)
+    Image.fromarray((grey // 256).astype(np.uint8)).save(pets / "train" / "cat" / "night.png")
+    report = checked(pets)
+    assert report.ok
+    dark = [problem for problem in report.problems if problem.kind == "nearly black"]
+    assert [problem.paths for problem in dark] == [("train/cat/dark.png",), ("train/cat/dark.tif",)]
+    assert "4,095 of 65,535" in dark[0].reason
+    assert "times 16" in dark[0].fix
+
+
+def test_what_is_skipped_is_named(pets):
+    for name in ("train/cat/phone.heic", "loose.jpg", "train/cat/Thumbs.db"):
+        (pets / name).write_bytes(b"")
+    (pets / "train" / "cat" / "older").mkdir()
+    report = checked(pets)
+    skipped = {"files": ["loose.jpg", "train/cat/Thumbs.db", "train/cat/phone.heic"], "folders": ["train/cat/older"]}
+    assert report.to_json()["skipped"] == skipped
+    assert report.notes["files skipped"] == "3"
+    assert "files skipped: 3 (loose.jpg, train/cat/Thumbs.db, train/cat/phone.heic)" in check_text(report)
+    assert "folders skipped: 1 (train/cat/older)" in check_text(report)

@@ -23,7 +23,7 @@ def root(make_class_folders, tmp_path):
 
 
 def test_pictures_are_listed_with_their_class(root):
-    pictures, notes = scan_class_folders(root)
+    pictures, notes, _ = scan_class_folders(root)
     assert sorted(pictures) == [
         LabelledPath("ant/ant_0.jpg", "ant", None),
         LabelledPath("ant/ant_1.jpg", "ant", None),
@@ -36,7 +36,7 @@ def test_pictures_are_listed_with_their_class(root):
 @pytest.mark.parametrize("name", ["a.JPG", "a.jpeg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif", "a.TIFF"])
 def test_extensions_of_images_count_in_any_case(root, name):
     (root / "ant" / name).write_bytes(b"")
-    pictures, notes = scan_class_folders(root)
+    pictures, notes, _ = scan_class_folders(root)
     assert f"ant/{name}" in {picture.path for picture in pictures}
     assert "files skipped" not in notes
 
@@ -46,42 +46,47 @@ def test_extensions_of_images_count_in_any_case(root, name):
 )
 def test_other_files_are_passed_over_and_counted(root, name):
     (root / "ant" / name).write_bytes(b"")
-    pictures, notes = scan_class_folders(root)
+    pictures, notes, skipped = scan_class_folders(root)
     assert len(pictures) == 4
     assert notes["files skipped"] == "1"
+    assert skipped == {"files": (f"ant/{name}",)}
 
 
 def test_files_beside_and_folders_inside_class_folders_are_counted(root):
     (root / "loose.jpg").write_bytes(b"")
     (root / "ant" / "older").mkdir()
-    pictures, notes = scan_class_folders(root)
+    pictures, notes, skipped = scan_class_folders(root)
     assert len(pictures) == 4
     assert notes["files skipped"] == "1"
     assert notes["folders skipped"] == "1"
+    assert skipped == {"files": ("loose.jpg",), "folders": ("ant/older",)}
 
 
 @pytest.mark.parametrize("name", [".git", "__MACOSX"])
 def test_hidden_folders_are_no_classes(root, name):
     (root / name).mkdir()
-    pictures, _ = scan_class_folders(root)
+    pictures, _, _ = scan_class_folders(root)
     assert {picture.label for picture in pictures} == {"ant", "bee"}
 
 
 def test_train_and_test_with_class_folders_are_a_split(make_class_folders, tmp_path):
     for split in ("train", "test", "val"):
         make_class_folders(tmp_path / split, ["ant"], 1)
-    pictures, notes = scan_class_folders(tmp_path)
+    (tmp_path / "test" / "loose.jpg").write_bytes(b"")
+    (tmp_path / "loose.heic").write_bytes(b"")
+    pictures, notes, skipped = scan_class_folders(tmp_path)
+    assert skipped == {"files": ("loose.heic", "test/loose.jpg"), "folders": ("val",)}
     assert pictures == [
         LabelledPath("train/ant/ant_0.jpg", "ant", "train"),
         LabelledPath("test/ant/ant_0.jpg", "ant", "test"),
     ]
-    assert notes == {"layout": "class folders below train and test", "folders skipped": "1"}
+    assert notes == {"layout": "class folders below train and test", "files skipped": "2", "folders skipped": "1"}
 
 
 def test_val_is_a_part_where_validation_is_wanted(make_class_folders, tmp_path):
     for split in ("train", "test", "val", "other"):
         make_class_folders(tmp_path / split, ["ant"], 1)
-    pictures, notes = scan_class_folders(tmp_path, validation=True)
+    pictures, notes, _ = scan_class_folders(tmp_path, validation=True)
     assert pictures == [LabelledPath(f"{split}/ant/ant_0.jpg", "ant", split) for split in ("train", "val", "test")]
     assert notes == {"layout": "class folders below train, val and test", "folders skipped": "1"}
 
@@ -97,7 +102,7 @@ def test_val_need_not_be_there_but_must_have_classes(make_class_folders, tmp_pat
 
 def test_train_and_test_with_pictures_are_two_classes(make_class_folders, tmp_path):
     make_class_folders(tmp_path, ["train", "test"], 1)
-    pictures, _ = scan_class_folders(tmp_path)
+    pictures, _, _ = scan_class_folders(tmp_path)
     assert {picture.label for picture in pictures} == {"train", "test"}
 
 

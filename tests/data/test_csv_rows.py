@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.data.csv_rows import CLASSIFICATION, read_csv_rows
+from ke_metric.data.csv_rows import CLASSIFICATION, Columns, read_csv_rows
 from ke_metric.data.table import LabelledPath
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -157,3 +157,33 @@ def test_a_file_that_is_not_utf8_is_refused(write):
 
 def test_a_file_that_is_not_csv_is_refused(write):
     assert "not a CSV file" in refused(write('path,label\n"a.jpg"x,ant\n'))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_spreadsheet_of_any_country_is_read(delimiter, write):
+    lines = ['path,label,"split"', 'a.jpg,"ant, red; big",train', "b.jpg,bee,test"]
+    mixed = "\n".join(line.replace(",", delimiter) if "red" not in line else line for line in lines)
+    text = mixed.replace('a.jpg,"ant, red; big",train', delimiter.join(["a.jpg", '"ant, red; big"', "train"]))
+    assert read_csv_rows(write(text + "\n")) == [
+        LabelledPath("a.jpg", "ant, red; big", "train"),
+        LabelledPath("b.jpg", "bee", "test"),
+    ]
+
+
+def test_columns_may_have_other_names(write):
+    file = write("id;Bild;Art;label\n1;a.jpg;Ameise;x\n")
+    assert read_csv_rows(file, columns=Columns("Bild", "Art")) == [LabelledPath("a.jpg", "Ameise", None)]
+    message = refused(file)
+    assert "no column 'path'" in message
+    assert "found: id, Bild, Art, label" in message
+    assert "--path-column" in message
+    assert "data.path_column" in message
+
+
+def test_a_column_called_like_split_may_be_the_label(write):
+    rows = read_csv_rows(write("path,splits\na.jpg,ant\n"), columns=Columns(label="splits"))
+    assert rows == [LabelledPath("a.jpg", "ant", None)]
+
+
+def test_a_path_that_is_not_beside_the_file_says_where_paths_begin(write):
+    assert "the folder of a list of your own is the one that it lies in" in refused(write("path,label\n/a.jpg,ant\n"))

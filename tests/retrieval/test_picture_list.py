@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from ke_metric.data.images import Benchmark, FolderSource, labelled_set
+from ke_metric.data.picture_files import write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.vector_store import Item
@@ -51,16 +54,19 @@ def test_what_is_hidden_or_no_picture_is_passed_over(tmp_path):
     assert [item.id for item in items_of(tmp_path)] == ["a/1.png"]
 
 
-def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
+def test_links_are_followed_by_every_name_and_never_in_a_circle(tmp_path):
     root = touch(tmp_path / "root", "z/1.png", "z/y/2.png")
     outside = touch(tmp_path / "outside", "3.png")
-    (root / "a").symlink_to(root / "z")  # sorts before the real folder, which is taken all the same
+    (root / "a").symlink_to(root / "z")
     (root / "z" / "circle").symlink_to(root)
     (root / "self").symlink_to("self")
     (root / "far").symlink_to(outside)
     (outside / "back").symlink_to(root)
     (root / "link.png").symlink_to(root / "z" / "1.png")
-    assert [item.id for item in items_of(root)] == ["far/3.png", "link.png", "z/1.png", "z/y/2.png"]
+    assert [(item.id, item.label) for item in items_of(root)] == [
+        ("a/1.png", "a"), ("a/y/2.png", "a/y"), ("far/3.png", "far"), ("link.png", ""), ("z/1.png", "z"),
+        ("z/y/2.png", "z/y"),
+    ]  # fmt: skip
 
 
 def test_a_link_to_nothing_is_listed_so_that_it_can_be_reported(tmp_path):
@@ -186,3 +192,33 @@ def test_a_folder_gives_what_a_plain_walk_gives(paths, tmp_path_factory):
     assert [item.id for item in items] == twin
     assert all(Path(item.path) == root / item.id for item in items)
     assert all(item.label == item.id.rpartition("/")[0] for item in items)
+
+
+def test_labels_of_written_pictures_are_the_names_of_their_classes(tmp_path):
+    """`data pictures` makes folders that every file system takes, and lists what the classes are called."""
+    touch(tmp_path, "x/A.jpg", "x/B.jpg", "y/A.jpg", "y/B.jpg")
+    source = FolderSource(tmp_path)
+    for path in ("x/A.jpg", "x/B.jpg", "y/A.jpg", "y/B.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / path)
+    images = labelled_set(["x/A.jpg", "x/B.jpg", "y/A.jpg", "y/B.jpg"], [0, 0, 1, 1], {0: "A/a", 1: "A:a"}, source)
+    written = tmp_path / "written"
+    write_pictures(Benchmark("mine", images, images, images), written)
+    assert {(item.id, item.label) for item in items_of(written)} == {
+        ("query/A_a/A.png", "A/a"), ("gallery/A_a/B.png", "A/a"), ("query/A_a-2/A.png", "A:a"),
+        ("gallery/A_a-2/B.png", "A:a"),
+    }  # fmt: skip
+    assert {(item.id, item.label) for item in items_of(written / "gallery")} == {
+        ("A_a/B.png", "A/a"), ("A_a-2/B.png", "A:a"),
+    }  # fmt: skip
+    assert items_of(written / "query" / "A_a-2" / "A.png")[0].label == "A:a"
+    assert list_pictures([written]).skipped == ()
+    (written / "gallery" / "A_a" / "more.png").write_bytes(b"")
+    added = [item.label for item in items_of(written / "gallery") if item.id == "A_a/more.png"]
+    assert added == ["A_a"], "what the list does not have is told by its folder"
+
+
+def test_another_list_of_that_name_says_nothing(tmp_path):
+    touch(tmp_path, "x/1.png")
+    (tmp_path / "pictures.csv").write_text("path,label\nx/1.png,crow\n")
+    assert [item.label for item in items_of(tmp_path)] == ["x"]
+    assert list_pictures([tmp_path]).skipped == ("pictures.csv",)

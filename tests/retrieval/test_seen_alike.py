@@ -1,5 +1,6 @@
 """A transparent, turned picture is one picture wherever it is read, and the same as one that was flattened before."""
 
+import csv
 import io
 import json
 
@@ -13,7 +14,10 @@ from ke_metric.cli import main
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.picture_files import write_pictures
 from ke_metric.data.pictures import Pictures
+from ke_metric.errors import KeMetricError
 from ke_metric.recipe import Data
+from ke_metric.retrieval.embedding_files import ITEMS
+from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.montage import MontageRow, draw_montage
 from ke_metric.retrieval.preparation import decoding_of
 from ke_metric.serving.decoding import decode
@@ -122,3 +126,59 @@ def test_the_montage_of_a_search_shows_them_on_the_networks_ground(embedder, dra
         colours = {colour for _, colour in sheet.getcolors(1 << 24)}
     assert GROUNDS[ground] in colours
     assert ((255, 128, 0) in colours) == (ground != "white")
+
+
+def run(*words):
+    result = CliRunner().invoke(main, [*map(str, words), "--json"])
+    assert result.exit_code in (0, 4), result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def bundle(grow_lineage, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    Embedder.load(grow_lineage(folder / "lineage").folder, device="cpu").save(folder / "bundle")
+    return folder / "bundle"
+
+
+def test_a_class_that_is_linked_twice_is_two_classes_everywhere(bundle, make_class_folders, tmp_path):
+    photos = make_class_folders(tmp_path / "photos", ["crow", "jay", "sparrow"], 2)
+    (photos / "passerine").symlink_to(photos / "sparrow")
+    classes = ["crow", "jay", "passerine", "sparrow"]
+
+    benchmark = load_benchmark(Data(benchmark="folder", root=str(photos)))
+    assert sorted([*benchmark.train.class_names, *benchmark.query.class_names]) == classes
+    checked = run("data", "check", photos)
+    assert sum(part["classes"] for part in checked["counts"].values()) == 4
+    copies = [problem for problem in checked["problems"] if "sparrow" in problem["reason"]]
+    assert len(copies) == 2
+    assert all(problem["is_error"] for problem in copies), "a picture of two classes, or of training and test"
+
+    run("embed", photos, "-o", tmp_path / "embeddings", "--bundle", bundle)
+    with (tmp_path / "embeddings" / ITEMS).open(encoding="utf-8", newline="") as rows:
+        assert sorted(row["label"] for row in csv.DictReader(rows)) == sorted(classes * 2)
+    run("index", "build", photos, "-o", tmp_path / "index", "--bundle", bundle)
+    with Index.open(tmp_path / "index") as index:
+        assert sorted(item.label for items, _ in index.store.read() for item in items) == sorted(classes * 2)
+
+
+def test_files_that_are_no_pictures_are_named(bundle, make_class_folders, tmp_path):
+    photos = make_class_folders(tmp_path / "photos", ["crow", "jay"], 2)
+    (photos / "crow" / "phone.heic").write_bytes(b"x")
+    assert run("embed", photos, "-o", tmp_path / "embeddings", "--bundle", bundle)["skipped"] == ["crow/phone.heic"]
+    assert run("index", "build", photos, "-o", tmp_path / "index", "--bundle", bundle)["skipped"] == [
+        "crow/phone.heic"
+    ]
+
+
+def test_columns_of_a_csv_are_named_on_the_command_line(bundle, make_class_folders, tmp_path):
+    photos = make_class_folders(tmp_path / "photos", ["crow", "jay", "owl", "wren"], 2)
+    rows = [f"{path.relative_to(photos)};{path.parent.name}" for path in sorted(photos.rglob("*.jpg"))]
+    (photos / "list.csv").write_text("\n".join(["Bild;Art", *rows, ""]), encoding="utf-8")
+    columns = ("--path-column", "Bild", "--label-column", "Art")
+    assert run("data", "check", photos / "list.csv", *columns)["images"] == 8
+    assert run("embed", photos / "list.csv", *columns, "-o", tmp_path / "e", "--bundle", bundle)["count"] == 8
+    data = Data(benchmark="folder", root=str(photos / "list.csv"), path_column="Bild", label_column="Art")
+    assert len(load_benchmark(data).train) == 4
+    with pytest.raises(KeMetricError, match=r"data\.path_column = 'Bild' is not read"):
+        load_benchmark(Data(path_column="Bild"))
