@@ -29,6 +29,8 @@ OF_ONE_FIELD = {
     "keep_whole": st.lists(TEXT, max_size=3),
     "layers": st.lists(TEXT, max_size=3),
     "background": st.sampled_from(["white", "keep", "#00ff7f"]),
+    "path_column": TEXT.filter(bool),
+    "label_column": TEXT.filter(bool),
     "channel_multiple": st.integers(1, 64),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -12,6 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ke_metric.data.table import some_of
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.report import BASELINE, is_share
 from ke_metric.training.one_generation import SIGNS
@@ -29,6 +30,12 @@ SECONDS_BETWEEN_LINES = 60
 def say(text: str, *, style: str | None = None) -> None:
     """Print one line on stderr, unwrapped."""
     CONSOLE.print(text, style=style, soft_wrap=True, markup=False)
+
+
+def say_skipped(kind: str, paths: Sequence[str]) -> None:
+    """Name the first few of the files or folders that lie beside the pictures and are none, if there are any."""
+    if paths:
+        say(f"{kind} skipped: {len(paths):,} ({some_of(paths)})")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
+from ke_metric.cli.display import say_skipped
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
@@ -35,6 +36,8 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
             needs is wrong. Only the pictures of the first batch are decoded: `ke-metric data check` looks at all.
     """
     benchmark = load_benchmark(recipe.data, recipe.task)
+    for kind, paths in benchmark.skipped.items():
+        say_skipped(kind, paths)
     engine = Engine(recipe.training.precision, device)
     undecoded = Pictures.undecoded(benchmark)
     nursery = Nursery(recipe, undecoded, engine)

@@ -8,11 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from ke_metric.cli.choices import ModelChoice, PictureChoice
-from ke_metric.cli.display import counting, say
+from ke_metric.cli.display import counting, say, say_skipped
 from ke_metric.cli.networks import load_embedder
 from ke_metric.cli.result import Result
 from ke_metric.data.csv_rows import Columns
-from ke_metric.data.table import some_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedding_files import require_place, write_embeddings
 from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items, require_all_usable
@@ -36,8 +35,7 @@ def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
     if pictures.strict:
         require_all_usable(listed)
     warn_of(listed.left_out)
-    if listed.skipped:
-        say(f"files skipped: {len(listed.skipped):,} ({some_of(listed.skipped)})")
+    say_skipped("files", listed.skipped)
     return listed
 
 

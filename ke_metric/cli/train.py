@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Group
 
-from ke_metric.cli.display import TrainingDisplay, counting, say
+from ke_metric.cli.display import TrainingDisplay, counting, say, say_skipped
 from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
 from ke_metric.cli.result import Result
@@ -48,6 +48,8 @@ def train_lineage(
     if resume:
         recipe = _require_unfinished(Lineage(folder), recipe)
     benchmark = load_benchmark(recipe.data, recipe.task)
+    for kind, paths in benchmark.skipped.items():
+        say_skipped(kind, paths)
     if resume:
         # Whatever keys and labels tell is told before everything is decoded.
         Lineage(folder).require_data(fingerprint(benchmark))
