@@ -26,10 +26,12 @@ class Owned:
     Attributes:
         name: Its name.
         module: The module that it belongs to.
+        is_parameter: Whether it is a parameter.
     """
 
     name: str
     module: nn.Module
+    is_parameter: bool
 
 
 @dataclass(frozen=True)

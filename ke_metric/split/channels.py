@@ -8,7 +8,8 @@ together, or demands that they are kept whole (see `operations.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,28 +21,33 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.admission import ExampleInput, check_followable, run_network, tensors_in
 from ke_metric.split.call import Call, Owned, Place
 from ke_metric.split.graph import LARGEST_SEEN, ChannelGraph, Seen, Step
 from ke_metric.split.labels import ALWAYS, collapsed_always
 from ke_metric.split.operations import computes, follow
+from ke_metric.split.uses import Uses
 
 
-def follow_channels(network: nn.Module, example_input: Tensor) -> ChannelGraph:
+def follow_channels(network: nn.Module, example_input: ExampleInput) -> ChannelGraph:
     """Return all channels of a network and what ties them together.
 
-    The network runs once in eval mode without gradients; its parameters, buffers, gradients, training flags and the
-    default random streams are as before afterwards.
+    The network runs once in eval mode, without gradients and without autocast; its parameters, buffers, gradients,
+    training flags and the default random streams are as before afterwards.
 
     Args:
         network: Any network.
-        example_input: What it takes, for example images [B, 3, H, W]; B = 1 will do.
+        example_input: What it takes, for example images [B, 3, H, W]; B = 1 will do. A tuple holds positional
+            arguments, a dict keyword arguments.
 
     Raises:
-        KeMetricError: The network returns no tensor, or has weights that take no part in evaluation.
+        KeMetricError: The network is scripted or exported, returns no tensor, or has weights that take no part in
+            evaluation.
     """
-    mode = ChannelMode(network, example_input, ChannelGraph())
+    check_followable(network, example_input)
+    mode = ChannelMode(network, example_input, ChannelGraph(type(network).__name__))
     with undisturbed(network), mode.watch_modules(network), mode:
-        output = network(example_input)
+        output = run_network(network, example_input)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         raise KeMetricError(
             f"{type(network).__name__} returned {type(output).__name__}, in which there is no tensor to follow; "
@@ -49,7 +55,7 @@ def follow_channels(network: nn.Module, example_input: Tensor) -> ChannelGraph:
             ExitCode.RECIPE,
         )
     mode.keep_whole(output)
-    _refuse_unused(network, mode.used)
+    _refuse_unused(network, mode.graph.used)
     return mode.graph
 
 
@@ -62,40 +68,44 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
         graph: Where everything is recorded.
     """
 
-    def __init__(self, network: nn.Module, example_input: Tensor, graph: ChannelGraph) -> None:
+    def __init__(self, network: nn.Module, example_input: ExampleInput, graph: ChannelGraph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.graph = graph
-        self.used: set[str] = set()
         self.labels: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
-        self.labels[example_input] = collapsed_always(example_input.ndim)
-        self.places = [Place(type(network).__name__, network, root=True, given=example_input)]
+        self._from_input: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        given = tensors_in(example_input)
+        for tensor in given:
+            self.labels[tensor] = collapsed_always(tensor.ndim)
+            self._from_input[tensor] = True
+        self.places = [Place(graph.root, network, root=True, given=given[0])]
         self._names = {module: name for name, module in network.named_modules()}
         self._owned = {
-            id(tensor): Owned(f"{name}.{own}" if name else own, module)
+            id(tensor): Owned(f"{name}.{own}" if name else own, module, isinstance(tensor, nn.Parameter))
             for name, module in network.named_modules()
             for own, tensor in [*module._parameters.items(), *module._buffers.items()]
             if tensor is not None
         }
         # A tied weight goes by its first name, as in named_parameters.
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            self._owned[id(tensor)] = Owned(name, self._owned[id(tensor)].module)
+            self._owned[id(tensor)] = replace(self._owned[id(tensor)], name=name)
         self._standardised: MutableMapping[Tensor, Owned] = WeakTensorKeyDictionary()
-        self._from_input: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
-        self._from_input[example_input] = True
+        self._casts: list[Tensor] = []
+        self._uses = Uses(self.graph, self._owned)
 
     @contextmanager
     def watch_modules(self, network: nn.Module) -> Iterator[None]:
         """Know which module is running and what it returns."""
 
-        def enter(module: nn.Module, inputs: Any) -> None:
-            self.enter(module, inputs)
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.enter(module, (args, kwargs))
 
         def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
             self.leave(output)
 
         handles: list[RemovableHandle] = []
         for module in list(self._names):
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
         try:
             yield
         finally:
@@ -106,7 +116,7 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
         """Note that a module starts running on some inputs."""
         name = self._names[module]
         given = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
-        self.places.append(Place(name or type(module).__name__, module, root=not name, given=given))
+        self.places.append(Place(name or self.graph.root, module, root=not name, given=given))
 
     def leave(self, output: Any) -> None:
         """Note what the innermost module returns."""
@@ -137,6 +147,8 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
             func, args, kwargs or {}, outputs, self.labels, self._owned, self.graph, self.places[-1],
             self._standardised, from_input,
         )  # fmt: skip
+        if self._is_cast(call):
+            return result
         before = call.labelled
         for output, labels in zip(outputs, follow(call), strict=True):
             if from_input:
@@ -144,7 +156,18 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
             if labels is not None:
                 self.labels[output] = labels
         self._note(call, before)
+        self._uses.note(call, lambda tensor: tensor in self._from_input)
         return result
+
+    def _is_cast(self, call: Call) -> bool:
+        """Tell whether a parameter was cast to another precision, which autocast does: the copy stands for it."""
+        owned = self._owned.get(id(call.args[0])) if call.kind == "_to_copy" else None
+        if owned is None or not call.outputs[0].is_floating_point():
+            return False
+        self._casts += call.outputs
+        self._owned[id(call.outputs[0])] = owned
+        self.graph.used |= call.used
+        return True
 
     def _note(self, call: Call, given: list[tuple[Tensor, Tensor]]) -> None:
         """Remember what came by in a module, what was computed with it, and which parameters an operation used."""
@@ -156,7 +179,7 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
                 self.graph.see(call.place.name, seen, from_input=tensor in self._from_input)
         if computes(call):
             self.graph.steps.append(Step(call.place.name, call.kind, self._taken_alone(given)))
-        self.used |= call.used
+        self.graph.used |= call.used
         if not call.function.is_view:
             for name in call.used_at_full_size - call.recorded:
                 self.graph.fixed[name] = call.where
@@ -170,18 +193,23 @@ class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untype
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Run a network in eval mode, without gradients; put training flags and default random streams back.
+    """Run a network in eval mode, without gradients and autocast; put flags, buffers and default random streams back.
 
     Attention is computed step by step: its fused kernels would hide what happens to the channels.
     """
     training = [(module, module.training) for module in network.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({parameter.device.index for parameter in network.parameters() if parameter.is_cuda})
+    kinds = {"cpu", *(parameter.device.type for parameter in network.parameters())}
     try:
-        with (
-            torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # fmt: skip
+        with ExitStack() as circumstances:
+            circumstances.enter_context(_same_buffers(network))
+            circumstances.enter_context(torch.random.fork_rng(devices=devices))
+            circumstances.enter_context(torch.inference_mode(False))
+            circumstances.enter_context(torch.no_grad())
+            circumstances.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for kind in filter(torch.amp.is_autocast_available, sorted(kinds)):
+                circumstances.enter_context(torch.autocast(kind, enabled=False))
             torch.backends.mha.set_fastpath_enabled(False)
             network.eval()
             yield
@@ -189,6 +217,27 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, flag in training:
             module.training = flag
+
+
+@contextmanager
+def _same_buffers(network: nn.Module) -> Iterator[None]:
+    """Put buffers back that a run changes even in eval mode, as the observers of quantisation do."""
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values in before:
+            module._buffers[name] = buffer
+            if buffer.shape != values.shape:
+                buffer.data = values
+            elif not torch.equal(buffer, values):
+                with torch.no_grad():
+                    buffer.copy_(values)
 
 
 def _refuse_unused(network: nn.Module, used: set[str]) -> None:

@@ -100,6 +100,8 @@ class ChannelGraph:
     """All channels of a network.
 
     Attributes:
+        root: What the network itself is called where a module's name is asked for: the name of its class. The slim
+            network goes by it too, though a copy of a traced network is of another class.
         layers: Weight name -> layer, in the order of first use.
         calls: Weight name -> the layer as each of its calls saw it.
         followers: Parameter or buffer name -> follower.
@@ -113,12 +115,19 @@ class ChannelGraph:
         norms: Module -> what it takes a statistic over that is along channels, and the dimension of the channels.
         grouped: Names of the weights of grouped convolutions: a narrow one may have a single group left.
         fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
+        used: Names of the parameters and buffers that the network computes with.
+        multiplied: Name of a parameter of two or more dimensions -> a place where activations meet it, or what is
+            computed from it, in another way than one that leaves it beside them: see `uses.py`.
+        beside: Names of those that activations meet as a table, token or scale.
+        computed_with: Names of those from which something is computed alone, before activations meet it.
+        strangers: Places that compute with a parameter that no module has registered.
         seen: Module -> tensors that came by while it was the innermost one that ran.
         unseen: Modules in which more came by than is in `seen`.
         steps: Everything that was computed, in order.
         returned: Module -> what each of its calls returned.
     """
 
+    root: str = ""
     layers: dict[str, Layer] = field(default_factory=dict)
     calls: dict[str, list[Layer]] = field(default_factory=lambda: defaultdict(list))
     followers: dict[str, Follower] = field(default_factory=dict)
@@ -132,6 +141,11 @@ class ChannelGraph:
     norms: dict[str, tuple[Seen, int]] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
     fixed: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    multiplied: dict[str, str] = field(default_factory=dict)
+    beside: set[str] = field(default_factory=set)
+    computed_with: set[str] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
     seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
     unseen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)

@@ -26,6 +26,23 @@ from ke_metric.split.labels import ALWAYS, families, varying
 _MIXER = 0x1E3779B97F4A7C15
 
 
+class CutError(KeMetricError):
+    """An operation needs channels that would be dropped.
+
+    Args:
+        place: Where, why, and how many of the channels are fit.
+        weights: Names of the weights whose channels are dropped.
+
+    Attributes:
+        place: See above.
+        weights: See above.
+    """
+
+    def __init__(self, place: str, weights: list[str]) -> None:
+        super().__init__(f"{place}. Keep whole: {', '.join(weights)}", ExitCode.RECIPE)
+        self.place, self.weights = place, weights
+
+
 def prefix(rate: float, channels: int, multiple: int = 1) -> int:
     """Return how many of a layer's channels are fit: ceil(rate x channels), rounded up to a multiple.
 
@@ -53,12 +70,13 @@ def fit_labels(
         whole: More labels that are kept.
 
     Raises:
-        KeMetricError: An operation needs channels that would be dropped.
+        CutError: An operation needs channels that would be dropped.
     """
     pairs = torch.cat([*graph.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
     family = _make_boxes(graph, families(pairs, graph.labels))
     needed = [torch.zeros(1, dtype=torch.int64, device="cpu"), *(labels.flatten() for labels in whole)]
     needed += [layer.outputs for name, layer in graph.layers.items() if name in keep_whole]
+    needed += [labels for name, labels in graph.made.items() if name in keep_whole]
     kept = torch.ones(graph.labels, dtype=torch.bool, device="cpu")
     _cut(graph, family, kept, rate, multiple)
     kept[family[torch.cat(needed)]] = True
@@ -146,12 +164,11 @@ def _refuse_cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float) 
     if cut:
         dropped = torch.cat([demand.labels[~kept[demand.labels]] for demand in cut])
         dropped = torch.isin(family, family[dropped]).nonzero().flatten()
-        first, named = kept[cut[0].labels], sources(graph, set(dropped.tolist()))
-        raise KeMetricError(
+        first = kept[cut[0].labels]
+        raise CutError(
             f"{cut[0].reason}; at rate {rate} only {int(first.sum())} of these {first.numel()} channels are fit"
-            f"{_and_more(cut)}. Leave the layers they come from whole (keep_whole={named}), or "
-            "split single weights (kind='wels')",
-            ExitCode.RECIPE,
+            f"{_and_more(cut)}",
+            sources(graph, set(dropped.tolist())),
         )
 
 
@@ -160,10 +177,9 @@ def _and_more(cut: list[Demand]) -> str:
 
 
 def sources(graph: ChannelGraph, labels: Collection[int]) -> list[str]:
-    """Return the modules whose layers made the labels."""
-    weights = {
-        weight: None
+    """Return the names of the weights whose layers made the labels."""
+    return [
+        weight
         for first, (weight, channels) in graph.origins.items()
         if any(first <= label < first + channels for label in labels)
-    }
-    return [weight.rpartition(".")[0] for weight in weights]
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ke_metric.split.call import Call
 from ke_metric.split.graph import Layer
@@ -29,8 +29,9 @@ def convolution(call: Call) -> list[Tensor]:
 
 def _weight_name(call: Call, weight: Tensor) -> str | None:
     """Return the name of the parameter that is a weight, or that a weight is the standardised version of."""
-    if isinstance(weight, nn.Parameter):
-        return call.name_of(weight)
+    known = call.owned.get(id(weight))
+    if known is not None and known.is_parameter:
+        return known.name
     owned = call.standardised.get(weight)
     if owned is None or weight.shape != owned.module.get_parameter("weight").shape:
         return None

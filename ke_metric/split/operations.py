@@ -29,7 +29,7 @@ def follow(call: Call) -> list[Tensor | None]:
 
     None for outputs that depend on nothing that has labels.
     """
-    rule = _rule(call)
+    rule = rule_of(call)
     if rule not in CONSUMERS and call.kind != "t":
         call.label_parameters()
     labelled = len(call.labelled)
@@ -48,11 +48,12 @@ def follow(call: Call) -> list[Tensor | None]:
 
 def computes(call: Call) -> bool:
     """Tell whether an operation computes something, rather than moving or copying it."""
-    rule = _rule(call)
+    rule = rule_of(call)
     return rule not in (rearrange, blank, mix) and call.kind not in COPIES
 
 
-def _rule(call: Call) -> Rule:
+def rule_of(call: Call) -> Rule:
+    """Return the rule that an operation goes by."""
     kind, function = call.kind, call.function
     if torch.Tag.pointwise in function.tags or kind in ELEMENTWISE:
         return elementwise

@@ -32,8 +32,11 @@ class SplitPlan:
             no others, differs from the dense one with its reset hypothesis at zero.
         settings: Module -> attribute -> value: numbers of heads, split sizes and other widths that a module of the
             slim network holds beside its tensors.
-        kept_whole: Module -> why no narrower width can serve what it does with its channels.
+        kept_whole: Module or weight -> why it is kept whole: `keep_whole` names it, or no narrower width can serve
+            what the module does with its channels.
         channel_multiple: Numbers of kept channels were rounded up to a multiple of this.
+        frozen: Weights with a reset part that did not require gradients when the plan was made: `redraw_reset` leaves
+            a weight as it is for as long as it does not.
     """
 
     kind: str
@@ -44,6 +47,7 @@ class SplitPlan:
     settings: Mapping[str, Mapping[str, int | list[int]]] = field(default_factory=dict)
     kept_whole: Mapping[str, str] = field(default_factory=dict)
     channel_multiple: int = 1
+    frozen: tuple[str, ...] = ()
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -88,6 +92,7 @@ class SplitPlan:
             "settings": self.settings,
             "kept_whole": self.kept_whole,
             "channel_multiple": self.channel_multiple,
+            "frozen": self.frozen,
         }
         return json.dumps(document)
 
@@ -137,6 +142,7 @@ class SplitPlan:
             _settings(document.get("settings", {})),
             {str(name): str(reason) for name, reason in document.get("kept_whole", {}).items()},
             int(document.get("channel_multiple", 1)),
+            tuple(str(name) for name in document.get("frozen", ())),
         )
 
     def __str__(self) -> str:

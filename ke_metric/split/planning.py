@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.split.channels import follow_channels
+from ke_metric.split.admission import ExampleInput, check_network, run_network, tensors_in
+from ke_metric.split.channels import follow_channels, undisturbed
 from ke_metric.split.graph import ChannelGraph
-from ke_metric.split.kels import fit_labels, sources
+from ke_metric.split.kels import CutError
 from ke_metric.split.labels import restrict, varying
 from ke_metric.split.masks import ChannelMask, ChannelSet, Narrowing, WeightMask
 from ke_metric.split.plan import KINDS, SplitPlan
+from ke_metric.split.refusals import (
+    Wish,
+    refuse_cut,
+    refuse_left_out,
+    refuse_misfit,
+    refuse_nothing,
+    refuse_undefined,
+)
 from ke_metric.split.rehearsal import MisfitError, Settings, rehearse
+from ke_metric.split.reset import frozen_weights, zero_reset
+from ke_metric.split.sharing import refuse_conflicts
 from ke_metric.split.slim import extract_slim
+from ke_metric.split.table import ASKED_FOR
 from ke_metric.split.wels import plan_wels
 from ke_metric.split.wrappers import unwrapped
 
 
 def plan_split(  # noqa: PLR0913  # the one public function of a split
     network: nn.Module,
-    example_input: Tensor,
+    example_input: ExampleInput,
     *,
     rate: float = 0.5,
     kind: str = "kels",
@@ -42,17 +54,19 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
 
     Args:
         network: Any network; unchanged.
-        example_input: What it takes, for example images [B, 3, H, W]; kels runs the network on it once.
+        example_input: What it takes, for example images [B, 3, H, W]; kels runs the network on it once. A tuple holds
+            positional arguments, a dict keyword arguments.
         rate: Split rate in (0, 1]; 1 keeps everything.
         kind: `kels` or `wels`.
         keep_whole: Names of modules, or of single weights: layers that keep all of their outputs (kels) or weights
-            (wels).
+            (wels). No other weight that the network uses is left out; `kept_whole` of the plan names them.
         seed: Seed of the wels masks; unused by kels, which draws nothing.
         channel_multiple: kels rounds the number of kept channels up to a multiple of this (8 suits tensor cores).
         embeddings: Whether wels splits embedding tables too; kels leaves them whole.
 
     Raises:
-        KeMetricError: A bad argument, or a network that kels cannot follow.
+        KeMetricError: A bad argument, a network that kels cannot follow or that cannot be trained, a weight that is
+            in no mask, or a rate below 1 at which nothing is reset.
     """
     if kind not in KINDS:
         raise KeMetricError(
@@ -62,30 +76,43 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
         raise KeMetricError(f"split rate = {rate}: must be greater than 0 and at most 1", ExitCode.RECIPE)
     if channel_multiple < 1:
         raise KeMetricError(f"channel_multiple = {channel_multiple}: must be at least 1", ExitCode.RECIPE)
+    if isinstance(keep_whole, str):
+        raise KeMetricError(f"keep_whole = {keep_whole!r}: must be a list, [{keep_whole!r}]", ExitCode.RECIPE)
+    check_network(network)
     network = unwrapped(network)
     whole = _weights_inside(network, keep_whole)
     if kind == "wels":
         masks = plan_wels(network, rate=rate, keep_whole=whole, seed=seed, embeddings=embeddings)
-        return SplitPlan("wels", rate, masks)
-    if embeddings:
+        plan = SplitPlan("wels", rate, masks)
+    elif embeddings:
         raise KeMetricError("embeddings=True is for kind='wels'; kels leaves embedding tables whole", ExitCode.RECIPE)
-    return _plan_kels(network, example_input, rate=rate, keep_whole=whole, multiple=channel_multiple)
+    else:
+        plan = _plan_kels(network, example_input, Wish(rate, tuple(keep_whole), frozenset(whole), channel_multiple))
+    if rate < 1 and not plan.reset_count:
+        raise refuse_nothing(type(network).__name__, plan, keep_whole)
+    refuse_conflicts(network, plan)
+    left_out = [name for name, _ in network.named_parameters() if name in whole and name not in plan.weights]
+    kept_whole = dict.fromkeys([*keep_whole, *left_out], ASKED_FOR) | dict(plan.kept_whole)
+    return replace(plan, kept_whole=kept_whole, frozen=tuple(frozen_weights(network, plan)))
 
 
-def _plan_kels(
-    network: nn.Module, example_input: Tensor, *, rate: float, keep_whole: set[str], multiple: int
-) -> SplitPlan:
+def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> SplitPlan:
     """Plan, rehearse, and keep whole what turns out not to work at any narrower width, until it works."""
     graph = follow_channels(network, example_input)
+    if wish.rate < 1:
+        refuse_left_out(network, graph, wish)
     whole: dict[str, str] = {}
     as_wide: set[type[nn.Module]] = set()
     spare: list[Tensor] = []
     while True:
         labels = [each for module in whole for each in _taken_apart(graph, module)]
-        fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=labels)
+        try:
+            fit = wish.fit(graph, labels)
+        except CutError as cut:
+            raise refuse_cut(graph, wish, cut) from None
         plan = SplitPlan(
-            "kels", rate, _weights(network, graph, fit), _narrowings(graph, fit), _norms(graph, fit),
-            kept_whole=whole, channel_multiple=multiple,
+            "kels", wish.rate, _weights(network, graph, fit), _narrowings(graph, fit), _norms(graph, fit),
+            kept_whole=whole, channel_multiple=wish.multiple,
         )  # fmt: skip
         if bool(fit.all()):
             return plan
@@ -95,19 +122,41 @@ def _plan_kels(
             kind = _kind_of(network, misfit.module)
             ties = [] if kind in as_wide else _inside_to_outside(network, graph, kind)
             as_wide.add(kind)
-            if ties and _stays_narrow(graph, ties, rate, keep_whole, multiple=multiple, whole=labels):
+            if ties and _stays_narrow(graph, ties, wish, labels):
                 continue
             spare += ties
-            module = _culprit(graph, misfit.module, whole, root=type(network).__name__)
+            module = _culprit(graph, misfit.module, whole)
             if module is not None:
                 whole[module] = str(misfit)
             elif spare:
                 graph.ties += spare
                 spare, whole = [], {}
             else:
-                raise _refusal(graph, fit, misfit, root=type(network).__name__) from misfit
+                raise refuse_misfit(graph, wish, fit, misfit) from misfit
         else:
+            _refuse_undefined(network, example_input, graph, wish, plan)
             return replace(plan, settings=_as_json(settings))
+
+
+def _refuse_undefined(
+    network: nn.Module, example_input: ExampleInput, graph: ChannelGraph, wish: Wish, plan: SplitPlan
+) -> None:
+    """Demand that a network in which layers divide by what is computed from weights alone does not divide by 0.
+
+    Raises:
+        KeMetricError: With its reset hypothesis at zero the network returns numbers that are not finite.
+    """
+    if not graph.computed_with.isdisjoint(plan.weights):
+        zeroed = deepcopy(network)
+        zero_reset(zeroed, plan)
+        if not _is_finite(zeroed, example_input) and _is_finite(network, example_input):
+            raise refuse_undefined(graph, wish, plan)
+
+
+def _is_finite(network: nn.Module, example_input: ExampleInput) -> bool:
+    with undisturbed(network):
+        outputs = tensors_in(run_network(network, example_input))
+    return all(bool(output.isfinite().all()) for output in outputs)
 
 
 def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
@@ -131,21 +180,13 @@ def _inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Mo
     return ties
 
 
-def _stays_narrow(  # what decides which labels are fit
-    graph: ChannelGraph,
-    ties: list[Tensor],
-    rate: float,
-    keep_whole: Collection[str],
-    *,
-    multiple: int,
-    whole: Collection[Tensor],
-) -> bool:
+def _stays_narrow(graph: ChannelGraph, ties: list[Tensor], wish: Wish, whole: Collection[Tensor]) -> bool:
     """Add ties [2, pairs], and tell whether they leave anything to drop; where not, they are taken back.
 
     A channel shuffle ties all channels to all: what is made for attention would keep its modules whole.
     """
     graph.ties += ties
-    fit = fit_labels(graph, rate, keep_whole, multiple=multiple, whole=whole)
+    fit = wish.fit(graph, whole)
     if all(bool(fit[pairs].all()) for pairs in ties):
         del graph.ties[-len(ties) :]
         return False
@@ -157,33 +198,14 @@ def _taken_apart(graph: ChannelGraph, module: str) -> list[Tensor]:
     return [*(part for parts in graph.parts.get(module, ()) for part in parts), *graph.boxes.get(module, ())]
 
 
-def _culprit(graph: ChannelGraph, module: str, whole: Collection[str], *, root: str) -> str | None:
+def _culprit(graph: ChannelGraph, module: str, whole: Collection[str]) -> str | None:
     """Return the module nearest to one that failed that takes channels apart and is not kept whole yet."""
     inside = [name for name in graph.seen if name.startswith(f"{module}.")]
     around = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
-    for name in (module, *inside, *around, root):
+    for name in (module, *inside, *around, graph.root):
         if name not in whole and _taken_apart(graph, name):
             return name
     return None
-
-
-def _refusal(graph: ChannelGraph, fit: Tensor, misfit: MisfitError, *, root: str) -> KeMetricError:
-    around = [misfit.module.rsplit(".", depth)[0] for depth in range(misfit.module.count(".") + 1)]
-    cut = next((found for module in (*around, root) if (found := _cut_layers(graph, fit, module))), None)
-    leave = f"Leave the layers they come from whole (keep_whole={cut}), or split" if cut else "Split"
-    return KeMetricError(
-        f"{misfit.module}: the slim network does not work on the channels that are kept ({misfit}): what is done "
-        f"with them depends on how many there are. {leave} single weights (kind='wels')",
-        ExitCode.RECIPE,
-    )
-
-
-def _cut_layers(graph: ChannelGraph, fit: Tensor, module: str) -> list[str]:
-    """Return the layers whose channels come by in a module and are not all kept."""
-    returned = (seen for call in graph.returned[module] for seen in call)
-    here = itertools.chain(graph.seen[module].values(), returned)
-    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
-    return sources(graph, {label for label in labels if not fit[label]})
 
 
 def _weights(network: nn.Module, graph: ChannelGraph, fit: Tensor) -> dict[str, ChannelMask | WeightMask]:

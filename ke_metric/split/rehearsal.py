@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ke_metric.split.admission import ExampleInput, run_network
 from ke_metric.split.channels import ChannelMode, undisturbed
 from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen, Step
 from ke_metric.split.labels import collapse, meetings, narrow_shape, restrict, varying
@@ -45,7 +46,7 @@ class MisfitError(Exception):
         self.module = module
 
 
-def rehearse(slim: nn.Module, example_input: Tensor, dense: ChannelGraph, kept: Tensor) -> Settings:
+def rehearse(slim: nn.Module, example_input: ExampleInput, dense: ChannelGraph, kept: Tensor) -> Settings:
     """Return the attributes to change in a slim network: module -> attribute -> value.
 
     Args:
@@ -64,7 +65,7 @@ class _Expectation(ChannelGraph):
     """Stands in for a channel graph while the slim network runs: compares instead of recording."""
 
     def __init__(self, dense: ChannelGraph, kept: Tensor) -> None:
-        super().__init__()
+        super().__init__(dense.root)
         self.dense, self.kept, self.grouped = dense, kept, dense.grouped
         self.returns: Counter[str] = Counter()
         self.place = ""
@@ -236,7 +237,7 @@ def _kept_only(labels: Tensor, kept: Tensor) -> Tensor:
 class _Rehearsal:
     """One slim network, its modules wrapped so that one that fails can be changed and tried again."""
 
-    def __init__(self, slim: nn.Module, example_input: Tensor, dense: ChannelGraph, kept: Tensor) -> None:
+    def __init__(self, slim: nn.Module, example_input: ExampleInput, dense: ChannelGraph, kept: Tensor) -> None:
         self._slim, self._dense, self._kept = slim, dense, kept
         self._expectation = _Expectation(dense, kept)
         self._mode = ChannelMode(slim, example_input, self._expectation)
@@ -246,13 +247,13 @@ class _Rehearsal:
         self._attempts = 0
         self.settings: Settings = {}
 
-    def run(self, example_input: Tensor) -> Settings:
+    def run(self, example_input: ExampleInput) -> Settings:
         names = {module: name for name, module in self._slim.named_modules()}
         for module, name in names.items():
             module.forward = self._watched(module, name, module.forward)
         try:
             with undisturbed(self._slim), self._mode:
-                self._slim(example_input)
+                run_network(self._slim, example_input)
         finally:
             # A module that holds its own wrapper would live, with its weights, until the next garbage collection.
             for module in names:
@@ -342,7 +343,7 @@ class _Rehearsal:
         """Return width of the dense network -> widths in the slim one, for what came by in a module."""
         name = next(name for name, each in self._slim.named_modules() if each is module)
         widths: dict[int, dict[int, None]] = {}
-        for tensor in self._dense.seen[name or type(module).__name__].values():
+        for tensor in self._dense.seen[name or self._dense.root].values():
             labels = restrict(tensor.labels, self._kept)
             if labels is None:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from math import prod
 
@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.randomness import default_streams
+from ke_metric.split.admission import check_network
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.wrappers import unwrapped
+
+# New values for a whole weight, from its name, the module that owns it and its present values.
+_Values = Callable[[str, nn.Module, Tensor], Tensor]
 
 INITS = ("official", "same_as_init", "orthogonal", "zero")
 
@@ -24,8 +28,11 @@ def redraw_reset(
     generator: torch.Generator | None = None,
     init: str = "official",
     fresh: nn.Module | None = None,
-) -> None:
+) -> list[str]:
     """Give the reset hypothesis new values; the fit hypothesis, biases, norms and buffers stay bit-identical.
+
+    So do frozen weights (requires_grad=False), the whole of them: random values that never train would stay random.
+    The other weights get the values that they would get if none were frozen.
 
     - `official` draws from U(-b, b) with b = 1 / sqrt(fan_in) and the dense layer's fan_in, as the code of Taha et
       al. does (kaiming_uniform_ with a = sqrt(5)) whatever the network was initialised with; fan_in is the product
@@ -50,16 +57,45 @@ def redraw_reset(
         init: `official`, `same_as_init`, `orthogonal` or `zero`.
         fresh: A newly built network of the same architecture, for same_as_init.
 
+    Returns:
+        The names of the weights with a reset part that were left as they are because they are frozen.
+
     Raises:
-        KeMetricError: The plan is of another network, what `init` needs is missing, or the network is sharded.
+        KeMetricError: The plan is of another network, what `init` needs is missing, every weight with a reset part is
+            frozen, or the network is sharded or was made in inference mode.
     """
+    check_network(network)
     network = unwrapped(network)
     plan.check(network)
-    values = _values(network, plan, generator, init, fresh)
+    frozen = frozen_weights(network, plan)
+    if frozen and len(frozen) == sum(mask.fit_count < prod(mask.shape) for mask in plan.weights.values()):
+        raise KeMetricError(
+            f"every weight of this {type(network).__name__} with a reset part is frozen (requires_grad=False), "
+            f"{frozen[0]} for one: there is nothing to redraw that could train; unfreeze what is to be trained "
+            "(requires_grad_(True))",
+            ExitCode.RECIPE,
+        )
+    _redraw(network, plan, _values(network, plan, generator, init, fresh), frozen)
+    return frozen
+
+
+def frozen_weights(network: nn.Module, plan: SplitPlan) -> list[str]:
+    """Return the weights of a plan with a reset part that are frozen (requires_grad=False)."""
+    parameters = dict(network.named_parameters())
+    return [
+        name
+        for name, mask in plan.weights.items()
+        if not parameters[name].requires_grad and mask.fit_count < prod(mask.shape)
+    ]
+
+
+def _redraw(network: nn.Module, plan: SplitPlan, values: _Values, frozen: Collection[str]) -> None:
     with torch.no_grad():
         for name, mask in plan.weights.items():
             owner, old = _owner(network, name), network.get_parameter(name)
             new = values(name, owner, old).to(device=old.device, dtype=old.dtype)
+            if name in frozen:
+                continue
             fit = mask.expand().to(old.device)
             if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.padding_idx is not None:
                 # No gradient ever reaches this row: a random one would stay.
@@ -68,12 +104,14 @@ def redraw_reset(
 
 
 def zero_reset(network: nn.Module, plan: SplitPlan) -> None:
-    """Set the reset hypothesis to 0, in place: in eval mode the network then computes what its slim network does."""
-    redraw_reset(network, plan, init="zero")
+    """Set the reset hypothesis to 0, in place: in eval mode the network then computes what its slim network does.
 
-
-# New values for a whole weight, from its name, the module that owns it and its present values.
-_Values = Callable[[str, nn.Module, Tensor], Tensor]
+    Frozen weights too: the slim network has no reset channels of theirs either.
+    """
+    check_network(network)
+    network = unwrapped(network)
+    plan.check(network)
+    _redraw(network, plan, _values(network, plan, None, "zero", None), ())
 
 
 def _values(

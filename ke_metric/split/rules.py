@@ -15,6 +15,9 @@ Rule = Callable[[Call], list[Tensor]]
 
 def mix(call: Call) -> list[Tensor]:
     """Every other operation: each element of the result may depend on all channels."""
+    if not call.labelled:
+        # A product of parameters.
+        return [collapsed_always(output.ndim) for output in call.outputs]
     for _, labels in call.labelled:
         call.demand(labels, "mixes channels, or moves them in a way that is not followed")
     [(tensor, labels), *others] = call.labelled

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from ke_metric.split.plan import SplitPlan
 
 
+# Why a module or weight is kept whole that `keep_whole` names.
+ASKED_FOR = "keep_whole names it"
+
+
 def split_table(plan: SplitPlan) -> str:
     """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit.
 
-    Below the table: what is kept whole because nothing narrower works, and which norms see the fit channels only.
+    Below the table: what is kept whole and why, what is frozen, and which norms see the fit channels only.
     """
     rows = [("weight", "outputs", "inputs", "fit")]
     rows += [
@@ -28,7 +32,16 @@ def split_table(plan: SplitPlan) -> str:
         )
         for row in rows
     ]
-    notes = [f"{module} keeps all of its channels: {reason}" for module, reason in plan.kept_whole.items()]
+    asked_for = [name for name, reason in plan.kept_whole.items() if reason == ASKED_FOR]
+    notes = [
+        f"{module} keeps all of its channels: {reason}"
+        for module, reason in plan.kept_whole.items()
+        if module not in asked_for
+    ]
+    if asked_for:
+        notes.append(f"kept whole by request: {', '.join(asked_for)}")
+    if plan.frozen:
+        notes.append(f"frozen (requires_grad=False), and so never redrawn: {', '.join(plan.frozen)}")
     if plan.norms:
         notes.append(f"statistics over the fit channels only: {', '.join(plan.norms)}")
     return "\n".join([f"{plan.kind} at split rate {plan.rate}", *lines, *notes])

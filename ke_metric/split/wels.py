@@ -8,97 +8,15 @@ kind of the layer, never from the name of a parameter alone: a parameter that no
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from enum import Enum
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.randomness import torch_generator
 from ke_metric.split.masks import WeightMask
-from ke_metric.split.wrappers import class_names
-
-
-class _Role(Enum):
-    WEIGHT = "multiplies activations"
-    TABLE = "embedding table, a weight on request only"
-    WHOLE = "bias, norm, scale, token or position table"
-    UNKNOWN = "two or more dimensions, and no rule covers it"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What the parameters of one kind of layer are, as name patterns separated by spaces."""
-
-    weights: str = ""
-    tables: str = ""
-    whole: str = "bias"
-
-    def role(self, name: str) -> _Role | None:
-        patterns = {_Role.WEIGHT: self.weights, _Role.TABLE: self.tables, _Role.WHOLE: self.whole}
-        for role, names in patterns.items():
-            if any(fnmatchcase(name, pattern) for pattern in names.split()):
-                return role
-        return None
-
-
-_NORM = _Kind(whole="weight bias")
-_RECURRENT = _Kind("weight_*", whole="bias_*")
-_ATTENTION = _Kind("att att_src att_dst att_edge")
-_POSITIONS = _Kind(whole="relative_position_bias_table rel_pos_? pos_embedding spatial_pos temporal_pos")
-
-# (top-level package, class) -> its parameters. A class is also what it inherits from; "*" is any class of a package.
-# Layers that own no parameter of two or more dimensions themselves (GCNConv, SAGEConv, ...) need no entry: their
-# weights are those of the linear layers in them.
-_KINDS = {
-    ("torch", "Linear"): _Kind("weight"),
-    ("torch", "Bilinear"): _Kind("weight"),
-    ("torch", "_ConvNd"): _Kind("weight"),
-    ("torch", "RNNBase"): _RECURRENT,
-    ("torch", "RNNCellBase"): _RECURRENT,
-    ("torch", "MultiheadAttention"): _Kind("in_proj_weight ?_proj_weight", whole="in_proj_bias bias_k bias_v"),
-    ("torch", "Embedding"): _Kind(tables="weight"),
-    ("torch", "EmbeddingBag"): _Kind(tables="weight"),
-    ("torch", "_NormBase"): _NORM,
-    ("torch", "GroupNorm"): _NORM,
-    ("torch", "LayerNorm"): _NORM,
-    ("torch", "RMSNorm"): _NORM,
-    ("torch", "PReLU"): _Kind(whole="weight"),
-    ("torchvision", "Encoder"): _POSITIONS,
-    ("torchvision", "ShiftedWindowAttention"): _POSITIONS,
-    ("torchvision", "ShiftedWindowAttention3d"): _POSITIONS,
-    ("torchvision", "RelativePositionalMultiHeadAttention"): _POSITIONS,
-    ("torchvision", "MultiscaleAttention"): _POSITIONS,
-    ("torchvision", "PositionalEncoding"): _POSITIONS,
-    ("timm", "CondConv2d"): _Kind("weight"),
-    ("timm", "EfficientAdditiveAttention"): _Kind("w_g"),
-    ("timm", "MultiQueryAttentionV2"): _Kind("query_proj key_proj value_proj out_proj"),
-    ("timm", "EfficientViMBlock"): _Kind(whole="alpha"),
-    ("timm", "*"): _Kind(
-        whole="pos_embed* pos_emb patch_pos pixel_pos position_embedding_table relative_position_bias_table "
-        "attention_biases rel_pos_? height_rel width_rel freqs cls_token* reg_token dist_token latent"
-    ),
-    ("torch_geometric", "Linear"): _Kind("weight"),
-    ("torch_geometric", "HeteroLinear"): _Kind("weight"),
-    ("torch_geometric", "GATConv"): _ATTENTION,
-    ("torch_geometric", "GATv2Conv"): _ATTENTION,
-    ("torch_geometric", "RGCNConv"): _Kind("weight comp root"),
-    ("torch_geometric", "ARMAConv"): _Kind("weight init_weight root_weight"),
-    ("torch_geometric", "GatedGraphConv"): _Kind("weight"),
-    ("torch_geometric", "HeteroBatchNorm"): _NORM,
-    ("torch_geometric", "HeteroLayerNorm"): _NORM,
-}
-
-# Hook of torch.nn.utils that computes a weight from other parameters -> what makes it an ordinary weight again.
-_REMOVERS = {
-    ("torch", "WeightNorm"): "torch.nn.utils.remove_weight_norm",
-    ("torch", "SpectralNorm"): "torch.nn.utils.remove_spectral_norm",
-    ("torch", "BasePruningMethod"): "torch.nn.utils.prune.remove",
-}
+from ke_metric.split.roles import Role, owner_of, remover_of, role_of
 
 
 def plan_wels(
@@ -163,11 +81,11 @@ def multiplicative_weights(
         parameter = network.get_parameter(names[0])
         if parameter.numel() == 0 or not set(names).isdisjoint(keep_whole):
             continue
-        roles = {_role(*_owner(network, name), parameter.shape) for name in names}
-        wanted = _Role.TABLE in roles and embeddings
-        if wanted or (_Role.WEIGHT in roles and _Role.TABLE not in roles):
+        roles = {role_of(*owner_of(network, name), parameter.shape) for name in names}
+        wanted = Role.TABLE in roles and embeddings
+        if wanted or (Role.WEIGHT in roles and Role.TABLE not in roles):
             weights[names[0]] = parameter
-        elif _Role.UNKNOWN in roles and _Role.TABLE not in roles:
+        elif Role.UNKNOWN in roles and Role.TABLE not in roles:
             unknown[names[0]] = parameter
     _refuse_unknown(network, unknown)
     _refuse_whole_numbers(weights)
@@ -190,50 +108,16 @@ def _names_of_parameters(network: nn.Module) -> list[list[str]]:
     return list(names.values())
 
 
-def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that registers a parameter, and the parameter's name there."""
-    path, _, own_name = name.rpartition(".")
-    return network.get_submodule(path), own_name
-
-
-def _role(module: nn.Module, name: str, shape: torch.Size) -> _Role:
-    role = None if _computed(module, name) else _kind_role(module, name)
-    if role is not None:
-        return role
-    dimensions = [size for size in shape if size > 1]
-    return _Role.WHOLE if len(shape) < 2 or (len(shape) > 2 and len(dimensions) < 2) else _Role.UNKNOWN
-
-
-def _kind_role(module: nn.Module, name: str) -> _Role | None:
-    for package, class_name in class_names(module):
-        for key in ((package, class_name), (package, "*")):
-            if key in _KINDS and (role := _KINDS[key].role(name)):
-                return role
-    return None
-
-
-def _computed(module: nn.Module, name: str) -> str:
-    """Return the function that turns the parameter back into an ordinary weight, "" if it is one."""
-    if isinstance(module, ParametrizationList):
-        return "torch.nn.utils.parametrize.remove_parametrizations"
-    if name.endswith(("_g", "_v", "_orig")):
-        for hook in module._forward_pre_hooks.values():
-            for key in class_names(hook):
-                if key in _REMOVERS:
-                    return _REMOVERS[key]
-    return ""
-
-
 def _refuse_unknown(network: nn.Module, unknown: dict[str, nn.Parameter]) -> None:
     if not unknown:
         return
     name, parameter = next(iter(unknown.items()))
-    module, own_name = _owner(network, name)
+    module, own_name = owner_of(network, name)
     path = name.rpartition(".")[0]
     where = f"module {path!r}" if path else "the network itself"
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     others = f" (and {len(unknown) - 1} more such parameters)" if len(unknown) > 1 else ""
-    remover = _computed(module, own_name)
+    remover = remover_of(module, own_name)
     advice = f"{remover} makes it an ordinary weight again; " if remover else ""
     raise KeMetricError(
         f"kind='wels' splits what multiplies activations, and no rule says whether {name} {list(parameter.shape)} of "

@@ -117,6 +117,25 @@ class _Small(nn.Module):
         return self.head(torch.relu(self.hidden(x.flatten(1))))
 
 
+class _Beside(nn.Module):
+    """A network beside two layers of which there is something to reset, whatever is kept of the network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, images):
+        beside = self.second(torch.relu(self.first(images.mean((2, 3)))))
+        return torch.cat([self.network(images).flatten(1), beside], dim=1)
+
+
+@pytest.fixture(scope="session")
+def with_more_to_reset():
+    """Put layers of which a part can be reset beside a network on pictures [B, 3, H, W]."""
+    return _Beside
+
+
 @pytest.fixture
 def images():
     """Two pictures [2, 3, 8, 8]."""

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.errors import KeMetricError
 from ke_metric.split.graph import ChannelGraph, Layer
-from ke_metric.split.kels import fit_labels, prefix
+from ke_metric.split.kels import CutError, fit_labels, prefix
 
 
 @given(st.integers(1, 100), st.integers(1, 4096))
@@ -88,7 +87,7 @@ def test_one_error_names_every_place_and_every_layer():
     graph, outputs = graph_of([4, 4, 4], [])
     for labels in outputs[:2]:
         graph.demand(labels, "softmax mixes channels")
-    with pytest.raises(KeMetricError, match="only 2 of these 4 channels are fit") as caught:
+    with pytest.raises(CutError, match="only 2 of these 4 channels are fit") as caught:
         fit_labels(graph, 0.5)
     assert "and 1 more such places" in str(caught.value)
-    assert "keep_whole=['layer0', 'layer1']" in str(caught.value)
+    assert caught.value.weights == ["layer0.weight", "layer1.weight"]

@@ -51,11 +51,13 @@ def test_wels_depends_on_seed_and_name_only(wels, small_network, images):
 
 
 def test_embedding_tables_on_request():
-    network, words = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4)), torch.zeros(2, dtype=torch.long)
+    network = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
+    words = torch.zeros(2, dtype=torch.long)
     alone = plan_split(network, words, kind="wels", seed=0)
     both = plan_split(network, words, kind="wels", seed=0, embeddings=True)
-    assert (list(alone.masks), list(both.masks)) == (["1.weight"], ["0.weight", "1.weight"])
-    assert list(plan_split(network, words).masks) == ["1.weight"]
+    assert list(alone.masks) == ["1.weight", "3.weight"]
+    assert list(both.masks) == ["0.weight", "1.weight", "3.weight"]
+    assert list(plan_split(network, words).masks) == ["1.weight", "3.weight"]
     with pytest.raises(KeMetricError, match="kels leaves embedding tables whole") as error:
         plan_split(network, words, embeddings=True)
     assert error.value.exit_code == ExitCode.RECIPE
@@ -103,15 +105,22 @@ def test_keep_whole_of_a_container_and_of_wels(small_network, images):
         def __init__(self):
             super().__init__()
             self.body = small_network
-            self.last = nn.Linear(5, 2)
+            self.next, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
 
         def forward(self, images):
-            return self.last(self.body(images))
+            return self.last(torch.relu(self.next(self.body(images))))
 
+    body = ["body", *(f"body.{name}.weight" for name in ("stem", "inner", "widen", "hidden", "head"))]
     kels = plan_split(Outer(), images, rate=0.5, keep_whole=["body"])
-    assert all(bool(mask.all()) for mask in kels.masks.values())
+    assert [name for name, mask in kels.masks.items() if bool(mask.all())] == body[1:]
+    assert list(kels.kept_whole) == ["body"]
     wels = plan_split(Outer(), images, rate=0.5, kind="wels", seed=0, keep_whole=["body"])
-    assert list(wels.weights) == ["last.weight"]
+    assert list(wels.weights) == ["next.weight", "last.weight"]
+    assert list(wels.kept_whole) == body
+    for plan in (kels, wels):
+        assert f"kept whole by request: {', '.join(plan.kept_whole)}" in str(plan)
+        assert "keep_whole names it" in repr(plan)
+        assert SplitPlan.from_json(plan.to_json(), plan.to_tensors()) == plan
 
 
 @pytest.mark.parametrize(
@@ -124,6 +133,13 @@ def test_keep_whole_of_a_container_and_of_wels(small_network, images):
         ({"kind": "wels"}, "needs seed="),
         ({"keep_whole": ["hiden"]}, "'hiden'; _Small has no such module; did you mean 'hidden'?"),
         ({"keep_whole": ["norm"]}, "'norm', a BatchNorm2d without weights"),
+        ({"keep_whole": "stem"}, "keep_whole = 'stem': must be a list, ['stem']"),
+        (
+            {"keep_whole": ["stem", "widen", "hidden"]},
+            "nothing of this _Small would be reset at split rate 0.5 beside keep_whole=['stem', 'widen', 'hidden']",
+        ),
+        ({"rate": 0.99}, "nothing of this _Small would be reset at split rate 0.99"),
+        ({"rate": 0.99999, "kind": "wels", "seed": 0}, "nothing of this _Small would be reset at split rate 0.99999"),
     ],
 )
 def test_bad_arguments(small_network, images, arguments, words):
@@ -233,7 +249,7 @@ def test_widths_are_rounded_up_to_a_multiple(small_network, images):
 
 def test_a_plan_of_before_norms_and_settings_is_read(kels):
     document = json.loads(kels.to_json())
-    for key in ("norms", "settings", "kept_whole", "channel_multiple"):
+    for key in ("norms", "settings", "kept_whole", "channel_multiple", "frozen"):
         del document[key]
     assert SplitPlan.from_json(json.dumps(document)) == kels
 

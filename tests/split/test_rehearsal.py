@@ -78,19 +78,29 @@ def test_lists_of_widths(images, randomise, slim_is_dense_with_zeros):
     assert slim.body.sizes == (1, 3, 2)
 
 
-def test_what_depends_on_the_number_of_channels_is_refused(images):
+def test_what_depends_on_the_number_of_channels_is_refused(images, with_more_to_reset):
     """6 channels pass as they are, 3 through a tanh: the labels are the same, the function is not."""
-    with pytest.raises(KeMetricError, match=r"body: .*tanh is computed 1 times instead of 0.*keep_whole=\['stem'\]"):
+    with pytest.raises(KeMetricError, match=r"body: .*tanh is computed 1 times instead of 0.*Split single weights"):
         plan_split(Network(Parity(), 6), images[:1], rate=0.5)
-    plan = plan_split(Network(Parity(), 6), images[:1], rate=0.5, keep_whole=["stem"])
-    assert plan.weights["stem.weight"].outputs.count == 6
+    network = with_more_to_reset(Network(Parity(), 6))
+    with pytest.raises(KeMetricError, match=r"body: .*keep_whole=\['network.stem'\]"):
+        plan_split(network, images[:1], rate=0.5)
+    plan = plan_split(network, images[:1], rate=0.5, keep_whole=["network.stem"])
+    assert plan.weights["network.stem.weight"].outputs.count == 6
 
 
-def test_what_nothing_narrower_can_serve_is_kept_whole_and_said(images, randomise, slim_is_dense_with_zeros):
-    plan, _ = slim_is_dense_with_zeros(randomise(Network(Hidden(), 8, left=4)), images, rate=0.5)
-    assert plan.weights["stem.weight"].outputs.count == 8
-    assert list(plan.kept_whole) == ["body"]
-    assert "body keeps all of its channels: " in str(plan)
+def test_what_nothing_narrower_can_serve_is_kept_whole_and_said(
+    images, randomise, slim_is_dense_with_zeros, with_more_to_reset
+):
+    network = with_more_to_reset(Network(Hidden(), 8, left=4))
+    plan, _ = slim_is_dense_with_zeros(randomise(network), images, rate=0.5)
+    assert plan.weights["network.stem.weight"].outputs.count == 8
+    assert list(plan.kept_whole) == ["network.body"]
+    assert "network.body keeps all of its channels: " in str(plan)
+    with pytest.raises(
+        KeMetricError, match=r"nothing of this Network would be reset .*; body keeps all of its chann"
+    ):
+        plan_split(network.network, images, rate=0.5)
 
 
 class NormedHead(nn.Module):
@@ -186,13 +196,16 @@ class Outer(nn.Module):
         return self.inner(x)
 
 
-def test_a_refusal_names_layers_that_can_be_kept_whole(images):
-    with pytest.raises(KeMetricError, match=r"keep_whole=\['stem'\]"):
-        plan_split(Network(Outer(), 6), images, rate=0.5)
-    assert plan_split(Network(Outer(), 6), images, rate=0.5, keep_whole=["stem"]).reset_count == 0
+def test_a_refusal_names_layers_that_can_be_kept_whole_beside_those_that_are(images, with_more_to_reset):
+    network = with_more_to_reset(with_more_to_reset(Network(Outer(), 6)))
+    with pytest.raises(KeMetricError, match=r"keep_whole=\['first', 'network.network.stem'\]"):
+        plan_split(network, images, rate=0.5, keep_whole=["first"])
+    plan = plan_split(network, images, rate=0.5, keep_whole=["first", "network.network.stem"])
+    assert plan.weights["network.network.stem.weight"].outputs.count == 6
+    assert plan.reset_count > 0
 
 
-def test_nothing_of_a_rehearsal_stays_in_memory(images, monkeypatch):
+def test_nothing_of_a_rehearsal_stays_in_memory(images, monkeypatch, with_more_to_reset):
     """Attempts that fail, too, are freed at once, not at the next garbage collection."""
     slims = []
     extract_slim = planning.extract_slim
@@ -206,7 +219,7 @@ def test_nothing_of_a_rehearsal_stays_in_memory(images, monkeypatch):
     gc.collect()
     gc.disable()
     try:
-        plan_split(Network(Hidden(), 8, left=4), images[:1], rate=0.5)
+        plan_split(with_more_to_reset(Network(Hidden(), 8, left=4)), images[:1], rate=0.5)
         assert slims
         assert all(slim() is None for slim in slims)
     finally:

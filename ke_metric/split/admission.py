@@ -1,0 +1,94 @@
+"""What a split takes: networks that can be followed or redrawn, and example inputs; and the words for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.wrappers import class_names
+
+ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def check_network(network: object) -> None:
+    """Make sure that this is a network whose weights can be split and redrawn.
+
+    Raises:
+        KeMetricError: It is no nn.Module, or has parameters without a shape or such that nothing can train.
+    """
+    if not isinstance(network, nn.Module):
+        exported = ("torch", "ExportedProgram") in class_names(network)
+        advice = "; split the network that was exported, before it is" if exported else ""
+        raise KeMetricError(f"a split is made of an nn.Module, not of this {type(network).__name__}{advice}", _RECIPE)
+    name = type(network).__name__
+    for own, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise KeMetricError(
+                f"{own} of this {name} has no shape before the first forward pass: run the network once before it is "
+                "split",
+                _RECIPE,
+            )
+        if parameter.is_inference():
+            raise KeMetricError(
+                f"{own} of this {name} was made in inference mode, and can be neither trained nor redrawn: build the "
+                "network outside of torch.inference_mode(), or go on with copy.deepcopy(network), made outside of it",
+                _RECIPE,
+            )
+
+
+def check_followable(network: nn.Module, example_input: object) -> None:
+    """Make sure that the modules of a network can be watched, and that the example input can be given to it.
+
+    Raises:
+        KeMetricError: The network is scripted or exported in part or as a whole, or the input is of another kind.
+    """
+    for path, module in network.named_modules():
+        kind = _compiled_kind(module)
+        if kind:
+            where = f"module {path!r} of this {type(network).__name__}" if path else f"this {type(network).__name__}"
+            raise KeMetricError(
+                f"{where} is {kind}, and what goes on inside cannot be followed: split the network it was made from, "
+                "and script, trace or export the slim one",
+                _RECIPE,
+            )
+    if not isinstance(example_input, Tensor | tuple | Mapping):
+        raise KeMetricError(
+            f"the example input is a {type(example_input).__name__}: it must be a tensor, a tuple of positional "
+            "arguments or a dict of keyword arguments; what takes a list is given a tuple with the list in it",
+            _RECIPE,
+        )
+    if not tensors_in(example_input):
+        raise KeMetricError(f"there is no tensor in the example input, a {type(example_input).__name__}", _RECIPE)
+
+
+def run_network(network: nn.Module, example_input: ExampleInput) -> Any:
+    """Return what a network makes of an example: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example_input, Mapping):
+        return network(**example_input)
+    return network(*example_input) if isinstance(example_input, tuple) else network(example_input)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return all tensors in tuples, lists and dicts, in any nesting."""
+    leaves: Iterable[Any] = tree_leaves(dict(tree) if isinstance(tree, Mapping) else tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _compiled_kind(module: nn.Module) -> str:
+    """Return how a module was made that is no longer run module by module; "" for an ordinary one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted (torch.jit)"
+    # A graph of aten operations: the modules that its weights come from are never called.
+    exported = isinstance(module, torch.fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+    )
+    return "exported (torch.export)" if exported else ""
+
+
+_RECIPE = ExitCode.RECIPE
