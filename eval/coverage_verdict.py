@@ -29,6 +29,7 @@ from ke_metric.scoring import count_parameters
 from ke_metric.split.masks import Narrowing
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import zero_reset
+from ke_metric.split.table import ASKED_FOR
 
 # Largest difference of outputs that is rounding, as a share of the largest output of the dense network ...
 LIMIT = 1e-4
@@ -183,7 +184,7 @@ def _sizes(network: nn.Module, slim: nn.Module, plan: SplitPlan, image: Tensor) 
         "parameter_ratio": _short(count_parameters(slim) / parameters),
         "gflops": _short(flops / 1e9),
         "flop_ratio": _short(count_flops(slim, image) / flops),
-        "kept_whole": dict(plan.kept_whole),
+        "kept_whole": {module: why for module, why in plan.kept_whole.items() if why != ASKED_FOR},
     }
 
 
