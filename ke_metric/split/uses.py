@@ -83,10 +83,10 @@ class Uses:
         return frozenset()
 
     def _is_stranger(self, tensor: Tensor) -> bool:
+        """Tell whether something that could be trained belongs to no module; what is frozen is a constant there."""
         bases = [each for each in (tensor, tensor._base) if each is not None]
-        if tensor.ndim < 2 or any(id(each) in self._owned for each in bases):
-            return False
-        return any(isinstance(each, nn.Parameter) or each.requires_grad for each in bases)
+        is_owned = any(id(each) in self._owned for each in bases)
+        return tensor.ndim >= 2 and not is_owned and any(each.requires_grad for each in bases)
 
     def _meet(self, call: Call, tensor: Tensor, made: frozenset[str]) -> None:
         kind, rule = call.kind, rule_of(call)

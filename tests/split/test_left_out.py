@@ -384,7 +384,7 @@ def test_a_parameter_that_no_module_has_registered(network):
 def test_a_constant_is_no_parameter(slim_is_dense_with_zeros):
     network = Network(
         lambda n, x: n.b(torch.relu(n.a(x @ n.list[0]))),
-        list=[torch.rand(8, 9)],
+        list=[nn.Parameter(torch.rand(8, 9), requires_grad=False)],
         a=nn.Linear(9, 12),
         b=nn.Linear(12, 4),
     )
