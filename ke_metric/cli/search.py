@@ -26,7 +26,8 @@ from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, 
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.preparation import decoding_of
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.vector_store import Item, VectorStore
+from ke_metric.retrieval.self_match import search_others
+from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
 from ke_metric.retrieval.where import Condition, Where
 
 QUERIES_AT_A_TIME = 1024
@@ -79,11 +80,14 @@ class Answer:
         query: The picture.
         results: Most similar first.
         own_ids: Ids of the items that are the query's own picture and were left out; most often one, or none.
+        nearest: Similarity of the first result and its own nearest item. A network may find everything similar to
+            everything: whether 0.98 is near, only the gallery tells. None where there is no other item.
     """
 
     query: Item
     results: list[Found]
     own_ids: tuple[str, ...]
+    nearest: float | None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -95,7 +99,8 @@ class Answer:
             "all_left_out": list(self.own_ids) if len(self.own_ids) > 1 else None,
         }
         known = {name: value for name, value in facts.items() if value is not None}
-        return {**known, "results": [result.document for result in self.results]}
+        compared = {} if self.nearest is None else {"first_to_its_nearest": self.nearest}
+        return {**known, "results": [result.document for result in self.results], **compared}
 
 
 def search_index(
@@ -164,9 +169,27 @@ def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, h
     )
     return [
         # What the index knows of a picture that is in it is known of the query.
-        Answer(_known_label(query, items), results, tuple(item.id for item in items))
-        for query, results, items in zip(queries, results_of(hits), own, strict=True)
+        Answer(_known_label(query, items), results, tuple(item.id for item in items), nearest)
+        for query, results, items, nearest in zip(
+            queries, results_of(hits), own, _own_nearest(store, hits, how.where), strict=True
+        )
     ]
+
+
+def _own_nearest(store: VectorStore, hits: Hits, where: Where | None) -> list[float | None]:
+    """Return, for each query, the similarity of its first hit and the nearest other item."""
+    firsts = hits.numbers[:, 0].tolist() if hits.numbers.size else []
+    distinct = np.unique([number for number in firsts if number >= 0]).astype(np.int64)
+    if not len(distinct):
+        return [None] * len(hits.numbers)
+    ids = [item.id for item in hits.read_items(distinct)]
+    found = search_others(store, hits.read_vectors(distinct), 1, exclude=ids, where=where)
+    nearest = {
+        number: float(similarity)
+        for number, similarity in zip(distinct.tolist(), found.similarities[:, 0], strict=True)
+        if similarity > -np.inf
+    }
+    return [nearest.get(number) for number in firsts]
 
 
 def _known_label(query: Item, own: Sequence[Item]) -> Item:
@@ -212,7 +235,13 @@ def _table(answer: Answer) -> Table:
     label = f" ({answer.query.label})" if answer.query.label else ""
     be = "is" if len(answer.own_ids) == 1 else "are"
     own = f"; is in the index as {', '.join(answer.own_ids)}, which {be} left out" if answer.own_ids else ""
-    table = Table(title=f"{answer.query.path}{label}{own}", title_justify="left")
+    compared = f"for comparison: the first one's own nearest item has similarity {answer.nearest or 0:.4f}"
+    table = Table(
+        title=f"{answer.query.path}{label}{own}",
+        title_justify="left",
+        caption=None if answer.nearest is None else compared,
+        caption_justify="left",
+    )
     for name in ("rank", "similarity"):
         table.add_column(name, justify="right")
     for name in ("label", "id"):

@@ -85,7 +85,9 @@ def test_the_nearest_items_of_new_pictures(index, glyph_files, vectors):
     queries = sorted((glyph_files / "query").rglob("*.png"))
     assert [answer["query"] for answer in document["queries"]] == [str(path) for path in queries]
     for query, answer in zip(queries, document["queries"], strict=True):
-        assert answer.keys() == {"query", "label", "results"}
+        assert answer.keys() == {"query", "label", "results", "first_to_its_nearest"}
+        (nearest,) = twin(Path(answer["results"][0]["path"]), glyph_files, vectors, 1)
+        assert answer["first_to_its_nearest"] == pytest.approx(nearest[1], abs=1e-5)
         assert answer["label"] == query.parent.name
         check(answer, twin(query, glyph_files, vectors, 7))
         for result in answer["results"]:
@@ -228,7 +230,8 @@ def test_people_read_a_table_for_each_query(flat, glyph_files):
     query, own = (sorted((glyph_files / part).rglob("*.png"))[0] for part in ("query", "gallery"))
     table = expect(ExitCode.OK, "search", query, own, "--index", flat, "-k", 2)
     assert f"{own.parent.name}/{own.name}, which is left out" in table.replace("\n", " ")
-    assert table.count("similarity") == 2
+    assert table.count("for comparison: the first one's own nearest item has similarity") == 2
+    assert table.count("rank") == 2
 
 
 def test_people_read_only_the_first_tables(flat, glyph_files, monkeypatch):
@@ -237,7 +240,7 @@ def test_people_read_only_the_first_tables(flat, glyph_files, monkeypatch):
     count = len(searched(queries, "--index", flat)["queries"])
     assert count > 2
     printed = expect(ExitCode.OK, "search", queries, "--index", flat)
-    assert printed.count("similarity") == 2
+    assert printed.count("rank") == 2
     assert f"and {count - 2} more queries; --json prints all" in printed
 
 
