@@ -162,7 +162,8 @@ def search(as_json: bool, **options: Any) -> None:
     The similarity is the cosine of the embeddings: higher is better. How high is near differs from network to
     network, so the similarity of the first result and its own nearest item is printed beside: a picture of something
     else may be similar to everything, but less so. The item of the picture's own path is left out, by whatever ids it
-    is there. A picture that is named by itself has its folder's name as label where the index knows that label; in the montage right results are green, wrong ones red.
+    is there. A picture that is named by itself has its folder's name as label where the index knows that label; in
+    the montage right results are green, wrong ones red.
 
     \b
     ke-metric search new.jpg --index photos.index
