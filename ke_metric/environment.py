@@ -37,6 +37,11 @@ PACKAGES = (
     "uvicorn",
 )
 GIT_SECONDS = 10
+INSTRUCTIONS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+"""What decides how fast, and with 8-bit integers how exactly, a processor computes networks: x86, then ARM."""
 
 
 def describe_environment() -> dict[str, Any]:
@@ -62,6 +67,21 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def describe_processor(cpu_info: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Return `processor`, its `architecture`, and those of `INSTRUCTIONS` it has; empty where that is not known."""
+    flags: set[str] = set()
+    if cpu_info.exists():
+        for line in cpu_info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, values = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                flags |= set(values.split())
+    return {
+        "processor": _processor(cpu_info),
+        "architecture": platform.machine(),
+        "instructions": tuple(name for name in INSTRUCTIONS if name in flags),
+    }
 
 
 def _processor(cpu_info: Path = Path("/proc/cpuinfo")) -> str:

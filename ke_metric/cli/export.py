@@ -13,7 +13,7 @@ from rich.table import Table
 from ke_metric.cli.choices import ModelChoice
 from ke_metric.cli.display import counting
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
-from ke_metric.cli.networks import load_embedder
+from ke_metric.cli.networks import load_either
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import ImageSet, IntArray
@@ -26,8 +26,8 @@ from ke_metric.export.record import ExportRecord
 from ke_metric.export.verification import require_enough
 from ke_metric.lineage import Lineage
 from ke_metric.randomness import numpy_generator
-from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.picture_list import list_pictures
+from ke_metric.retrieval.picture_network import PictureNetwork
 
 COMPARED = 96
 """Pictures that file and network are compared on, spread over all there are: full batches of 1, 3 and 32."""
@@ -61,25 +61,25 @@ def export_network(
     chosen = replace(model, device="cpu")
     if model.bundle is None and model.lineage is None:
         # Looked for once: another lineage may become the newest one meanwhile.
-        chosen = replace(chosen, lineage=open_lineage(None, task="retrieval").folder)
-    embedder = load_embedder(chosen)
+        chosen = replace(chosen, lineage=open_lineage(None).folder)
+    network = load_either(chosen)
     if pictures is not None:
-        evidence = _of_folder(pictures, embedder, settings)
+        evidence = _of_folder(pictures, network, settings)
     else:
         assert chosen.lineage is not None, "a bundle has pictures named"
-        evidence = _of_lineage(Lineage(chosen.lineage), embedder, settings)
-    with counting(f"exporting {embedder.description}"):
-        record = export(embedder, folder, settings=settings, evidence=evidence, overwrite=overwrite)
-    return Result({"folder": str(folder)} | record.model_dump(mode="json"), _table(folder, record))
+        evidence = _of_lineage(Lineage(chosen.lineage), network, settings)
+    with counting("exporting"):
+        record = export(network, folder, settings=settings, evidence=evidence, overwrite=overwrite)
+    return Result({"folder": str(folder)} | record.document, _table(folder, record))
 
 
-def _of_folder(folder: Path, embedder: Embedder, settings: ExportSettings) -> Evidence:
+def _of_folder(folder: Path, network: PictureNetwork, settings: ExportSettings) -> Evidence:
     items = list_pictures([folder], labels=False).items
     paths = [Path(item.path) for item in items]
     require_enough(len(paths), str(folder))
 
     def prepared(numbers: IntArray) -> PixelArray:
-        return np.stack(list(in_order(lambda n: embedder.prepare(paths[n]), numbers)))
+        return np.stack(list(in_order(lambda n: network.prepare(paths[n]), numbers)))
 
     static = settings.int8 == "static"
     return Evidence(
@@ -89,7 +89,7 @@ def _of_folder(folder: Path, embedder: Embedder, settings: ExportSettings) -> Ev
     )
 
 
-def _of_lineage(store: Lineage, embedder: Embedder, settings: ExportSettings) -> Evidence:
+def _of_lineage(store: Lineage, network: PictureNetwork, settings: ExportSettings) -> Evidence:
     recipe = store.recipe
     benchmark = load_benchmark(recipe.data, recipe.task)
     tell_data_changes(store, fingerprint(benchmark))
@@ -98,13 +98,15 @@ def _of_lineage(store: Lineage, embedder: Embedder, settings: ExportSettings) ->
     require_enough(len(query), source)
     scored = None
     if settings.int8 != "none":
-        gallery = None if benchmark.leave_one_out else _labelled(benchmark.gallery, embedder)
-        scored = ScoredPictures(_labelled(query, embedder), gallery, recipe.evaluation.backend)
+        classes = recipe.task == "classification"
+        alone = classes or benchmark.leave_one_out
+        gallery = None if alone else _labelled(benchmark.gallery, network)
+        scored = ScoredPictures(_labelled(query, network), gallery, recipe.evaluation.backend, classes)
     calibrated = _sample(len(train), seed=recipe.seed) if settings.int8 == "static" else None
     return Evidence(
-        _prepared(query.at(_spread(len(query))), embedder),
+        _prepared(query.at(_spread(len(query))), network),
         source=source,
-        calibration=None if calibrated is None else _prepared(train.at(calibrated), embedder),
+        calibration=None if calibrated is None else _prepared(train.at(calibrated), network),
         scored=scored,
     )
 
@@ -118,18 +120,18 @@ def _sample(count: int, *, seed: int) -> IntArray:
     return np.sort(numpy_generator(seed, 0, "calibration").permutation(count)[:CALIBRATED])
 
 
-def _labelled(images: ImageSet, embedder: Embedder) -> LabelledPictures:
-    return LabelledPictures(_batches(images, embedder), images.labels, images.keys)
+def _labelled(images: ImageSet, network: PictureNetwork) -> LabelledPictures:
+    return LabelledPictures(_batches(images, network), images.labels, images.keys)
 
 
-def _batches(images: ImageSet, embedder: Embedder) -> Iterator[PixelArray]:
-    prepared = in_order(lambda n: embedder.prepare(images.read(n), images.keys[n]), range(len(images)))
+def _batches(images: ImageSet, network: PictureNetwork) -> Iterator[PixelArray]:
+    prepared = in_order(lambda n: network.prepare(images.read(n), images.keys[n]), range(len(images)))
     while batch := list(islice(prepared, SCORED_BATCH)):
         yield np.stack(batch)
 
 
-def _prepared(images: ImageSet, embedder: Embedder) -> PixelArray:
-    return np.concatenate(list(_batches(images, embedder)))
+def _prepared(images: ImageSet, network: PictureNetwork) -> PixelArray:
+    return np.concatenate(list(_batches(images, network)))
 
 
 def _table(folder: Path, record: ExportRecord) -> Table:
@@ -138,18 +140,19 @@ def _table(folder: Path, record: ExportRecord) -> Table:
     for name, facts in record.files.items():
         table.add_row(name, f"{facts.bytes / 1e6:,.1f} MB")
     table.add_row("input", f"images, float32 [B, 3, {record.image_size}, {record.image_size}] in [0, 1]")
-    table.add_row("output", f"embeddings, float32 [B, {record.dimension}]")
+    table.add_row("output", f"{record.output}, float32 [B, {record.dimension}]")
     table.add_row("compared on", f"{record.verification.pictures} pictures: {record.verification.source}")
     for found in record.verification.batches:
+        what, share = found.same
         table.add_row(
             f"batch {found.batch}",
-            f"max |difference| {found.max_difference:.2g}, smallest cosine {found.smallest_cosine:.6f}, same nearest "
-            f"neighbour {found.same_nearest:.1%}",
+            f"max |difference| {found.max_difference:.2g}, smallest cosine {found.smallest_cosine:.6f}, "
+            f"same {what} {share:.1%}",
         )
-    cost = record.recall_at_1
+    score, cost = ("top-1", record.top1) if record.output == "logits" else ("Recall@1", record.recall_at_1)
     if cost is not None:
         told = f"{cost.pytorch:.4f} with PyTorch, {cost.exported:.4f} with the file ({cost.points:+.2f} points lost)"
-        table.add_row("Recall@1", told)
+        table.add_row(score, told)
     elif record.int8 != "none":
-        table.add_row("Recall@1", "not measured: the pictures have no labels")
+        table.add_row(score, "not measured: the pictures have no labels")
     return table

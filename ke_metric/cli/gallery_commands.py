@@ -193,7 +193,7 @@ def search(as_json: bool, **options: Any) -> None:
     "--max-loss",
     type=click.FloatRange(0, 100),
     metavar="POINTS",
-    help="Recall@1 that 8-bit integers may cost, 5 when left out; a file that costs more is not kept.",
+    help="Recall@1, or top-1, that 8-bit integers may cost, 5 when left out; a file that costs more is not kept.",
 )
 @click.option("--pictures", type=FOLDER, help="Compare on the pictures of this folder; needed with --bundle.")
 @click.option("--overwrite", is_flag=True, help="Replace the export that is there.")
@@ -201,8 +201,9 @@ def search(as_json: bool, **options: Any) -> None:
 def export(kind: str, int8: str, max_loss: float | None, as_json: bool, **options: Any) -> None:
     """Write a network as ONNX or torch.export, and compare it with PyTorch: what differs is not kept.
 
-    The file takes float32 pictures [B, 3, S, S] in [0, 1] and gives L2-normalised embeddings; export.json beside it
-    says how pictures are prepared and what the comparison found.
+    The file takes float32 pictures [B, 3, S, S] in [0, 1] and gives L2-normalised embeddings, or the logits of a
+    classifier, whose class names are in it; export.json beside it says how pictures are prepared and what the
+    comparison found.
 
     \b
     ke-metric export --format onnx -o onnx

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.onnx_file import OPSET, OnnxNetwork, require_onnx, write_onnx
 from ke_metric.export.quantization import Int8, quantize
-from ke_metric.export.recall_cost import ScoredPictures, recall_cost, require_cheap
+from ke_metric.export.recall_cost import ScoredPictures, recall_cost, require_cheap, top_cost
 from ke_metric.export.record import (
     EXPORT,
     ONNX_FILE,
@@ -26,9 +27,11 @@ from ke_metric.export.record import (
     Agreement,
     ExportRecord,
     RecallCost,
+    TopCost,
     Verification,
     file_facts,
     preparation_steps,
+    this_machine,
     versions,
 )
 from ke_metric.export.torch_program import run_program, write_program
@@ -41,11 +44,12 @@ from ke_metric.export.verification import (
     require_enough,
 )
 from ke_metric.networks.folders import require_free, whole_folder
-from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.module import PictureModule
+from ke_metric.retrieval.picture_network import PictureNetwork
+from ke_metric.retrieval.predictor import Predictor
 
 MAX_LOSS = 5.0
-"""Points of Recall@1 that 8-bit integers may cost unless somebody says otherwise."""
+"""Points of Recall@1, or top-1, that 8-bit integers may cost unless somebody says otherwise."""
 LEAST_COSINE = 0.9
 """What 8-bit integers must keep where nothing can be scored, for want of labels."""
 
@@ -57,7 +61,7 @@ class ExportSettings:
     Attributes:
         format: `onnx` or `torch-export`.
         int8: `none` is fp32; 8-bit integers for onnx alone.
-        max_loss: Points of Recall@1 that 8-bit integers may cost.
+        max_loss: Points of Recall@1, or top-1, that 8-bit integers may cost.
     """
 
     format: Literal["onnx", "torch-export"]
@@ -84,7 +88,7 @@ class Evidence:
         pictures: uint8 [N, S, S, 3] that file and network are compared on.
         source: Where they come from, in words.
         calibration: uint8 [N, S, S, 3] that static ranges are measured on; needed for `static`.
-        scored: Queries and gallery for the Recall@1 that 8-bit integers cost; None: nothing has labels.
+        scored: Queries and gallery for the Recall@1, or top-1, that 8-bit integers cost; None: nothing has labels.
     """
 
     pictures: PixelArray
@@ -108,15 +112,15 @@ def require_place(folder: Path, settings: ExportSettings, *, overwrite: bool) ->
 
 
 def export(
-    embedder: Embedder, folder: Path, *, settings: ExportSettings, evidence: Evidence, overwrite: bool = False
+    network: PictureNetwork, folder: Path, *, settings: ExportSettings, evidence: Evidence, overwrite: bool = False
 ) -> ExportRecord:
-    """Write an embedder as a file of another runtime with its export.json, whole or not at all.
+    """Write a network as a file of another runtime with its export.json, whole or not at all.
 
     The file takes float32 pictures [B, 3, S, S] in [0, 1], any number at a time, and gives L2-normalised embeddings
-    [B, D]. One that differs from the network, or with 8-bit integers costs too much, is not kept.
+    [B, D], or logits [B, C]. One that differs from the network, or with 8-bit integers costs too much, is not kept.
 
     Args:
-        embedder: What is exported; unchanged.
+        network: What is exported, an embedder or a predictor; unchanged.
         folder: The folder to make.
         settings: What is written.
         evidence: The pictures it is compared on.
@@ -131,37 +135,44 @@ def export(
     """
     place = require_place(folder, settings, overwrite=overwrite)
     with whole_folder(place, overwrite=overwrite) as temporary:
-        exported = _write(embedder, temporary, settings, evidence)
-        verification = _verify(embedder.embed_pixels, exported, settings, evidence)
-        cost = _cost(embedder.embed_pixels, exported, settings, evidence)
-        record = _record(embedder, temporary, settings, evidence, verification=verification, cost=cost)
+        exported = _write(network, temporary, settings, evidence)
+        verification = _verify(network, exported, settings, evidence)
+        cost = _cost(network.compute, exported, settings, evidence)
+        record = _record(network, temporary, settings, evidence, verification=verification, cost=cost)
         (temporary / RECORD).write_text(record.to_json(), encoding="utf-8")
     return record
 
 
-def portable_module(embedder: Embedder) -> PictureModule:
-    """Return a copy of the embedder's module on the processor, its weights in the order that every runtime knows."""
-    module = copy.deepcopy(embedder.as_module()).requires_grad_(False).eval()
+def portable_module(network: PictureNetwork) -> PictureModule:
+    """Return a copy of the network's module on the processor, its weights in the order that every runtime knows."""
+    module = copy.deepcopy(network.as_module()).requires_grad_(False).eval()
     return module.to("cpu").to(memory_format=torch.contiguous_format)
 
 
-def _write(embedder: Embedder, folder: Path, settings: ExportSettings, evidence: Evidence) -> Embed:
+def _write(network: PictureNetwork, folder: Path, settings: ExportSettings, evidence: Evidence) -> Embed:
     """Write the file, and return what it gives."""
-    module, size = portable_module(embedder), embedder.normalization.image_size
+    module, size = portable_module(network), network.normalization.image_size
     if settings.format == "torch-export":
         write_program(module, folder / PROGRAM_FILE, image_size=size)
         return run_program(folder / PROGRAM_FILE)
+    output, names = _output_of(network)
+    write = partial(write_onnx, module, image_size=size, output=output, class_names=names)
     if settings.int8 == "none":
-        write_onnx(module, folder / ONNX_FILE, image_size=size)
+        write(folder / ONNX_FILE)
         return OnnxNetwork(folder / ONNX_FILE)
     with tempfile.TemporaryDirectory() as other:
         exact = Path(other) / ONNX_FILE
-        write_onnx(module, exact, image_size=size)
+        write(exact)
         # What is lost below is then lost by the integers, not by the export.
-        require_agreement(compare(embedder.embed_pixels, OnnxNetwork(exact), evidence.pictures))
+        require_agreement(compare(network.compute, OnnxNetwork(exact), evidence.pictures, classes=bool(names)))
         calibration = _calibration(evidence) if settings.int8 == "static" else None
         quantize(exact, folder / ONNX_FILE, calibration)
     return OnnxNetwork(folder / ONNX_FILE)
+
+
+def _output_of(network: PictureNetwork) -> tuple[Literal["embeddings", "logits"], tuple[str, ...]]:
+    """Return what a network gives, and the names of its classes; none for an embedder."""
+    return ("logits", network.class_names) if isinstance(network, Predictor) else ("embeddings", ())
 
 
 def _calibration(evidence: Evidence) -> PixelArray:
@@ -169,8 +180,9 @@ def _calibration(evidence: Evidence) -> PixelArray:
     return evidence.calibration
 
 
-def _verify(network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence) -> Verification:
-    agreements = compare(network, exported, evidence.pictures)
+def _verify(network: PictureNetwork, exported: Embed, settings: ExportSettings, evidence: Evidence) -> Verification:
+    classes = isinstance(network, Predictor)
+    agreements = compare(network.compute, exported, evidence.pictures, classes=classes)
     if settings.int8 == "none":
         require_agreement(agreements)
     elif evidence.scored is None:
@@ -187,48 +199,56 @@ def _require_alike(agreements: tuple[Agreement, ...]) -> None:
     smallest = min(found.smallest_cosine for found in agreements)
     if smallest < LEAST_COSINE:
         raise KeMetricError(
-            f"the exported file is not kept: smallest cosine to the network's embeddings {smallest:.4f}, at least "
+            f"the exported file is not kept: smallest cosine to the network's numbers {smallest:.4f}, at least "
             f"{LEAST_COSINE} is demanded of 8-bit integers where there are no labels to score",
             ExitCode.GATE,
         )
 
 
-def _cost(network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence) -> RecallCost | None:
+def _cost(
+    network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence
+) -> RecallCost | TopCost | None:
     if settings.int8 == "none" or evidence.scored is None:
         return None
-    cost = recall_cost(network, exported, evidence.scored)
+    measure = top_cost if evidence.scored.classes else recall_cost
+    cost = measure(network, exported, evidence.scored)
     require_cheap(cost, settings.max_loss)
     return cost
 
 
 def _record(
-    embedder: Embedder,
+    network: PictureNetwork,
     folder: Path,
     settings: ExportSettings,
     evidence: Evidence,
     *,
     verification: Verification,
-    cost: RecallCost | None,
+    cost: RecallCost | TopCost | None,
 ) -> ExportRecord:
     files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
-    digest = embedder.digest
+    digest = network.digest
     if settings.int8 != "none":
         # Other vectors: an index of the network's own must refuse them.
         digest = hashlib.sha256(f"{digest} {files[ONNX_FILE].sha256}".encode()).hexdigest()
+    output, class_names = _output_of(network)
     return ExportRecord(
+        output=output,
+        class_names=class_names or None,
         format=settings.format,
         int8=settings.int8,
-        embedder=embedder.description,
-        embedder_digest=embedder.digest,
+        embedder=network.description,
+        embedder_digest=network.digest,
         digest=digest,
         files=files,
-        dimension=embedder.dimension,
-        image_size=embedder.normalization.image_size,
-        preparation=embedder.normalization,
-        steps=preparation_steps(embedder.normalization),
+        dimension=network.dimension,
+        image_size=network.normalization.image_size,
+        preparation=network.normalization,
+        steps=preparation_steps(network.normalization),
         opset=OPSET if settings.format == "onnx" else None,
         versions=versions(),
         verification=verification,
         calibration_pictures=len(_calibration(evidence)) if settings.int8 == "static" else None,
-        recall_at_1=cost,
+        recall_at_1=cost if isinstance(cost, RecallCost) else None,
+        top1=cost if isinstance(cost, TopCost) else None,
+        machine=this_machine(),
     )

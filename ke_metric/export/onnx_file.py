@@ -1,12 +1,14 @@
-"""An embedder as an ONNX file, and that file run by ONNX Runtime.
+"""An embedder or a predictor as an ONNX file, and that file run by ONNX Runtime.
 
-Shapes: B batch, D embedding, S image size in pixels.
+Shapes: B batch, D embedding or classes, S image size in pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,10 @@ from ke_metric.export.record import ONNX_FILE, read_record
 from ke_metric.export.verification import PixelArray, unit_range
 from ke_metric.retrieval.module import PictureModule
 
-INPUT, OUTPUT = "images", "embeddings"
+INPUT = "images"
+OUTPUTS = ("embeddings", "logits")
+CLASS_NAMES = "class_names"
+"""Key of the file's metadata; its value is a JSON list."""
 OPSET = 20
 LARGEST_FILE = 2**31 - 2**22
 """Bytes of weights that fit into one ONNX file: protobuf ends at 2 GiB, and the graph takes a little."""
@@ -45,13 +50,22 @@ def require_onnx() -> None:
         )
 
 
-def write_onnx(module: PictureModule, path: Path, *, image_size: int) -> None:
+def write_onnx(
+    module: PictureModule,
+    path: Path,
+    *,
+    image_size: int,
+    output: str = "embeddings",
+    class_names: Sequence[str] = (),
+) -> None:
     """Write a module as an ONNX file that takes any number of pictures at a time.
 
     Args:
         module: On the processor, in eval mode; unchanged.
         path: The file; weights of more than 2 GiB lie in one more beside it.
         image_size: S.
+        output: What it gives, one of `OUTPUTS`.
+        class_names: Names of the classes in the order of the logits, for the file's metadata.
 
     Raises:
         KeMetricError: The network cannot be exported.
@@ -65,7 +79,7 @@ def write_onnx(module: PictureModule, path: Path, *, image_size: int) -> None:
                 (torch.zeros(EXAMPLES, 3, image_size, image_size),),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[output],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 opset_version=OPSET,
                 verbose=False,
@@ -76,6 +90,8 @@ def write_onnx(module: PictureModule, path: Path, *, image_size: int) -> None:
     for node in program.model.graph.all_nodes():
         # Stack traces, with the paths of this machine, which are nobody else's business.
         node.metadata_props.clear()
+    if class_names:
+        program.model.metadata_props[CLASS_NAMES] = json.dumps(list(class_names))
     program.save(path, external_data=weights > LARGEST_FILE)
 
 
@@ -93,6 +109,8 @@ class OnnxNetwork:
         threads: Of one call; as many as there are cores when None.
 
     Attributes:
+        output: `embeddings` or `logits`: what it gives.
+        class_names: Names of the classes in the order of the logits; empty for embeddings.
         dimension: D.
         image_size: S.
         digest: Of its vectors, as an index knows it; None for a file alone.
@@ -112,13 +130,17 @@ class OnnxNetwork:
             place, self.digest = place / ONNX_FILE, record.digest
         self._session = _open(place, threads)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [value.name for value in (*inputs, *outputs)] != [INPUT, OUTPUT]:
+        names = [value.name for value in (*inputs, *outputs)]
+        if len(names) != 2 or names[0] != INPUT or names[1] not in OUTPUTS:
             raise KeMetricError(f"{place}: was not made by ke-metric export: input and output differ", ExitCode.DATA)
+        self.output = names[1]
+        told = self._session.get_modelmeta().custom_metadata_map.get(CLASS_NAMES, "[]")
+        self.class_names: tuple[str, ...] = tuple(json.loads(told))
         self.image_size = int(inputs[0].shape[2])
         self.dimension = int(outputs[0].shape[1])
 
     def __call__(self, images: PixelArray | FloatArray) -> FloatArray:
-        """Return the embeddings float32 [B, D], L2-normalised.
+        """Return the embeddings float32 [B, D], L2-normalised, or the logits.
 
         Args:
             images: Prepared pictures, uint8 [B, S, S, 3] (`Embedder.prepare`) or float32 [B, 3, S, S] in [0, 1].
@@ -141,7 +163,7 @@ class OnnxNetwork:
                 ExitCode.DATA,
             )
         batch = unit_range(images.astype(np.uint8, copy=False)) if images.dtype == np.uint8 else images
-        vectors: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: batch})[0]
+        vectors: npt.NDArray[np.float32] = self._session.run([self.output], {INPUT: batch})[0]
         return vectors
 
 

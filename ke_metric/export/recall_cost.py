@@ -1,4 +1,4 @@
-"""What Recall@1 an exported file loses: the same pictures, embedded by the network and by the file.
+"""What Recall@1, or top-1, an exported file loses: the same pictures through the network and through the file.
 
 Shapes: N pictures, B batch, D embedding, S image size in pixels.
 """
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.classification import score_classification
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray, IntArray
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.export.record import RecallCost
+from ke_metric.export.record import RecallCost, TopCost
 from ke_metric.export.verification import Embed, PixelArray
 
 
@@ -40,11 +41,13 @@ class ScoredPictures:
         query: What is searched with.
         gallery: What is searched in; None: every query searches all others.
         backend: What searches, see `Scoring`.
+        classes: Whether classes are predicted for the queries, and nothing is searched.
     """
 
     query: LabelledPictures
     gallery: LabelledPictures | None = None
     backend: str = "auto"
+    classes: bool = False
 
 
 def recall_cost(network: Embed, exported: Embed, pictures: ScoredPictures) -> RecallCost:
@@ -61,6 +64,18 @@ def recall_cost(network: Embed, exported: Embed, pictures: ScoredPictures) -> Re
     return RecallCost(
         queries=int(scores[0]["queries"]), pytorch=scores[0]["recall@1"], exported=scores[1]["recall@1"]
     )
+
+
+def top_cost(network: Embed, exported: Embed, pictures: ScoredPictures) -> TopCost:
+    """Score both as classifiers on the same pictures, each of which is decoded once.
+
+    Raises:
+        KeMetricError: DATA: a picture cannot be decoded, or a label is no class of the network.
+    """
+    labels = pictures.query.labels
+    given = _embed_both((network, exported), pictures.query)
+    pytorch, file = (score_classification(logits, labels)["top1"] for logits in given)
+    return TopCost(pictures=len(labels), pytorch=pytorch, exported=file)
 
 
 def _embed_both(networks: tuple[Embed, Embed], pictures: LabelledPictures) -> list[FloatArray]:
@@ -83,8 +98,8 @@ def _score(query: FloatArray, gallery: FloatArray, pictures: ScoredPictures) -> 
     )
 
 
-def require_cheap(cost: RecallCost, max_loss: float) -> None:
-    """Check that a file does not lose more Recall@1 than is allowed.
+def require_cheap(cost: RecallCost | TopCost, max_loss: float) -> None:
+    """Check that a file does not lose more Recall@1, or top-1, than is allowed.
 
     Args:
         cost: What it loses.
@@ -94,9 +109,11 @@ def require_cheap(cost: RecallCost, max_loss: float) -> None:
         KeMetricError: GATE: it loses more.
     """
     if cost.points > max_loss:
+        recall = isinstance(cost, RecallCost)
+        counted = f"{cost.queries:,} queries" if isinstance(cost, RecallCost) else f"{cost.pictures:,} pictures"
         raise KeMetricError(
-            f"the exported file costs {cost.points:.1f} points of Recall@1 ({cost.pytorch:.4f} with PyTorch, "
-            f"{cost.exported:.4f} with the file, {cost.queries:,} queries) and is not kept: at most {max_loss:g} are "
-            "allowed (--max-loss)",
+            f"the exported file costs {cost.points:.1f} points of {'Recall@1' if recall else 'top-1'} "
+            f"({cost.pytorch:.4f} with PyTorch, {cost.exported:.4f} with the file, {counted}) and is not kept: at "
+            f"most {max_loss:g} are allowed (--max-loss)",
             ExitCode.GATE,
         )

@@ -1,18 +1,19 @@
 """What export.json says of an exported file: what it is, how its pictures are prepared, and how it was compared.
 
-Shapes: B batch, D embedding, S image size in pixels.
+Shapes: B batch, D embedding, C classes, S image size in pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ke_metric.environment import package_versions
+from ke_metric.environment import describe_processor, package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.description import Normalization, Sha256, WeightsFile, with_preparation
 from ke_metric.networks.folders import FolderKind
@@ -31,11 +32,22 @@ class Agreement(Section):
     batch: int
     """Pictures at a time."""
     max_difference: float
-    """Largest absolute difference of two numbers."""
+    """Largest absolute difference of two numbers; of logits, divided by the largest of them where that is above 1."""
     smallest_cosine: float
-    """Smallest cosine of two embeddings of one picture."""
-    same_nearest: float
-    """Share of the pictures whose nearest neighbour among the others is the same one; ties count as the same."""
+    """Smallest cosine of two embeddings, or of two rows of logits, of one picture."""
+    same_nearest: float | None = None
+    """Share of the pictures whose nearest neighbour among the others is the same one; ties count as the same. None
+    for a classifier."""
+    same_class: float | None = None
+    """Share of the pictures whose likeliest class is the same one; ties count as the same. None for embeddings."""
+
+    @property
+    def same(self) -> tuple[str, float]:
+        """What must be the same for every picture, in words, and the share of the pictures for which it is."""
+        if self.same_class is not None:
+            return "likeliest class", self.same_class
+        assert self.same_nearest is not None, "an agreement is on neighbours or on classes"
+        return "nearest neighbour", self.same_nearest
 
 
 class Verification(Section):
@@ -56,10 +68,9 @@ class Verification(Section):
         return max(self.batches, key=lambda agreement: agreement.max_difference)
 
 
-class RecallCost(Section):
-    """Recall@1 through PyTorch and through the file, of the same pictures."""
+class Cost(Section):
+    """A share of the pictures through PyTorch and through the file, of the same pictures."""
 
-    queries: int
     pytorch: float
     exported: float
 
@@ -69,6 +80,29 @@ class RecallCost(Section):
         return 100 * (self.pytorch - self.exported)
 
 
+class RecallCost(Cost):
+    """Recall@1 of an embedder."""
+
+    queries: int
+
+
+class TopCost(Cost):
+    """Top-1 of a classifier."""
+
+    pictures: int
+
+
+class Machine(Section):
+    """Where the file was made and compared; what is not known is empty."""
+
+    processor: str
+    """Its name."""
+    architecture: str
+    """`x86_64`, `aarch64`, ..."""
+    instructions: Names
+    """Instruction sets that matter for such networks, those that the processor has."""
+
+
 class ExportRecord(Section):
     """All of export.json."""
 
@@ -76,16 +110,20 @@ class ExportRecord(Section):
     format: Literal["onnx", "torch-export"]
     int8: Literal["none", "dynamic", "static"]
     """Whether, and how, the numbers are 8-bit integers."""
+    output: Literal["embeddings", "logits"] = "embeddings"
+    """What the file gives: L2-normalised embeddings, or logits of classes, whose softmax are probabilities."""
+    class_names: Names | None = None
+    """Names of the classes in the order of the logits; None for embeddings."""
     embedder: str
-    """What was exported, in words."""
+    """What was exported, embedder or predictor, in words."""
     embedder_digest: Sha256
-    """`Embedder.digest` of what was exported."""
+    """The digest of what was exported."""
     digest: Sha256
-    """Vectors of one digest can be compared: the embedder's own in fp32, another one for 8-bit integers."""
+    """Vectors of one digest can be compared: the network's own in fp32, another one for 8-bit integers."""
     files: dict[str, WeightsFile]
     """Every file beside this one; the first is the one to load."""
     dimension: int
-    """D."""
+    """D, or C of a classifier."""
     image_size: int
     """S; the input is float32 [B, 3, S, S], red, green, blue, in [0, 1]."""
     preparation: Normalization
@@ -100,11 +138,30 @@ class ExportRecord(Section):
     calibration_pictures: int | None = None
     """Pictures that the ranges of the static 8-bit integers were measured on."""
     recall_at_1: RecallCost | None = None
-    """None where nothing was scored: fp32, or pictures without labels."""
+    """None where nothing was scored: fp32, pictures without labels, or a classifier."""
+    top1: TopCost | None = None
+    """Of a classifier; None where nothing was scored."""
+    machine: Machine | None = None
+    """None in a file of before this was recorded."""
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Plain JSON values; of the newer fields, what does not apply is absent."""
+        document = self.model_dump(mode="json")
+        for found in document["verification"]["batches"]:
+            _drop_absent(found, ("same_nearest", "same_class"))
+        return _drop_absent(document, ("class_names", "top1", "machine"))
 
     def to_json(self) -> str:
         """Return the text of the file."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self.document, indent=2, allow_nan=False) + "\n"
+
+
+def _drop_absent(document: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    for name in names:
+        if document[name] is None:
+            del document[name]
+    return document
 
 
 def preparation_steps(how: Normalization) -> tuple[str, ...]:
@@ -137,6 +194,11 @@ def file_facts(path: Path) -> WeightsFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightsFile(bytes=path.stat().st_size, sha256=digest)
+
+
+def this_machine() -> Machine:
+    """Return what is known of the processor here."""
+    return Machine(**describe_processor())
 
 
 def versions() -> dict[str, str]:

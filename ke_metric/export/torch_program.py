@@ -1,8 +1,8 @@
-"""An embedder as a program of torch.export, in a .pt2 file.
+"""An embedder or a predictor as a program of torch.export, in a .pt2 file.
 
 Such a file may hold pickles, which run code when they are loaded; nothing here loads one that it did not just write.
 
-Shapes: B batch, D embedding, S image size in pixels.
+Shapes: B batch, D embedding or classes, S image size in pixels.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run_program(path: Path) -> Callable[[PixelArray], FloatArray]:
     """Load a .pt2 file that was just written; never one from elsewhere.
 
     Returns:
-        A function of prepared pictures uint8 [B, S, S, 3] that gives embeddings float32 [B, D].
+        A function of prepared pictures uint8 [B, S, S, 3] that gives embeddings, or logits, float32 [B, D].
     """
     network = torch.export.load(path).module()
 

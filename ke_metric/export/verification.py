@@ -1,6 +1,6 @@
-"""Whether an exported file gives the embeddings of the network it was made of.
+"""Whether an exported file gives the embeddings, or the logits, of the network it was made of.
 
-Shapes: N pictures, B batch, D embedding, S image size in pixels.
+Shapes: N pictures, B batch, D embedding or classes, S image size in pixels.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from ke_metric.export.record import Agreement
 
 PixelArray = npt.NDArray[np.uint8]
 Embed = Callable[[PixelArray], FloatArray]
-"""Prepared pictures uint8 [B, S, S, 3] to embeddings [B, D]."""
+"""Prepared pictures uint8 [B, S, S, 3] to embeddings, or logits, [B, D]."""
 
 BATCHES = (1, 3, 32)
 FEWEST_PICTURES = max(BATCHES)
 TOLERANCE = 1e-4
-"""Largest difference of two numbers of an fp32 embedding; two correct runtimes differ by some 1e-7."""
+"""Largest difference of two numbers of an fp32 embedding; two correct runtimes differ by some 1e-7. Of logits, which
+have no fixed length, for each unit of the largest one above 1."""
 TIE = 1e-5
-"""Neighbours whose cosine similarities differ by less are equally near."""
+"""Neighbours whose cosine similarities differ by less are equally near; logits so, for each unit of the largest."""
 
 
 def require_enough(count: int, source: str) -> None:
@@ -34,7 +35,9 @@ def require_enough(count: int, source: str) -> None:
     """
     if count < FEWEST_PICTURES:
         raise KeMetricError(
-            f"{source}: {count} pictures, an exported file is compared on at least {FEWEST_PICTURES}", ExitCode.DATA
+            f"{source}: {count} pictures, an exported file is compared on at least {FEWEST_PICTURES}; name a folder "
+            "that has as many with --pictures (they need no labels)",
+            ExitCode.DATA,
         )
 
 
@@ -43,22 +46,23 @@ def unit_range(pixels: PixelArray) -> FloatArray:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
-def compare(network: Embed, exported: Embed, pictures: PixelArray) -> tuple[Agreement, ...]:
+def compare(network: Embed, exported: Embed, pictures: PixelArray, *, classes: bool = False) -> tuple[Agreement, ...]:
     """Compare a file with the network it was made of, at every size of `BATCHES`.
 
     Args:
         network: What it should give.
         exported: What it gives.
         pictures: uint8 [N, S, S, 3], at least `FEWEST_PICTURES`, which have something to tell apart.
+        classes: Whether they give logits of classes; False: embeddings.
 
     Raises:
         KeMetricError: The file cannot be run at one of the sizes, or gives another shape or numbers that are not
             finite.
     """
-    return tuple(_agreement(network, exported, pictures, batch) for batch in BATCHES)
+    return tuple(_agreement(network, exported, pictures, batch, classes) for batch in BATCHES)
 
 
-def _agreement(network: Embed, exported: Embed, pictures: PixelArray, batch: int) -> Agreement:
+def _agreement(network: Embed, exported: Embed, pictures: PixelArray, batch: int, classes: bool) -> Agreement:
     expected = in_batches(network, pictures, batch)
     try:
         given = in_batches(exported, pictures, batch)
@@ -77,14 +81,15 @@ def _agreement(network: Embed, exported: Embed, pictures: PixelArray, batch: int
     lengths = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
     return Agreement(
         batch=batch,
-        max_difference=float(np.abs(theirs - ours).max()),
+        max_difference=float(np.abs(theirs - ours).max()) / (_unit(ours) if classes else 1.0),
         smallest_cosine=float(((theirs * ours).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)).min()),
-        same_nearest=_same_nearest(ours, theirs),
+        same_nearest=None if classes else _same_nearest(ours, theirs),
+        same_class=_same_class(ours, theirs) if classes else None,
     )
 
 
 def in_batches(embed: Embed, pictures: PixelArray, batch: int) -> FloatArray:
-    """Return the embeddings [N, D] of pictures, so many at a time."""
+    """Return the embeddings, or logits, [N, D] of pictures, so many at a time."""
     return np.concatenate([embed(pictures[start : start + batch]) for start in range(0, len(pictures), batch)])
 
 
@@ -97,18 +102,30 @@ def _same_nearest(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]
     return float((chosen >= similarities.max(axis=1) - TIE).mean())
 
 
+def _same_class(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> float:
+    """Return the share of the pictures whose likeliest class is the same, ties aside."""
+    chosen = ours[np.arange(len(ours)), theirs.argmax(axis=1)]
+    return float((chosen >= ours.max(axis=1) - TIE * _unit(ours)).mean())
+
+
+def _unit(logits: npt.NDArray[np.float64]) -> float:
+    """Return what differences of logits are measured in: the largest of them, at least 1."""
+    return max(1.0, float(np.abs(logits).max()))
+
+
 def require_agreement(agreements: tuple[Agreement, ...]) -> None:
-    """Check that an fp32 file is within `TOLERANCE` and finds the same neighbours.
+    """Check that an fp32 file is within `TOLERANCE` and finds the same neighbours, or classes.
 
     Raises:
         KeMetricError: GATE, with the numbers: it is not.
     """
     for found in agreements:
-        if found.max_difference > TOLERANCE or found.same_nearest < 1:
+        what, share = found.same
+        if found.max_difference > TOLERANCE or share < 1:
             raise KeMetricError(
                 f"the exported file differs from the network and is not kept: with {found.batch} pictures at a time "
                 f"by up to {found.max_difference:.3g} (at most {TOLERANCE:g} is allowed), smallest cosine "
-                f"{found.smallest_cosine:.6f}, same nearest neighbour for {found.same_nearest:.1%} of the pictures "
+                f"{found.smallest_cosine:.6f}, same {what} for {share:.1%} of the pictures "
                 "(all are demanded). Another version of torch, onnxscript or onnxruntime may do it right",
                 ExitCode.GATE,
             )

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from scored_lineages import CLASSES, grow_scored
 
+from ke_metric import Predictor
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli import export as command
 from ke_metric.cli import main
@@ -151,6 +153,20 @@ def test_the_newest_lineage_is_taken_and_named(lineage, photos, tmp_path, monkey
     assert "newest lineage: lineages/newest" in result.stderr
 
 
+def test_a_classifier_is_exported_with_its_classes_and_scored_by_top1(tmp_path):
+    grown = grow_scored(tmp_path / "c", **CLASSES)
+    arguments = ("--lineage", grown.folder, "--gen", 1, "--network", "dense", "--format", "onnx", "--int8", "dynamic")
+    result = run(*arguments, "--max-loss", 100, "-o", tmp_path / "e", "--json")
+    assert result.exit_code == ExitCode.OK, result.output
+    document = json.loads(result.stdout)
+    predictor, network = Predictor.load(grown.folder, 1, "dense"), OnnxNetwork(tmp_path / "e")
+    assert f"network: {predictor.description}" in result.stderr
+    assert document["embedder_digest"] == predictor.digest
+    assert document["top1"]["pytorch"] == grown.scorecard(1).dense["top1"]
+    assert document["class_names"] == list(network.class_names) == list(predictor.class_names)
+    assert document["verification"]["source"] == "queries of glyphs"
+
+
 def test_pictures_are_spread_over_all_there_are():
     chosen = command._spread(1000)
     assert (len(chosen), chosen[0], chosen[-1]) == (command.COMPARED, 0, 999)
@@ -175,6 +191,6 @@ def test_the_network_runs_on_the_processor(lineage, tmp_path, monkeypatch):
         seen.append(model.device)
         raise KeMetricError("seen", ExitCode.DATA)
 
-    monkeypatch.setattr(command, "load_embedder", watched)
+    monkeypatch.setattr(command, "load_either", watched)
     expect(ExitCode.DATA, "--lineage", lineage.folder, "--format", "torch-export", "-o", tmp_path / "e")
     assert seen == ["cpu"]

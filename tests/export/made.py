@@ -9,6 +9,7 @@ from ke_metric.networks.description import NetworkCard, Normalization
 from ke_metric.networks.embedding import build_network
 from ke_metric.recipe import Recipe
 from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.predictor import Predictor
 
 SIZE = 32
 MEAN, STD = (0.2, 0.5, 0.7), (0.3, 0.2, 0.4)
@@ -43,6 +44,32 @@ def make_embedder(backbone=None, *, seed=0):
     normalization = Normalization(resize=40, image_size=SIZE, mean=MEAN, std=STD)
     card = NetworkCard(normalization=normalization)
     return Embedder(network.eval(), architecture=Architecture.of_recipe(recipe), card=card)
+
+
+class TinyClassifier(Tiny):
+    """Logits of eight classes."""
+
+    def forward(self, images):
+        features = torch.relu(self.norm(self.conv(images)))
+        features = nn.functional.adaptive_avg_pool2d(torch.relu(self.mix(features)), 1)
+        return 20 * self.head(torch.flatten(features, 1))
+
+
+CLASS_NAMES = ("crow", "jay", "rook", "héron", "🦜", "a,b", 'say "hi"', "8")
+
+
+def make_predictor(*, seed=0):
+    """Return a predictor of eight classes."""
+    recipe = Recipe.model_validate(
+        {"name": "x", "task": "classification", "data": {"image_size": SIZE},
+         "network": {"backbone": "timm/test_resnet"}}
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = TinyClassifier().eval()
+    normalization = Normalization(resize=40, image_size=SIZE, mean=MEAN, std=STD)
+    card = NetworkCard(normalization=normalization, class_names=CLASS_NAMES)
+    return Predictor(network, architecture=Architecture.of_recipe(recipe, classes=8), card=card)
 
 
 def make_pictures(count=40, *, seed=0):

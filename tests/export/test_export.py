@@ -180,7 +180,7 @@ def test_only_an_export_is_replaced_and_only_when_asked(exported, embedder, evid
 
 
 def test_too_few_pictures_prove_nothing():
-    with pytest.raises(KeMetricError, match=r"tiny: 31 pictures, .* at least 32") as caught:
+    with pytest.raises(KeMetricError, match=r"tiny: 31 pictures, .* at least 32; .* --pictures") as caught:
         Evidence(make_pictures(31), source="tiny")
     assert caught.value.exit_code is ExitCode.DATA
 

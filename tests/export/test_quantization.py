@@ -97,7 +97,7 @@ def test_more_than_the_allowed_loss_is_refused():
 
 
 def test_what_costs_too_much_leaves_nothing(embedder, pictures, evidence, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "write_onnx", lambda module, path, *, image_size: path.write_bytes(b""))
+    monkeypatch.setattr(export_module, "write_onnx", lambda module, path, **named: path.write_bytes(b""))
     monkeypatch.setattr(export_module, "quantize", lambda source, target, calibration: target.write_bytes(b""))
     monkeypatch.setattr(export_module, "OnnxNetwork", lambda path: embedder.embed_pixels)
     cost = RecallCost(queries=9, pytorch=0.8, exported=0.7)
