@@ -93,7 +93,7 @@ def scorecards_table(
         table = Table(
             *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
             *(Column(header(name), justify="right", overflow="fold") for name in names),
-            title=Text(f"{title}, {_unit(names)} in percent", no_wrap=True, overflow="ignore"),
+            title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
             title_justify="left",
             caption=_caption(shown, scorecards, untrained),
             caption_justify="left",
@@ -102,10 +102,10 @@ def scorecards_table(
         )
         for number, card in shown.items():
             if "dense" in networks:
-                table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *_cells(card.dense, names))
+                table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *score_cells(card.dense, names))
             if "slim" in networks and card.slim is not None:
                 label = "" if "dense" in networks else str(number)
-                table.add_row(label, "slim", f"{card.slim_parameters:,}", *_cells(card.slim, names))
+                table.add_row(label, "slim", f"{card.slim_parameters:,}", *score_cells(card.slim, names))
         return table
 
     return FittingTable(build, names)
@@ -138,7 +138,10 @@ class FittingTable:
 def _caption(
     shown: Mapping[int, Scorecard], scorecards: Mapping[int, Scorecard], untrained: Scorecard | None
 ) -> Text | None:
-    lines = [_baseline(shown), told_worse(untrained, scorecards) if untrained else None]
+    lines = [
+        told_baseline(card.dense for card in shown.values()),
+        told_worse(untrained, scorecards) if untrained else None,
+    ]
     return Text("\n").join(Text(line) for line in lines if line) if any(lines) else None
 
 
@@ -151,15 +154,15 @@ def told_worse(untrained: Scorecard, scorecards: Mapping[int, Scorecard]) -> str
     return f"training made it worse: {header(name)} {100 * untrained.dense[name]:.1f} untrained, {told}"
 
 
-def _baseline(scorecards: Mapping[int, Scorecard]) -> str | None:
+def told_baseline(cards: Iterable[Scores]) -> str | None:
     """Return what the accuracies are to be held against; None where there is nothing."""
-    found = {card.dense[BASELINE] for card in scorecards.values() if BASELINE in card.dense}
+    found = {scores[BASELINE] for scores in cards if BASELINE in scores}
     told = ", ".join(f"{100 * share:.1f}" for share in sorted(found))
     return f"always answering the largest class of the test part: top-1 {told}" if found else None
 
 
 def mistakes_table(
-    number: int, scorecard: Scorecard, *, networks: Collection[str] = ("dense", "slim")
+    number: int | str, scorecard: Scorecard, *, networks: Collection[str] = ("dense", "slim")
 ) -> Table | Text:
     """Return the classes of a generation that were most often taken for another one, with numbers of pictures.
 
@@ -199,10 +202,11 @@ def shown_names(cards: Iterable[Scores]) -> list[str]:
     return [*recalls, *(name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names)]
 
 
-def _unit(names: Sequence[str]) -> str:
-    if set(names) & set(ACCURACIES):
-        return "accuracies"
-    *first, last = ["R@K", *(header(name) for name in PRECISIONS if name in names)]
+def unit(names: Sequence[str]) -> str:
+    """Return which of these scores are in percent, in words."""
+    accuracies = ["accuracies"] * bool(set(names) & set(ACCURACIES))
+    recalls = ["R@K"] * (not accuracies or any(name.startswith(RECALL) for name in names))
+    *first, last = [*recalls, *(header(name) for name in PRECISIONS if name in names), *accuracies]
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -224,7 +228,8 @@ def is_share(name: str) -> bool:
     )
 
 
-def _cells(scores: Scores, names: Sequence[str]) -> list[str]:
+def score_cells(scores: Scores, names: Sequence[str]) -> list[str]:
+    """Return the cells of a row, a dash where a score was not computed."""
     return [_cell(name, scores[name]) if name in scores else MISSING for name in names]
 
 

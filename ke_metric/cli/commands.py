@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ke_metric.cli.choices import column_options
 from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
@@ -95,11 +96,18 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     metavar="SCORE=VALUE",
     help="Exit with 7 unless every network scored has at least this: --min recall@1=60%, or 0.6",
 )
+@click.option("--on", type=FOLDER, help="Score on these labelled pictures: a folder per class, or a CSV.")
+@click.option("--bundle", type=FOLDER, help="With --on: a stored network (ke-metric slim) in place of a lineage.")
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
 @through_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def evaluate(
-    which: str, minimums: tuple[str, ...], through: ThroughChoice | None, as_json: bool, **options: Any
+    minimums: tuple[str, ...],
+    on: Path | None,
+    bundle: Path | None,
+    through: ThroughChoice | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Score generations of a lineage again, dense and slim, from their weights.
 
@@ -108,15 +116,22 @@ def evaluate(
     ke-metric eval --gen best --network slim --min recall@1=0.6 --json
     ke-metric eval --gen 10 --store faiss --factory HNSW32
     ke-metric eval --gen 10 --store memmap --expand 4:3
+    ke-metric eval --on ~/other_photos
     """
+    gates = [_gate(text) for text in minimums]
+    _require_one_kind(on, bundle, through)
     from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
 
-    gates = [_gate(text) for text in minimums]
-    if through is not None:
-        from ke_metric.cli.evaluate_store import StoreScoring
+    if on is not None:
+        from ke_metric.cli.evaluate_on import evaluate_on
 
-        options["through"] = StoreScoring.of(through)
-    result = evaluate_lineage(which=which, **options)
+        result = evaluate_on(on=on, bundle=bundle, **options)
+    else:
+        if through is not None:
+            from ke_metric.cli.evaluate_store import StoreScoring
+
+            options["through"] = StoreScoring.of(through)
+        result = evaluate_lineage(**options)
     result.print(as_json)
     require_minimums(result, gates)
 
@@ -153,6 +168,20 @@ def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
     from ke_metric.cli.compare import compare_lineages
 
     compare_lineages(lineages).print(as_json)
+
+
+def _require_one_kind(on: Path | None, bundle: Path | None, through: ThroughChoice | None) -> None:
+    """Refuse options of `eval` that say different things."""
+    if on is not None and through is not None:
+        raise click.UsageError("--on and --store exclude each other: other pictures are scored exactly")
+    if bundle is None:
+        return
+    if on is None:
+        raise click.UsageError("--bundle needs --on: a stored network has no pictures of its own to be scored on")
+    context = click.get_current_context()
+    given = context.get_parameter_source
+    if any(given(name) is ParameterSource.COMMANDLINE for name in ("lineage", "which", "network")):
+        raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
 
 
 def _gate(text: str) -> tuple[str, float]:

@@ -44,7 +44,7 @@ def evaluate_lineage(
             classification is to be scored through a store.
     """
     store = open_lineage(lineage, task="retrieval" if through else None)
-    numbers = _numbers(store, which)
+    numbers = generations_of(store, which)
     _require_scored(store, network, through)
     generations = {number: store.load(number) for number in numbers}
     scorer, changes = _scorer(store, device, through)
@@ -80,17 +80,26 @@ def evaluate_lineage(
 
 
 def _require_scored(store: Lineage, network: str, through: StoreScoring | None) -> None:
+    require_slim(store, network)
+    if through is not None and store.recipe.task == "classification":
+        raise KeMetricError(
+            f"{store.folder}: --store: a classifier has logits, no embeddings that a store could hold; it needs a "
+            "lineage of task = 'retrieval'",
+            ExitCode.LINEAGE,
+        )
+
+
+def require_slim(store: Lineage, network: str) -> None:
+    """Refuse a slim network that a lineage does not score.
+
+    Raises:
+        KeMetricError: There is none.
+    """
     recipe = store.recipe
     if network == "slim" and not recipe.has_slim:
         raise KeMetricError(
             f"{store.folder}: no slim network is scored: split.kind = {recipe.split.kind!r}, evaluation.slim = "
             f"{recipe.evaluation.slim}, method.name = {recipe.method.name!r}",
-            ExitCode.LINEAGE,
-        )
-    if through is not None and recipe.task == "classification":
-        raise KeMetricError(
-            f"{store.folder}: --store: a classifier has logits, no embeddings that a store could hold; it needs a "
-            "lineage of task = 'retrieval'",
             ExitCode.LINEAGE,
         )
 
@@ -113,7 +122,12 @@ def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = N
     )
 
 
-def _numbers(store: Lineage, which: str) -> list[int]:
+def generations_of(store: Lineage, which: str) -> list[int]:
+    """Return the generations that `--gen` names: a number, `last`, `best`, or `all` whose weights were kept.
+
+    Raises:
+        KeMetricError: There is none, or it is no such word.
+    """
     if which == "all":
         numbers = store.numbers
         kept = [number for number in numbers if store.has_weights(number)]
@@ -187,11 +201,12 @@ def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None
         KeMetricError: One does not (exit code 7), or a score of that name was not computed (exit code 2).
     """
     for document in result.document.get("generations", [result.document]):
-        scored = {network: document[network] for network in ("dense", "slim") if network in document}
+        scored = {network: document[network] for network in ("dense", "slim", "network") if network in document}
         assert scored, "a gate without scores would always be met"
         for network, scores in scored.items():
+            what = document["bundle"] if network == "network" else f"generation {document['generation']} {network}"
             for name, minimum in gates:
-                _require(scores, name, minimum, f"generation {document['generation']} {network}")
+                _require(scores, name, minimum, what)
 
 
 def _require(scores: dict[str, float], name: str, minimum: float, what: str) -> None:

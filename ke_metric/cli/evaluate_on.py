@@ -1,0 +1,177 @@
+"""`ke-metric eval --on`: score stored networks on labelled pictures that their lineage has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from ke_metric.cli.display import counting, say
+from ke_metric.cli.embed import warn_of
+from ke_metric.cli.evaluate import NETWORKS, generations_of, require_slim
+from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.result import Result
+from ke_metric.errors import KeMetricError
+from ke_metric.evaluation.retrieval import Scoring
+from ke_metric.generation import Scorecard
+from ke_metric.networks.description import read_description
+from ke_metric.report import FittingTable, header, mistakes_table, score_cells, shown_names, told_baseline, unit
+from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.labelled_pictures import LabelledScores, require_labels, score_pictures
+from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
+from ke_metric.retrieval.predictor import Predictor
+from ke_metric.scoring import count_parameters
+
+Row = tuple[str, str, int, LabelledScores]
+"""Generation or bundle, network, parameters, and what it scores."""
+
+
+def evaluate_on(
+    *, on: Path, which: str, lineage: Path | None, network: str, bundle: Path | None, device: str | None
+) -> Result:
+    """Score networks of a lineage, or a bundle, on labelled pictures.
+
+    Args:
+        on: A folder with a folder for each class, or a CSV with path,label.
+        which: A number, `last`, `best` or `all`; of no meaning for a bundle.
+        lineage: The lineage's folder; the newest one when None.
+        network: `dense`, `slim` or `both`; of no meaning for a bundle.
+        bundle: A stored network in place of a lineage.
+        device: A torch device.
+
+    Raises:
+        KeMetricError: The pictures are not labelled, or none can be used; no such lineage, generation or bundle.
+    """
+    if bundle is not None:
+        return _evaluate_bundle(on, bundle, device)
+    store = open_lineage(lineage)
+    recipe, numbers = store.recipe, generations_of(store, which)
+    require_slim(store, network)
+    classifies = recipe.task == "classification"
+    pictures = _listed(on, pairs=not classifies)
+    names = [name for name in NETWORKS[network] if name == "dense" or recipe.has_slim]
+    evaluation = recipe.evaluation
+    scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)))
+    documents: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    for number in numbers:
+        documents.append({"generation": number})
+        for name in names:
+            embedder = Embedder.load(store.folder, number, name, device=device)
+            predictor = Predictor.load(store.folder, number, name, device=device) if classifies else None
+            found = _scores(
+                pictures, embedder, predictor, f"generation {number} {name}", scoring, evaluation.recall_at
+            )
+            documents[-1] |= {name: found.scores}
+            if found.classes is not None:
+                documents[-1].setdefault("classes", {})[name] = asdict(found.classes)
+            rows.append((str(number), name, count_parameters(embedder.network), found))
+    document = _facts(on, pictures, rows) | {"lineage": str(store.folder)}
+    document |= {"generations": documents} if which == "all" else documents[0]
+    return _result(document, f"{on}: {store.folder}", rows)
+
+
+def _evaluate_bundle(on: Path, bundle: Path, device: str | None) -> Result:
+    classifies = read_description(bundle).embedding_size is None
+    predictor = Predictor.load(bundle, device=device) if classifies else None
+    embedder = _embedder_of(bundle, device, may_have_none=classifies)
+    pictures = _listed(on, pairs=not classifies)
+    found = _scores(pictures, embedder, predictor, str(bundle), Scoring(device=device))
+    loaded = embedder or predictor
+    assert loaded is not None, bundle
+    rows = [(bundle.name, "bundle", count_parameters(loaded.network), found)]
+    document = _facts(on, pictures, rows) | {"bundle": loaded.description, "network": found.scores}
+    if found.classes is not None:
+        document["classes"] = {"network": asdict(found.classes)}
+    return _result(document, f"{on}: {bundle}", rows)
+
+
+def _embedder_of(bundle: Path, device: str | None, *, may_have_none: bool) -> Embedder | None:
+    try:
+        return Embedder.load(bundle, device=device)
+    except KeMetricError as error:
+        if not may_have_none:
+            raise
+        say(f"no Recall@K: {error}")
+        return None
+
+
+def _listed(on: Path, *, pairs: bool) -> PictureList:
+    """List the pictures, before any network is loaded, and refuse what cannot be scored."""
+    pictures = list_pictures([on])
+    require_labels(pictures, pairs=pairs)
+    warn_of(pictures.left_out)
+    return pictures
+
+
+def _scores(
+    pictures: PictureList,
+    embedder: Embedder | None,
+    predictor: Predictor | None,
+    what: str,
+    scoring: Scoring,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+) -> LabelledScores:
+    with counting(f"scoring {what}") as progress:
+        found = score_pictures(
+            pictures.items,
+            embedder=embedder,
+            predictor=predictor,
+            recall_at=recall_at,
+            scoring=scoring,
+            progress=progress,
+        )
+    if predictor is not None and found.unknown:
+        missing, known = ", ".join(list(found.unknown)[:5]), ", ".join(predictor.class_names[:5])
+        which = "top-1 is of the others" if found.classes else "no top-1: not one class is known"
+        say(
+            f"warning: the network has no class named {missing}{', ...' * (len(found.unknown) > 5)}; it knows {known}"
+            f"{', ...' * (len(predictor.class_names) > 5)}: {which}",
+            style="yellow",
+        )
+    return found
+
+
+def _facts(on: Path, pictures: PictureList, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what is the same for all networks, and warn of pictures that were left out."""
+    first = rows[0][3]
+    warn_of(first.left_out)
+    left_out: tuple[LeftOut, ...] = (*pictures.left_out, *first.left_out)
+    facts: dict[str, Any] = {
+        "on": str(on),
+        "pictures": first.pictures,
+        "left_out": [{"path": each.name, "reason": each.reason} for each in left_out],
+    }
+    return facts | ({"unknown_classes": first.unknown} if first.unknown else {})
+
+
+def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Result:
+    baseline = told_baseline(found.scores for _, _, _, found in rows)
+
+    def build(names: Sequence[str]) -> Table:
+        table = Table(
+            *(Column(name, justify="right", overflow="fold") for name in ("generation", "network", "parameters")),
+            *(Column(header(name), justify="right", overflow="fold") for name in names),
+            title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
+            title_justify="left",
+            caption=Text(baseline) if baseline else None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        for position, (generation, network, parameters, found) in enumerate(rows):
+            again = position > 0 and rows[position - 1][0] == generation
+            table.add_row("" if again else generation, network, f"{parameters:,}", *score_cells(found.scores, names))
+        return table
+
+    table = FittingTable(build, shown_names(found.scores for _, _, _, found in rows))
+    last = rows[-1][0]
+    classes = {name: found.classes for generation, name, _, found in rows if found.classes and generation == last}
+    mistakes = mistakes_table(last, Scorecard({}, None, 0, None, classes), networks=list(classes))
+    return Result(document, Group(table, mistakes))
