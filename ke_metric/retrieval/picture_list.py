@@ -100,7 +100,14 @@ def _found_in(source: Path, columns: Columns) -> tuple[list[Item], list[str]]:
     if source.suffix.lower() == ".csv":
         # No divisions: whatever a split column says, all rows are meant.
         rows = read_csv_rows(source, divisions=(), columns=columns)
-        return [Item(row.path, _absolute(source.parent / row.path), row.label) for row in rows], []
+        items = [Item(row.path, _absolute(source.parent / row.path), row.label) for row in rows]
+        if not any(os.path.lexists(item.path) for item in items):
+            raise KeMetricError(
+                f"{source}: none of the {len(items):,} pictures that it lists is there (the first one would be "
+                f"{items[0].path}); paths are relative to the folder of the CSV file",
+                ExitCode.DATA,
+            )
+        return items, []
     own = _own_labels(source.parent).get(source.name, "")
     return [Item(source.name, _absolute(source), own)], []
 

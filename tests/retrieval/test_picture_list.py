@@ -110,8 +110,16 @@ def test_a_csv_file_lists_paths_relative_to_itself(tmp_path):
     ],
 )
 def test_csv_files_that_are_refused(text, words, tmp_path):
+    touch(tmp_path, "a.png")
     (tmp_path / "list.csv").write_text(text)
     assert words in refused(tmp_path / "list.csv")
+
+
+def test_a_csv_none_of_whose_pictures_is_there_says_where_paths_begin(tmp_path):
+    touch(tmp_path, "photos/a.png", "lists/x").joinpath("lists/list.csv").write_text("path,label\nphotos/a.png,b\n")
+    said = refused(tmp_path / "lists" / "list.csv")
+    assert str(tmp_path / "lists" / "photos" / "a.png") in said
+    assert "relative to the folder of the CSV file" in said
 
 
 def test_labels_can_be_forgotten(tmp_path):
