@@ -11,9 +11,10 @@ from typing import Any
 from collect import collect
 
 from ke_metric import Lineage
+from ke_metric.added_fields import RECIPE_FIELDS, with_values_before
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Scorecard
-from ke_metric.lineage_recipe import forbidden_changes
+from ke_metric.lineage_recipe import as_continued, forbidden_changes
 from ke_metric.recipe import Recipe
 
 
@@ -27,7 +28,7 @@ class StoredResult:
 
     def __init__(self, document: Mapping[str, Any], path: Path) -> None:
         self._generations = document["generations"]
-        self.recipe = Recipe.model_validate(document["recipe"])
+        self.recipe = Recipe.model_validate(with_values_before(document["recipe"], RECIPE_FIELDS))
         self.folder = path.with_name(f"{path.name}: {key_of(self.recipe)}")
         self.averages = {kind: Scorecard(**card) for kind, card in document.get("averages", {}).items()}
 
@@ -70,7 +71,7 @@ class Results:
         if document is None:
             return None
         found = StoredResult(document, self._path)
-        changes = forbidden_changes(found.recipe, recipe)
+        changes = forbidden_changes(found.recipe, as_continued(found.recipe, recipe))
         if changes:
             raise KeMetricError(f"{found.folder}: of another recipe: {'; '.join(changes.values())}", ExitCode.LINEAGE)
         return found

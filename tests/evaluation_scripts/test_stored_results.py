@@ -68,3 +68,17 @@ def test_one_of_another_recipe_is_refused(lineage_of, tmp_path):
     assert results.get(lineage.recipe.model_copy(update={"seed": 1})) is None
     with pytest.raises(KeMetricError, match="a-s0: of another recipe: keep = 'all'"):
         results.get(lineage.recipe.model_copy(update={"keep": "all"}))
+
+
+def test_a_line_of_before_a_field_existed_goes_on(lineage_of, tmp_path):
+    path = tmp_path / "results.jsonl"
+    lineage = lineage_of("a", 0, [0.5], data={"background": "keep", "exif_orientation": False})
+    Results(path).add(lineage)
+    document = json.loads(path.read_text())
+    for field in ("background", "exif_orientation"):
+        del document["recipe"]["data"][field]
+    path.write_text(json.dumps(document) + "\n")
+    stored = Results(path).get(Recipe(name="a", generations=1))
+    assert stored.recipe == lineage.recipe
+    with pytest.raises(KeMetricError, match=r"data\.background = '#000000', the lineage has 'keep'"):
+        Results(path).get(Recipe(name="a", generations=1, data={"background": "#000000"}))

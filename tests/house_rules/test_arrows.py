@@ -18,6 +18,7 @@ LAYER_0 = {
     "randomness",
     "recipe",
     "recipe_file",
+    "recipe_method",
     "recipe_problems",
     "recipe_section",
     "recipe_yaml",
