@@ -30,6 +30,8 @@ class StoredResult:
         self._generations = document["generations"]
         self.recipe = Recipe.model_validate(with_values_before(document["recipe"], RECIPE_FIELDS))
         self.folder = path.with_name(f"{path.name}: {key_of(self.recipe)}")
+        # A line does not say how the network scored before any training.
+        self.untrained: Scorecard | None = None
         self.averages = {kind: Scorecard(**card) for kind, card in document.get("averages", {}).items()}
 
     @property
