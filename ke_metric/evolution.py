@@ -165,16 +165,23 @@ class Nursery:
     def _search(self, scorer: Scorer) -> dict[str, str]:
         return {} if self._classifies else {"search_backend": scorer.backend}
 
-    def require_buildable(self) -> None:
-        """Build everything that generation 1 needs, and drop it: what a recipe gets wrong shows before any harm.
+    def require_buildable(self) -> tuple[nn.Module, nn.Module]:
+        """Build everything that generation 1 needs: what a recipe gets wrong shows before any harm.
+
+        Labels are enough: `Pictures.undecoded`.
+
+        Returns:
+            Its network and its loss.
 
         Raises:
             KeMetricError: Whatever `grow` would raise before its first step.
         """
         birth = self.birth(1, None)
-        self.prepare(self.build_child(birth), self.build_loss(1, None), birth)
+        network, loss = self.build_child(birth), self.build_loss(1, None)
+        self.prepare(network, loss, birth)
         if not self._classifies:
             choose_backend(self.recipe.evaluation.backend, self.engine.device)
+        return network, loss
 
     def birth(self, number: int, parent: Generation | None) -> Birth:
         """Return what there is to make generation `number` of.

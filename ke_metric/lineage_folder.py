@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -55,8 +56,33 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
+def require_room(folder: Path, *, overwrite: bool) -> None:
+    """Check that a lineage could begin in a folder, so that nothing is computed in vain; nothing is changed.
+
+    Raises:
+        KeMetricError: What `Lineage.create` would say, or the folder cannot be written.
+    """
+    place = folder.resolve()
+    if place.exists() and not _is_empty_folder(place):
+        with _replaceable(place, folder, overwrite):
+            pass
+    above = next(path for path in place.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "cannot be written" if above.is_dir() else "is no folder"
+        raise KeMetricError(
+            f"{folder}: cannot be made: {above} {why}; choose another folder with --lineage", ExitCode.ENVIRONMENT
+        )
+
+
 def _make_room(place: Path, folder: Path, overwrite: bool) -> None:
     """Remove the lineage at `place`, which the user calls `folder`."""
+    with _replaceable(place, folder, overwrite):
+        remove_folder(place)
+
+
+@contextmanager
+def _replaceable(place: Path, folder: Path, overwrite: bool) -> Iterator[None]:
+    """Hold a lineage that may be removed: it is to be overwritten, or nothing is in it."""
     if not (place / FACTS).is_file():
         raise KeMetricError(
             f"{folder}: exists and is no lineage (no {FACTS}), so it is never replaced; choose another folder with "
@@ -71,7 +97,7 @@ def _make_room(place: Path, folder: Path, overwrite: bool) -> None:
                 "--lineage or another seed",
                 ExitCode.LINEAGE,
             )
-        remove_folder(place)
+        yield
 
 
 def _holds_work(folder: Path) -> bool:

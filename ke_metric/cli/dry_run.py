@@ -14,6 +14,7 @@ from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, first_pictures
+from ke_metric.data.problems import require_scorable
 from ke_metric.evolution import Nursery
 from ke_metric.lineage import default_folder
 from ke_metric.recipe import Recipe
@@ -38,6 +39,7 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
     benchmark = load_benchmark(recipe.data, recipe.task)
     for kind, paths in benchmark.skipped.items():
         say_skipped(kind, paths)
+    require_scorable(benchmark)
     engine = Engine(recipe.training.precision, device)
     undecoded = Pictures.undecoded(benchmark)
     nursery = Nursery(recipe, undecoded, engine)
@@ -53,7 +55,7 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         **_count_images(benchmark),
         "batches_per_epoch": batches,
         **_count_parameters(network, loss, plan, alone=recipe.method.name == "slim_alone"),
-        "expected_disk_bytes": _expected_disk(recipe, network, loss),
+        "expected_disk_bytes": expected_disk(recipe, network, loss),
         "first_loss": value,
         "seconds_per_step": round(seconds, 4),
         "estimated_training_seconds": round(seconds * batches * recipe.training.epochs * recipe.generations),
@@ -92,10 +94,17 @@ def _count_parameters(network: nn.Module, loss: nn.Module, plan: SplitPlan, *, a
     return counts | {"parameters_slim": count_parameters(extract_slim(network, plan))}
 
 
-def _expected_disk(recipe: Recipe, network: nn.Module, loss: nn.Module) -> int:
-    """Return the most bytes the lineage will hold: kept weights, and two resume states while one is written."""
+def expected_disk(recipe: Recipe, network: nn.Module, loss: nn.Module, *, kept: int | None = None) -> int:
+    """Return the most bytes the lineage will hold: kept weights, and two resume states while one is written.
+
+    Args:
+        recipe: Of the lineage.
+        network: Its network.
+        loss: Its loss.
+        kept: Generations that are kept; as many as the recipe keeps when left out.
+    """
     weights = count_parameters(network) + count_parameters(loss)
-    kept = {"last": 2, "best": 3, "all": recipe.generations}[recipe.keep]
+    kept = kept or {"last": 2, "best": 3, "all": recipe.generations}[recipe.keep]
     states = 2 * (1 + MOMENTS[recipe.optimizer.name])
     return BYTES_PER_WEIGHT * weights * (kept + states)
 

@@ -17,6 +17,7 @@ from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, fingerprint, without_training
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.lineage import Lineage
@@ -112,14 +113,14 @@ def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = N
     store.require_classes(fingerprint(complete))
     if through is not None:
         through.require_depth(complete, recipe.evaluation.recall_at)
-    benchmark = without_training(complete)
+    benchmark, engine = without_training(complete), Engine("fp32", device)
+    if recipe.task == "retrieval":
+        choose_backend(recipe.evaluation.backend, engine.device)
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(
             benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
         )
-    return Scorer(pictures, recipe, Engine("fp32", device)), tell_data_changes(
-        store, fingerprint(complete, pictures.contents)
-    )
+    return Scorer(pictures, recipe, engine), tell_data_changes(store, fingerprint(complete, pictures.contents))
 
 
 def generations_of(store: Lineage, which: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,14 +12,18 @@ from pathlib import Path
 from rich.console import Group
 
 from ke_metric.cli.display import TrainingDisplay, counting, say, say_skipped
+from ke_metric.cli.dry_run import expected_disk
 from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, fingerprint
+from ke_metric.data.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.lineage import RESOLVED, Lineage, default_folder
+from ke_metric.lineage_folder import require_room
 from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
 from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
@@ -45,32 +50,28 @@ def train_lineage(
         KeMetricError: See the exit codes.
     """
     folder = _own_folder(folder or default_folder(recipe))
-    if resume:
-        recipe = _require_unfinished(Lineage(folder), recipe)
-    benchmark = load_benchmark(recipe.data, recipe.task)
-    for kind, paths in benchmark.skipped.items():
-        say_skipped(kind, paths)
-    if resume:
-        # Whatever keys and labels tell is told before everything is decoded.
-        Lineage(folder).require_data(fingerprint(benchmark))
     engine = Engine(recipe.training.precision, device)
-    with counting(f"decoding {benchmark.name}") as progress:
-        pictures = Pictures.decode(
-            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
-        )
-    if resume and (unchecked := Lineage(folder).require_data(pictures.fingerprint)):
-        say(f"warning: {unchecked}", style="yellow")
-    Nursery(recipe, pictures, engine).require_buildable()
     with ExitStack() as stack:
+        start = Start()
+        if resume:
+            recipe = _require_unfinished(Lineage(folder), recipe)
+            if engine.is_main:
+                stack.enter_context(Lineage(folder).writing())
+            start = _start(Lineage(folder))
+        elif engine.is_main:
+            require_room(folder, overwrite=overwrite)
+        pictures = _decode(_checked_benchmark(recipe, engine, folder, start=start, resume=resume), recipe)
+        if resume and (unchecked := Lineage(folder).require_data(pictures.fingerprint)):
+            say(f"warning: {unchecked}", style="yellow")
         if engine.is_main:
-            lineage = Lineage(folder) if resume else _create(folder, recipe, text, overwrite)
-            stack.enter_context(lineage.writing())
             if resume:
-                lineage.continue_with(recipe)
-            lineage.record_data(pictures.fingerprint)
+                Lineage(folder).continue_with(recipe)
+            else:
+                stack.enter_context(_create(folder, recipe, text, overwrite).writing())
+            Lineage(folder).record_data(pictures.fingerprint)
         engine.wait()
         lineage = Lineage(folder)
-        _grow(lineage, pictures, engine=engine, device=device)
+        _grow(lineage, pictures, start=start, engine=engine, device=device)
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
     untrained = lineage.untrained
     document = {
@@ -81,6 +82,52 @@ def train_lineage(
     last = lineage.numbers[-1]
     shown = Group(scorecards_table(str(folder), cards, untrained=untrained), mistakes_table(last, cards[last]))
     return Result(document, shown)
+
+
+def _checked_benchmark(recipe: Recipe, engine: Engine, folder: Path, *, start: Start, resume: bool) -> Benchmark:
+    """Load the benchmark and find out whatever recipe, labels and folder can tell before the pictures are decoded.
+
+    Raises:
+        KeMetricError: Whatever would end the training before its first step, or after its last.
+    """
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    for kind, paths in benchmark.skipped.items():
+        say_skipped(kind, paths)
+    if resume:
+        Lineage(folder).require_data(fingerprint(benchmark))
+    require_scorable(benchmark)
+    nursery = Nursery(recipe, Pictures.undecoded(benchmark), engine)
+    network, loss = nursery.require_buildable()
+    if resume:
+        nursery.birth(start.number, start.parent)
+    elif engine.is_main and not folder.exists():
+        _require_space(folder, expected_disk(recipe, network, loss, kept=1))
+    return benchmark
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    """Refuse a disk on which not even the first generation has room."""
+    above = next(path for path in folder.resolve().parents if path.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise KeMetricError(
+            f"{folder}: a generation and the states to resume from need {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB "
+            "are free; free some space, or choose another folder with --lineage",
+            ExitCode.ENVIRONMENT,
+        )
+
+
+def _decode(benchmark: Benchmark, recipe: Recipe) -> Pictures:
+    with counting(f"decoding {benchmark.name}") as progress:
+        return Pictures.decode(
+            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
+        )
+
+
+def _start(lineage: Lineage) -> Start:
+    """Read where a lineage goes on."""
+    numbers = lineage.numbers
+    return Start(lineage.load(numbers[-1]) if numbers else None, lineage.load_state())
 
 
 def _own_folder(folder: Path) -> Path:
@@ -119,9 +166,8 @@ def _create(folder: Path, recipe: Recipe, text: str, overwrite: bool) -> Lineage
     return Lineage.create(folder, recipe, text=text, command=command, overwrite=overwrite)
 
 
-def _grow(lineage: Lineage, pictures: Pictures, *, engine: Engine, device: str | None) -> None:
-    recipe, numbers = lineage.recipe, lineage.numbers
-    start = Start(lineage.load(numbers[-1]) if numbers else None, lineage.load_state())
+def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine, device: str | None) -> None:
+    recipe = lineage.recipe
     interrupts = Interrupts(engine, recipe.training.epochs, _resume_command(lineage, device))
     if not engine.is_main:
         with interruptible(interrupts):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,7 +17,15 @@ from torch import Tensor
 from ke_metric.data.augmentation import Augmenter
 from ke_metric.data.batches import ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
 from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pixels import PixelStore, StoreShape, evaluation_pixels, normalize, standardize, unit_range
+from ke_metric.data.pixels import (
+    PixelStore,
+    StoreShape,
+    UnreadableError,
+    evaluation_pixels,
+    normalize,
+    standardize,
+    unit_range,
+)
 from ke_metric.data.training_batches import TrainingBatches
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.recipe import Recipe
@@ -62,13 +69,24 @@ class Pictures:
             progress: Called with pictures done and pictures in all, for each part.
 
         Raises:
-            KeMetricError: A picture cannot be decoded; it is named.
+            UnreadableError: Pictures cannot be decoded; those of all parts are named.
+            KeMetricError: See `PixelStore.build`.
         """
-        build = partial(PixelStore.build, store_size=store_size, shape=store_shape, progress=progress)
+        unreadable: list[str] = []
+
+        def build(images: ImageSet) -> PixelStore:
+            try:
+                return PixelStore.build(images, store_size, shape=store_shape, progress=progress)
+            except UnreadableError as error:
+                unreadable.extend(error.reasons)
+                return PixelStore.undecoded(len(images))
+
         train = build(benchmark.train)
         validation = None if benchmark.validation is None else build(benchmark.validation)
         query = build(benchmark.query)
         gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
+        if unreadable:
+            raise UnreadableError(unreadable)
         return cls(benchmark, train, query, gallery, validation)
 
     @classmethod

@@ -33,8 +33,33 @@ Decoded = TypeVar("Decoded")
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
 
+# Pictures that an error names.
+MOST_NAMED = 20
+
 # Pictures per thread that are decoded ahead of the one written next: enough to even out slow files.
 LOOK_AHEAD = 4
+
+
+class UnreadableError(KeMetricError):
+    """Pictures that cannot be decoded, all that were met (DATA).
+
+    Args:
+        reasons: What is wrong with each; it names the picture.
+    """
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        count = len(self.reasons)
+        lines = [self.reasons[0]]
+        if count > 1:
+            lines = [
+                f"{count:,} pictures cannot be decoded",
+                *(f"  {reason}" for reason in self.reasons[:MOST_NAMED]),
+            ]
+        if count > MOST_NAMED:
+            lines.append(f"  and {count - MOST_NAMED:,} more")
+        lines.append("put whole copies in their place, or remove them; ke-metric data check names all that is wrong")
+        super().__init__("\n".join(lines), ExitCode.DATA)
 
 
 class PixelStore:
@@ -95,8 +120,8 @@ class PixelStore:
             The store; the same one whatever the number of threads.
 
         Raises:
-            KeMetricError: A picture cannot be decoded (DATA); the message names the file. Or the disk of temporary
-                files is full (ENVIRONMENT).
+            UnreadableError: Pictures cannot be decoded, however many; all others have been looked at (DATA).
+            KeMetricError: The disk of temporary files is full (ENVIRONMENT).
         """
         try:
             return cls._build(images, partial(_decode, images, store_size=store_size, shape=shape), progress)
@@ -112,20 +137,27 @@ class PixelStore:
     def _build(
         cls,
         images: ImageSet,
-        decode: Callable[[int], tuple[PixelArray, str]],
+        decode: Callable[[int], tuple[PixelArray, str] | KeMetricError],
         progress: Callable[[int, int], None] | None,
     ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
         contents: list[str] = []
-        for index, (picture, content) in enumerate(in_order(decode, range(len(images)))):
-            heights[index], widths[index] = picture.shape[:2]
-            contents.append(content)
-            stream.write(picture.data)
+        unreadable: list[str] = []
+        for index, found in enumerate(in_order(decode, range(len(images)))):
+            if isinstance(found, KeMetricError):
+                unreadable.append(str(found))
+            elif not unreadable:
+                picture, content = found
+                heights[index], widths[index] = picture.shape[:2]
+                contents.append(content)
+                stream.write(picture.data)
             if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
                 stream = _temporary_file(stream.getbuffer())
             if progress is not None:
                 progress(index + 1, len(images))
+        if unreadable:
+            raise UnreadableError(unreadable)
         if isinstance(stream, io.BytesIO):
             pixels = np.frombuffer(stream.getbuffer(), np.uint8)
             return cls(pixels, heights, widths=widths, contents=tuple(contents))
@@ -187,10 +219,16 @@ def in_order(decode: Callable[[Source], Decoded], sources: Iterable[Source]) -> 
             yield waiting.popleft().result()
 
 
-def _decode(images: ImageSet, index: int, *, store_size: int, shape: StoreShape) -> tuple[PixelArray, str]:
-    image = images.read(index)
-    content = images.content(index, image)
-    return stored_picture(image, images.keys[index], store_size=store_size, shape=shape), content
+def _decode(
+    images: ImageSet, index: int, *, store_size: int, shape: StoreShape
+) -> tuple[PixelArray, str] | KeMetricError:
+    """Return what is kept of a picture and the digest of its file, or why there is nothing."""
+    try:
+        image = images.read(index)
+        content = images.content(index, image)
+        return stored_picture(image, images.keys[index], store_size=store_size, shape=shape), content
+    except KeMetricError as error:
+        return error
 
 
 def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:

@@ -12,6 +12,7 @@ import numpy as np
 from ke_metric.data.fingerprints import Seen
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.part_counts import parts_of
+from ke_metric.errors import ExitCode, KeMetricError
 
 UNBALANCED = 3
 """How many times as many images as the smallest class the largest has, to be reported."""
@@ -185,6 +186,23 @@ def lone_training_images(train: ImageSet) -> Iterator[Problem]:
             paths=(train.keys[index],),
             reason=f"class {train.class_names[train.labels[index]]!r} has one training image: no pair of its own",
             fix="add images of the class, or leave it out",
+        )
+
+
+def require_scorable(benchmark: Benchmark) -> None:
+    """Refuse a benchmark of retrieval on which no query has anything to find, before anything is trained for it.
+
+    Raises:
+        KeMetricError: DATA.
+    """
+    if benchmark.task == "retrieval" and len(_queries_without_match(benchmark.query, benchmark.gallery)) == len(
+        benchmark.query
+    ):
+        raise KeMetricError(
+            f"{benchmark.name}: nothing can be scored: none of the {len(benchmark.query):,} query picture(s) has "
+            "another picture of its class to find; give the test classes at least 2 pictures each, or the gallery "
+            "the classes of the queries",
+            ExitCode.DATA,
         )
 
 
