@@ -1,4 +1,4 @@
-"""What `ke-metric train` and `eval` refuse before they decode a picture, and what they say of pictures they decoded."""
+"""What `ke-metric train` and `eval` refuse before they decode a picture, and what they say of unreadable ones."""
 
 from __future__ import annotations
 
