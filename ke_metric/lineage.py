@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -18,11 +18,13 @@ from ke_metric.fingerprint import DataFingerprint, class_name_changes
 from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage_disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.lineage_files import (
+    TRAINING_LOG,
     WEIGHTS,
     drop_weights,
     newest_state,
     read_fingerprint,
     read_generation,
+    read_log,
     read_provenance,
     read_scorecard,
     read_state,
@@ -205,6 +207,15 @@ class Lineage:
         """Names of a classifier's classes in the order of the logits; empty for retrieval and before generation 1."""
         numbers = self.numbers
         return tuple(read_provenance(self.generation_folder(numbers[-1])).class_names) if numbers else ()
+
+    def training_log(self, number: int) -> tuple[Mapping[str, Any], ...]:
+        """Return one record per epoch of a generation's training.
+
+        Raises:
+            KeMetricError: There is no such generation, or the file is damaged.
+        """
+        self._require(number)
+        return read_log(self.generation_folder(number) / TRAINING_LOG)
 
     def _require(self, number: int) -> None:
         numbers = self.numbers

@@ -95,7 +95,7 @@ def read_generation(folder: Path, number: int) -> Generation:
             split=read_text(folder / SPLIT),
             split_bits=_load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {},
             scorecard=scorecard,
-            training_log=_read_log(folder / TRAINING_LOG),
+            training_log=read_log(folder / TRAINING_LOG),
             magnitudes=magnitudes,
             provenance=provenance,
         )
@@ -163,7 +163,12 @@ def _class_scores(facts: Mapping[str, Any] | None) -> dict[str, ClassScores] | N
     return None if facts is None else {network: ClassScores(**found) for network, found in facts.items()}
 
 
-def _read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
+def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Read a training's log, one record per epoch.
+
+    Raises:
+        KeMetricError: It is missing or damaged.
+    """
     try:
         return tuple(json.loads(line) for line in read_text(path).splitlines())
     except json.JSONDecodeError as error:

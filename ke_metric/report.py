@@ -37,6 +37,17 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     return document
 
 
+def idle_steps(training_log: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return how many `steps` of a training were `idle_steps`, of loss 0 or without tuples; nothing where none was.
+
+    Args:
+        training_log: One record per epoch.
+    """
+    idle = sum(record.get("idle_steps", 0) for record in training_log)
+    per_epoch = max((record.get("steps", 0) for record in training_log), default=0)
+    return {"idle_steps": idle, "steps": per_epoch * len(training_log)} if idle else {}
+
+
 def untrained_document(untrained: Scorecard | None, scorecards: Mapping[int, Scorecard]) -> dict[str, Any]:
     """Return what a command's document says of the network before any training; nothing where nobody knows.
 

@@ -13,7 +13,7 @@ from ke_metric.cli.display import say_skipped
 from ke_metric.cli.result import Result
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
-from ke_metric.data.pictures import Pictures, first_pictures
+from ke_metric.data.pictures import Pictures, first_pictures, repeated_pictures
 from ke_metric.data.problems import require_scorable
 from ke_metric.evolution import Nursery
 from ke_metric.lineage import default_folder
@@ -49,11 +49,13 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
     search = {} if recipe.task == "classification" else {"search_backend": Scorer(undecoded, recipe, engine).backend}
     pictures, batches = first_pictures(benchmark, recipe)
     training = Nursery(recipe, pictures, engine).prepare(network, loss, birth)
+    repeated = repeated_pictures(benchmark, recipe)
     value, seconds = _try(training, batches)
     document: dict[str, Any] = {
         "lineage": str(folder or default_folder(recipe)),
         **_count_images(benchmark),
         "batches_per_epoch": batches,
+        **({"repeated_pictures": repeated} if repeated and recipe.task == "retrieval" else {}),
         **_count_parameters(network, loss, plan, alone=recipe.method.name == "slim_alone"),
         "expected_disk_bytes": expected_disk(recipe, network, loss),
         "first_loss": value,
@@ -118,6 +120,11 @@ def _table(document: dict[str, Any]) -> Table:
 
 
 def _shown(name: str, value: Any) -> str:
+    if name == "repeated_pictures":
+        return (
+            f"{value['classes']:,} classes have fewer images than batches.images_per_class: {value['self_pairs']:,} "
+            f"of {value['positive_pairs']:,} positive pairs of an epoch are a picture and itself"
+        )
     if isinstance(value, dict):
         return f"{value['images']:,} images, {value['classes']:,} classes"
     if name == "expected_disk_bytes":

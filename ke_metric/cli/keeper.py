@@ -92,7 +92,7 @@ class Keeper(Watch):
         record = dict(state.training_log[-1])
         self._lineage.log("epoch", **record)
         step = (state.number - 1) * self._epochs + state.epoch
-        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples"):
+        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples", "idle_steps"):
             if name in record:
                 self._scalar(f"training/{name}", record[name], step)
 

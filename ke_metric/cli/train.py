@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ke_metric.lineage import RESOLVED, Lineage, default_folder
 from ke_metric.lineage_folder import require_room
 from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
-from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
+from ke_metric.report import idle_steps, mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.training.engine import Engine
 from ke_metric.training.watch import Watches
 
@@ -74,14 +74,23 @@ def train_lineage(
         _grow(lineage, pictures, start=start, engine=engine, device=device)
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
     untrained = lineage.untrained
+    idle = {number: idle_steps(lineage.training_log(number)) for number in cards}
     document = {
         "lineage": str(folder),
         **untrained_document(untrained, cards),
-        "generations": [scorecard_document(number, card) for number, card in cards.items()],
+        "generations": [scorecard_document(number, card) | idle[number] for number, card in cards.items()],
     }
     last = lineage.numbers[-1]
-    shown = Group(scorecards_table(str(folder), cards, untrained=untrained), mistakes_table(last, cards[last]))
-    return Result(document, shown)
+    table = scorecards_table(str(folder), cards, untrained=untrained)
+    return Result(document, Group(table, *_idle_lines(idle), mistakes_table(last, cards[last])))
+
+
+def _idle_lines(idle: Mapping[int, Mapping[str, int]]) -> Iterator[str]:
+    for number, counts in idle.items():
+        if counts:
+            yield (
+                f"generation {number}: {counts['idle_steps']:,} of {counts['steps']:,} steps had loss 0 or no tuples"
+            )
 
 
 def _checked_benchmark(recipe: Recipe, engine: Engine, folder: Path, *, start: Start, resume: bool) -> Benchmark:

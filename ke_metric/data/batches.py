@@ -120,6 +120,13 @@ class ClassBalancedBatches:
         for batch in images.reshape(self._length, self.batch_size):
             yield batch[self.rank * share : (self.rank + 1) * share]
 
+    def self_pairs(self) -> tuple[int, int]:
+        """Return how many positive pairs of the next epoch are a picture and itself, and how many there are."""
+        groups = np.concatenate(list(self)).reshape(-1, self._images)
+        # Every picture is equal to itself, and every pair is counted from both sides.
+        equal = (groups[:, :, None] == groups[:, None, :]).sum() - groups.size
+        return int(equal) // 2, len(groups) * self._images * (self._images - 1) // 2
+
     def _images_of(self, classes: IntArray, generator: np.random.Generator) -> IntArray:
         """Return [len(classes), M] picture numbers, those of each class cycled through."""
         images = np.empty((len(classes), self._images), np.int64)

@@ -22,6 +22,7 @@ from ke_metric.data.problems import (
     lone_queries,
     lone_training_images,
     shared_classes,
+    small_classes_note,
     unbalanced_classes,
     unreadable_images,
     vanished_images,
@@ -119,7 +120,8 @@ def check_images(
     classes; fewer than two training classes. Warnings: the same picture twice in one class; a transparent one of
     which nothing is left on its ground; one of 12 bits in a file of 16. Of a retrieval benchmark
     also, errors: a class name in training and test; no query with a match; warnings: training classes with one
-    image, queries without a match. Of a classification also, a warning: unbalanced training classes.
+    image, queries without a match. A note: training classes smaller than their share of a batch. Of a classification
+    also, a warning: unbalanced training classes.
 
     Args:
         benchmark: What to check.
@@ -144,7 +146,7 @@ def check_images(
         counts=count_parts(benchmark),
         images=len(sources),
         problems=tuple(sorted(problems, key=lambda problem: (not problem.is_error, problem.kind, problem.paths))),
-        notes=benchmark.notes,
+        notes={**benchmark.notes, **(small_classes_note(benchmark.train) if benchmark.task == "retrieval" else {})},
         skipped=benchmark.skipped,
         transparent=tuple(key for key, traits in traits_of_all.items() if traits.transparent),
         turned={key: traits.orientation for key, traits in traits_of_all.items() if traits.orientation != UPRIGHT},

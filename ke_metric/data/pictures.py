@@ -249,6 +249,20 @@ def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]
     return Pictures.decode(small, recipe.data.store_size, store_shape=recipe.data.store_shape), len(batches)
 
 
+def repeated_pictures(benchmark: Benchmark, recipe: Recipe) -> dict[str, int]:
+    """Return how often pictures of the first epoch are paired with themselves; nothing where they never are.
+
+    Returns:
+        `classes`, the training classes with fewer images than batches.images_per_class; `self_pairs`, the positive
+        pairs that are a picture and itself; `positive_pairs`, all of them.
+    """
+    batches = _index_batches(benchmark.train, recipe, generation=1, rank=0, processes=1)
+    if not isinstance(batches, ClassBalancedBatches) or not batches.small_classes:
+        return {}
+    itself, pairs = batches.self_pairs()
+    return {"classes": batches.small_classes, "self_pairs": itself, "positive_pairs": pairs}
+
+
 def evaluation_batches(
     store: PixelStore, indices: Sequence[int], *, recipe: Recipe, device: torch.device
 ) -> Iterator[Tensor]:

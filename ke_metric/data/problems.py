@@ -13,6 +13,7 @@ from ke_metric.data.fingerprints import Seen
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.part_counts import parts_of
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.recipe import Batches
 
 UNBALANCED = 3
 """How many times as many images as the smallest class the largest has, to be reported."""
@@ -187,6 +188,20 @@ def lone_training_images(train: ImageSet) -> Iterator[Problem]:
             reason=f"class {train.class_names[train.labels[index]]!r} has one training image: no pair of its own",
             fix="add images of the class, or leave it out",
         )
+
+
+def small_classes_note(train: ImageSet) -> dict[str, str]:
+    """Say how many training classes have fewer images than a batch takes of each where no recipe says else."""
+    wanted = Batches().images_per_class
+    sizes = np.bincount(train.labels, minlength=len(train.class_names))
+    small = np.count_nonzero((sizes > 0) & (sizes < wanted))
+    if not small:
+        return {}
+    return {
+        "small classes": f"{small:,} of {np.count_nonzero(sizes):,} training classes have fewer than {wanted} "
+        f"images; with batches.images_per_class = {wanted}, the default, they repeat in a batch, and a picture and "
+        "itself are a positive pair"
+    }
 
 
 def require_scorable(benchmark: Benchmark) -> None:

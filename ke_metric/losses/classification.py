@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.parts import build_part
+from ke_metric.losses.parts import LOSSES as EMBEDDING_LOSSES
+from ke_metric.losses.parts import build_part, require_task
 from ke_metric.recipe import Loss, Recipe
 
 # An arc cosine has no slope at -1 and 1; the nearest numbers float32 has.
@@ -187,6 +188,7 @@ def build_classification_loss(loss: Loss, *, classes: int) -> ClassificationLoss
     Raises:
         KeMetricError: An unknown class or keyword, or a value that does not fit (RECIPE).
     """
+    require_task(loss.name, "classification", own=LOSSES, others=EMBEDDING_LOSSES)
     built = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes={"num_classes": classes})
     return cast(ClassificationLoss, built)
 

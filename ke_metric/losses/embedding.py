@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.parts import LOSSES, MINERS, build_part
+from ke_metric.losses.classification import LOSSES as CLASSIFICATION_LOSSES
+from ke_metric.losses.parts import LOSSES, MINERS, build_part, require_task
 from ke_metric.losses.proxy_nca import ClassicProxyNCALoss
 from ke_metric.losses.rehearsal import MOST, PossibleBatches, rehearse
 from ke_metric.recipe import Loss, Miner
@@ -95,6 +96,7 @@ def build_loss(
 
 
 def _build(loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> EmbeddingLoss:
+    require_task(loss.name, "retrieval", own=LOSSES, others=CLASSIFICATION_LOSSES)
     sizes = dict(zip(SIZES, (classes, embedding_size, embedding_size), strict=True))
     built_loss = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes=sizes)
     if miner is None:

@@ -111,6 +111,26 @@ def build_part(
         raise _refused(f"{field} = {dict(arguments)}: {name} cannot be built: {error}") from error
 
 
+def require_task(name: str, task: str, *, own: Iterable[str], others: Iterable[str]) -> None:
+    """Refuse a loss that is known, but for the other task.
+
+    Args:
+        name: Of the loss.
+        task: The recipe's.
+        own: Losses of the task.
+        others: Losses of the other task.
+
+    Raises:
+        KeMetricError: RECIPE, naming the losses of the task.
+    """
+    if name not in own and name in others:
+        other = {"retrieval": "classification", "classification": "retrieval"}[task]
+        raise _refused(
+            f"loss.name = {name!r}: is a loss of task = {other!r}, and the recipe has task = {task!r}, with the "
+            f"losses {_listed(own)}"
+        )
+
+
 def allowed_keywords(part: type) -> dict[str, inspect.Parameter]:
     """Return the keywords a class takes, by name, with those it passes on to its parents through **kwargs."""
     keywords: dict[str, inspect.Parameter] = {}

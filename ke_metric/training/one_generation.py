@@ -130,6 +130,12 @@ class GenerationTraining:
                 f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
                 f"batch {facts['spread']:.4f}); a smaller optimizer.learning_rate or another loss may help"
             )
+        if facts.get("idle_steps") == len(self.epochs):
+            watch.warn(
+                f"generation {self.number}, epoch {epoch}: nothing was learnt: all {len(self.epochs)} steps had loss "
+                "0 or no tuples. Either everything is told apart already, or the batches have no pairs that the loss "
+                "can use: other batches, another loss or another miner may help"
+            )
         seconds = time.perf_counter() - started
         self.seconds += seconds
         record = {"generation": self.number, "epoch": epoch, **facts, "seconds": round(seconds, 3)}
@@ -137,8 +143,11 @@ class GenerationTraining:
         return self._state()
 
     def _take_steps(self, epoch: int, watch: Watch) -> dict[str, float]:
-        """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
-        losses, signs, tuples, images = [], [], [], 0
+        """Take the steps of one epoch and return what the log says of them: means over steps, images in all.
+
+        Steps with loss 0 or without tuples are counted as `idle_steps` of `steps`, where there are any.
+        """
+        losses, signs, tuples, images, idle = [], [], [], 0, 0
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
@@ -148,8 +157,10 @@ class GenerationTraining:
                 losses.append(loss)
                 signs.append(sign)
                 # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
-                if (count := getattr(self.loss, "tuples", None)) is not None:
+                count = getattr(self.loss, "tuples", None)
+                if count is not None:
                     tuples.append(count)
+                idle += loss == 0 or count == 0
                 images += len(batch.keys) * self.engine.processes
                 watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
         return {
@@ -157,6 +168,7 @@ class GenerationTraining:
             SIGNS[self.recipe.task]: _mean(signs),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **({"tuples": _mean(tuples)} if tuples else {}),
+            **({"idle_steps": idle, "steps": len(losses)} if idle else {}),
             "images": images,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -138,3 +139,24 @@ def test_all_unreadable_pictures_are_named_at_once(recipe, tmp_path):
     assert [picture for picture in pictures if str(picture) in told] == broken
     assert "ke-metric data check" in told
     assert not (tmp_path / "l").exists()
+
+
+def test_a_dry_run_and_a_check_tell_of_classes_that_repeat_in_a_batch(recipe, tmp_path):
+    """2 of the classes of 3 images are trained on; a batch takes 4 of each: 2 x 6 pairs, one of each a copy."""
+    fours = ("--set", "batches.size=8", "--set", "batches.images_per_class=4")
+    found = json.loads(run("train", recipe, "--dry-run", "--json", *fours).stdout)
+    assert found["repeated_pictures"] == {"classes": 2, "self_pairs": 2, "positive_pairs": 12}
+    assert "2 of 12 positive pairs" in run("train", recipe, "--dry-run", *fours).stdout
+    assert "repeated_pictures" not in json.loads(run("train", recipe, "--dry-run", "--json").stdout)
+    report = json.loads(run("data", "check", tmp_path / "images", "--json").stdout)
+    assert report["ok"]
+    assert report["notes"]["small classes"].startswith("2 of 2 training classes have fewer than 4 images")
+
+
+def test_steps_that_taught_nothing_stand_under_the_table(recipe, tmp_path, monkeypatch):
+    idle = {"epoch": 1, "loss": 0.0, "idle_steps": 1, "steps": 1}
+    monkeypatch.setattr(Lineage, "training_log", lambda *_: (idle,))
+    result = run("train", recipe, "--lineage", tmp_path / "l")
+    assert "generation 1: 1 of 1 steps had loss 0 or no tuples" in result.stdout
+    document = json.loads(run("train", recipe, "--lineage", tmp_path / "l", "--overwrite", "--json").stdout)
+    assert document["generations"][0]["idle_steps"] == document["generations"][0]["steps"] == 1

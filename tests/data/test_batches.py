@@ -160,3 +160,18 @@ def test_impossible_shuffled_batches_are_refused(count, size, processes, words):
         ShuffledBatches(count, batch_size=size, **ORDER, processes=processes)
     assert caught.value.exit_code is ExitCode.RECIPE
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3, 4, 9], [4, 4, 5]])
+def test_pictures_that_are_paired_with_themselves_are_counted(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    batches = ClassBalancedBatches(labels, classes_per_batch=3, images_per_class=4, **ORDER)
+    expected = pairs = 0
+    for batch in epoch_of(batches, 0):
+        for first in range(len(batch)):
+            for second in range(first):
+                if labels[batch[first]] == labels[batch[second]]:
+                    pairs += 1
+                    expected += batch[first] == batch[second]
+    assert batches.self_pairs() == (expected, pairs)
+    assert (expected > 0) == (min(counts) < 4)

@@ -253,7 +253,14 @@ def test_a_step_down_the_gradient_lowers_the_loss(shipped):
     ("loss", "classes", "words"),
     [
         (Loss(name="CrossEntropy"), 5, ("loss.name = 'CrossEntropy'", "did you mean 'CrossEntropyLoss'", "CSKDLoss")),
-        (Loss(), 5, ("loss.name = 'ProxyAnchorLoss' is not known", "AdaCosLoss, CSKDLoss, CrossEntropyLoss")),
+        (
+            Loss(),
+            5,
+            (
+                "loss.name = 'ProxyAnchorLoss': is a loss of task = 'retrieval'",
+                "AdaCosLoss, CSKDLoss, CrossEntropyLoss",
+            ),
+        ),
         (
             Loss(name="CrossEntropyLoss", arguments={"smoothing": 0.1}),
             5,

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses import rehearsal
+from ke_metric.losses.classification import build_classification_loss
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.parts import LOSSES, MINERS, build_part
 from ke_metric.losses.rehearsal import possible_batches
@@ -195,3 +196,15 @@ def test_a_rehearsal_leaves_the_streams_and_the_threads_as_they_were():
     assert torch.equal(proxies, again.fc)
     assert torch.equal(after, torch.rand(1))
     assert torch.get_num_threads() == threads
+
+
+def test_a_loss_of_the_other_task_is_known_to_be_one():
+    message = refusal(Loss(name="CrossEntropyLoss"))
+    assert "is a loss of task = 'classification', and the recipe has task = 'retrieval'" in message
+    with pytest.raises(KeMetricError) as caught:
+        build_classification_loss(Loss(name="MultiSimilarityLoss"), classes=4)
+    assert caught.value.exit_code is ExitCode.RECIPE
+    message = str(caught.value)
+    assert "'MultiSimilarityLoss': is a loss of task = 'retrieval'" in message
+    assert "AdaCosLoss, CSKDLoss, CrossEntropyLoss" in message
+    assert "not known" not in message

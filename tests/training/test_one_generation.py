@@ -227,6 +227,30 @@ def test_mined_tuples_are_logged():
     assert record["tuples"] == sum(counts[:BATCHES]) / BATCHES > 0
 
 
+class Idle(nn.Module):
+    """A triplet loss whose first batches have no tuples, and whose next ones have loss 0."""
+
+    def __init__(self, without_tuples, without_loss):
+        super().__init__()
+        self.proxy = nn.Parameter(torch.ones(1))
+        self.tuples, self.left, self.without_tuples = None, without_tuples + without_loss, without_tuples
+
+    def forward(self, embeddings, labels):
+        self.tuples = 0 if self.without_tuples > 0 else 5
+        self.without_tuples -= 1
+        self.left -= 1
+        return embeddings.square().mean() * (0 if self.left >= 0 and self.tuples else 1)
+
+
+def test_an_epoch_in_which_nothing_is_learnt_is_warned_of_and_such_steps_are_counted():
+    recorder = Recorder()
+    # Of 3 steps in each epoch: all three; the first of the second; none.
+    log = prepare(recipe_of(epochs=3), loss=Idle(2, 2)).train(recorder).training_log
+    assert [(record.get("idle_steps"), record.get("steps")) for record in log] == [(3, 3), (1, 3), (None, None)]
+    assert len(recorder.warnings) == 1
+    assert "epoch 1: nothing was learnt: all 3 steps had loss 0 or no tuples" in recorder.warnings[0]
+
+
 def test_a_loss_that_is_not_a_number_stops_before_it_does_harm():
     class Weights(Recorder):
         def step_done(self, step):
