@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,11 +72,15 @@ class Source:
     @property
     def words(self) -> str:
         """The same on a command line."""
-        prefix = ("--prefix", self.prefix) if self.prefix else ()
-        if self.origin is not None:
-            return " ".join(["--from", str(self.origin), *prefix])
-        labels = () if self.pictures.labels else ("--no-labels",)
-        return " ".join([*map(str, self.pictures.sources), *labels, *prefix])
+        options = [] if self.origin is None else ["--from", str(self.origin)]
+        options += [] if self.pictures.labels else ["--no-labels"]
+        for name, value, default in (
+            ("--path-column", self.pictures.path_column, PictureChoice.path_column),
+            ("--label-column", self.pictures.label_column, PictureChoice.label_column),
+            ("--prefix", self.prefix, ""),
+        ):
+            options += [] if value == default else [name, value]
+        return shlex.join([*map(str, self.pictures.sources), *options])
 
     def named(self, items: Sequence[Item]) -> list[Item]:
         """Return items with the ids that they get."""
@@ -221,7 +226,7 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
     except BaseException:
         say(
             f"{index.folder} holds the {len(index):,} items that were added until now; this adds the others: "
-            f"ke-metric index add {source.words} --index {index.folder}"
+            f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
         )
         raise
 

@@ -132,6 +132,10 @@ class VectorStore(Protocol):
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query.
 
+        An exact store over a gallery computes it in float64, rounded to float32, and gives equally similar items in
+        the order of their adding: few neighbours are the beginning of many, whatever the condition and the other
+        queries. Other stores choose among equally similar items for themselves.
+
         Args:
             queries: [Q, D] float32, L2-normalised; Q may be 0.
             k: Neighbours per query, at least 1.

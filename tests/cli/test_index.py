@@ -1,6 +1,7 @@
 """`ke-metric index`: built whole or in pieces, from pictures, files or another index; added to and removed from."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -9,6 +10,8 @@ from click.testing import CliRunner
 
 from ke_metric import Embedder
 from ke_metric.cli import main
+from ke_metric.cli.choices import PictureChoice
+from ke_metric.cli.index import Source
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder as EmbedderClass
 from ke_metric.retrieval.index import Index
@@ -318,6 +321,18 @@ def test_the_same_picture_by_another_path_is_there_already(copied, glyph_files, 
     (tmp_path / "link").symlink_to(glyph_files / "gallery")
     document = document_of("index", "add", tmp_path / "link", "--index", copied)
     assert (document["added"], document["there_already"]) == (0, document["items"])
+
+
+def test_the_command_that_goes_on_is_whole(tmp_path):
+    pictures = PictureChoice(
+        (tmp_path / "my list.csv",), labels=False, path_column="file", label_column="kind of bird"
+    )
+    words = shlex.split(Source(pictures, None, "cam2").words)
+    assert words == [
+        str(tmp_path / "my list.csv"), "--no-labels", "--path-column", "file", "--label-column", "kind of bird",
+        "--prefix", "cam2",
+    ]  # fmt: skip
+    assert Source(PictureChoice(()), tmp_path / "e").words == f"--from {tmp_path / 'e'}"
 
 
 @pytest.mark.parametrize("prefix", ["/a", "a/", "/"])
