@@ -18,11 +18,13 @@ from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.operations import CONSUMERS, LAYERS, elementwise, rule_of
 from ke_metric.split.roles import is_vector
 
-# What adds a tensor to activations, puts it beside them, or looks its rows up.
+# What adds a tensor to activations, or puts it beside them.
 _BESIDE = {
     "add", "sub", "rsub", "cat", "stack", "copy", "where", "masked_fill", "maximum", "minimum", "slice_scatter",
-    "select_scatter", "embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather",
+    "select_scatter",
 }  # fmt: skip
+# What takes rows of its first operand by their numbers.
+_LOOKUPS = {"embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"}
 # Matrix products whose first operand is added.
 _ADDS_FIRST = {"addmm", "baddbmm", "addbmm", "addmv", "addr"}
 
@@ -50,20 +52,31 @@ class Uses:
                 self._graph.strangers.append(call.where)
         if not sources:
             return
-        if call.depends_on_input:
-            for tensor, made in sources.items():
-                if not depends_on_input(tensor):
-                    self._meet(call, tensor, made)
-            return
-        made = frozenset[str]().union(*sources.values())
-        if _records_layer(call):
-            # What a layer makes of a token is an activation, though it does not depend on the input.
-            self._graph.beside |= made & (self._tables | self._vectors)
-            made -= self._tables | self._vectors
-        elif not call.function.is_view:
-            self._graph.computed_with |= made
+        is_lookup = call.kind in _LOOKUPS and call.tensors[0] in sources
+        met = False
+        for tensor, made in sources.items():
+            others = (other for other in call.tensors if other is not tensor)
+            if not is_lookup and any(depends_on_input(other) for other in others):
+                self._meet(call, tensor, made)
+                met = True
+        made = frozenset() if met else self._passed_on(call, frozenset().union(*sources.values()), is_lookup)
         for output in call.outputs:
             self._made_of[output] = made
+
+    def _passed_on(self, call: Call, made: frozenset[str], is_lookup: bool) -> frozenset[str]:
+        """Return the parameters that what an operation makes of them still stands for."""
+        if is_lookup:
+            # The rows of an embedding table are activations; those of another parameter may be weights.
+            self._graph.beside |= made
+            return made - self._tables
+        if _records_layer(call):
+            # What a layer makes of a token is an activation, though it does not depend on the input.
+            tokens = self._tables | self._vectors
+            self._graph.beside |= made & tokens
+            return frozenset() if call.depends_on_input else made - tokens - call.recorded
+        if not call.function.is_view and not call.depends_on_input:
+            self._graph.computed_with |= made
+        return made
 
     def _sources(self, tensor: Tensor) -> frozenset[str]:
         """Return the names of the parameters that a tensor is, or is computed from alone."""

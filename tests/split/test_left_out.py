@@ -207,6 +207,10 @@ UNFOLLOWED = {
     "matrix": (Network(lambda n, x: x @ n.w, w=values(12, 12)), ["w"]),
     "sum of products": (Network(lambda n, x: (x[:, None] * n.w).sum(-1), w=values(12, 12)), ["w"]),
     "single row": (Network(lambda n, x: x * (x * n.w).sum(-1, keepdim=True), w=values(1, 12)), ["w"]),
+    "row by number": (
+        Network(lambda n, x: torch.bmm(x[:, None], n.w[(x[:, 0] > 0).long()])[:, 0], w=values(2, 12, 12)),
+        ["w"],
+    ),
     "LSTM": (recurrent(nn.LSTM), ["layer.weight_ih_l0", "layer.weight_hh_l0"]),
     "bilinear": (Network(lambda n, x: n.layer(x, x), layer=nn.Bilinear(12, 12, 12)), ["layer.weight"]),
     "cosine": (
@@ -323,6 +327,17 @@ ALL_IN_MASKS = {
         ),
         torch.arange(10).view(2, 5),
         {"e.weight"},
+    ),
+    "table of a network's own": (
+        Network(
+            lambda n, x: n.b(torch.relu(n.a(n.table[x] + n.others[x]))).mean(1),
+            table=values(10, 8),
+            others=values(10, 8),
+            a=nn.Linear(8, 12),
+            b=nn.Linear(12, 4),
+        ),
+        torch.arange(10).view(2, 5),
+        {"table", "others"},
     ),
     "positions, token and scale": (
         Network(
