@@ -106,10 +106,7 @@ def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> S
     spare: list[Tensor] = []
     while True:
         labels = [each for module in whole for each in _taken_apart(graph, module)]
-        try:
-            fit = wish.fit(graph, labels)
-        except CutError as cut:
-            raise refuse_cut(graph, wish, cut) from None
+        fit = _fit(graph, wish, labels)
         plan = SplitPlan(
             "kels", wish.rate, _weights(network, graph, fit), _narrowings(graph, fit), _norms(graph, fit),
             kept_whole=whole, channel_multiple=wish.multiple,
@@ -146,7 +143,8 @@ def _refuse_undefined(
     Raises:
         KeMetricError: With its reset hypothesis at zero the network returns numbers that are not finite.
     """
-    if not graph.computed_with.isdisjoint(plan.weights):
+    has_values = not any(parameter.is_meta for parameter in network.parameters())
+    if has_values and not graph.computed_with.isdisjoint(plan.weights):
         zeroed = deepcopy(network)
         zero_reset(zeroed, plan)
         if not _is_finite(zeroed, example_input) and _is_finite(network, example_input):
@@ -157,6 +155,14 @@ def _is_finite(network: nn.Module, example_input: ExampleInput) -> bool:
     with undisturbed(network):
         outputs = tensors_in(run_network(network, example_input))
     return all(bool(output.isfinite().all()) for output in outputs)
+
+
+def _fit(graph: ChannelGraph, wish: Wish, whole: Collection[Tensor]) -> Tensor:
+    """Return for every label whether its channel is fit, bool [graph.labels]; `whole` are labels that are."""
+    try:
+        return wish.fit(graph, whole)
+    except CutError as cut:
+        raise refuse_cut(graph, wish, cut) from None
 
 
 def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
@@ -186,7 +192,7 @@ def _stays_narrow(graph: ChannelGraph, ties: list[Tensor], wish: Wish, whole: Co
     A channel shuffle ties all channels to all: what is made for attention would keep its modules whole.
     """
     graph.ties += ties
-    fit = wish.fit(graph, whole)
+    fit = _fit(graph, wish, whole)
     if all(bool(fit[pairs].all()) for pairs in ties):
         del graph.ties[-len(ties) :]
         return False

@@ -426,3 +426,6 @@ def test_what_divides_by_the_length_of_reset_weights():
     assert "with its reset hypothesis at zero, the network returns numbers that are not finite" in message
     plan = plan_split(network, images, rate=0.5, keep_whole=proposed(message))
     assert plan.weights["head.0.weight"].outputs.count == 3
+    assert plan_split(network.to("meta"), images.to("meta"), rate=0.5).reset_count > 0, (
+        "there are no values to divide"
+    )
