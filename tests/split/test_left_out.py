@@ -24,7 +24,9 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning", "ignore:Please use quant_min"
+)
 
 EXAMPLES = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
 TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
