@@ -223,7 +223,8 @@ def export(kind: str, int8: str, max_loss: float | None, as_json: bool, **option
 
 
 @click.command()
-@INDEX
+@click.option("--index", "folder", type=FOLDER, help="Folder of the index to be searched.")
+@network_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: one that is free.")
 @click.option(
@@ -251,16 +252,19 @@ def export(kind: str, int8: str, max_loss: float | None, as_json: bool, **option
     show_default=True,
     help="By which an upload must have come.",
 )
-def serve(folder: Path, host: str, port: int, **options: Any) -> None:
-    """Answer searches over HTTP until Ctrl-C or SIGTERM; docs/serving.md says what is asked and answered.
+def serve(host: str, port: int, **options: Any) -> None:
+    """Answer over HTTP until Ctrl-C or SIGTERM; docs/serving.md says what is asked and answered.
+
+    An index is searched (/search, /embed); a classifier, of a lineage or a bundle, tells classes (/predict).
 
     \b
     ke-metric serve --index photos.index
     curl --data-binary @crow.jpg -H "Content-Type: image/jpeg" "http://127.0.0.1:8000/search?k=5"
+    ke-metric serve --lineage lineages/birds
     """
-    from ke_metric.cli.serve import serve_index
+    from ke_metric.cli.serve import serve_network
 
-    serve_index(folder, address=(host, port), **options)
+    serve_network(address=(host, port), **options)
 
 
 GALLERY_COMMANDS: list[click.Command] = [embed, predict, index, search, export, serve]

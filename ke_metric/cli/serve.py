@@ -1,32 +1,36 @@
-"""`ke-metric serve`: an index behind HTTP, until it is stopped."""
+"""`ke-metric serve`: an index or a classifier behind HTTP, until it is stopped."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
+from ke_metric.cli.choices import ModelChoice
 from ke_metric.errors import ExitCode, KeMetricError
 
 LIBRARIES = ("httptools", "prometheus_client", "starlette", "uvicorn")
 
 
-def serve_index(
-    folder: Path,
+def serve_network(
     *,
+    folder: Path | None,
+    model: ModelChoice,
     address: tuple[str, int],
     token_file: Path | None,
     device: str | None,
     threads: int | None,
     **given: Any,
 ) -> None:
-    """Serve an index until SIGTERM or Ctrl-C.
+    """Serve an index, or a classifier, until SIGTERM or Ctrl-C.
 
     Args:
-        folder: Of the index.
+        folder: Of the index; None: a classifier is served.
+        model: The classifier; none is named with an index.
         address: Host and port to listen on; port 0: one that is free.
         token_file: Holds the token; the environment variable's when None.
         device: Where the network runs.
@@ -34,21 +38,38 @@ def serve_index(
         given: Fields of `Limits`.
 
     Raises:
-        KeMetricError: A library is missing, another host without a token, the address is taken, or the index cannot
-            be opened.
+        KeMetricError: Both or neither are named, a library is missing, another host without a token, the address is
+            taken, or what is served cannot be opened.
     """
+    if (folder is None) != model.is_named:
+        raise KeMetricError(
+            "name either --index, to be searched, or a classifier: --lineage (with --gen, --network) or --bundle",
+            ExitCode.USAGE,
+        )
     _share_the_cores()
     _require_libraries()
-    from ke_metric.serving.searcher import IndexSearcher
+    from ke_metric.serving.searcher import Answerer, IndexSearcher, NetworkLabeller
     from ke_metric.serving.server import serve
     from ke_metric.serving.settings import Limits, ServiceSettings, read_token
 
-    settings = ServiceSettings(*address, read_token(token_file), Limits(**given))
+    serves: Literal["index", "classifier"] = "classifier" if folder is None else "index"
+    settings = ServiceSettings(*address, read_token(token_file), Limits(**given), serves)
+    served: list[str] = []
+
+    def open_it() -> Answerer:
+        if folder is not None:
+            served.append(str(folder))
+            return IndexSearcher(folder, device=device, threads=threads)
+        from ke_metric.cli.networks import load_predictor
+
+        predictor = load_predictor(replace(model, device=device))
+        served.append(predictor.description)
+        return NetworkLabeller(predictor, threads=threads)
 
     def ready(url: str) -> None:
-        click.echo(f"serving {folder} on {url}; Ctrl-C or SIGTERM stops it", err=True)
+        click.echo(f"serving {served[0]} on {url}; Ctrl-C or SIGTERM stops it", err=True)
 
-    serve(lambda: IndexSearcher(folder, device=device, threads=threads), settings, ready=ready)
+    serve(open_it, settings, ready=ready)
 
 
 def _share_the_cores() -> None:

@@ -23,7 +23,7 @@ from ke_metric.serving.exchange import JSON_TYPE, RETRY, Exchange, Refused, Repl
 from ke_metric.serving.gallery_pictures import read_id
 from ke_metric.serving.metrics import CONTENT_TYPE
 from ke_metric.serving.openapi import openapi_document
-from ke_metric.serving.questions import read_parameters, read_question
+from ke_metric.serving.questions import read_class_question, read_parameters, read_question
 from ke_metric.serving.service import Service
 from ke_metric.serving.settings import ServiceSettings
 
@@ -58,10 +58,15 @@ class Application:
     def __init__(self, service: Service, settings: ServiceSettings) -> None:
         self._service, self._limits, self._door = service, settings.limits, Door(settings)
         self._openapi = json.dumps(openapi_document(settings), indent=1).encode()
-        table: list[tuple[str, str, Handler]] = [
+        asked: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self._search),
             ("POST", "/embed", self._embed),
             ("GET", "/images/{id:item}", self._image),
+        ]
+        if settings.serves == "classifier":
+            asked = [("POST", "/predict", self._predict)]
+        table: list[tuple[str, str, Handler]] = [
+            *asked,
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
@@ -121,6 +126,10 @@ class Application:
 
     async def _search(self, exchange: Exchange) -> Reply:
         question = read_question(exchange.scope["query_string"], self._limits.max_k)
+        return await self._ask(exchange, question)
+
+    async def _predict(self, exchange: Exchange) -> Reply:
+        question = read_class_question(exchange.scope["query_string"], self._limits.max_k)
         return await self._ask(exchange, question)
 
     async def _embed(self, exchange: Exchange) -> Reply:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ke_metric.serving.decoding import FORMATS
 from ke_metric.serving.gallery_pictures import CONTENT_TYPES
-from ke_metric.serving.questions import DEFAULT_K
+from ke_metric.serving.questions import DEFAULT_CLASSES, DEFAULT_K
 from ke_metric.serving.settings import Limits, ServiceSettings
 
 Document = dict[str, Any]
@@ -35,23 +35,31 @@ RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "in
 
 def openapi_document(settings: ServiceSettings) -> Document:
     """Return the description of a service with these settings."""
-    limits = settings.limits
+    limits, searches = settings.limits, settings.serves == "index"
+    asked: Document = {"/predict": {"post": _predict(limits)}}
+    if searches:
+        asked = {
+            "/search": {"post": _search(limits)},
+            "/embed": {"post": _embed(limits)},
+            "/images/{id}": {"get": _image()},
+        }
+    answers = SEARCH_SCHEMAS if searches else PREDICT_SCHEMAS
     document: Document = {
         "openapi": "3.1.0",
         "info": {
             "title": "ke-metric serve",
             "version": version("ke_metric"),
-            "description": "Search an index of pictures with a picture.",
+            "description": "Search an index of pictures with a picture."
+            if searches
+            else "Tell what a picture shows.",
         },
         "paths": {
-            "/search": {"post": _search(limits)},
-            "/embed": {"post": _embed(limits)},
-            "/images/{id}": {"get": _image()},
+            **asked,
             "/health": {"get": _health()},
             "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _description()},
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": answers | SCHEMAS},
     }
     if settings.token is not None:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -74,6 +82,21 @@ def _search(limits: Limits) -> Document:
         ],
         "requestBody": _picture(limits),
         "responses": {"200": _json("SearchAnswer", "Most similar first."), **_reasons(UPLOAD_REASONS)},
+    }
+
+
+def _predict(limits: Limits) -> Document:
+    k = {
+        "type": "integer", "minimum": 1, "maximum": limits.max_k, "default": min(DEFAULT_CLASSES, limits.max_k)
+    }  # fmt: skip
+    return {
+        "operationId": "predict",
+        "summary": "The classes that a picture is most likely of.",
+        "parameters": [
+            {"name": "k", "in": "query", "description": "How many; all where there are fewer.", "schema": k}
+        ],
+        "requestBody": _picture(limits),
+        "responses": {"200": _json("PredictAnswer", "Likeliest first."), **_reasons(UPLOAD_REASONS)},
     }
 
 
@@ -183,7 +206,7 @@ def _object(*, optional: Document | None = None, **properties: Document) -> Docu
 
 TEXT: Document = {"type": "string"}
 DIGEST: Document = {"type": "string", "description": "SHA-256 of what the vectors depend on."}
-SCHEMAS: Document = {
+SEARCH_SCHEMAS: Document = {
     "SearchAnswer": _object(
         results={"type": "array", "items": {"$ref": "#/components/schemas/Result"}},
         digest=DIGEST,
@@ -197,6 +220,14 @@ SCHEMAS: Document = {
         similarity={"type": "number", "description": "Cosine similarity; higher is better."},
     ),
     "EmbedAnswer": _object(embedding={"type": "array", "items": {"type": "number"}}, digest=DIGEST),
+}
+PREDICT_SCHEMAS: Document = {
+    "PredictAnswer": _object(
+        predictions={"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}, digest=DIGEST
+    ),
+    "Prediction": _object(label=TEXT, probability={"type": "number", "minimum": 0, "maximum": 1}),
+}
+SCHEMAS: Document = {
     "Health": _object(status={"enum": ["starting", "ready", "stopping"]}),
     "Error": _object(error=TEXT),
 }

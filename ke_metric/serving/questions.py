@@ -11,6 +11,7 @@ from ke_metric.retrieval.where import Where
 from ke_metric.serving.exchange import Refused
 
 DEFAULT_K = 10
+DEFAULT_CLASSES = 5
 PARAMETERS = ("k", "where")
 # Longer query strings are read anew each time: kept, those that somebody makes up would fill the memory.
 LONGEST_KEPT = 256
@@ -29,6 +30,26 @@ class Question:
     where: Where | None = None
 
 
+@dataclass(frozen=True)
+class ClassQuestion:
+    """Which classes a picture is of.
+
+    Attributes:
+        k: How many of them; all where there are fewer.
+    """
+
+    k: int
+
+
+def read_class_question(query: bytes, max_k: int) -> ClassQuestion:
+    """Read the query string of a prediction.
+
+    Raises:
+        Refused: 400: a parameter is unknown, comes twice, or has a value that is not allowed.
+    """
+    return ClassQuestion(_read_k(read_parameters(query, ("k",)), min(DEFAULT_CLASSES, max_k), max_k))
+
+
 def read_question(query: bytes, max_k: int) -> Question:
     """Read the query string of a search.
 
@@ -40,10 +61,15 @@ def read_question(query: bytes, max_k: int) -> Question:
 
 def _read(query: bytes, max_k: int) -> Question:
     given = read_parameters(query, PARAMETERS)
-    k = given.get("k", str(min(DEFAULT_K, max_k)))
+    k = _read_k(given, min(DEFAULT_K, max_k), max_k)
+    return Question(k, _read_where(given["where"]) if "where" in given else None)
+
+
+def _read_k(given: dict[str, str], default: int, max_k: int) -> int:
+    k = given.get("k", str(default))
     if not (k.isascii() and k.isdecimal() and len(k) <= 9 and 1 <= int(k) <= max_k):
         raise Refused(400, f"k = {k[:20]!r}: must be a whole number from 1 to {max_k}")
-    return Question(int(k), _read_where(given["where"]) if "where" in given else None)
+    return int(k)
 
 
 _read_short = lru_cache(maxsize=1024)(_read)

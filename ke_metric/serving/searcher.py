@@ -1,6 +1,6 @@
-"""What the service needs of an index, and nothing more.
+"""What the service needs of an index, or of a classifier, and nothing more.
 
-Shapes: B batch, D embedding, Q queries, S image size in pixels.
+Shapes: B batch, D embedding, C classes, Q queries, S image size in pixels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from ke_metric.errors import KeMetricError
-from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
+from ke_metric.retrieval.picture_network import PictureNetwork
+from ke_metric.retrieval.predictor import Prediction, Predictor
 from ke_metric.retrieval.vector_store import Item
 from ke_metric.retrieval.where import Where
 
@@ -33,12 +34,12 @@ TRIED = 8
 TRIES = 4
 
 
-class Searcher(Protocol):
-    """An embedder and the gallery that it searches; called by several threads."""
+class Answerer(Protocol):
+    """A network that answers; called by several threads."""
 
     @property
     def digest(self) -> str:
-        """Of the network that makes the vectors."""
+        """Of the network."""
         ...
 
     def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
@@ -46,8 +47,16 @@ class Searcher(Protocol):
         ...
 
     def embed(self, pixels: Pixels) -> Vectors:
-        """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""
+        """Return what the network gives for prepared pictures [B, S, S, 3]: embeddings [B, D], or logits [B, C]."""
         ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class Searcher(Answerer, Protocol):
+    """An embedder and the gallery that it searches."""
 
     def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
         """Return the results of each query [Q, D]."""
@@ -57,9 +66,50 @@ class Searcher(Protocol):
         """Return the item of an id, None where there is none."""
         ...
 
-    def close(self) -> None:
-        """Release it."""
+
+class Labeller(Answerer, Protocol):
+    """A classifier."""
+
+    def likeliest(self, logits: Vectors, k: int) -> list[list[Prediction]]:
+        """Return the k likeliest classes of each row of logits [B, C]."""
         ...
+
+
+class NetworkLabeller:
+    """A predictor as the service takes it.
+
+    Args:
+        predictor: What predicts.
+        threads: Of the processor, for a forward pass; None: chosen by `choose_threads`. Set for the whole process.
+    """
+
+    def __init__(self, predictor: Predictor, *, threads: int | None = None) -> None:
+        self._predictor = predictor
+        torch.set_num_threads(threads or choose_threads(predictor))
+
+    @property
+    def digest(self) -> str:
+        """Of the network."""
+        return self._predictor.digest
+
+    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+        """Return what the network sees of a picture, uint8 [S, S, 3].
+
+        Raises:
+            KeMetricError: DATA: it cannot be used, or would grow to more pixels on the way.
+        """
+        return self._predictor.prepare(picture, max_pixels=max_pixels)
+
+    def embed(self, pixels: Pixels) -> Vectors:
+        """Return the logits [B, C] of prepared pictures [B, S, S, 3]."""
+        return self._predictor.compute(pixels)
+
+    def likeliest(self, logits: Vectors, k: int) -> list[list[Prediction]]:
+        """Return the k likeliest classes of each row of logits [B, C]."""
+        return self._predictor.likeliest(logits, k)
+
+    def close(self) -> None:
+        """There is nothing to be released."""
 
 
 class IndexSearcher:
@@ -125,21 +175,21 @@ class IndexSearcher:
             self._index.close()
 
 
-def choose_threads(embedder: Embedder) -> int:
+def choose_threads(network: PictureNetwork) -> int:
     """Return how many threads of the processor a forward pass should have while the service answers.
 
     A small network gains little from several threads, and they wait for each other after every layer, on cores that
     decode and speak HTTP meanwhile: it gets one. A network that takes longer gets all.
     """
     every = torch.get_num_threads()
-    size = embedder.normalization.image_size
+    size = network.normalization.image_size
     pictures = np.zeros((TRIED, size, size, 3), np.uint8)
     torch.set_num_threads(1)
     try:
-        embedder.embed_pixels(pictures)
+        network.compute(pictures)
         # Of this thread's own: what else the machine does at the moment does not count.
         started = time.thread_time()
-        embedder.embed_pixels(pictures)
+        network.compute(pictures)
         return 1 if time.thread_time() - started < TRIED * FAST_SECONDS else every
     finally:
         torch.set_num_threads(every)

@@ -15,7 +15,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
 from ke_metric.serving.decoding import count_pixels_ourselves
 from ke_metric.serving.protocol import protocol_of
-from ke_metric.serving.searcher import Searcher
+from ke_metric.serving.searcher import Answerer
 from ke_metric.serving.service import Service
 from ke_metric.serving.settings import ServiceSettings
 
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    open_searcher: Callable[[], Searcher],
+    open_searcher: Callable[[], Answerer],
     settings: ServiceSettings,
     *,
     ready: Callable[[str], None] = lambda url: None,
@@ -92,7 +92,7 @@ def serve(
 
 
 def build_server(
-    open_searcher: Callable[[], Searcher], settings: ServiceSettings, *, ready: Callable[[], None] = lambda: None
+    open_searcher: Callable[[], Answerer], settings: ServiceSettings, *, ready: Callable[[], None] = lambda: None
 ) -> Server:
     """Return a server that is not running yet; see `serve`."""
     service = Service(open_searcher, settings.limits)

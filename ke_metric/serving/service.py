@@ -1,4 +1,4 @@
-"""The service without HTTP: an index that is opened in the background, answers in batches, and is closed."""
+"""The service without HTTP: an index, or a classifier, opened in the background, that answers in batches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -17,13 +18,14 @@ from PIL import Image
 
 from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.index import Result
+from ke_metric.retrieval.predictor import Prediction
 from ke_metric.serving.batching import STOPPING, Batcher, Job
 from ke_metric.serving.decoding import decode
 from ke_metric.serving.exchange import Refused, Reply, busy
 from ke_metric.serving.gallery_pictures import read_picture
 from ke_metric.serving.metrics import Metrics
-from ke_metric.serving.questions import Question
-from ke_metric.serving.searcher import Pixels, Searcher, Vectors
+from ke_metric.serving.questions import ClassQuestion, Question
+from ke_metric.serving.searcher import Answerer, Labeller, Pixels, Searcher, Vectors
 from ke_metric.serving.settings import Limits
 from ke_metric.serving.uploads import Uploads
 
@@ -34,10 +36,10 @@ GREY = Image.new("RGB", (64, 64), (128, 128, 128))
 
 
 class Service:
-    """An index that answers.
+    """An index, or a classifier, that answers; which routes lead to it is the application's affair.
 
     Args:
-        open_searcher: Opens the index; called once, in another thread.
+        open_searcher: Opens it; called once, in another thread.
         limits: How much of everything.
 
     Attributes:
@@ -48,12 +50,12 @@ class Service:
         uploads: Reads bodies.
     """
 
-    def __init__(self, open_searcher: Callable[[], Searcher], limits: Limits) -> None:
+    def __init__(self, open_searcher: Callable[[], Answerer], limits: Limits) -> None:
         self._open, self.limits = open_searcher, limits
         self.state: State = "starting"
         self.failure: BaseException | None = None
         self.metrics, self.uploads = Metrics(), Uploads(limits)
-        self._searcher: Searcher | None = None
+        self._searcher: Answerer | None = None
         self._batcher = Batcher(self._prepare, self._answer, limits=limits)
         self._batcher.sizes = self.metrics.count_batch
         self.metrics.watch(queue=lambda: self._batcher.waiting, held=lambda: self.uploads.held)
@@ -61,7 +63,7 @@ class Service:
         self._reading = 0
 
     @property
-    def searcher(self) -> Searcher:
+    def searcher(self) -> Answerer:
         """The index.
 
         Raises:
@@ -86,7 +88,7 @@ class Service:
         if self.state == "starting":
             self.state = "ready"
 
-    def _open_and_try(self) -> Searcher:
+    def _open_and_try(self) -> Answerer:
         """Open the index, and embed a picture: what is built at the first forward pass is built before requests."""
         searcher = self._open()
         try:
@@ -101,8 +103,8 @@ class Service:
         _ = self.searcher
         self._batcher.check_room()
 
-    async def ask(self, body: bytes, kind: str, question: Question | None) -> bytes:
-        """Return the JSON document of a search, or of an embedding where there is no question.
+    async def ask(self, body: bytes, kind: str, question: Question | ClassQuestion | None) -> bytes:
+        """Return the JSON document of a search or a prediction, or of an embedding where there is no question.
 
         Raises:
             Refused: The picture cannot be used, or there is too much to do.
@@ -117,7 +119,7 @@ class Service:
         Raises:
             Refused: There is none, or there is too much to do.
         """
-        searcher = self.searcher
+        searcher = cast(Searcher, self.searcher)
         if self._reading >= self.limits.queue:
             raise busy("too many requests are waiting")
         self._reading += 1
@@ -158,7 +160,7 @@ class Service:
         assert self._searcher is not None
         vectors = self._searcher.embed(np.stack([job.pixels for job in jobs]))
         answers: list[bytes | Exception] = [b""] * len(jobs)
-        groups: dict[Question | None, list[int]] = defaultdict(list)
+        groups: dict[Question | ClassQuestion | None, list[int]] = defaultdict(list)
         for position, job in enumerate(jobs):
             groups[job.question].append(position)
         for question, positions in groups.items():
@@ -166,14 +168,17 @@ class Service:
                 answers[position] = answer
         return answers
 
-    def _documents(self, question: Question | None, vectors: Vectors) -> list[bytes | Exception]:
+    def _documents(self, question: Question | ClassQuestion | None, vectors: Vectors) -> list[bytes | Exception]:
         """Return the documents of pictures that ask the same; those that fail together are tried one by one."""
         assert self._searcher is not None
         digest = self._searcher.digest
+        if isinstance(question, ClassQuestion):
+            likeliest = cast(Labeller, self._searcher).likeliest(vectors, question.k)
+            return [prediction_document(predictions, digest) for predictions in likeliest]
         if question is None:
             return [embedding_document(vector, digest) for vector in vectors.tolist()]
         try:
-            found = self._searcher.search(vectors, question.k, question.where)
+            found = cast(Searcher, self._searcher).search(vectors, question.k, question.where)
             note = "" if question.where is None else NOTHING_MEETS
             return [search_document(results, digest, note="" if results else note) for results in found]
         except Exception as error:
@@ -204,6 +209,11 @@ def search_document(results: Sequence[Result], digest: str, *, note: str = "") -
 def _item_members(identifier: str, label: str) -> str:
     members = {"id": identifier, "label": label, "image": f"/images/{quote(identifier, safe='')}"}
     return json.dumps(members)[1:-1]
+
+
+def prediction_document(predictions: Sequence[Prediction], digest: str) -> bytes:
+    """Return the answer to a prediction."""
+    return json.dumps({"predictions": [asdict(found) for found in predictions], "digest": digest}).encode()
 
 
 def embedding_document(vector: list[float], digest: str) -> bytes:

@@ -6,6 +6,7 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -65,6 +66,7 @@ class ServiceSettings:
         port: 0: one that is free.
         token: What requests must carry; None: they need none, which only a loopback address allows.
         limits: How much of everything.
+        serves: An `index`, which is searched, or a `classifier`.
 
     Raises:
         KeMetricError: USAGE: an address that others reach, without a token.
@@ -74,6 +76,7 @@ class ServiceSettings:
     port: int = 8000
     token: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
+    serves: Literal["index", "classifier"] = "index"
 
     def __post_init__(self) -> None:
         if self.token is None and not self.is_loopback:

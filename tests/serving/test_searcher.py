@@ -16,7 +16,7 @@ class Slow:
     def __init__(self, work):
         self._work, self.threads, self.shapes = work, [], []
 
-    def embed_pixels(self, pixels):
+    def compute(self, pixels):
         self.threads.append(torch.get_num_threads())
         self.shapes.append(pixels.shape)
         for _ in range(self._work):
