@@ -23,7 +23,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.classification import score_classification
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.lineage_disk import write_text
-from ke_metric.report import header, is_share
+from ke_metric.report import ACCURACIES, BASELINE, header
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.predictor import Prediction, Predictor
 from ke_metric.retrieval.vector_store import Item
@@ -156,7 +156,9 @@ def _shown(document: dict[str, Any], answers: Sequence[Answer]) -> Group:
         table.add_row(answer.item.id, answer.item.label, likeliest)
     lines = [f"and {len(answers) - SHOWN:,} more; --json or -o has all"] if len(answers) > SHOWN else []
     if "scores" in document:
-        told = [f"{header(name)} {100 * share:.1f} %" for name, share in document["scores"].items() if is_share(name)]
+        scores = document["scores"]
+        told = [f"{header(name)} {100 * share:.1f} %" for name, share in scores.items() if name in ACCURACIES]
+        told.append(f"always the largest class {100 * scores[BASELINE]:.1f} %")
         lines.append(f"{document['scored']:,} pictures of known class: {', '.join(told)}")
     if "file" in document:
         lines.append(f"written: {document['file']}")

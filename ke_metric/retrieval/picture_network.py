@@ -156,12 +156,15 @@ class PictureNetwork:
     @classmethod
     def _of_bundle(cls, folder: Path, device: torch.device) -> Self:
         network, found = load_network(folder, device=device), read_description(folder)
+        # What a bundle of before its origin was recorded tells of it.
+        cut = f"slim, split rate {found.split.rate:g}" if found.split else ""
+        origin = found.origin or cut
         return cls._of(
             network,
             architecture=found.architecture,
             card=found.card,
             batch_size=BATCH_SIZE,
-            description=f"{folder} ({found.origin})" if found.origin else str(folder),
+            description=f"{folder} ({origin})" if origin else str(folder),
         )
 
     @classmethod

@@ -60,6 +60,7 @@ def test_the_better_network_of_the_best_generation_is_taken_and_told(classes):
     card = lineage.scorecard(lineage.best)
     assert f"top-1 {100 * max(card.dense['top1'], card.slim['top1']):.1f} %" in predictor.description
     assert f"top-1 {100 * max(card.dense['top1'], card.slim['top1']):.1f} %" in result.stdout
+    assert f"always the largest class {100 * card.dense['majority_baseline']:.1f} %" in result.stdout
     assert "more; --json or -o has all" in result.stdout
 
 

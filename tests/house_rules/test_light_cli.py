@@ -77,6 +77,7 @@ def test_imports_are_light(program):
         ["slim", "--help"],
         ["index", "build", "--help"],
         ["search", "--help"],
+        ["predict", "--help"],
     ],
 )
 def test_help_is_light(arguments):

@@ -416,6 +416,18 @@ def test_a_classifier_of_a_library_has_no_embeddings(tmp_path):
     assert "a classifier of a library has logits" in refused(ExitCode.DATA, Embedder.load, tmp_path / "b")
 
 
+def test_a_bundle_of_before_its_origin_was_recorded(grown, paths, tmp_path):
+    dense, plan = Blueprint(grown.recipe, 0).restore(grown.load(2))
+    architecture, slim = Architecture.of_recipe(grown.recipe), extract_slim(dense, plan)
+    save_network(slim, tmp_path / "b", architecture=architecture, card=NetworkCard.of_recipe(grown.recipe))
+    assert not {"origin", "logit_scale"} & set(json.loads((tmp_path / "b" / "config.json").read_text()))
+    opened, named = Embedder.load(tmp_path / "b"), Embedder.load(grown.folder, 2, "slim")
+    assert opened.digest == named.digest
+    assert opened.description == f"{tmp_path / 'b'} (slim, split rate 0.5)"
+    vectors = [batch.vectors for batch in opened.stream(paths, batch_size=named.batch_size)]
+    assert np.array_equal(np.concatenate(vectors), named(paths))
+
+
 def test_a_bundle_that_does_not_say_how_pictures_are_prepared(grown, tmp_path):
     dense, _ = Blueprint(grown.recipe, 0).restore(grown.load(2))
     save_network(dense, tmp_path / "b", architecture=Architecture.of_recipe(grown.recipe))
