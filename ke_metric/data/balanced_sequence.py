@@ -25,20 +25,40 @@ def balanced_sequence(
     Returns:
         [length] numbers.
     """
-    passes, extra = divmod(length, len(items))
-    once_more = items.take(np.arange(start, start + extra), mode="wrap")
-    sequence = [generator.permutation(once_more)]
-    for done in range(passes):
-        begun = (extra + done * len(items)) % group
-        sequence.append(_shuffled_after(sequence[-1][len(sequence[-1]) - begun :], items, group, generator))
-    return np.concatenate(sequence)
+    sequence = np.empty(length, np.int64)
+    fill_balanced(sequence, items, start=start, group=group, generator=generator)
+    return sequence
 
 
-def _shuffled_after(begun: IntArray, items: IntArray, group: int, generator: np.random.Generator) -> IntArray:
-    """Shuffle the items so that the first ones complete the group that was begun without repeating any of it."""
-    shuffled = generator.permutation(items)
-    if not len(begun):
-        return shuffled
-    repeats = np.isin(shuffled, begun)
-    head, tail = np.split(shuffled[~repeats], [group - len(begun)])
-    return np.concatenate([head, generator.permutation(np.concatenate([tail, shuffled[repeats]]))])
+def fill_balanced(
+    sequence: IntArray, items: IntArray, *, start: int, group: int, generator: np.random.Generator
+) -> None:
+    """Fill a contiguous array with what `balanced_sequence` returns.
+
+    In place, because an epoch over 200,000 classes does this for each of them.
+    """
+    count = len(items)
+    passes, done = divmod(len(sequence), count)
+    if done:
+        start %= count
+        before_the_end = min(done, count - start)
+        sequence[:before_the_end] = items[start : start + before_the_end]
+        sequence[before_the_end:done] = items[: done - before_the_end]
+        generator.shuffle(sequence[:done])
+    for _ in range(passes):
+        following = sequence[done : done + count]
+        following[:] = items
+        generator.shuffle(following)
+        if begun := done % group:
+            _complete(following, sequence[done - begun : done], group, generator)
+        done += count
+
+
+def _complete(shuffled: IntArray, begun: IntArray, group: int, generator: np.random.Generator) -> None:
+    """Reorder shuffled items so that the first ones complete the group that was begun without repeating any of it."""
+    # Lists: most classes have a handful of images, for which NumPy's sets take many times longer.
+    used, found = set(begun.tolist()), shuffled.tolist()
+    fresh, missing = [item for item in found if item not in used], group - len(begun)
+    shuffled[:missing] = fresh[:missing]
+    shuffled[missing:] = fresh[missing:] + [item for item in found if item in used]
+    generator.shuffle(shuffled[missing:])

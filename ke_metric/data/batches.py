@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ke_metric.data.balanced_sequence import balanced_sequence
+from ke_metric.data.balanced_sequence import balanced_sequence, fill_balanced
 from ke_metric.data.images import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.randomness import numpy_generator
@@ -98,8 +98,11 @@ class ClassBalancedBatches:
         # Fixed orders in which classes, and the images of a class, take turns at being used once more.
         generator = numpy_generator(seed, generation, "batches-turns")
         self._class_order = generator.permutation(len(counts))
-        members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-        self._members = [generator.permutation(images) for images in members]
+        # The pictures sorted by class: those of a class end where the next one's begin.
+        self._sizes, self._ends = counts, np.cumsum(counts)
+        self._sorted = np.argsort(labels, kind="stable")
+        for size, end in zip(counts.tolist(), self._ends.tolist(), strict=True):
+            generator.shuffle(self._sorted[end - size : end])
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that is iterated next."""
@@ -129,28 +132,34 @@ class ClassBalancedBatches:
 
     def _images_of(self, classes: IntArray, generator: np.random.Generator) -> IntArray:
         """Return [len(classes), M] picture numbers, those of each class cycled through."""
+        slots = np.bincount(classes, minlength=len(self._sizes))
+        drawn = np.empty(len(classes) * self._images, np.int64)
+        used = np.flatnonzero(slots)
+        facts = (self._sizes, self._ends, slots * self._images, self._turns(len(classes)))
+        begin = 0
+        for size, end, length, start in zip(*(fact[used].tolist() for fact in facts), strict=True):
+            fill_balanced(
+                drawn[begin : begin + length],
+                self._sorted[end - size : end],
+                start=start,
+                # A class with fewer than M images cannot give M different ones.
+                group=self._images if size >= self._images else 1,
+                generator=generator,
+            )
+            begin += length
         images = np.empty((len(classes), self._images), np.int64)
-        counts = np.bincount(classes, minlength=len(self._members))
-        places = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
-        for label, (members, start) in enumerate(zip(self._members, self._turns(len(classes)), strict=True)):
-            # A class with fewer than M images cannot give M different ones.
-            group = self._images if len(members) >= self._images else 1
-            length = len(places[label]) * self._images
-            drawn = balanced_sequence(members, length, start=start, group=group, generator=generator)
-            images[places[label]] = drawn.reshape(-1, self._images)
+        images[np.argsort(classes, kind="stable")] = drawn.reshape(-1, self._images)
         return images
 
-    def _turns(self, slots: int) -> list[int]:
+    def _turns(self, slots: int) -> IntArray:
         """Return for each class how many of its images were used once more than others in the epochs before."""
         passes, extra = divmod(slots, len(self._class_order))
         rounds, rest = divmod(self._epoch * extra, len(self._class_order))
         once_more = np.empty(len(self._class_order), np.int64)
         once_more[self._class_order] = rounds + (np.arange(len(self._class_order)) < rest)
-        return [
-            (self._epoch - int(more)) * (passes * self._images % len(members))
-            + int(more) * ((passes + 1) * self._images % len(members))
-            for members, more in zip(self._members, once_more, strict=True)
-        ]
+        in_fewer, in_more = passes * self._images % self._sizes, (passes + 1) * self._images % self._sizes
+        turns: IntArray = (self._epoch - once_more) * in_fewer + once_more * in_more
+        return turns
 
 
 def _check_classes(classes: int, classes_per_batch: int, *, images_per_class: int, processes: int) -> None:

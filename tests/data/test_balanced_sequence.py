@@ -47,3 +47,28 @@ def test_every_order_of_a_pass_occurs():
     counts = Counter(drawn)
     assert len(counts) == 6
     assert min(counts.values()) > 60
+
+
+def as_it_was(items, length, start, group, generator):
+    """The rule of commit 059f433, whose draws stored lineages go on with."""
+    passes, extra = divmod(length, len(items))
+    sequence = [generator.permutation(items.take(np.arange(start, start + extra), mode="wrap"))]
+    for done in range(passes):
+        begun = (extra + done * len(items)) % group
+        shuffled = generator.permutation(items)
+        if begun:
+            repeats = np.isin(shuffled, sequence[-1][len(sequence[-1]) - begun :])
+            head, tail = np.split(shuffled[~repeats], [group - begun])
+            shuffled = np.concatenate([head, generator.permutation(np.concatenate([tail, shuffled[repeats]]))])
+        sequence.append(shuffled)
+    return np.concatenate(sequence)
+
+
+@settings(deadline=None)
+@given(requests())
+def test_the_draws_are_those_that_they_always_were(request_):
+    before = as_it_was(**request_ | {"generator": np.random.default_rng(9)})
+    generator = np.random.default_rng(9)
+    assert np.array_equal(balanced_sequence(**request_ | {"generator": generator}), before)
+    as_it_was(**request_ | {"generator": (twin := np.random.default_rng(9))})
+    assert generator.random() == twin.random()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -175,3 +176,26 @@ def test_pictures_that_are_paired_with_themselves_are_counted(counts):
                     expected += batch[first] == batch[second]
     assert batches.self_pairs() == (expected, pairs)
     assert (expected > 0) == (min(counts) < 4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes", "images", "digest"),
+    [
+        ((1, 2, 3, 4, 9), 3, 4, "b69a986b2f17f60e"),
+        ((7,) * 12, 4, 3, "d65c5b13e558fff8"),
+        ((5, 8, 13, 2, 2, 1, 40), 2, 6, "a446ccf5770dd19b"),
+        ((1,) * 30, 5, 2, "137383787002e086"),
+        (tuple(range(1, 40)), 8, 4, "f91d2f1e2165c1f0"),
+    ],
+)
+def test_the_batches_of_a_seed_are_those_of_commit_059f433(counts, classes, images, digest):
+    """A lineage that was begun then goes on with the batches that it would have had."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    np.random.default_rng(1).shuffle(labels)
+    batches = ClassBalancedBatches(labels, classes_per_batch=classes, images_per_class=images, **ORDER)
+    found = hashlib.sha256()
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        for batch in batches:
+            found.update(np.ascontiguousarray(batch, np.int64).tobytes())
+    assert found.hexdigest()[:16] == digest
