@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -25,6 +25,10 @@ CONSOLE = Console(stderr=True, highlight=False, quiet=not IS_FIRST_PROCESS)
 SMOOTHING = 0.05
 # Where there is no live line.
 SECONDS_BETWEEN_LINES = 60
+BAR_WIDTH = 10
+# What a line says of a training, in this order; what has no room goes, the last of `NEEDED` first.
+SHOWN = ("loss", "sign", "lr", "speed", "left", "all")
+NEEDED = ("loss", "left", "all", "sign", "speed", "lr")
 
 
 def say(text: str, *, style: str | None = None) -> None:
@@ -60,7 +64,11 @@ class TrainingDisplay(Watch):
 
     def __init__(self, generations: int) -> None:
         self._generations = generations
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=BAR_WIDTH),
+            TextColumn("{task.fields[facts]}"),
+        )
         self._progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
         self._task = self._progress.add_task("", total=None, facts="")
         self._loss: float | None = None
@@ -69,7 +77,7 @@ class TrainingDisplay(Watch):
         self._generation_started = self._last
         self._scoring_seconds = 0.0
         self._said = self._last
-        self._facts = ""
+        self._facts: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -99,26 +107,30 @@ class TrainingDisplay(Watch):
             step.steps * self._seconds_per_step + self._scoring_seconds
         )
         where = f"generation {step.generation}/{self._generations} epoch {step.epoch}"
-        self._facts = (
-            f"loss {self._loss:.3f}  lr {step.learning_rate:.2e}  "
-            f"{step.images / self._seconds_per_step:,.0f} images/s  "
-            f"left {_duration(left)}, lineage {_duration(lineage_left)}"
-        )
-        self._progress.update(self._task, description=where, completed=step.step, total=step.steps, facts=self._facts)
+        self._facts = {
+            "loss": f"loss {self._loss:.3f}",
+            "lr": f"lr {step.learning_rate:.1e}",
+            "speed": f"{step.images / self._seconds_per_step:,.0f} images/s",
+            "left": f"left {_duration(left)}",
+            "all": f"lineage {_duration(lineage_left)}",
+        }
+        # Rich puts one space on either side of the bar.
+        facts = fitting(self._facts, CONSOLE.width - len(where) - BAR_WIDTH - 2)
+        self._progress.update(self._task, description=where, completed=step.step, total=step.steps, facts=facts)
         if self._progress.disable and now - self._said > SECONDS_BETWEEN_LINES:
-            self._say(f"{where} step {step.step}/{step.steps}  {self._facts}")
+            self._say(f"{where} step {step.step}/{step.steps}", self._facts)
 
     def epoch_done(self, state: TrainingState) -> None:
         """Print a line for the epoch where there is no live line."""
         if self._progress.disable:
             record = state.training_log[-1]
-            where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
             sign = next(f"{name} {record[name]:.3f}" for name in SIGNS.values() if name in record)
-            self._say(f"{where}  {self._facts}  {sign}")
+            where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
+            self._say(where, self._facts | {"sign": sign})
         self._last = time.perf_counter()
 
-    def _say(self, line: str) -> None:
-        say(line)
+    def _say(self, where: str, facts: Mapping[str, str]) -> None:
+        say(f"{where}  {fitting(facts, CONSOLE.width - len(where) - 2)}")
         self._said = time.perf_counter()
 
     def generation_done(self, generation: Generation) -> None:
@@ -134,6 +146,21 @@ class TrainingDisplay(Watch):
             f"trained {_duration(seconds['training'])}, scored {_duration(seconds['scoring'])}",
             style="bold",
         )
+
+
+def fitting(facts: Mapping[str, str], width: int) -> str:
+    """Return as many of the facts as fit into a width, the most needed ones, in the order of SHOWN.
+
+    Args:
+        facts: Names of SHOWN to texts.
+        width: In columns.
+    """
+    shown: list[str] = []
+    for name in (name for name in NEEDED if name in facts):
+        wanted = [each for each in SHOWN if each in (*shown, name)]
+        if len("  ".join(facts[each] for each in wanted)) <= width:
+            shown = wanted
+    return "  ".join(facts[name] for name in shown)
 
 
 def _percent(scores: object) -> str:

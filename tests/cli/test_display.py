@@ -1,0 +1,58 @@
+"""The lines of a training: what they say, and that a terminal of 80 columns shows them whole."""
+
+from __future__ import annotations
+
+import io
+import re
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ke_metric.cli import display
+from ke_metric.cli.display import TrainingDisplay, fitting
+from ke_metric.training.watch import Step
+
+FACTS = {
+    "loss": "loss 0.488",
+    "lr": "lr 8.5e-04",
+    "speed": "22 images/s",
+    "left": "left 0:03",
+    "all": "lineage 0:30",
+    "sign": "spread 0.531",
+}
+
+
+def step_of(number=1, epoch=1, step=3, loss=0.5):
+    return Step(
+        generation=number, epoch=epoch, step=step, steps=9000, images=128, loss=loss, learning_rate=1.2345e-4
+    )  # fmt: skip
+
+
+def test_what_has_no_room_goes_the_least_needed_first():
+    assert fitting(FACTS, 200) == "loss 0.488  spread 0.531  lr 8.5e-04  22 images/s  left 0:03  lineage 0:30"
+    assert fitting(FACTS, 62) == "loss 0.488  spread 0.531  22 images/s  left 0:03  lineage 0:30"
+    assert fitting(FACTS, 61) == "loss 0.488  spread 0.531  lr 8.5e-04  left 0:03  lineage 0:30"
+    assert fitting(FACTS, 21) == "loss 0.488  left 0:03"
+    assert fitting(FACTS, 9) == "left 0:03"
+
+
+@pytest.mark.parametrize(("number", "epoch", "loss"), [(1, 1, 0.5), (10, 100, 123.456), (1000, 1000, 12345.6)])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_lines_fit_into_80_columns(number, epoch, loss, terminal, monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(display, "CONSOLE", Console(file=file, width=80, force_terminal=terminal, highlight=False))
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", -1)
+    with TrainingDisplay(number) as shown:
+        shown._seconds_per_step = 40.0
+        shown.step_done(step_of(number, epoch, loss=loss))
+        shown._progress.refresh()
+        shown.epoch_done(SimpleNamespace(number=number, epoch=epoch, training_log=[{"spread": 0.25}]))
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", file.getvalue())]
+    told = [line.rstrip() for line in lines if "generation" in line]
+    assert told
+    for line in told:
+        assert len(line) <= 80
+        assert "…" not in line
+        assert line.startswith(f"generation {number}/{number} epoch {epoch}")
+        assert f"loss {loss:.3f}" in line
