@@ -247,7 +247,8 @@ def report(documents: Sequence[Mapping[str, Any]]) -> list[str]:
         chosen = {kind: choose(whole, kind) for kind in ("expand", "rerank")}
         lines += ["", "Chosen on held-out classes: " + ", ".join(f"`--{text or 'none'}`" for text in chosen.values())]
     for document in documents:
-        lines += ["", f"## {document['lineage']}", "", *document.get("circumstances", [])]
+        lines += ["", f"## {document['lineage']}"]
+        lines += ["", *document["circumstances"]] if "circumstances" in document else []
         for part, found in document.get("parts", {}).items():
             lines += ["", f"### {part}: {found['pictures']:,} pictures, {found['classes']:,} classes"]
             lines += ["", *table(found["networks"])]

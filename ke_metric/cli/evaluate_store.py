@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from rich import box
 from rich.table import Column, Table
@@ -65,7 +66,7 @@ class StoreScoring:
         )
 
     def require_depth(self, benchmark: Benchmark, recall_at: Sequence[int]) -> None:
-        """Refuse a re-ranking that is too shallow for the scores of a benchmark, which its labels tell.
+        """Refuse a re-ranking too shallow for the scores of a benchmark, and warn of one too wide for its classes.
 
         Raises:
             KeMetricError: USAGE, with the depth that is needed.
@@ -75,6 +76,13 @@ class StoreScoring:
         query, gallery = benchmark.query, benchmark.gallery
         relevant = count_relevant(query.labels, gallery.labels, find_self_matches(query.keys, gallery.keys))
         require_depth(self.rerank, relevant, recall_at, gallery_size=len(gallery))
+        found = relevant[relevant > 0]
+        if len(found) and self.rerank.k2 > (pictures := int(np.median(found)) + 1):
+            say(
+                f"warning: K2 = {self.rerank.k2} averages over more neighbours than a class has pictures ({pictures} "
+                "in the median), which costs Recall@1: see docs/ranking.md",
+                style="yellow",
+            )
 
     def document(
         self,

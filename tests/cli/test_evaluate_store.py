@@ -239,7 +239,14 @@ def test_a_depth_below_a_class_is_refused(lineage):
     assert "looks at 3 candidates of each query, and 7 are needed for MAP@R, whose largest class has 7" in told
     assert "take 2:1:0.3:7" in told
     assert "decoding" not in told, "refused before any picture is looked at"
-    expect(ExitCode.OK, "--lineage", lineage, "--store", "memmap", "--rerank", "2:1:0.3:7")
+    told = run("--lineage", lineage, "--store", "memmap", "--rerank", "2:1:0.3:7")
+    assert told.exit_code == ExitCode.OK, told.output
+    assert "warning" not in told.stderr
+
+
+def test_an_average_over_more_than_a_class_is_warned_of(lineage):
+    told = run("--lineage", lineage, "--store", "memmap", "--rerank", "3:9:0.3:20").stderr
+    assert "K2 = 9 averages over more neighbours than a class has pictures (" in told
 
 
 def test_a_classification_is_refused(make_class_folders, tmp_path):

@@ -20,8 +20,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
 
 from scored_lineages import grow_scored
 
-from ke_metric import Embedder
+from ke_metric import Embedder, score_retrieval
 from ke_metric.cli import main
+from ke_metric.evaluation.retrieval import Scoring
 
 for optional in ("faiss", "milvus_lite", "onnx", "onnxruntime", "pandas", "starlette", "uvicorn"):
     pytest.importorskip(optional)
@@ -143,7 +144,7 @@ def test_every_block_is_shown_as_python_or_bash():
 
 @pytest.mark.slow
 def test_every_block_is_run(ran):
-    assert len(ran) == sum(language == "python" for language, _ in BLOCKS) == 10
+    assert len(ran) == sum(language == "python" for language, _ in BLOCKS) == 11
 
 
 @pytest.mark.slow
@@ -173,6 +174,17 @@ def test_python(ran):
     assert Path("own.index/index.json").is_file()
     assert {result.label for result in names["results"]} == {path.parent.name for path in names["paths"][:2]}
     assert names["results"][0].similarity == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_scores(ran, gallery):
+    names = block_with(ran, "score_retrieval(")
+    paths, vectors = gallery
+    labels = [sorted({path.parent.name for path in paths}).index(path.parent.name) for path in paths]
+    expected = score_retrieval(vectors, labels, scoring=Scoring(kmeans_seeds=()))
+    for found in (names["scores"], names["same"]):
+        assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert names["apart"]["queries"] == (len(paths) + 1) // 2
 
 
 @pytest.mark.slow
