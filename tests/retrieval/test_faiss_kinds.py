@@ -1,5 +1,6 @@
 """Kinds of FAISS index: trained, chosen, set, and compared again where they hold short codes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.faiss_library import load_faiss
+from ke_metric.retrieval.faiss_choice import choose_kind
 from ke_metric.retrieval.faiss_file import read_records
+from ke_metric.retrieval.faiss_kinds import EXAMPLES, make_index
 from ke_metric.retrieval.faiss_store import FaissStore
 from ke_metric.retrieval.gallery import Gallery
 
@@ -23,6 +26,7 @@ def test_a_kind_that_cannot_be_trained_yet_is_searched_exactly(opened):
     twin = fill(store, 600)
     store.flush()
     assert store.describe()["indexed"] == 0
+    assert store.describe()["exact"] is True
     assert store.describe()["reason"] == (
         "IVF16,Flat: needs 624 items for its training; the 600 that there are are searched exactly"
     )
@@ -229,3 +233,13 @@ def test_what_faiss_cannot_build_is_an_error_that_loses_nothing(opened, monkeypa
     with pytest.raises(KeMetricError, match="nothing is lost"):
         store.flush()
     check(store, twin, exact=False)
+
+
+def test_no_kind_that_we_name_trains_codes_that_nothing_reads():
+    """Polysemous codes take most of the time of such a training; only FAISS's polysemous_ht reads them."""
+    examples = re.findall(r"OPQ\S+|IVF\S+PQ\S+", EXAMPLES)
+    assert examples == ["IVF4096,PQ64x4fs", "OPQ32,IVF4096,PQ32x8np"]
+    for factory, read in ((examples[0], []), (examples[1], [False]), (choose_kind(10_000_000, 128).factory, [])):
+        made = make_index(factory, 128)  # which owns what is inside
+        lists = load_faiss().downcast_index(load_faiss().extract_index_ivf(made))
+        assert [lists.do_polysemous_training for _ in [0] if hasattr(lists, "do_polysemous_training")] == read
