@@ -167,9 +167,9 @@ def test_what_the_message_says_is_kept_whole():
 
 
 def test_lists_are_added_up(monkeypatch):
-    refuse(monkeypatch, lambda whole: f"no (keep_whole={['3'] if '0' in whole else ['0']})", unless=["0", "3"])
+    refuse(monkeypatch, lambda whole: f"no (keep_whole={['6'] if '0' in whole else ['0']})", unless=["0", "6"])
     row = examine(plain(), IMAGES, 0.5)
-    assert (row["verdict"], row["pasted"]) == (EXACT_PASTED, ["0", "3"])
+    assert (row["verdict"], row["pasted"]) == (EXACT_PASTED, ["0", "6"])
 
 
 @pytest.mark.parametrize("text", ["3: a sort of [1, 8]: not followed", "3: no (keep_whole=['3'])"])
