@@ -20,6 +20,7 @@ from ke_metric.data.images import ImageSet, IntArray
 from ke_metric.data.pictures import fingerprint
 from ke_metric.data.pixels import PixelArray, in_order
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.backend import choose_backend
 from ke_metric.export.export import Evidence, ExportSettings, export, require_place
 from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures
 from ke_metric.export.record import ExportRecord
@@ -98,6 +99,9 @@ def _of_lineage(store: Lineage, network: PictureNetwork, settings: ExportSetting
     require_enough(len(query), source)
     scored = None
     if settings.int8 != "none":
+        if recipe.task == "retrieval":
+            # Known before a picture is decoded.
+            choose_backend(recipe.evaluation.backend)
         classes = recipe.task == "classification"
         alone = classes or benchmark.leave_one_out
         gallery = None if alone else _labelled(benchmark.gallery, network)

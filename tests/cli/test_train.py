@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from ke_metric.cli import export as export_command
 from ke_metric.cli import main
 from ke_metric.data.pictures import Pictures
 from ke_metric.errors import ExitCode
@@ -126,6 +127,20 @@ def test_a_test_part_on_which_nothing_can_be_scored_is_refused(recipe, tmp_path,
 def test_a_scoring_knows_its_device_before_decoding(scored):
     told = refused(ExitCode.ENVIRONMENT, "eval", "--lineage", scored.folder, "--gen", 1, "--device", "cuda:7")
     assert "cuda:7" in told
+
+
+def test_an_export_knows_its_backend_before_decoding(scored, tmp_path, monkeypatch):
+    copied = tmp_path / "copied"
+    shutil.copytree(scored.folder, copied)
+    resolved = copied / "recipe.resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("backend: torch", "backend: faiss-gpu"))
+
+    def fail(*_):
+        raise AssertionError("pictures were decoded")
+
+    monkeypatch.setattr(export_command, "_prepared", fail)
+    arguments = ("--lineage", copied, "--format", "onnx", "--int8", "dynamic", "-o", tmp_path / "onnx")
+    assert "GPU" in refused(ExitCode.ENVIRONMENT, "export", *arguments)
 
 
 def test_all_unreadable_pictures_are_named_at_once(recipe, tmp_path):
