@@ -20,7 +20,15 @@ from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState, load_whole, weights_digest
+from ke_metric.generation import (
+    Generation,
+    Provenance,
+    Scorecard,
+    TrainingState,
+    epochs_by_engine,
+    load_whole,
+    weights_digest,
+)
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.rehearsal import possible_batches
@@ -151,7 +159,11 @@ class Nursery:
                 parent_digest=weights_digest(parent.weights) if parent else None,
                 seed=self.recipe.seed,
                 environment=describe_environment(),
-                training={**self.engine.describe(), **self._search(scorer)},
+                training={
+                    **self.engine.describe(),
+                    **self._search(scorer),
+                    "epochs": epochs_by_engine(trained.training_log),
+                },
                 seconds=seconds,
                 class_names=self.pictures.benchmark.train.class_names if self._classifies else (),
                 data=self.pictures.fingerprint.describe(),

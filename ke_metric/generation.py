@@ -86,6 +86,28 @@ def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
     module.load_state_dict(as_state_dict(weights, module), strict=True)
 
 
+def epochs_by_engine(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the epochs of a generation were trained by, equal neighbours in one.
+
+    Args:
+        log: One record per epoch; those of before this was recorded do not say.
+
+    Returns:
+        First and last epoch of each stretch, and its `processes` and `precision` where the log has them.
+    """
+    engines = [{name: record[name] for name in ("processes", "precision") if name in record} for record in log]
+    return [
+        {"first": log[start]["epoch"], "last": log[end - 1]["epoch"], **engines[start]}
+        for start, end in _stretches(engines)
+    ]
+
+
+def _stretches(values: Sequence[object]) -> list[tuple[int, int]]:
+    """Return begin and end of every stretch of equal values."""
+    begins = [index for index in range(len(values)) if index == 0 or values[index] != values[index - 1]]
+    return list(zip(begins, [*begins[1:], len(values)], strict=True)) if begins else []
+
+
 @dataclass(frozen=True)
 class Scorecard:
     """All scores of one generation.
@@ -118,7 +140,8 @@ class Provenance:
         parent_digest: SHA-256 of the parent's weights; None for generation 1.
         seed: Seed of the lineage.
         environment: Versions, hardware, commit; see `environment.describe_environment`.
-        training: Device, precision, processes and search backend that were used.
+        training: Device, precision, processes and search backend that were used at the end, and `epochs`: which were
+            trained by how many processes and in which precision.
         seconds: Wall-clock seconds by phase: `training`, `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
         data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a

@@ -16,13 +16,14 @@ from ke_metric.cli.dry_run import expected_disk
 from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
 from ke_metric.cli.result import Result
+from ke_metric.cli.resume import resume_command, together, warn_of_changes
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, fingerprint
 from ke_metric.data.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
-from ke_metric.lineage import RESOLVED, Lineage, default_folder
+from ke_metric.lineage import Lineage, default_folder
 from ke_metric.lineage_folder import require_room
 from ke_metric.lineage_recipe import why_not_longer
 from ke_metric.recipe import Recipe
@@ -52,6 +53,7 @@ def train_lineage(
     folder = _own_folder(folder or default_folder(recipe))
     engine = Engine(recipe.training.precision, device)
     with ExitStack() as stack:
+        stack.enter_context(together(engine, folder, device))
         start = Start()
         if resume:
             recipe = _require_unfinished(Lineage(folder), recipe)
@@ -177,19 +179,21 @@ def _create(folder: Path, recipe: Recipe, text: str, overwrite: bool) -> Lineage
 
 def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine, device: str | None) -> None:
     recipe = lineage.recipe
-    interrupts = Interrupts(engine, recipe.training.epochs, _resume_command(lineage, device))
+    interrupts = Interrupts(engine, recipe.training.epochs, resume_command(lineage.folder, device))
     if not engine.is_main:
         with interruptible(interrupts):
             for _ in evolve(recipe, pictures, start=start, device=device, watch=interrupts):
                 pass
         return
     say(f"lineage {lineage.folder}: {_where(start)}")
-    _warn_of_other_precision(start, engine)
+    warn_of_changes(start, engine, lineage=lineage, device=device)
     with (
         _recorded_status(lineage),
         Keeper(lineage) as keeper,
         TrainingDisplay(recipe.generations) as display,
         interruptible(interrupts),
+        # Here as well, so that the lineage records why it stopped.
+        together(engine, lineage.folder, device),
     ):
         watch = Watches(display, keeper, interrupts)
         for generation in evolve(recipe, pictures, start=start, device=device, watch=watch):
@@ -198,20 +202,9 @@ def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine,
             display.generation_done(generation)
 
 
-def _resume_command(lineage: Lineage, device: str | None) -> str:
-    words = ["ke-metric", "train", str(lineage.folder / RESOLVED), "--lineage", str(lineage.folder), "--resume"]
-    return shlex.join([*words, *(["--device", device] if device else [])])
-
-
 def _where(start: Start) -> str:
     after = f", epoch {start.state.epoch} of it finished" if start.state else ""
     return f"training from generation {start.number}{after}"
-
-
-def _warn_of_other_precision(start: Start, engine: Engine) -> None:
-    before = start.parent.provenance.training["precision"] if start.parent else engine.precision
-    if before != engine.precision:
-        say(f"warning: trained in {before} so far, goes on in {engine.precision}", style="yellow")
 
 
 @contextmanager

@@ -19,6 +19,11 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out waiting",
+)  # fmt: skip
+"""What gloo says when another process has gone, or has not answered for half an hour."""
+
 Record = TypeVar("Record")
 
 
@@ -138,6 +143,15 @@ class Engine:
             "processes": self.processes,
             "threads": torch.get_num_threads(),
         }
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return in what words an error says that another process does not answer any more; None where it does not.
+
+    gloo raises a plain RuntimeError with the operating system's words, NCCL and torch's store errors of their own.
+    """
+    told = next((words for words in LOST if words in str(error)), None)
+    return told or (type(error).__name__ if isinstance(error, distributed.DistError) else None)
 
 
 def _find_device(name: str) -> torch.device:

@@ -138,7 +138,8 @@ class GenerationTraining:
             )
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        record = {"generation": self.number, "epoch": epoch, **facts, "seconds": round(seconds, 3)}
+        engine = {"processes": self.engine.processes, "precision": self.engine.precision}
+        record = {"generation": self.number, "epoch": epoch, **facts, **engine, "seconds": round(seconds, 3)}
         self.log = (*self.log, record)
         return self._state()
 

@@ -25,6 +25,8 @@ from ke_metric.training.one_generation import GenerationTraining, embedding_spre
 from ke_metric.training.watch import Watch
 
 CLASSES, BATCHES, BATCH = 4, 3, 8
+# What the log says of the engine.
+ENGINE = ("processes", "precision")
 PROXIES = Loss(name="ProxyNCALoss", learning_rate_factor=5.0)
 
 
@@ -204,7 +206,7 @@ def test_the_log_says_what_the_steps_said():
     assert len(state.training_log) == len(recorder.states) == 4
     for number, record in enumerate(state.training_log, start=1):
         steps = [step for step in recorder.steps if step.epoch == number]
-        assert set(record) == {"generation", "epoch", "loss", "spread", "learning_rate", "images", "seconds"}
+        assert set(record) == {"generation", "epoch", "loss", "spread", "learning_rate", "images", *ENGINE, "seconds"}
         assert (record["generation"], record["epoch"]) == (1, number)
         assert record["images"] == sum(step.images for step in steps) == BATCHES * BATCH
         assert record["loss"] == pytest.approx(sum(step.loss for step in steps) / BATCHES)
@@ -379,7 +381,7 @@ def test_the_log_of_a_classification_has_an_accuracy():
     recorder = Recorder()
     recipe = recipe_of(task="classification", loss=Loss(name="CrossEntropyLoss"), epochs=6)
     record = prepare(recipe, loss=CrossEntropyLoss()).train(recorder).training_log[-1]
-    assert set(record) == {"generation", "epoch", "loss", "top1", "learning_rate", "images", "seconds"}
+    assert set(record) == {"generation", "epoch", "loss", "top1", "learning_rate", "images", *ENGINE, "seconds"}
     assert 0.5 < record["top1"] <= 1
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from ke_metric.cli.resume import together
 from ke_metric.data.images import Benchmark, ImageSet
 from ke_metric.data.pictures import DeviceBatch, Pictures
 from ke_metric.data.pixels import PixelStore
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import evolve
 from ke_metric.generation import weights_digest
 from ke_metric.losses.classification import CSKDLoss
@@ -235,8 +237,21 @@ def main(folder):
     }
     torch.save(found, folder / f"{engine.rank}.pt")
     engine.wait()
+    if engine.rank == 1:
+        # As if it were killed: nothing is told to the other process.
+        os._exit(0)
     if engine.processes > 1:
+        (folder / "lost.txt").write_text(what_is_told_of_a_lost_process(engine, folder))
         torch.distributed.destroy_process_group()
+
+
+def what_is_told_of_a_lost_process(engine, folder):
+    try:
+        with together(engine, folder, None):
+            engine.any(True)
+    except KeMetricError as error:
+        return f"{error.exit_code:d}: {error}"
+    return "nothing"
 
 
 def free_port():
@@ -276,7 +291,9 @@ def found(tmp_path_factory):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks[0]["lost"] = (folder / "lost.txt").read_text()
+    return ranks
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +386,10 @@ def test_records_come_in_the_order_of_the_processes(found):
 
 def test_a_flag_of_one_is_a_flag_of_all(found):
     assert [process["any"] for process in found] == [[True, False], [True, False]]
+
+
+def test_a_process_that_has_gone_is_told_in_words(found):
+    assert found[0]["lost"].startswith(f"{ExitCode.ENVIRONMENT:d}: another process of this training has gone")
 
 
 if __name__ == "__main__":
