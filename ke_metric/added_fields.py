@@ -23,6 +23,7 @@ RECIPE_FIELDS: Added = {
     "data.label_column": "label",
 }
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
+_ABSENT = object()
 
 
 def with_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:
@@ -48,15 +49,18 @@ def without_values_before(document: Mapping[str, Any], added: Added) -> dict[str
 
     Args:
         document: With all its sections.
-        added: The fields; one that has another value stays.
+        added: The fields; one that has another value stays. A section that has no others goes with them.
     """
     left = _copied(document)
     for field in unchanged_fields(document, added):
         *parents, name = field.split(".")
-        section = left
+        sections = [left]
         for parent in parents:
-            section = section[parent]
-        del section[name]
+            sections.append(sections[-1][parent])
+        del sections[-1][name]
+        for parent, above, section in zip(parents[::-1], sections[-2::-1], sections[:0:-1], strict=True):
+            if not section:
+                del above[parent]
     return left
 
 
@@ -65,7 +69,7 @@ def unchanged_fields(document: Mapping[str, Any], added: Added) -> Iterator[str]
     for field, value in added.items():
         found: Any = document
         for part in field.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
+            found = found.get(part, _ABSENT) if isinstance(found, Mapping) else _ABSENT
         # Not `==` alone: to Python, false equals 0.
         if type(found) is type(value) and found == value:
             yield field

@@ -28,7 +28,7 @@ def as_continued(stored: Recipe, given: Recipe) -> Recipe:
     for field in unchanged_fields(document, RECIPE_FIELDS):
         section, name = field.split(".")
         part = getattr(given, section)
-        if name not in part.model_fields_set:
+        if part is not None and name not in part.model_fields_set:
             part = part.model_copy(update={name: document[section][name]})
             given = given.model_copy(update={section: part})
     return given

@@ -42,6 +42,9 @@ def test_every_field_that_was_added_says_what_it_was_before():
     now = set(fields_of(Recipe(name="x", miner={"name": "x"}).model_dump(mode="json")))
     assert now - set(FIELDS) == set(RECIPE_FIELDS)
     assert set(FIELDS) <= now
+    assert all(field.count(".") == 1 for field in RECIPE_FIELDS), "as_continued knows fields of sections"
+    where = "config.json has the section `network` too: fill it there, and leave it out of the digest of an Embedder"
+    assert not any(field.startswith("network.") for field in RECIPE_FIELDS), where
 
 
 def test_every_added_field_of_the_preparation_too():
@@ -57,6 +60,11 @@ def test_filling_and_leaving_out_are_opposites():
     assert without_values_before(with_values_before(stored, added), added) == stored
     changed = {"a": {"x": 2, "b": True, "c": 0}, "d": 0, "e": [1]}
     assert without_values_before(changed, added) == changed, "true is not 1, and 0 is not false"
+    new_section = {"n.x": 1, "n.y": None, "m.z": 0}
+    assert without_values_before({"n": {"x": 1, "y": None}, "m": {"z": 0, "old": {}}}, new_section) == {
+        "m": {"old": {}}
+    }
+    assert without_values_before({"n": None}, new_section) == {"n": None}, "a section that is left out"
     assert with_values_before({"a": 3}, added) == {"a": 3, "d": None}, "the schema refuses it, in words"
 
 
