@@ -267,8 +267,10 @@ BY_STRIDES = {"as_strided", "_reshape_alias", "view_as_real", "view_as_complex"}
 ELEMENTWISE = {
     "hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "clone",
     "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
+    "celu", "elu", "gelu", "hardsigmoid", "hardtanh", "ldexp", "leaky_relu", "mish", "rrelu_with_noise", "selu",
+    "threshold",
 }  # fmt: skip
-"""Elementwise operations that torch does not tag as pointwise."""
+"""Elementwise operations that torch does not tag as pointwise: at all, in place, or in its oldest version allowed."""
 
 COPIES = {
     "clone",

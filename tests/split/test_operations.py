@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -230,6 +231,20 @@ FOLLOWED = {
 def test_followed(name, rate, images, randomise, slim_is_dense_with_zeros, with_more_to_reset):
     network = FOLLOWED[name] if name != "a group that is cut" else with_more_to_reset(FOLLOWED[name])
     slim_is_dense_with_zeros(randomise(network), images, rate=rate)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(nn.CELU, nn.ELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.ReLU6),
+        *(nn.RReLU, nn.SELU, nn.SiLU, partial(nn.Threshold, 0.1, 0.0)),
+    ],
+)
+def test_activations_in_place(activation, images, randomise, slim_is_dense_with_zeros):
+    """torch tags some operations as pointwise only where they make a new tensor, or only from some version on."""
+    layers = (conv(3, 8), activation(inplace=True), conv(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = randomise(nn.Sequential(*layers, nn.Linear(8, 4)))
+    slim_is_dense_with_zeros(network, images, rate=0.5)
 
 
 def test_one_dimension_and_three(randomise, slim_is_dense_with_zeros):
