@@ -24,7 +24,7 @@ def test_convolutional(name):
     assert class_of(build_network(name), torch.randn(1, 3, 64, 64)) == "convolutional"
 
 
-@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_maxvit"])
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_vit4"])
 def test_attention(name):
     network, pixels = build_for_test(name)
     assert class_of(network, make_images(pixels)[:1]) == "attention"

@@ -175,7 +175,7 @@ def test_small_stem_and_pretrained_weights_exclude_each_other():
         ("deeplabv3_resnet50", False, "no classifier of torchvision"),
         ("timm/test_resent", False, "did you mean 'test_resnet'"),
         ("timm/resnet18.a1_in1", False, "did you mean 'resnet18.a1_in1k'"),
-        ("timm/test_maxvit", True, "timm has no such pretrained weights"),
+        ("timm/efficientnet_b8", True, "timm has no such pretrained weights"),
     ],
 )
 def test_unknown_name(name, pretrained, hint):
