@@ -180,7 +180,7 @@ def test_frozen_parameters_stay_frozen(slim, tmp_path):
     assert frozen == ["head.weight"]
 
 
-@pytest.mark.skipif(not timm.is_model("test_vit_relpos"), reason="this version of timm has no small network of the kind")
+@pytest.mark.skipif(not timm.is_model("test_vit_relpos"), reason="timm is older than its small network of the kind")
 def test_buffers_that_no_state_dict_holds_are_stored_too(tmp_path):
     network = timm.create_model("test_vit_relpos", num_classes=5).eval()
     table = network.blocks[0].attn.rel_pos.relative_position_index
