@@ -15,7 +15,7 @@ Shapes: N rows, Q queries, D embedding, K neighbours, M rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def search_rows(
     """
     assert k >= 1, k
     scores, proposed = _search(gallery, queries, k + SPARE, rows=rows, first=first, device=device, kind=torch.float32)
-    found, unsure = settle(gallery, queries, scores, proposed, k)
+    found, unsure = settle(gallery.vectors, queries, scores, proposed, k)
     if len(unsure):
         some = search_doubly(gallery, queries[unsure], k, rows=rows, first=first, device=device)
         found[0][unsure], found[1][unsure] = some
@@ -92,12 +92,12 @@ def search_doubly(
 
 
 def settle(
-    gallery: Gallery, queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
+    vectors: Callable[[IntArray], FloatArray], queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
 ) -> tuple[tuple[FloatArray, IntArray], IntArray]:
     """Choose the k best of more rows that were proposed by products in float32.
 
     Args:
-        gallery: Whose rows they are.
+        vectors: M rows to their vectors [M, D].
         queries: [Q, D] float32, L2-normalised.
         scores: [Q, C] float32, C > k: the products, largest first. What was not proposed has no larger one than the
             last, where there are C.
@@ -108,23 +108,23 @@ def settle(
         Similarities [Q, K] and rows [Q, K], as `search_rows`; and the numbers of the queries for which others than
         those proposed may be among the best.
     """
-    true = _similarities(gallery, queries, rows)
+    true = _similarities(vectors, queries, rows)
     order = np.lexsort((rows, -true), axis=1)[:, :k]
     found = np.take_along_axis(true, order, 1), np.take_along_axis(rows, order, 1)
     # The error of an inner product of D numbers, summed up in whatever order, for vectors of length 1.
-    error = (gallery.dimension + 4) * float(np.finfo(np.float32).epsneg) * 1.01
+    error = (queries.shape[1] + 4) * float(np.finfo(np.float32).epsneg) * 1.01
     unsure = (rows[:, -1] >= 0) & (scores[:, -1].astype(np.float64) + error >= found[0][:, -1])
     return found, np.flatnonzero(unsure)
 
 
-def _similarities(gallery: Gallery, queries: FloatArray, rows: IntArray) -> FloatArray:
+def _similarities(vectors: Callable[[IntArray], FloatArray], queries: FloatArray, rows: IntArray) -> FloatArray:
     """Return the similarity [Q, C] of each query and each of its rows [Q, C]; -inf for row -1."""
     similarities = np.full(rows.shape, -np.inf, np.float32)
-    for some in row_chunks(len(rows), max(1, COMPARED // max(1, rows.shape[1] * gallery.dimension))):
+    for some in row_chunks(len(rows), max(1, COMPARED // max(1, rows.shape[1] * queries.shape[1]))):
         there = rows[some] >= 0
         distinct, place = np.unique(rows[some][there], return_inverse=True)
         products = np.repeat(queries[some], there.sum(1), 0).astype(np.float64)
-        products *= gallery.vectors(distinct)[place]
+        products *= vectors(distinct)[place]
         similarities[some][there] = products.sum(1).astype(np.float32)
     return similarities
 

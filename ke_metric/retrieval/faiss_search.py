@@ -33,10 +33,10 @@ class IndexSearch:
         vectors: [N, D] float32, where the index holds short codes of them; None where it holds them whole.
         live: How many items it covers that are not gone.
         unfolding: Finds the items that a row stands for; None where each is one.
-        exact: Whether the index compares every vector that it holds, whole.
+        whole: [N, D] float32, where the index compares every vector that it holds, whole; else None.
 
     Attributes:
-        exact: The same.
+        whole: The same.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class IndexSearch:
         vectors: FloatArray | None,
         live: int,
         unfolding: Unfolding | None = None,
-        exact: bool = False,
+        whole: FloatArray | None = None,
     ) -> None:
-        self.exact = exact
+        self.whole = whole
         self._index, self._vectors, self._live, self._unfolding = index, vectors, live, unfolding
         self._linked = len(removed) - int(removed.sum())
         self._removed = removed if self._linked < index.ntotal else None

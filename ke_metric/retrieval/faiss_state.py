@@ -96,15 +96,16 @@ def _searcher(gallery: Gallery, state: State, derived: Derived) -> IndexSearch:
     if len(derived.copies):
         unfolding = Unfolding(derived.copies, removed)
         removed = unfolding.size == 0
+    exact = is_exact(derived.index)
     # Mapped, not read: of the vectors of a million, a search looks at a few thousand, all over the file.
-    vectors = None if is_whole(derived.index) else _mapped(gallery, state.covered)
+    mapped = _mapped(gallery, state.covered) if exact or not is_whole(derived.index) else None
     return IndexSearch(
         derived.index,
         removed=removed,
-        vectors=vectors,
+        vectors=None if exact else mapped,
         live=state.live,
         unfolding=unfolding,
-        exact=is_exact(derived.index),
+        whole=mapped if exact else None,
     )
 
 
@@ -112,6 +113,6 @@ def _mapped(gallery: Gallery, rows: int) -> FloatArray:
     """Return the vectors of the first rows, which never change, as they lie in the gallery's file."""
     path = gallery.folder / VECTORS
     try:
-        return np.memmap(path, np.float32, "r", shape=(rows, gallery.dimension))
+        return np.asarray(np.memmap(path, np.float32, "r", shape=(rows, gallery.dimension)))
     except OSError as error:
         raise disk_error(path, error) from error

@@ -120,9 +120,9 @@ class FaissStore:
     def _search(self, queries: FloatArray, k: int, state: State) -> Found:
         if state.search is None or not len(queries):
             return search_rows(self._gallery, queries, k)
-        if state.search.exact:
+        if state.search.whole is not None:
             (similarities, rows), lacking = state.search.search(queries, k + SPARE)
-            found, unsure = settle(self._gallery, queries, similarities, rows, k)
+            found, unsure = settle(state.search.whole.__getitem__, queries, similarities, rows, k)
             lacking = np.union1d(lacking, unsure)
         else:
             found, lacking = state.search.search(queries, k)
@@ -130,7 +130,7 @@ class FaissStore:
             after = search_rows(self._gallery, queries, k, first=state.covered)
             found = best(np.hstack([found[0], after[0]]), np.hstack([found[1], after[1]]), k)
         if len(lacking):
-            search = search_doubly if state.search.exact else search_rows
+            search = search_rows if state.search.whole is None else search_doubly
             found[0][lacking], found[1][lacking] = search(self._gallery, queries[lacking], k)
         return found
 
