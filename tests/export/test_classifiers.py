@@ -15,6 +15,7 @@ from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures, require_cheap
 from ke_metric.export.record import TopCost, read_record, this_machine
 from ke_metric.export.torch_program import run_program
+from ke_metric.export.verification import compare, require_agreement
 
 LABELS = np.arange(40) % 8
 
@@ -83,6 +84,24 @@ def test_a_file_of_other_classes_is_not_kept(predictor, pictures, tmp_path, monk
         )
     assert caught.value.exit_code is ExitCode.GATE
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("gap", "same"), [(5e-5, 0), (5e-6, 1)])
+def test_another_likeliest_class_is_refused_however_near(gap, same, pictures):
+    """Differences below the tolerance; a gap below 1e-5 is a tie."""
+    ours = np.tile(np.array([[0, gap]], np.float32), (len(pictures), 1))
+
+    def network(pixels):
+        return ours[: len(pixels)]
+
+    agreements = compare(network, lambda pixels: network(pixels)[:, ::-1], pictures, classes=True)
+    assert [found.same_class for found in agreements] == [same] * 3
+    assert all(found.same_nearest is None for found in agreements)
+    if same:
+        require_agreement(agreements)
+        return
+    with pytest.raises(KeMetricError, match=r"same likeliest class for 0.0% of the pictures"):
+        require_agreement(agreements)
 
 
 def test_more_than_the_allowed_loss_is_refused():
