@@ -246,7 +246,7 @@ def _refuse_missing_pictures(table: Table, listed: Sequence[Item]) -> None:
             f"{some_of(missing)}. "
             + (
                 "Paths are relative to the folder of the CSV file"
-                if table.origin == table.folder / table.origin.name
+                if table.origin == table.folder / table.origin.name and table.origin.suffix.lower() == ".csv"
                 else "Is the archive unpacked completely?"
             ),
             ExitCode.DATA,

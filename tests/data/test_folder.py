@@ -248,3 +248,10 @@ def test_a_csv_without_split_column_is_divided_as_the_folders_are_for_classifica
     assert listed.train.keys == walked.train.keys
     assert listed.query.keys == walked.query.keys
     assert np.array_equal(listed.query.labels, walked.query.labels)
+
+
+def test_a_csv_whose_pictures_lie_elsewhere_says_where_paths_begin(make_class_folders, tmp_path):
+    make_class_folders(tmp_path / "photos", ["ant", "bee"], 2)
+    (tmp_path / "list.csv").write_text("path,label\nant/ant_0.jpg,ant\nbee/bee_0.jpg,bee\n", encoding="utf-8")
+    with pytest.raises(KeMetricError, match=r"2 of the 2 images .* relative to the folder of the CSV file"):
+        folder.read(Data(benchmark="folder", root=str(tmp_path / "list.csv")))
