@@ -74,6 +74,8 @@ def train_lineage(
         engine.wait()
         lineage = Lineage(folder)
         _grow(lineage, pictures, start=start, engine=engine, device=device)
+        # The first process has stored the last generation when the others read it.
+        engine.wait()
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
     untrained = lineage.untrained
     idle = {number: idle_steps(lineage.training_log(number)) for number in cards}
