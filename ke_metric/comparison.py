@@ -23,7 +23,12 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 # What two strategies must agree in: otherwise they were scored on other images, or asked something else.
 SAME_TEST = (
-    "task", "data.benchmark", "data.test_fraction", "data.test_classes", "data.crop_banner", "evaluation.resize",
+    "task", "data.benchmark", "data.test_fraction", "data.test_classes", "data.crop_banner",
+)  # fmt: skip
+# What they may differ in where the test pictures are the same ones: how the networks see them. It is said.
+SEEN = (
+    "data.image_size", "data.store_size", "data.store_shape", "data.background", "data.exif_orientation",
+    "evaluation.resize",
 )  # fmt: skip
 # Fields that change no score of a generation that is there.
 _NO_MATTER = {*FREE_FIELDS, "seed", "keep", "evaluation.backend", "evaluation.batch_size"}
@@ -149,7 +154,7 @@ def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
         groups.setdefault(_identity(recipe), []).append((lineage, recipe))
     if not groups:
         raise KeMetricError("no lineage to compare", ExitCode.USAGE)
-    _require_one_test([members[0] for members in groups.values()])
+    _require_one_test([member for members in groups.values() for member in members])
     names = _names([members[0][1] for members in groups.values()])
     return [_strategy(name, members) for name, members in zip(names, groups.values(), strict=True)]
 
@@ -199,13 +204,32 @@ def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
     expected = _flat(reference)
     for lineage, recipe in others:
         found = _flat(recipe)
-        for name in dict.fromkeys((*_test_of(reference), *_test_of(recipe))):
+        names = dict.fromkeys((*_test_of(reference), *_test_of(recipe)))
+        before, now = first.data, lineage.data
+        if before is not None and now is not None and recipe.task == reference.task:
+            changes = before.tested.changes(now.tested)
+            if changes:
+                raise KeMetricError(
+                    f"{lineage.folder} was not tested on the pictures of {first.folder}: {'; '.join(changes)}: their "
+                    "scores do not belong into one table",
+                    ExitCode.LINEAGE,
+                )
+            # The pictures are known to be the same ones, wherever they lie and however they were divided.
+            names = dict.fromkeys(("data.crop_banner",))
+        for name in names:
             if found[name] != expected[name]:
                 raise KeMetricError(
                     f"{lineage.folder}: {name} = {found[name]!r}, {first.folder} has {expected[name]!r}: their "
                     "scores do not belong into one table",
                     ExitCode.LINEAGE,
                 )
+
+
+def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
+    """Return how the networks of each strategy see the test pictures, in the fields in which they differ."""
+    flat = {strategy.name: _flat(strategy.recipe) for strategy in strategies}
+    fields = [name for name in SEEN if len({json.dumps(each.get(name)) for each in flat.values()}) > 1]
+    return {name: {field: each.get(field) for field in fields} for name, each in flat.items()} if fields else {}
 
 
 def _names(recipes: Sequence[Recipe]) -> list[str]:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.comparison import gather, mean_and_spread, paired_difference
+from ke_metric.comparison import gather, mean_and_spread, paired_difference, seen_differently
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.lineage import Lineage
 from ke_metric.recipe import Recipe
@@ -88,6 +89,40 @@ def test_the_slim_architecture_alone_is_a_slim_network(grow):
 def test_what_cannot_be_compared_is_refused(one, other, message, grow):
     with pytest.raises(KeMetricError, match=message) as refused:
         gather([grow([0.1], **one), grow([0.2], **other)])
+    assert refused.value.exit_code == ExitCode.LINEAGE
+
+
+def fingerprint(*contents):
+    keys, labels = tuple(f"owl/{n}" for n in range(len(contents))), (0,) * len(contents)
+    return DataFingerprint({
+        "train": PartFingerprint((), (), ()), "query": PartFingerprint(keys, labels, ("owl",), contents),
+    })  # fmt: skip
+
+
+def test_other_resolutions_are_compared_and_told(grow):
+    small, large = {"image_size": 32, "store_size": 40}, {"image_size": 64, "store_size": 80}
+    lineages = [
+        grow([0.1], data=small, evaluation={"resize": 36}),
+        grow([0.2], data=large, evaluation={"resize": 72}),
+    ]
+    one, other = gather(lineages)
+    assert list(seen_differently([one, other]).values()) == [
+        {"data.image_size": 32, "data.store_size": 40, "evaluation.resize": 36},
+        {"data.image_size": 64, "data.store_size": 80, "evaluation.resize": 72},
+    ]
+    assert seen_differently([one, one]) == {}
+
+
+def test_the_pictures_decide_where_they_are_known(grow):
+    folders = [{"data": {"benchmark": "folder", "root": root}, "seed": seed} for seed, root in enumerate("ab")]
+    lineages = [grow([0.1], **folders[0]), grow([0.2], **folders[1])]
+    for lineage in lineages:
+        lineage.record_data(fingerprint("x", "y"))
+    assert len(gather(lineages)) == 2
+    other = grow([0.3], **folders[0] | {"seed": 7})
+    other.record_data(fingerprint("x", "z"))
+    with pytest.raises(KeMetricError, match=r"test part: 1 picture with other content \(owl/1\)") as refused:
+        gather([*lineages, other])
     assert refused.value.exit_code == ExitCode.LINEAGE
 
 

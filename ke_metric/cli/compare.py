@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ke_metric.cli.result import Result
-from ke_metric.comparison import CONFIDENCE, Strategy, gather, mean_and_spread, paired_difference
+from ke_metric.comparison import CONFIDENCE, Strategy, gather, mean_and_spread, paired_difference, seen_differently
 from ke_metric.lineage import Lineage
 from ke_metric.report import FittingTable, decisive_score, header, is_share, shown_names
 
@@ -37,6 +37,7 @@ def compare_lineages(folders: Sequence[Path]) -> Result:
         "scores": [row for each in strategies for row in _rows(each, range(1, each.generations + 1))],
         "untrained": [row for each in strategies if each.untrained for row in _rows(each, (0,))],
         "differences": _differences(strategies),
+        "seen_differently": seen_differently(strategies),
         "incomplete": incomplete,
     }
     return Result(document, Group(*_shown(document, strategies)))
@@ -115,6 +116,12 @@ def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Ren
         reference = strategies[0].name
         shown.append(FittingTable(lambda some: _differences_table(differences, some, reference), names))
     shown += [Text(sentence) for strategy in strategies if (sentence := _told_worse(strategy))]
+    shown += [
+        Text(
+            f"{name} saw the test pictures with {', '.join(f'{field} = {value}' for field, value in fields.items())}"
+        )
+        for name, fields in document["seen_differently"].items()
+    ]
     shown += [
         Text(f"{each['lineage']} has {each['generations']} of {each['of']} generations")
         for each in document["incomplete"]
