@@ -19,6 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.retrieval import score_retrieval
 from ke_metric.export.export import ExportSettings
 from ke_metric.export.onnx_file import OnnxNetwork
+from ke_metric.export.recall_cost import top_cost
 from ke_metric.generation import Generation, Provenance
 from ke_metric.lineage import Lineage
 from ke_metric.recipe import Recipe
@@ -155,16 +156,19 @@ def test_the_newest_lineage_is_taken_and_named(lineage, photos, tmp_path, monkey
 
 def test_a_classifier_is_exported_with_its_classes_and_scored_by_top1(tmp_path):
     grown = grow_scored(tmp_path / "c", **CLASSES)
-    arguments = ("--lineage", grown.folder, "--gen", 1, "--network", "dense", "--format", "onnx", "--int8", "dynamic")
-    result = run(*arguments, "--max-loss", 100, "-o", tmp_path / "e", "--json")
+    arguments = ("--lineage", grown.folder, "--gen", 1, "--network", "dense", "--format", "torch-export")
+    result = run(*arguments, "-o", tmp_path / "e", "--json")
     assert result.exit_code == ExitCode.OK, result.output
-    document = json.loads(result.stdout)
-    predictor, network = Predictor.load(grown.folder, 1, "dense"), OnnxNetwork(tmp_path / "e")
+    document, predictor = json.loads(result.stdout), Predictor.load(grown.folder, 1, "dense")
     assert f"network: {predictor.description}" in result.stderr
-    assert document["embedder_digest"] == predictor.digest
-    assert document["top1"]["pytorch"] == grown.scorecard(1).dense["top1"]
-    assert document["class_names"] == list(network.class_names) == list(predictor.class_names)
+    assert (document["embedder_digest"], document["output"]) == (predictor.digest, "logits")
+    assert document["class_names"] == list(predictor.class_names)
     assert document["verification"]["source"] == "queries of glyphs"
+    # With 8-bit integers, what they cost would be measured on this:
+    scored = command._of_lineage(grown, predictor, ExportSettings("onnx", "dynamic")).scored
+    assert scored.classes
+    cost = top_cost(predictor.compute, lambda pixels: -predictor.compute(pixels), scored)
+    assert cost.pytorch == grown.scorecard(1).dense["top1"] != cost.exported
 
 
 def test_pictures_are_spread_over_all_there_are():
