@@ -140,8 +140,9 @@ def test_a_querys_own_picture_never_comes_back(copies, options):
     assert answer["all_left_out"] == [own, "again"]
     assert str(query) not in {result["path"] for result in answer["results"]}
     assert len(answer["results"]) == (40 if "-k" in options else 3)
-    table = expect(ExitCode.OK, "search", query, "--index", folder, *options)
-    assert "again, which are left out" in " ".join(table.split())
+    if not options:
+        table = expect(ExitCode.OK, "search", query, "--index", folder)
+        assert "again, which are left out" in " ".join(table.split())
 
 
 def test_a_link_to_a_picture_is_that_picture(copies, tmp_path):
