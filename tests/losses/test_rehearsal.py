@@ -132,6 +132,7 @@ def test_a_miner_finds_nothing_in_batches_of_one_sort_of_pairs(miner):
         assert pairs in message
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_cure_works():
     message = refusal(Loss(name="TripletMarginLoss"), batches=ONE)
     assert "use batches.size = 16, or batches.images_per_class = 4" in message
@@ -140,6 +141,9 @@ def test_the_cure_works():
     message = refusal(Loss(name="SupConLoss"), batches=Batches(size=5, images_per_class=1))
     assert "use batches.images_per_class = 2 with batches.size = 6" in message
     build(Loss(name="SupConLoss"), batches=Batches(size=6, images_per_class=2))
+
+
+def test_the_losses_that_are_named_learn_from_the_batches():
     message = refusal(Loss(name="SupConLoss"), batches=Batches(size=2, images_per_class=2))
     assert "use batches.size = 4." in message
     learning = message.partition("Losses that learn from such batches: ")[2].split(", ")
