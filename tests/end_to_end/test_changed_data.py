@@ -176,3 +176,17 @@ def test_a_class_more_is_refused_in_words_where_the_loss_has_a_row_for_each(copy
     told = resume(folder, ExitCode.LINEAGE)
     assert "the parent's loss parameters do not fit" in told
     assert "loss.proxies has shape [4, 8], not [5, 8]" in told
+
+
+@pytest.mark.parametrize(("built", "told"), [("+cu130", "search and torch are the same"), (".1", "torch ")])
+def test_another_build_of_one_version_is_no_other_version(built, told, copy):
+    folder = copy() / "lineage" / "generation-001"
+    facts = json.loads((folder / "provenance.json").read_text())
+    facts["environment"]["versions"]["torch"] += built
+    (folder / "provenance.json").write_text(json.dumps(facts))
+    card = json.loads((folder / "scorecard.json").read_text())
+    card["dense"]["recall@1"] += 0.01
+    (folder / "scorecard.json").write_text(json.dumps(card))
+    (line,) = [line for line in go(folder.parents[1], "eval").stderr.splitlines() if "differs from" in line]
+    assert told in line
+    assert (f"{built} then" in line) is (built == ".1")
