@@ -26,7 +26,7 @@ from ke_metric.blueprint import Blueprint
 from ke_metric.comparison import gather
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.pictures import Pictures, without_training
-from ke_metric.methods.method import load_whole
+from ke_metric.generation import load_whole
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import zero_reset

@@ -13,6 +13,7 @@ from collect import collect
 from ke_metric import Lineage
 from ke_metric.added_fields import RECIPE_FIELDS, with_values_before
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import Scorecard
 from ke_metric.lineage_recipe import as_continued, forbidden_changes
 from ke_metric.recipe import Recipe
@@ -30,8 +31,9 @@ class StoredResult:
         self._generations = document["generations"]
         self.recipe = Recipe.model_validate(with_values_before(document["recipe"], RECIPE_FIELDS))
         self.folder = path.with_name(f"{path.name}: {key_of(self.recipe)}")
-        # A line does not say how the network scored before any training.
+        # A line does not say how the network scored before any training, nor which pictures it was scored on.
         self.untrained: Scorecard | None = None
+        self.data: DataFingerprint | None = None
         self.averages = {kind: Scorecard(**card) for kind, card in document.get("averages", {}).items()}
 
     @property

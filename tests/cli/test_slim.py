@@ -191,9 +191,10 @@ def test_counts_are_whole_numbers_and_shares_percent(tmp_path):
     scores = {"recall@1": 0.8125, "map@r": 0.5, "queries": 750, "queries_without_match": 0}
     lineage, _ = grow(tmp_path / "l", scores=scores)
     table = expect(ExitCode.OK, "--lineage", lineage.folder, "--gen", 3, "-o", tmp_path / "n")
-    cells = {line.split()[1]: line.split()[3::2] for line in table.splitlines() if line.startswith("│")}
+    rows = (line.strip("│").split("│") for line in table.splitlines() if line.startswith("│"))
+    cells = {name.strip(): [value.strip() for value in values] for name, *values in rows}
     assert cells["queries"] == ["750", "750"]
-    assert (cells["queries_without_match"], cells["map@r"]) == (["0", "0"], ["0.500", "0.500"])
+    assert (cells["queries_without_match"], cells["map@r"]) == (["0", "0"], ["50.0 %", "50.0 %"])
     assert "81.2 %" in table
 
 
