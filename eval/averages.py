@@ -17,8 +17,7 @@ from torch.nn.functional import normalize
 from ke_metric import Lineage
 from ke_metric.blueprint import Blueprint
 from ke_metric.data.pictures import Pictures
-from ke_metric.generation import Scorecard
-from ke_metric.generation import load_whole
+from ke_metric.generation import Scorecard, load_whole
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.training.engine import Engine
 
