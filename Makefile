@@ -16,8 +16,9 @@ $(INSTALLED): setup.py pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/ke-metric train recipes/glyphs_resnet18.yaml --lineage lineages/demo --overwrite
 
+# A process for every core, each with one thread: the tests' networks are too small for more.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # What takes minutes: every architecture, every rate, twenty kills.
 test-slow: $(INSTALLED)
@@ -29,7 +30,7 @@ test-lowest:
 	test -x .lowest/bin/python || $(PYTHON) -m venv .lowest
 	.lowest/bin/python tests/lowest_versions.py > .lowest/constraints.txt
 	.lowest/bin/pip install --quiet --constraint .lowest/constraints.txt --editable '.[$(EXTRAS)]'
-	.lowest/bin/python -m pytest --deselect tests/house_rules/test_tools.py
+	OMP_NUM_THREADS=1 .lowest/bin/python -m pytest -n auto --dist loadfile --deselect tests/house_rules/test_tools.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
