@@ -273,21 +273,16 @@ def lengths_of_lists(relevant: IntArray, ranks: Sequence[int], *, gallery_size: 
 
 def _settled(block: IntArray, depth: int, find: Find, longest: int) -> Iterator[tuple[IntArray, Places]]:
     """Yield queries and what they find, far enough to see the end of the tie, if any, at rank `depth`."""
-    # Two places are the least that show a tie. Where there is none, there is none at the end of a list either.
-    places = find(block, max(depth, min(2, longest)))
-    if not places.tied.any():
-        yield block, places
-        return
-    rest, count = block, depth
+    # One place more than the list has: whether the last of a list is tied shows only at the place after it.
+    rest, count = block, max(depth, min(depth + 1, longest))
     while len(rest):
-        count = max(depth, min(2 * count, longest))
         unsettled = []
         for part in blocks_of_queries(rest, np.full(int(rest.max()) + 1, count), CELLS_AT_A_TIME):
             places = find(part, count)
             settled = places.settled(depth) | (count >= longest)
             yield part[settled], places.at(settled)
             unsettled.append(part[~settled])
-        rest = np.concatenate(unsettled)
+        rest, count = np.concatenate(unsettled), max(depth, min(2 * count, longest))
 
 
 def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterator[IntArray]:

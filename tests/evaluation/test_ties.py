@@ -110,6 +110,22 @@ def test_a_tie_of_different_embeddings_is_followed_to_its_end(by, monkeypatch, l
     assert 0 < found["r_precision"] < 1
 
 
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_tie_of_different_embeddings_across_the_end_of_a_list_counts_whoever_comes_first(by, queries):
+    """Places 2 and 3 are tied, one of them a hit, and nothing before them is; the second query has no tie at all."""
+    rows = [[0.9, 0.1, 0.1], [0.5, 0.5, 0], [0.5, -0.5, 0], [0.1, 0.9, 0]]
+    query = np.array([[1, 0, 0], [1, 0.2, 0.1]], float)[:queries]
+    alone = {"recall@1": 0, "recall@2": 0.5, "recall@3": 1, "map@r": 0.125, "r_precision": 0.25}
+    followed = {"recall@1": 0, "recall@2": 0.75, "recall@3": 1, "map@r": 0.1875, "r_precision": 0.375}
+    expected = alone if queries == 1 else followed
+    for order in itertools.permutations(range(4)):
+        gallery = Embeddings([rows[item] for item in order], [[1, 0, 1, 0][item] for item in order])
+        for ranks in [(1, 2), (2,), (1, 2, 3), (1, 2, 4)]:
+            found = score_retrieval(query, [0] * queries, ranks, gallery=gallery, scoring=by)
+            shared = found.keys() & expected.keys()
+            assert {name: found[name] for name in shared} == pytest.approx({name: expected[name] for name in shared})
+
+
 def test_a_long_list_without_any_hit_and_a_short_gallery(by):
     gallery = Embeddings([[1, 0], [1, 0], [0, 1]], [0, 1, 2])
     found = score_retrieval([[1.0, 0.0], [0.0, 1.0]], [2, 2], (1, 2, 3, 9), gallery=gallery, scoring=by)

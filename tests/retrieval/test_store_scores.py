@@ -67,6 +67,20 @@ def test_copies_score_as_without_a_store(memory_store, tmp_path, kind):
     assert reranked["recall@1"] == pytest.approx(expected["recall@1"])
 
 
+@pytest.mark.parametrize("kind", ["memmap", "faiss"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 1, 3]])
+def test_a_tie_across_the_end_of_a_list_counts_whoever_comes_first(tmp_path, kind, order):
+    """Different embeddings, equally similar to the query, at places 2 and 3; one of them is a hit."""
+    rows = [[0.9, 0.1, 0.1], [0.5, 0.5, 0], [0.5, -0.5, 0], [0.1, 0.9, 0]]
+    vectors = Embeddings([rows[item] for item in order], [0] * 4).vectors
+    store = open_store(tmp_path, 3, StoreSettings(kind=kind), writing=True)
+    store.add([Item(str(item), label=str([1, 0, 1, 0][item])) for item in order], vectors)
+    query = np.array([[1, 0, 0]], np.float32)
+    expected = {"recall@2": 0.5, "map@r": 0.125, "r_precision": 0.25, "queries": 1, "queries_without_match": 0}
+    assert score_through(store, query, ["0"], (2,)) == pytest.approx(expected)
+    assert score_through(store, query, ["0"], (2, 3)) == pytest.approx(expected | {"recall@3": 1})
+
+
 @in_a_hurry
 @given(seed=st.integers(0, 10**6), first=st.integers(0, 130), queries=st.integers(1, 60))
 def test_query_and_gallery_that_may_share_pictures(memory_store, seed, first, queries):
