@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from ke_metric.retrieval.where import Condition, Where
 QUERIES_AT_A_TIME = 1024
 TABLES = 20
 """The most that are printed for people."""
+Search = Callable[..., Hits]
+"""Searches with all queries; takes `exclude`, see `search_others`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class How:
     rerank: Reranking | None = None
     keep_self: bool = False
     text: str = ""
+
+    @property
+    def depth(self) -> int:
+        """The most neighbours of a query that anything depends on."""
+        expanded = self.expand.neighbors if self.expand else 0
+        return max(self.k, expanded, self.rerank.depth if self.rerank else 0)
 
     @classmethod
     def of(cls, k: int, *, where: str | None, expand: str | None, rerank: str | None, keep_self: bool) -> How:
@@ -163,10 +172,15 @@ def has_any(store: VectorStore, where: Where) -> bool:
 
 def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, how: How) -> list[Answer]:
     own: list[list[Item]] = [[] for _ in queries] if how.keep_self else _own_items(store, queries, how.where)
-    exclude = [[item.id for item in items] for items in own]
-    hits = ranked_search(
-        store, vectors, how.k, where=how.where, expand=how.expand, rerank=how.rerank, exclude=exclude
+    search: Search = partial(
+        ranked_search, store, vectors, how.k, where=how.where, expand=how.expand, rerank=how.rerank
     )
+    if how.keep_self:
+        hits = search()
+    else:
+        if how.expand or how.rerank:  # what is not a result must not move the query, or the order of the others
+            _without_own(queries, own, partial(search_others, store, vectors, how.depth, where=how.where))
+        hits = _without_own(queries, own, search)
     return [
         # What the index knows of a picture that is in it is known of the query.
         Answer(_known_label(query, items), results, tuple(item.id for item in items), nearest)
@@ -174,6 +188,35 @@ def _answers(store: VectorStore, queries: Sequence[Item], vectors: FloatArray, h
             queries, results_of(hits), own, _own_nearest(store, hits, how.where), strict=True
         )
     ]
+
+
+def _without_own(queries: Sequence[Item], own: list[list[Item]], search: Search) -> Hits:
+    """Search, and again as long as a hit is the query's own picture by another path, to which a link leads.
+
+    Which paths of an index are links, only the disk tells: asking it of all items would take longer than a search.
+
+    Args:
+        queries: What is searched with.
+        own: The items of each that are left out; those that are found are added.
+        search: Searches with all of them.
+    """
+    real_folder = cache(os.path.realpath)
+
+    def real(path: str) -> str:
+        folder, name = os.path.split(path)
+        found = os.path.join(real_folder(folder), name)  # noqa: PTH118  (pathlib takes five times as long)
+        return os.path.realpath(found) if os.path.islink(found) else found  # noqa: PTH114
+
+    pictures = [real(query.path) for query in queries]
+    while True:
+        hits = search(exclude=[[item.id for item in items] for items in own])
+        found = False
+        for picture, items, known in zip(pictures, hits.items(), own, strict=True):
+            linked = [item for item in items if item.path and real(item.path) == picture]
+            known.extend(linked)
+            found = found or bool(linked)
+        if not found:
+            return hits
 
 
 def _own_nearest(store: VectorStore, hits: Hits, where: Where | None) -> list[float | None]:

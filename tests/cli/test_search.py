@@ -145,6 +145,55 @@ def test_a_querys_own_picture_never_comes_back(copies, options):
         assert "again, which are left out" in " ".join(table.split())
 
 
+@pytest.fixture(scope="module")
+def linked(flat, glyph_files, tmp_path_factory):
+    """An index of pictures some of which are there by a link to their folder too, or by a link of another name."""
+    place = tmp_path_factory.mktemp("linked")
+    pictures = sorted((glyph_files / "gallery").rglob("*.png"))[:12]
+    (place / "p" / "a").mkdir(parents=True)
+    for picture in pictures:
+        shutil.copy(picture, place / "p" / "a" / f"{picture.parent.name}-{picture.name}")
+    (place / "p" / "b").symlink_to("a")
+    query = sorted((place / "p" / "a").iterdir())[3]
+    (place / "p" / "c").mkdir()
+    (place / "p" / "c" / "other.png").symlink_to(query)
+    with Index.open(flat) as index, Index.create(place / "i", embedder=index.embedder) as made:
+        paths = sorted(path for folder in "abc" for path in (place / "p" / folder).iterdir())
+        items = [Item(path.relative_to(place / "p").as_posix(), str(path), path.parent.name) for path in paths]
+        made.add(items, index.embedder(paths), digest=index.digest)
+    return place / "i", query
+
+
+@pytest.mark.parametrize("options", [(), ("--rerank", "5:3:0.3:30"), ("--expand", "2"), ("--where", 'label != "a"')])
+@pytest.mark.parametrize("through", ["a", "b", "c"])
+def test_a_querys_own_picture_never_comes_back_by_a_link(linked, options, through):
+    folder, query = linked
+    path = query.parent.parent / through / ("other.png" if through == "c" else query.name)
+    (answer,) = searched(path, "--index", folder, "-k", 30, *options)["queries"]
+    ids = {f"b/{query.name}", "c/other.png"} | (set() if "--where" in options else {f"a/{query.name}"})
+    assert set(answer["all_left_out"]) == ids
+    found = [result["path"] for result in answer["results"]]
+    assert len(found) == (11 if "--where" in options else 22)
+    assert query.resolve() not in {Path(path).resolve() for path in found}
+    (kept,) = searched(path, "--index", folder, "-k", 30, "--keep-self", *options)["queries"]
+    assert ids <= {result["id"] for result in kept["results"]}
+
+
+def test_a_link_moves_neither_an_expanded_query_nor_a_new_order(linked, tmp_path):
+    folder, query = linked
+    with Index.open(folder) as index, Index.create(tmp_path / "i", embedder=index.embedder) as alone:
+        ((items, vectors),) = index.store.read(1000)
+        kept = [place for place, item in enumerate(items) if Path(item.path).resolve() != query.resolve()]
+        alone.add([items[place] for place in kept], vectors[kept], digest=index.digest)
+    for options in (("--rerank", "5:3:0.3:24", "-k", 3), ("--expand", "2", "-k", 1)):
+        (answer,), (wanted,) = (
+            searched(query, "--index", place, *options)["queries"] for place in (folder, tmp_path / "i")
+        )
+        assert [(one["id"], one["similarity"]) for one in answer["results"]] == [
+            (one["id"], one["similarity"]) for one in wanted["results"]
+        ]
+
+
 def test_a_link_to_a_picture_is_that_picture(copies, tmp_path):
     folder, query, own = copies
     (tmp_path / "link.png").symlink_to(query)
