@@ -133,7 +133,8 @@ class Nursery:
         """
         birth = self.birth(number, parent)
         network = self.build_child(birth)
-        loss = self.build_loss(number, parent)
+        # What has taught a generation, or epochs of one, is known to work.
+        loss = self.build_loss(number, parent, rehearsed=number == 1 and state is None)
         scorer = Scorer(self.pictures, self.recipe, self.engine)
         if number == 1 and state is None:
             self._introduce(network, scorer, watch)
@@ -194,6 +195,36 @@ class Nursery:
         if not self._classifies:
             choose_backend(self.recipe.evaluation.backend, self.engine.device)
         return network, loss
+
+    def require_resumable(self, start: Start) -> list[str]:
+        """Build what the next generation of a lineage needs, but for what it takes from its parent's weights.
+
+        What the lineage was trained with so far is not refused: its split is the parent's, and its loss has worked.
+        Labels are enough, as for `require_buildable`.
+
+        Args:
+            start: Where it goes on: after a generation, or after epochs of the first one.
+
+        Returns:
+            What a new lineage would be refused for, in words.
+
+        Raises:
+            KeMetricError: The parent does not fit the recipe or the data, or the device cannot do the search.
+        """
+        assert start.parent or start.state, "nothing was trained"
+        birth = self.birth(start.number, start.parent)
+        network = self._build(birth.number)
+        birth.plan.check(network)
+        method_of(self.recipe, birth.number).check(network, self.recipe.method)
+        self.build_loss(start.number, start.parent, rehearsed=False)
+        self._epochs(birth.number)
+        if not self._classifies:
+            choose_backend(self.recipe.evaluation.backend, self.engine.device)
+        try:
+            self.build_loss(start.number, None)
+        except KeMetricError as error:
+            return [str(error)]
+        return []
 
     def birth(self, number: int, parent: Generation | None) -> Birth:
         """Return what there is to make generation `number` of.
@@ -279,7 +310,7 @@ class Nursery:
         """Return the mean absolute gradients of a parent's weights over an epoch's first batches, 20 % of them."""
         assert parent is not None, "generation 1 has no parent"
         network = self._place(self._network_of(parent))
-        loss = self.build_loss(parent.number, None)
+        loss = self.build_loss(parent.number, None, rehearsed=False)
         load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         epochs = self._epochs(parent.number)
         count = math.ceil(SALIENCY_SHARE * len(epochs))
@@ -289,8 +320,14 @@ class Nursery:
         with default_streams(self.recipe.seed, parent.number, "saliency"):
             return mean_gradients(network, loss, batches, self.engine)
 
-    def build_loss(self, number: int, parent: Generation | None) -> nn.Module:
-        """Return generation `number`'s loss, placed: its parameters new, or inherited if the recipe says so."""
+    def build_loss(self, number: int, parent: Generation | None, *, rehearsed: bool = True) -> nn.Module:
+        """Return generation `number`'s loss, placed: its parameters new, or inherited if the recipe says so.
+
+        Args:
+            number: Counted from 1.
+            parent: The generation before, if the loss may inherit from it.
+            rehearsed: Whether a loss is refused that would fail, or teach nothing, in a training that begins.
+        """
         recipe, classes = self.recipe, len(self.pictures.benchmark.train.class_names)
         with default_streams(recipe.seed, number, "loss"):
             loss: nn.Module
@@ -304,6 +341,7 @@ class Nursery:
                     classes=classes,
                     embedding_size=recipe.network.embedding_size,
                     batches=possible_batches(recipe.batches, self._class_sizes()),
+                    rehearsed=rehearsed,
                 )
         if parent is not None and not recipe.method.reset_loss:
             load_whole(loss, parent.loss_weights, "the parent's loss parameters")

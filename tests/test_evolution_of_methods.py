@@ -240,7 +240,7 @@ class Drawing(nn.Module):
 
 
 class DrawingNursery(Nursery):
-    def build_loss(self, number, parent):
+    def build_loss(self, number, parent, **_):
         return Drawing()
 
 

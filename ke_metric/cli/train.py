@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -108,14 +108,24 @@ def _checked_benchmark(recipe: Recipe, engine: Engine, folder: Path, *, start: S
         say_skipped(kind, paths)
     if resume:
         Lineage(folder).require_data(fingerprint(benchmark))
-    require_scorable(benchmark)
     nursery = Nursery(recipe, Pictures.undecoded(benchmark), engine)
+    if start.parent or start.state:
+        _warn_of_refusals(Lineage(folder), nursery.require_resumable(start), engine)
+        return benchmark
+    require_scorable(benchmark)
     network, loss = nursery.require_buildable()
-    if resume:
-        nursery.birth(start.number, start.parent)
-    elif engine.is_main and not folder.exists():
+    if not resume and engine.is_main and not folder.exists():
         _require_space(folder, expected_disk(recipe, network, loss, kept=1))
     return benchmark
+
+
+def _warn_of_refusals(lineage: Lineage, refusals: Sequence[str], engine: Engine) -> None:
+    """Say, and log, what a new lineage would be refused for, where one goes on that was trained with it so far."""
+    for refusal in refusals:
+        text = f"{refusal}. A new lineage would be refused; this one goes on as it was trained so far"
+        say(f"warning: {text}", style="yellow")
+        if engine.is_main:
+            lineage.log("warning", text=text)
 
 
 def _require_space(folder: Path, needed: int) -> None:

@@ -63,7 +63,13 @@ def _tuple_count(mined: tuple[torch.Tensor, ...]) -> int:
 
 
 def build_loss(
-    loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int, batches: PossibleBatches | None = None
+    loss: Loss,
+    miner: Miner | None,
+    *,
+    classes: int,
+    embedding_size: int,
+    batches: PossibleBatches | None = None,
+    rehearsed: bool = True,
 ) -> EmbeddingLoss:
     """Build the loss and the miner of a recipe, and try a small twin of them on small batches.
 
@@ -73,6 +79,7 @@ def build_loss(
         classes: C, of the training part.
         embedding_size: D.
         batches: What the loss will see; whether it can learn from that is not asked when left out.
+        rehearsed: Whether the twin is tried.
 
     Returns:
         The loss; its proxies are drawn from torch's default generator.
@@ -82,6 +89,8 @@ def build_loss(
             together, or one that `rehearse` refuses (RECIPE).
     """
     built = _build(loss, miner, classes=classes, embedding_size=embedding_size)
+    if not rehearsed:
+        return built
 
     def twin(of: Loss) -> EmbeddingLoss:
         # The sizes were found to be right; a copy of a million proxies would only cost memory.

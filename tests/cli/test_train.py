@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from ke_metric import blueprint
 from ke_metric.cli import export as export_command
 from ke_metric.cli import main
 from ke_metric.data.pictures import Pictures
-from ke_metric.errors import ExitCode
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage import Lineage
+from ke_metric.losses import embedding
 
 RECIPE = """
 generations: 1
@@ -175,3 +177,35 @@ def test_steps_that_taught_nothing_stand_under_the_table(recipe, tmp_path, monke
     assert "generation 1: 1 of 1 steps had loss 0 or no tuples" in result.stdout
     document = json.loads(run("train", recipe, "--lineage", tmp_path / "l", "--overwrite", "--json").stdout)
     assert document["generations"][0]["idle_steps"] == document["generations"][0]["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "batches", "words"),
+    [
+        ("TupletMarginLoss", "{size: 4, images_per_class: 2}", "two pictures of one class have the same embedding"),
+        ("TripletMarginLoss", "{size: 2, images_per_class: 1}", "two pictures of one class (positive pairs)"),
+    ],
+)
+def test_what_was_trained_so_far_goes_on_with_a_warning(loss, batches, words, recipe, tmp_path, monkeypatch):
+    """Lineages of before a loss, its batches or the split of a network were refused."""
+    text = recipe.read_text().replace("miner: {name: TripletMarginMiner}\n", "").replace("TripletMarginLoss", loss)
+    recipe.write_text(text.replace("{size: 4, images_per_class: 2}", batches))
+    folder = tmp_path / "l"
+    assert words in refused(ExitCode.RECIPE, "train", recipe, "--lineage", folder)
+    with monkeypatch.context() as before:
+        before.setattr(embedding, "rehearse", lambda *_, **__: None)
+        first = run("train", recipe, "--lineage", folder)
+        assert first.exit_code == ExitCode.OK, (first.stderr, first.exception)
+    split = (folder / "generation-001" / "split.json").read_text()
+
+    def refuse(*_, **__):
+        raise KeMetricError("this network is refused", ExitCode.RECIPE)
+
+    monkeypatch.setattr(blueprint, "plan_split", refuse)
+    resolved = folder / "recipe.resolved.yaml"
+    result = run("train", resolved, "--lineage", folder, "--resume", "--set", "generations=3")
+    assert result.exit_code == ExitCode.OK, (result.stderr, result.exception)
+    assert words in result.stderr
+    assert result.stderr.count("A new lineage would be refused") == 1
+    assert (folder / "generation-003" / "split.json").read_text() == split
+    assert Lineage(folder).numbers == [1, 2, 3]
