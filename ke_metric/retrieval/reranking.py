@@ -47,7 +47,8 @@ class Reranking:
         k2: Neighbours over which a member's encoding is averaged, itself being the first, at least 1; 1: not at all.
             More than the gallery has pictures of a class mixes classes, and costs Recall@1.
         weight: Share of the embeddings' own distance in the new one, 0 to 1; the authors' lambda. 1: the order stays.
-        depth: Candidates of each query, max(k1, k2) to 4096. Time and memory grow with its square.
+        depth: Candidates of each query, max(k1, k2) to 4096. Time and memory grow with its square, or with that of
+            the number of items where there are fewer.
 
     Raises:
         KeMetricError: USAGE for a value out of range.
@@ -97,14 +98,21 @@ def rerank_hits(queries: FloatArray, hits: Hits, k: int, reranking: Reranking) -
     """
     similarities = np.full((len(queries), k), -np.inf, np.float32)
     numbers = np.full((len(queries), k), -1, np.int64)
+    hits = _without_padding(hits)
     members = 1 + hits.numbers.shape[1]
     for rows in row_chunks(len(queries), max(1, _CELLS_AT_A_TIME // (members * max(members, queries.shape[1])))):
         part = rows_of(hits, rows)
         found = _similarities(queries[rows], part, reranking)
         order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-        similarities[rows] = np.take_along_axis(found, order, axis=1)
-        numbers[rows] = np.take_along_axis(part.numbers, order, axis=1)
+        similarities[rows, : order.shape[1]] = np.take_along_axis(found, order, axis=1)
+        numbers[rows, : order.shape[1]] = np.take_along_axis(part.numbers, order, axis=1)
     return Hits(similarities, numbers, hits.read_items, hits.read_vectors)
+
+
+def _without_padding(hits: Hits) -> Hits:
+    """Return hits without the columns in which no query has any: a depth beyond the gallery costs nothing."""
+    found = (hits.numbers >= 0).any(axis=0)
+    return Hits(hits.similarities[:, found], hits.numbers[:, found], hits.read_items, hits.read_vectors)
 
 
 def _similarities(queries: FloatArray, hits: Hits, rule: Reranking) -> FloatArray:

@@ -145,6 +145,25 @@ def test_fewer_candidates_than_asked_for(store, k1, k2):
     assert_ranked_like(hits, [members] * len(QUERIES), final)
 
 
+@pytest.mark.parametrize("exclude", [None, ["i3", "i4", "no such id", "i5", "i6"]])
+def test_a_depth_beyond_the_gallery_costs_and_changes_nothing(store, monkeypatch, exclude):
+    seen = []
+    plain = reranking._distances
+    monkeypatch.setattr(
+        reranking, "_distances", lambda vectors, there: seen.append(there.shape[1]) or plain(vectors, there)
+    )
+    deep, fitting = (
+        ranked_search(store, QUERIES, COUNT, rerank=Reranking(40, 3, 0.3, depth=depth), exclude=exclude)
+        for depth in (4000, COUNT)
+    )
+    np.testing.assert_array_equal(deep.numbers, fitting.numbers)
+    np.testing.assert_array_equal(deep.similarities, fitting.similarities)
+    assert max(seen) <= COUNT + 1
+    none = ranked_search(store, QUERIES, 3, rerank=Reranking(5, 3), where=Where.parse('label == "z"'))
+    assert (none.numbers == -1).all()
+    assert np.isneginf(none.similarities).all()
+
+
 @pytest.mark.parametrize("cells", [1, 4000, 2**21])
 def test_a_query_does_not_depend_on_the_others(store, cells, monkeypatch):
     monkeypatch.setattr(reranking, "_CELLS_AT_A_TIME", cells)
