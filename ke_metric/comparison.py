@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,23 +146,36 @@ def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
     Raises:
         KeMetricError: One has no generation yet, two are of one recipe and seed, or they were not tested alike.
     """
-    groups: dict[str, list[tuple[Lineage, Recipe]]] = {}
+    groups: list[list[tuple[Lineage, Recipe]]] = []
     for lineage in lineages:
         recipe = lineage.recipe
         if not lineage.numbers:
             raise KeMetricError(f"{lineage.folder}: there is no complete generation yet", ExitCode.LINEAGE)
-        groups.setdefault(_identity(recipe), []).append((lineage, recipe))
+        member = lineage, recipe
+        group = next((each for each in groups if _of_one_strategy(each[0], member)), None)
+        if group is None:
+            groups.append([member])
+        else:
+            group.append(member)
     if not groups:
         raise KeMetricError("no lineage to compare", ExitCode.USAGE)
-    _require_one_test([member for members in groups.values() for member in members])
-    names = _names([members[0][1] for members in groups.values()])
-    return [_strategy(name, members) for name, members in zip(names, groups.values(), strict=True)]
+    _require_one_test([member for members in groups for member in members])
+    names = _names([members[0][1] for members in groups])
+    return [_strategy(name, members) for name, members in zip(names, groups, strict=True)]
 
 
-def _identity(recipe: Recipe) -> str:
-    fields = _flat(recipe)
-    kept = {name: value for name, value in fields.items() if name not in _NO_MATTER or name in _test_of(recipe)}
-    return json.dumps(kept, sort_keys=True)
+def _of_one_strategy(one: tuple[Lineage, Recipe], other: tuple[Lineage, Recipe]) -> bool:
+    """Whether two lineages are trainings of one recipe on the same pictures, wherever these lie."""
+    fields = [_flat(recipe) for _, recipe in (one, other)]
+    if any(fields[0].get(name) != fields[1].get(name) for name in {*fields[0], *fields[1]} - _NO_MATTER):
+        return False
+    before, now = one[0].data, other[0].data
+    if before is not None and now is not None:
+        if before.changes(now):
+            return False
+        if before.since == now.since == 1:
+            return True
+    return all(fields[0][name] == fields[1][name] for name in _test_of(one[1]))
 
 
 def _test_of(recipe: Recipe) -> tuple[str, ...]:
@@ -214,8 +227,9 @@ def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
                     "scores do not belong into one table",
                     ExitCode.LINEAGE,
                 )
-            # The pictures are known to be the same ones, wherever they lie and however they were divided.
-            names = dict.fromkeys(("data.crop_banner",))
+            if before.since == now.since == 1:
+                # The pictures are known to be the same ones, wherever they lie and however they were divided.
+                names = dict.fromkeys(("data.crop_banner",))
         for name in names:
             if found[name] != expected[name]:
                 raise KeMetricError(
@@ -233,19 +247,34 @@ def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]
 
 
 def _names(recipes: Sequence[Recipe]) -> list[str]:
-    """Return the recipes' names; where several are equal, with the fields in which they differ."""
+    """Return the recipes' names, all different.
+
+    Where several are equal they have the fields in which they differ, then where the data lie, then a number.
+    """
+    names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER)
+    if len(set(names)) < len(names):
+        names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER - {"data.root"})
+    numbered: list[str] = []
+    for name in names:
+        candidates = (name, *(f"{name} #{number}" for number in range(2, len(names) + 1)))
+        numbered.append(next(each for each in candidates if each not in numbered))
+    return numbered
+
+
+def _told_apart(names: Sequence[str], recipes: Sequence[Recipe], *, leaving_out: Set[str]) -> list[str]:
+    """Return each name followed by the fields in which recipes of that name differ."""
     flat = [_flat(recipe) for recipe in recipes]
-    names = []
-    for recipe, fields in zip(recipes, flat, strict=True):
-        same = [other for each, other in zip(recipes, flat, strict=True) if each.name == recipe.name]
+    told_apart = []
+    for own, fields in zip(names, flat, strict=True):
+        same = [other for each, other in zip(names, flat, strict=True) if each == own]
         differing = [
             name
-            for name in sorted({name for other in same for name in other} - _NO_MATTER)
+            for name in sorted({name for other in same for name in other} - leaving_out)
             if any(other.get(name) != fields.get(name) for other in same)
         ]
         told = ", ".join(f"{name}={_shown(fields.get(name))}" for name in differing)
-        names.append(f"{recipe.name} ({told})" if told else recipe.name)
-    return names
+        told_apart.append(f"{own} ({told})" if told else own)
+    return told_apart
 
 
 def _shown(value: Any) -> str:

@@ -216,7 +216,9 @@ class Nursery:
         network = self._build(birth.number)
         birth.plan.check(network)
         method_of(self.recipe, birth.number).check(network, self.recipe.method)
-        self.build_loss(start.number, start.parent, rehearsed=False)
+        loss = self.build_loss(start.number, None, rehearsed=False)
+        if start.parent is not None:
+            self._require_classes_of(start.parent, loss)
         self._epochs(birth.number)
         if not self._classifies:
             choose_backend(self.recipe.evaluation.backend, self.engine.device)
@@ -225,6 +227,22 @@ class Nursery:
         except KeMetricError as error:
             return [str(error)]
         return []
+
+    def _require_classes_of(self, parent: Generation, loss: nn.Module) -> None:
+        """Refuse a training part of another number of classes, also where the loss is drawn anew.
+
+        Raises:
+            KeMetricError: The parent's loss had a row for each of other classes (exit code 4).
+        """
+        try:
+            load_whole(loss, parent.loss_weights, "the parent's loss parameters")
+        except KeMetricError as error:
+            classes = len(self.pictures.benchmark.train.class_names)
+            raise KeMetricError(
+                f"the training part has {classes:,} classes, and generation {parent.number} was not trained on so "
+                f"many: {error}",
+                ExitCode.DATA,
+            ) from error
 
     def birth(self, number: int, parent: Generation | None) -> Birth:
         """Return what there is to make generation `number` of.

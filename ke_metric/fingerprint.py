@@ -68,10 +68,13 @@ class DataFingerprint:
         parts: `train`, `query`, `gallery` (only where it is not the queries themselves) and `validation` (only where
             there is one), each with its pictures.
         task: `retrieval` or `classification`.
+        since: The first generation that is known to have been trained on them; later than 1 for a lineage of before
+            fingerprints were kept, of whose earlier generations nobody knows.
     """
 
     parts: Mapping[str, PartFingerprint]
     task: str = "retrieval"
+    since: int = 1
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return part to its size and digest, as a provenance record has it."""
@@ -86,6 +89,7 @@ class DataFingerprint:
         """Return it as plain JSON values."""
         return {
             "task": self.task,
+            "since": self.since,
             "parts": {
                 name: {
                     "keys": list(part.keys),
@@ -104,7 +108,7 @@ class DataFingerprint:
             name: PartFingerprint(**{key: tuple(values) for key, values in part.items()})
             for name, part in document["parts"].items()
         }
-        return cls(parts, document["task"])
+        return cls(parts, document["task"], int(document.get("since", 1)))
 
     def changes(self, now: DataFingerprint) -> list[str]:
         """Return what differs in `now`, a sentence each; none where nothing does.

@@ -10,12 +10,20 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.fingerprint import DataFingerprint, class_name_changes
+from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import Generation, Scorecard, TrainingState
+from ke_metric.lineage_data import (
+    UNCHECKED,
+    require_class_names,
+    require_possible_data,
+    require_same_data,
+    scorecard_contradictions,
+)
 from ke_metric.lineage_disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.lineage_files import (
     TRAINING_LOG,
@@ -52,7 +60,6 @@ from ke_metric.recipe_file import RESOLVED, load_recipe
 __all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
 LINEAGES = Path("lineages")
-UNCHECKED = "whether they are still the same could not be checked"
 
 
 def holds_lineage(folder: Path | str) -> bool:
@@ -371,17 +378,12 @@ class Lineage:
         if not self.holds_training:
             return None
         before = self.data
-        if before is None:
-            self.require_classes(now)
-            return f"{self.folder} was begun before lineages kept a fingerprint of their data: {UNCHECKED}"
-        changes = before.changes(now)
-        if changes:
-            raise KeMetricError(
-                f"{self.folder}: its data have changed since it was begun: {'; '.join(changes)}. A lineage goes on "
-                "with the data that it was begun on: put them back, or begin another one with --lineage",
-                ExitCode.DATA,
-            )
-        return None
+        if before is not None:
+            require_same_data(self.folder, before, now)
+            return None
+        self.require_classes(now)
+        require_possible_data(self.folder, self.data_contradictions(now))
+        return f"{self.folder} was begun before lineages kept a fingerprint of their data: {UNCHECKED}"
 
     def require_classes(self, now: DataFingerprint) -> None:
         """Check that a classifier's classes are still called what they were, in the order of its logits.
@@ -389,19 +391,19 @@ class Lineage:
         Raises:
             KeMetricError: They are not (exit code 4).
         """
-        names = self.class_names
-        changed = class_name_changes(names, now.class_names) if names else ""
-        if changed:
-            raise KeMetricError(
-                f"{self.folder}: the classes of its data are not those that it was trained on: {changed}. A "
-                "classifier's numbers mean the classes that it was trained on: put their names back",
-                ExitCode.DATA,
-            )
+        require_class_names(self.folder, self.class_names, now)
+
+    def data_contradictions(self, now: DataFingerprint) -> list[str]:
+        """Return what the last generation cannot have been scored on, by its scorecard; a sentence each."""
+        numbers = self.numbers
+        return scorecard_contradictions(numbers[-1], self.scorecard(numbers[-1]), now) if numbers else []
 
     def record_data(self, data: DataFingerprint) -> None:
-        """Store what the lineage is grown and scored on, unless that is known."""
-        if self.data is None or not self.holds_training:
-            write_text(self.folder / DATA, json.dumps(data.to_json()) + "\n")
+        """Store what the lineage is grown and scored on from the next generation on, unless that is known."""
+        begun = self.holds_training
+        if not (self.folder / DATA).exists() or not begun:
+            known = replace(data, since=len(self.numbers) + 1)
+            write_text(self.folder / DATA, json.dumps(known.to_json()) + "\n")
 
     def set_status(self, status: str) -> None:
         """Record `running`, `interrupted`, `diverged`, `failed` or `finished`."""

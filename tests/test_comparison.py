@@ -1,6 +1,7 @@
 """Lineages side by side: grouped by recipe, averaged over seeds, differences paired by seed."""
 
 import itertools
+import json
 import statistics
 
 import numpy as np
@@ -92,11 +93,16 @@ def test_what_cannot_be_compared_is_refused(one, other, message, grow):
     assert refused.value.exit_code == ExitCode.LINEAGE
 
 
-def fingerprint(*contents):
+def fingerprint(*contents, train="t"):
     keys, labels = tuple(f"owl/{n}" for n in range(len(contents))), (0,) * len(contents)
     return DataFingerprint({
-        "train": PartFingerprint((), (), ()), "query": PartFingerprint(keys, labels, ("owl",), contents),
+        "train": PartFingerprint(("crow/0",), (0,), ("crow",), (train,)),
+        "query": PartFingerprint(keys, labels, ("owl",), contents),
     })  # fmt: skip
+
+
+def begun_on(lineage, data):
+    (lineage.folder / "data.json").write_text(json.dumps(data.to_json()))
 
 
 def test_other_resolutions_are_compared_and_told(grow):
@@ -117,13 +123,35 @@ def test_the_pictures_decide_where_they_are_known(grow):
     folders = [{"data": {"benchmark": "folder", "root": root}, "seed": seed} for seed, root in enumerate("ab")]
     lineages = [grow([0.1], **folders[0]), grow([0.2], **folders[1])]
     for lineage in lineages:
-        lineage.record_data(fingerprint("x", "y"))
-    assert len(gather(lineages)) == 2
+        begun_on(lineage, fingerprint("x", "y"))
+    (strategy,) = gather(lineages)
+    assert (strategy.name, list(strategy.scorecards)) == ("x", [0, 1])
     other = grow([0.3], **folders[0] | {"seed": 7})
-    other.record_data(fingerprint("x", "z"))
+    begun_on(other, fingerprint("x", "z"))
     with pytest.raises(KeMetricError, match=r"test part: 1 picture with other content \(owl/1\)") as refused:
         gather([*lineages, other])
     assert refused.value.exit_code == ExitCode.LINEAGE
+
+
+def test_other_training_pictures_make_another_strategy_of_another_name(grow):
+    one, other, third = (
+        grow([0.1], data={"benchmark": "folder", "root": root}, seed=seed)
+        for seed, root in enumerate(("a", "b", "b"))
+    )
+    for lineage, train in ((one, "t"), (other, "u"), (third, "v")):
+        begun_on(lineage, fingerprint("x", "y", train=train))
+    names = [strategy.name for strategy in gather([one, other, third])]
+    assert names == ["x (data.root=a)", "x (data.root=b)", "x (data.root=b) #2"]
+
+
+def test_a_fingerprint_that_was_taken_later_proves_nothing_of_the_generations_before(grow):
+    folders = [{"data": {"benchmark": "folder", "root": root}, "seed": seed} for seed, root in enumerate("ab")]
+    lineages = [grow([0.1], **folders[0]), grow([0.2], **folders[1])]
+    for lineage in lineages:
+        lineage.record_data(fingerprint("x", "y"))
+    assert [lineage.data.since for lineage in lineages] == [2, 2]
+    with pytest.raises(KeMetricError, match=r"data\.root = 'b'"):
+        gather(lineages)
 
 
 def test_nothing_to_compare(grow):

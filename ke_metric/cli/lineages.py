@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ke_metric.cli.display import say
 from ke_metric.fingerprint import DataFingerprint
-from ke_metric.lineage import UNCHECKED, Lineage
+from ke_metric.lineage import Lineage
+from ke_metric.lineage_data import UNCHECKED, known_since
 
 
 def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
@@ -44,9 +45,13 @@ def tell_data_changes(lineage: Lineage, now: DataFingerprint) -> list[str]:
     lineage.require_classes(now)
     before = lineage.data
     if before is None:
-        say(f"{lineage.folder} keeps no fingerprint of its data: {UNCHECKED}")
-        return []
+        contradictions = lineage.data_contradictions(now)
+        for contradiction in contradictions:
+            say(f"warning: these are not the data of {lineage.folder}: {contradiction}", style="yellow")
+        if not contradictions:
+            say(f"{lineage.folder} keeps no fingerprint of its data: {UNCHECKED}")
+        return contradictions
     changes = before.changes(now)
     for change in changes:
-        say(f"warning: the data have changed since {lineage.folder} was begun: {change}", style="yellow")
+        say(f"warning: the data have changed since {known_since(lineage.folder, before)}: {change}", style="yellow")
     return changes

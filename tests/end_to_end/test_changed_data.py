@@ -150,8 +150,27 @@ def test_an_old_lineage_goes_on_and_says_that_nothing_could_be_checked(copy):
     assert said in " ".join(go(folder, "eval").stderr.split())
     assert said in resume(folder)
     # From here on there is something to compare with.
+    assert json.loads((folder / "lineage" / "data.json").read_text())["since"] == 2
     draw(folder / "images" / "test" / "class_7" / "0.png", 999)
-    assert "test part: 1 picture with other content" in " ".join(go(folder, "eval").stderr.split())
+    told = " ".join(go(folder, "eval").stderr.split())
+    since = f"since generation 2 of {folder / 'lineage'} was trained"
+    assert f"have changed {since}: test part: 1 picture with other content" in told
+    fields = ("--resume", "--set", f"data.root={folder / 'images'}", "--set", "generations=3")
+    told = " ".join(go(folder, "train", folder / "tiny.yaml", *fields, code=ExitCode.DATA).stderr.split())
+    assert "changed since generation 2 was trained" in told
+    assert "begun" not in told
+
+
+def test_an_old_lineage_takes_up_no_data_that_its_scorecard_contradicts(copy):
+    folder = copy(old=True)
+    shutil.rmtree(folder / "images" / "test" / "class_7")
+    told = resume(folder, ExitCode.DATA)
+    assert "test part: 12 query picture(s), generation 1 was scored on 16" in told
+    assert "put them back" in told
+    assert not (folder / "lineage" / "data.json").exists()
+    assert json.loads(go(folder, "eval", "--json").stdout)["data_changes"] == [
+        "test part: 12 query picture(s), generation 1 was scored on 16"
+    ]
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -164,16 +183,18 @@ def test_a_renamed_class_of_a_classification_is_refused(old, copy):
     assert "zz" in resume(folder, ExitCode.DATA)
 
 
-def test_a_class_more_is_refused_in_words_where_the_loss_has_a_row_for_each(copy):
+@pytest.mark.parametrize("reset_loss", ["true", "false"])
+def test_a_class_more_is_refused_in_words_where_the_loss_has_a_row_for_each(reset_loss, copy):
     """An old lineage, where nothing but the shapes can tell."""
     folder = copy(old=True)
     fields = folder / "lineage" / "recipe.resolved.yaml"
-    text = fields.read_text().replace("reset_loss: true", "reset_loss: false")
+    text = fields.read_text().replace("reset_loss: true", f"reset_loss: {reset_loss}")
     fields.write_text(text)
     (folder / "tiny.yaml").write_text(text)
     for picture in range(4):
         draw(folder / "images" / "train" / "class_9" / f"{picture}.png", picture)
-    told = resume(folder, ExitCode.LINEAGE)
+    told = resume(folder, ExitCode.DATA)
+    assert "the training part has 5 classes" in told
     assert "the parent's loss parameters do not fit" in told
     assert "loss.proxies has shape [4, 8], not [5, 8]" in told
 

@@ -25,7 +25,7 @@ LAYER_0 = {
     "regime",
 }
 LAYER_1 = {"data", "networks", "split", "methods", "losses", "training", "evaluation"}
-LINEAGE = {"lineage", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
+LINEAGE = {"lineage", "lineage_data", "lineage_disk", "lineage_files", "lineage_folder", "lineage_recipe"}
 LAYER_2 = {"blueprint", "evolution", "scoring"} | LINEAGE
 LAYER_3 = {"comparison", "export", "report", "retrieval", "serving"}
 # What a room may import besides layer 0 and itself.
