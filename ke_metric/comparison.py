@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Scorecard, Scores
+from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores
 from ke_metric.lineage import Lineage
+from ke_metric.lineage_files import read_provenance
 from ke_metric.lineage_recipe import FREE_FIELDS
 from ke_metric.recipe import Recipe
 
@@ -244,6 +245,23 @@ def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]
     flat = {strategy.name: _flat(strategy.recipe) for strategy in strategies}
     fields = [name for name in SEEN if len({json.dumps(each.get(name)) for each in flat.values()}) > 1]
     return {name: {field: each.get(field) for field in fields} for name, each in flat.items()} if fields else {}
+
+
+def told_ties(lineages: Iterable[Lineage]) -> str | None:
+    """Return the sentence on scores that settled ties by another rule than others; None where all are of one."""
+    by_rule: dict[str, list[str]] = {}
+    for lineage in lineages:
+        if lineage.recipe.task == "retrieval":
+            for number in lineage.numbers:
+                rule = read_provenance(lineage.generation_folder(number)).ties
+                by_rule.setdefault(rule, []).append(f"generation {number} of {lineage.folder}")
+    if len(by_rule) < 2:
+        return None
+    return (
+        f"ties are settled by the {TIES_BY_ROW} in {', '.join(by_rule[TIES_BY_ROW])}, elsewhere by the "
+        f"{TIES_BY_MEAN}: scores of pictures with equal embeddings may differ for that alone; ke-metric eval scores "
+        "them again"
+    )
 
 
 def _names(recipes: Sequence[Recipe]) -> list[str]:

@@ -21,6 +21,7 @@ from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import (
+    TIES_BY_MEAN,
     Generation,
     Provenance,
     Scorecard,
@@ -176,7 +177,7 @@ class Nursery:
         return self.recipe.task == "classification"
 
     def _search(self, scorer: Scorer) -> dict[str, str]:
-        return {} if self._classifies else {"search_backend": scorer.backend}
+        return {} if self._classifies else {"search_backend": scorer.backend, "ties": TIES_BY_MEAN}
 
     def require_buildable(self) -> tuple[nn.Module, nn.Module]:
         """Build everything that generation 1 needs: what a recipe gets wrong shows before any harm.

@@ -21,6 +21,8 @@ Scores = Mapping[str, float]
 Weights = Mapping[str, Tensor]
 """A state dict on the CPU: name to tensor."""
 NAMED_MISFITS = 5
+TIES_BY_ROW = "order of rows"
+TIES_BY_MEAN = "mean over all orders"
 
 
 def weights_digest(weights: Weights) -> str:
@@ -140,8 +142,8 @@ class Provenance:
         parent_digest: SHA-256 of the parent's weights; None for generation 1.
         seed: Seed of the lineage.
         environment: Versions, hardware, commit; see `environment.describe_environment`.
-        training: Device, precision, processes and search backend that were used at the end, and `epochs`: which were
-            trained by how many processes and in which precision.
+        training: Device, precision, processes, search backend and rule for `ties` that were used at the end, and
+            `epochs`: which were trained by how many processes and in which precision.
         seconds: Wall-clock seconds by phase: `training`, `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
         data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a
@@ -156,6 +158,11 @@ class Provenance:
     seconds: Mapping[str, float]
     class_names: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ties(self) -> str:
+        """How retrieval scores settled ties; a generation of before this was recorded took the items by row."""
+        return str(self.training.get("ties", TIES_BY_ROW))
 
 
 @dataclass(frozen=True)

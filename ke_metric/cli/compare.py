@@ -12,7 +12,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ke_metric.cli.result import Result
-from ke_metric.comparison import CONFIDENCE, Strategy, gather, mean_and_spread, paired_difference, seen_differently
+from ke_metric.comparison import (
+    CONFIDENCE,
+    Strategy,
+    gather,
+    mean_and_spread,
+    paired_difference,
+    seen_differently,
+    told_ties,
+)
 from ke_metric.lineage import Lineage
 from ke_metric.report import FittingTable, decisive_score, header, is_share, shown_names
 
@@ -40,7 +48,9 @@ def compare_lineages(folders: Sequence[Path]) -> Result:
         "seen_differently": seen_differently(strategies),
         "incomplete": incomplete,
     }
-    return Result(document, Group(*_shown(document, strategies)))
+    ties = told_ties(lineages)
+    document |= {"ties": ties} if ties else {}
+    return Result(document, Group(*_shown(document, strategies), *([Text(ties)] if ties else [])))
 
 
 def _rows(strategy: Strategy, numbers: Iterable[int]) -> list[dict[str, Any]]:

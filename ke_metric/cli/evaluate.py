@@ -19,7 +19,7 @@ from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.embeddings import FloatArray
-from ke_metric.generation import Generation, Scorecard
+from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
 from ke_metric.lineage import Lineage
 from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.scoring import Scorer
@@ -177,6 +177,8 @@ def _compare(card: Scorecard, generation: Generation, *, backend: str, data_chan
         "search": (before.training.get("search_backend", "unknown"), backend),
         "torch": (before.environment["versions"]["torch"], package_versions(["torch"])["torch"]),
     }
+    if "map@r" in card.dense:
+        versions["ties by"] = before.ties, TIES_BY_MEAN
     # What follows a plus sign is how it was built: torch calls itself 2.14.1+cu130 where its files say 2.14.1.
     other = [f"{name} {old} then, {new} now" for name, (old, new) in versions.items() if _public(old) != _public(new)]
     return (

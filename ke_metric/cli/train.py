@@ -17,6 +17,7 @@ from ke_metric.cli.interrupts import Interrupts, interruptible
 from ke_metric.cli.keeper import Keeper
 from ke_metric.cli.result import Result
 from ke_metric.cli.resume import resume_command, together, warn_of_changes
+from ke_metric.comparison import told_ties
 from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.data.images import Benchmark
 from ke_metric.data.pictures import Pictures, fingerprint
@@ -86,7 +87,8 @@ def train_lineage(
     }
     last = lineage.numbers[-1]
     table = scorecards_table(str(folder), cards, untrained=untrained)
-    return Result(document, Group(table, *_idle_lines(idle), mistakes_table(last, cards[last])))
+    ties = [sentence] if (sentence := told_ties([lineage])) else []
+    return Result(document, Group(table, *_idle_lines(idle), *ties, mistakes_table(last, cards[last])))
 
 
 def _idle_lines(idle: Mapping[int, Mapping[str, int]]) -> Iterator[str]:

@@ -91,6 +91,21 @@ def test_what_is_not_finished_is_told(folders):
     assert f"{folders[3]} has 1 of 2 generations" in run(*folders).stdout
 
 
+def test_two_rules_for_ties_in_one_table_are_told(folders):
+    assert "ties" not in json.loads(run(*folders, "--json").stdout)
+    for folder in folders[2:]:
+        path = Path(folder) / "generation-002" / "provenance.json"
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | {"training": {"ties": "mean over all orders"}}))
+    assert "ties" not in json.loads(run(folders[0], "--json").stdout), "one rule"
+    told = json.loads(run(*folders, "--json").stdout)["ties"]
+    assert "order of rows in generation 1 of" in told
+    assert f"generation 1 of {folders[2]}" in told
+    assert "generation 2" not in told
+    assert "elsewhere by the mean over all orders" in told
+    assert told.split("; ")[1] in " ".join(run(*folders).stdout.split())
+
+
 def test_one_recipe_has_no_difference(folders):
     result = run(*folders[:2], "--json")
     assert json.loads(result.stdout)["differences"] == []
