@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.split.plan import KINDS
 from ke_metric.split.wrappers import class_names
 
 ExampleInput = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -42,11 +44,32 @@ def check_network(network: object) -> None:
             )
 
 
-def check_followable(network: nn.Module, example_input: object) -> None:
-    """Make sure that the modules of a network can be watched, and that the example input can be given to it.
+def check_arguments(*, kind: object, rate: Any, channel_multiple: Any, keep_whole: object, seed: object) -> None:
+    """Make sure that a split can be made with these arguments.
 
     Raises:
-        KeMetricError: The network is scripted or exported in part or as a whole, or the input is of another kind.
+        KeMetricError: One is of another type or out of its range.
+    """
+    if not isinstance(kind, str) or kind not in KINDS:
+        near = closest(kind, KINDS) if isinstance(kind, str) else ""
+        raise KeMetricError(f"split kind {kind!r} is none of {', '.join(KINDS)}{near}", _RECIPE)
+    if not (_is_number(rate, Real) and 0 < rate <= 1):
+        raise KeMetricError(f"split rate = {rate!r}: must be a number greater than 0 and at most 1", _RECIPE)
+    if not (_is_number(channel_multiple, Integral) and channel_multiple >= 1):
+        raise KeMetricError(f"channel_multiple = {channel_multiple!r}: must be a whole number of at least 1", _RECIPE)
+    if seed is not None and not _is_number(seed, Integral):
+        raise KeMetricError(f"seed = {seed!r}: must be a whole number", _RECIPE)
+    if isinstance(keep_whole, str):
+        raise KeMetricError(f"keep_whole = {keep_whole!r}: must be a list, [{keep_whole!r}]", _RECIPE)
+    if not isinstance(keep_whole, Collection) or not all(isinstance(name, str) for name in keep_whole):
+        raise KeMetricError(f"keep_whole = {keep_whole!r}: must be a list of names of modules or weights", _RECIPE)
+
+
+def check_ordinary(network: nn.Module) -> None:
+    """Make sure that no module of a network is compiled into something of which the layers are not known.
+
+    Raises:
+        KeMetricError: The network is scripted, traced or exported in part or as a whole.
     """
     for path, module in network.named_modules():
         kind = _compiled_kind(module)
@@ -57,6 +80,14 @@ def check_followable(network: nn.Module, example_input: object) -> None:
                 "and script, trace or export the slim one",
                 _RECIPE,
             )
+
+
+def check_example(example_input: object) -> None:
+    """Make sure that this can be given to a network.
+
+    Raises:
+        KeMetricError: It is of another kind, or holds no tensor.
+    """
     if not isinstance(example_input, Tensor | tuple | Mapping):
         raise KeMetricError(
             f"the example input is a {type(example_input).__name__}: it must be a tensor, a tuple of positional "
@@ -78,6 +109,10 @@ def tensors_in(tree: Any) -> list[Tensor]:
     """Return all tensors in tuples, lists and dicts, in any nesting."""
     leaves: Iterable[Any] = tree_leaves(dict(tree) if isinstance(tree, Mapping) else tree)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _compiled_kind(module: nn.Module) -> str:

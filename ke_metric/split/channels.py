@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.admission import ExampleInput, check_followable, run_network, tensors_in
+from ke_metric.split.admission import ExampleInput, check_example, check_ordinary, run_network, tensors_in
 from ke_metric.split.call import Call, Owned, Place
 from ke_metric.split.graph import LARGEST_SEEN, ChannelGraph, Seen, Step
 from ke_metric.split.labels import ALWAYS, collapsed_always
@@ -41,13 +41,21 @@ def follow_channels(network: nn.Module, example_input: ExampleInput) -> ChannelG
             arguments, a dict keyword arguments.
 
     Raises:
-        KeMetricError: The network is scripted or exported, returns no tensor, or has weights that take no part in
-            evaluation.
+        KeMetricError: The network is scripted or exported, does not run on the example, returns no tensor, or has
+            weights that take no part in evaluation.
     """
-    check_followable(network, example_input)
+    check_ordinary(network)
+    check_example(example_input)
     mode = ChannelMode(network, example_input, ChannelGraph(type(network).__name__))
-    with undisturbed(network), mode.watch_modules(network), mode:
-        output = run_network(network, example_input)
+    try:
+        with undisturbed(network), mode.watch_modules(network), mode:
+            output = run_network(network, example_input)
+    except KeMetricError:
+        raise
+    except Exception:
+        _refuse_unfit_example(network, example_input, mode.places[-1].name)
+        # The network runs when it is not followed: the mistake is our own.
+        raise
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         raise KeMetricError(
             f"{type(network).__name__} returned {type(output).__name__}, in which there is no tensor to follow; "
@@ -238,6 +246,28 @@ def _same_buffers(network: nn.Module) -> Iterator[None]:
             elif not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
+
+
+def _refuse_unfit_example(network: nn.Module, example_input: ExampleInput, place: str) -> None:
+    """Demand that a network runs on an example; `place` is the module in which it did not when it was followed.
+
+    Raises:
+        KeMetricError: It does not.
+    """
+    try:
+        with undisturbed(network):
+            run_network(network, example_input)
+    except Exception as error:
+        name = type(network).__name__
+        shapes = ", ".join(f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors_in(example_input))
+        where = "" if place == name else f", in module {place!r}"
+        sentence = str(error).strip().split("\n")[0]
+        raise KeMetricError(
+            f"this {name} does not run in eval mode on the example input, {shapes}{where}: {type(error).__name__}: "
+            f"{sentence}. Give it an example of the kind, shape and device that it takes: a tensor, a tuple of "
+            "positional arguments or a dict of keyword arguments",
+            ExitCode.RECIPE,
+        ) from error
 
 
 def _refuse_unused(network: nn.Module, used: set[str]) -> None:

@@ -10,13 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.split.admission import ExampleInput, check_network, run_network, tensors_in
+from ke_metric.split.admission import (
+    ExampleInput,
+    check_arguments,
+    check_network,
+    check_ordinary,
+    run_network,
+    tensors_in,
+)
 from ke_metric.split.channels import follow_channels, undisturbed
 from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.kels import CutError
 from ke_metric.split.labels import restrict, varying
 from ke_metric.split.masks import ChannelMask, ChannelSet, Narrowing, WeightMask
-from ke_metric.split.plan import KINDS, SplitPlan
+from ke_metric.split.plan import SplitPlan
 from ke_metric.split.refusals import (
     Wish,
     refuse_cut,
@@ -68,18 +75,10 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
         KeMetricError: A bad argument, a network that kels cannot follow or that cannot be trained, a weight that is
             in no mask, or a rate below 1 at which nothing is reset.
     """
-    if kind not in KINDS:
-        raise KeMetricError(
-            f"split kind {kind!r} is none of {', '.join(KINDS)}{closest(kind, KINDS)}", ExitCode.RECIPE
-        )
-    if not 0 < rate <= 1:
-        raise KeMetricError(f"split rate = {rate}: must be greater than 0 and at most 1", ExitCode.RECIPE)
-    if channel_multiple < 1:
-        raise KeMetricError(f"channel_multiple = {channel_multiple}: must be at least 1", ExitCode.RECIPE)
-    if isinstance(keep_whole, str):
-        raise KeMetricError(f"keep_whole = {keep_whole!r}: must be a list, [{keep_whole!r}]", ExitCode.RECIPE)
+    check_arguments(kind=kind, rate=rate, channel_multiple=channel_multiple, keep_whole=keep_whole, seed=seed)
     check_network(network)
     network = unwrapped(network)
+    check_ordinary(network)
     whole = _weights_inside(network, keep_whole)
     if kind == "wels":
         masks = plan_wels(network, rate=rate, keep_whole=whole, seed=seed, embeddings=embeddings)

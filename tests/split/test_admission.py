@@ -137,3 +137,68 @@ def test_networks_that_cannot_be_followed(make, words):
 def test_words_come_whatever_the_rate(rate):
     with pytest.raises(KeMetricError, match=re.escape("is scripted (torch.jit)")):
         plan_split(torch.jit.script(Sum()), EXAMPLES, rate=rate)
+
+
+@pytest.mark.parametrize("kind", ["kels", "wels"])
+@pytest.mark.parametrize(
+    "compile",
+    [
+        torch.jit.script,
+        lambda network: torch.jit.trace(network, EXAMPLES),
+        lambda network: torch.export.export(network, (EXAMPLES,)).module(),
+        lambda network: nn.Sequential(torch.jit.script(network), nn.Linear(4, 4)),
+    ],
+    ids=["scripted", "traced", "exported", "in part"],
+)
+def test_what_is_compiled_is_refused_for_either_kind(compile, kind):
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    message = refusal(compile(network), kind=kind, seed=0)
+    assert "split the network it was made from" in message
+    assert "keep_whole" not in message
+
+
+@pytest.mark.parametrize("kind", ["kels", "wels"])
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("rate", value) for value in ("0.5", None, True, [0.5], float("nan"))),
+        *(("channel_multiple", value) for value in ("8", None, True, 2.0)),
+        *(("seed", value) for value in ("0", True, 1.5)),
+        *(("keep_whole", value) for value in (None, "0", [0])),
+    ],
+)
+def test_an_argument_of_another_type(argument, value, kind):
+    network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    with pytest.raises(KeMetricError, match=rf"{argument} = {re.escape(repr(value))}: must be") as caught:
+        plan_split(network, EXAMPLES, **{"rate": 0.5, "kind": kind, "seed": 0, argument: value})
+    assert caught.value.exit_code == ExitCode.RECIPE
+
+
+@pytest.mark.parametrize("kind", [None, 3, ["kels"]])
+def test_a_kind_that_is_no_word(kind):
+    assert f"split kind {kind!r} is none of kels, wels" in refusal(nn.Linear(8, 4), kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("examples", "given", "sentence"),
+    [
+        (torch.zeros(2, 9), "[2, 9] torch.float32, in module 'a': RuntimeError", "cannot be multiplied"),
+        (torch.zeros(2, 8).double(), "[2, 8] torch.float64, in module 'a': RuntimeError", "dtype"),
+        ((EXAMPLES,) * 3, "[4, 8] torch.float32: TypeError", "positional arguments"),
+        ({"images": EXAMPLES}, "[4, 8] torch.float32: TypeError", "'images'"),
+    ],
+)
+def test_an_example_that_the_network_does_not_take(examples, given, sentence):
+    message = refusal(Sum(), examples)
+    assert "this Sum does not run in eval mode on the example input" in message
+    assert given in message
+    assert sentence in message
+
+
+def test_a_mistake_of_our_own_is_not_blamed_on_the_example(monkeypatch):
+    def mistaken(call):
+        raise RuntimeError("our own mistake")
+
+    monkeypatch.setattr("ke_metric.split.channels.follow", mistaken)
+    with pytest.raises(RuntimeError, match="our own mistake"):
+        plan_split(Sum(), EXAMPLES, rate=0.5)

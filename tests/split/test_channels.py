@@ -42,7 +42,7 @@ def test_default_random_stream_is_as_before(images):
 
 def test_flags_and_hooks_are_put_back_after_a_crash(small_network):
     small_network.train()
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(KeMetricError, match="channels"):
         follow_channels(small_network, torch.zeros(1, 4, 8, 8))
     assert all(module.training for module in small_network.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small_network.modules())

@@ -127,7 +127,7 @@ def test_keep_whole_of_a_container_and_of_wels(small_network, images):
     ("arguments", "words"),
     [
         ({"kind": "kel"}, "split kind 'kel' is none of kels, wels; did you mean 'kels'?"),
-        ({"rate": 0.0}, "split rate = 0.0: must be greater than 0 and at most 1"),
+        ({"rate": 0.0}, "split rate = 0.0: must be a number greater than 0 and at most 1"),
         ({"rate": 1.1}, "split rate = 1.1"),
         ({"rate": float("nan")}, "split rate = nan"),
         ({"kind": "wels"}, "needs seed="),
@@ -243,7 +243,7 @@ def test_widths_are_rounded_up_to_a_multiple(small_network, images):
         "head.weight": (5, 4),
     }
     assert SplitPlan.from_json(plan.to_json()).channel_multiple == 4
-    with pytest.raises(KeMetricError, match="channel_multiple = 0: must be at least 1"):
+    with pytest.raises(KeMetricError, match="channel_multiple = 0: must be a whole number of at least 1"):
         plan_split(small_network, images, channel_multiple=0)
 
 
