@@ -43,7 +43,7 @@ setup(
         "cpu": ["faiss-cpu>=1.10"],
         "gpu": ["faiss-gpu>=1.14.3; platform_system=='Linux' and platform_machine=='x86_64'"],
         "emoji": ["resvg-py>=0.3"],
-        "timm": ["timm>=1.0.20"],
+        "timm": ["timm>=1.0.22"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
         "serve": [
