@@ -66,7 +66,8 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
         rate: Split rate in (0, 1]; 1 keeps everything.
         kind: `kels` or `wels`.
         keep_whole: Names of modules, or of single weights: layers that keep all of their outputs (kels) or weights
-            (wels). No other weight that the network uses is left out; `kept_whole` of the plan names them.
+            (wels). No other weight that the network uses is left out. Modules that no narrower width can serve
+            keep all of their channels, too; `kept_whole` of the plan names both, with the reason.
         seed: Seed of the wels masks; unused by kels, which draws nothing.
         channel_multiple: kels rounds the number of kept channels up to a multiple of this (8 suits tensor cores).
         embeddings: Whether wels splits embedding tables too; kels leaves them whole.
@@ -123,7 +124,10 @@ def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> S
             spare += ties
             module = _culprit(graph, misfit.module, whole)
             if module is not None:
-                whole[module] = str(misfit)
+                whole[module] = (
+                    f"no narrower width can serve it: with fewer, {misfit.module} does not work on the channels that "
+                    f"are kept ({misfit})"
+                )
             elif spare:
                 graph.ties += spare
                 spare, whole = [], {}

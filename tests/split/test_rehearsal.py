@@ -96,7 +96,9 @@ def test_what_nothing_narrower_can_serve_is_kept_whole_and_said(
     plan, _ = slim_is_dense_with_zeros(randomise(network), images, rate=0.5)
     assert plan.weights["network.stem.weight"].outputs.count == 8
     assert list(plan.kept_whole) == ["network.body"]
-    assert "network.body keeps all of its channels: " in str(plan)
+    assert "network.body keeps all of its channels: no narrower width can serve it: with fewer, network.b" in str(
+        plan
+    )
     with pytest.raises(
         KeMetricError, match=r"nothing of this Network would be reset .*; body keeps all of its chann"
     ):
@@ -231,3 +233,13 @@ def test_the_network_keeps_its_numbers(images):
     plan_split(network, images[:1], rate=0.5)
     assert network.body.sizes == (2, 6, 4)
     assert "forward" not in network.body.__dict__
+
+
+def test_why_attention_keeps_its_width_is_said_in_words():
+    network = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    plan = plan_split(network, torch.zeros(2, 5, 16), rate=0.5)
+    assert list(plan.kept_whole) == ["self_attn"]
+    assert plan.kept_whole["self_attn"].startswith(
+        "no narrower width can serve it: with fewer, self_attn does not work on the channels that are kept ("
+    )
+    assert plan.reset_count > 0
