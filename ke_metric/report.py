@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,7 +18,11 @@ RECALL = "recall@"
 ACCURACIES = ("top1", "balanced_accuracy", "top5", "validation_top1", "validation_top5")
 PRECISIONS = ("map@r", "r_precision")
 # Columns that are left out, in this order, where a table would be too wide; programs find the scores in the document.
-DISPENSABLE = ("r_precision", "map@r")
+# In the place of RECALL are all Recall@K but that of the smallest K, by K.
+DISPENSABLE = (
+    "r_precision", "map@r", RECALL, "parameters", "nmi", "validation_top5", "top5", "validation_balanced_accuracy",
+    "balanced_accuracy", "validation_top1", "epochs", "seeds",
+)  # fmt: skip
 BASELINE = "majority_baseline"
 MISSING = "-"
 WORST_PAIRS = 5
@@ -99,11 +103,9 @@ def scorecards_table(
     shown = {0: untrained} | dict(scorecards) if untrained and "dense" in networks else scorecards
     names = shown_names(score for card in shown.values() for score in (card.dense, card.slim or {}))
 
-    def build(names: Sequence[str]) -> Table:
-        # Folded where it must be: a number that is cut short is a wrong number.
+    def build(names: Sequence[str], facts: Sequence[str]) -> Table:
         table = Table(
-            *(Column(header, justify="right", overflow="fold") for header in ("generation", "network", "parameters")),
-            *(Column(header(name), justify="right", overflow="fold") for name in names),
+            *number_columns(("generation", "network", *facts), names),
             title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
             title_justify="left",
             caption=_caption(shown, scorecards, untrained),
@@ -113,37 +115,69 @@ def scorecards_table(
         )
         for number, card in shown.items():
             if "dense" in networks:
-                table.add_row(str(number), "dense", f"{card.dense_parameters:,}", *score_cells(card.dense, names))
+                counts = [f"{card.dense_parameters:,}"] * len(facts)
+                table.add_row(str(number), "dense", *counts, *score_cells(card.dense, names))
             if "slim" in networks and card.slim is not None:
                 label = "" if "dense" in networks else str(number)
-                table.add_row(label, "slim", f"{card.slim_parameters:,}", *score_cells(card.slim, names))
+                counts = [f"{card.slim_parameters:,}"] * len(facts)
+                table.add_row(label, "slim", *counts, *score_cells(card.slim, names))
         return table
 
     return FittingTable(build, names)
 
 
+def number_columns(facts: Sequence[str], names: Sequence[str]) -> list[Column]:
+    """Return the columns of facts and scores, none of which is ever wrapped: half a number is a wrong one."""
+    return [Column(each, justify="right", no_wrap=True) for each in (*facts, *map(header, names))]
+
+
 class FittingTable:
     """A table that leaves columns out, the least asked for first, until it fits where it is printed.
 
+    Where that is not enough it is wider than that.
+
     Args:
-        build: Makes the table of these scores.
+        build: Makes the table of these scores and of these facts. Its columns are of texts, and may be narrowed to
+            their longest word where they are not `no_wrap`.
         names: All scores that there are.
+        facts: All other columns that may be left out.
     """
 
-    def __init__(self, build: Callable[[Sequence[str]], Table], names: Sequence[str]) -> None:
-        self._build, self._names = build, list(names)
+    def __init__(
+        self,
+        build: Callable[[Sequence[str], Sequence[str]], Table],
+        names: Sequence[str],
+        *,
+        facts: Sequence[str] = ("parameters",),
+    ) -> None:
+        self._build, self._names, self._facts = build, list(names), list(facts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Print it, as rich asks for."""
-        names = list(self._names)
-        for dispensable in DISPENSABLE:
-            if (
-                console.measure(self._build(names), options=options.update(max_width=sys.maxsize)).maximum
-                <= options.max_width
-            ):
+        names, facts = self._names, self._facts
+        table = self._build(names, facts)
+        for dispensable in self._dispensable():
+            if _least_width(table) <= options.max_width:
                 break
-            names = [name for name in names if name != dispensable]
-        yield self._build(names)
+            names, facts = ([name for name in some if name != dispensable] for some in (names, facts))
+            table = self._build(names, facts)
+        if _least_width(table) > options.max_width:
+            table.width = _least_width(table)
+        yield table
+
+    def _dispensable(self) -> list[str]:
+        recalls = sorted((name for name in self._names if name.startswith(RECALL)), key=_rank)[1:]
+        return [name for each in DISPENSABLE for name in (recalls if each == RECALL else (each,))]
+
+
+def _least_width(table: Table) -> int:
+    """Return how wide a table of texts is when no word and no `no_wrap` column is broken."""
+    width = len(table.columns) + 1
+    for column in table.columns:
+        texts = [str(text) for text in (column.header, *column.cells)]
+        parts = texts if column.no_wrap else [word for text in texts for word in text.split()]
+        width += max(map(cell_len, parts), default=0) + table.padding[1] + table.padding[3]
+    return width
 
 
 def _caption(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console, Group
@@ -19,7 +20,7 @@ def scores(first, ranks=(1, 2, 4, 8), **others):
 
 def lines_of(shown, width=80, *, empty=False):
     console = Console(file=io.StringIO(), width=width)
-    console.print(Group(shown))
+    console.print(Group(shown), crop=False)
     return [line.rstrip() for line in console.file.getvalue().splitlines() if empty or line.strip()]
 
 
@@ -42,16 +43,29 @@ def test_the_table_to_the_letter():
     ]
 
 
+RECALLS = ["R@1", "R@2", "R@4", "R@8"]
+
+
 @pytest.mark.parametrize(
     ("width", "shown"),
-    [(80, ["MAP@R", "R-prec", "NMI"]), (79, ["MAP@R", "NMI"]), (72, ["MAP@R", "NMI"]), (71, ["NMI"]), (20, ["NMI"])],
+    [
+        (80, ["parameters", *RECALLS, "MAP@R", "R-prec", "NMI"]),
+        (79, ["parameters", *RECALLS, "MAP@R", "NMI"]),
+        (72, ["parameters", *RECALLS, "MAP@R", "NMI"]),
+        (71, ["parameters", *RECALLS, "NMI"]),
+        (60, ["parameters", "R@1", "R@4", "R@8", "NMI"]),
+        (40, ["R@1", "NMI"]),
+        (30, ["R@1"]),
+        (9, ["R@1"]),
+    ],
 )
 def test_a_narrow_terminal_has_fewer_columns(width, shown):
     lines = printed("x", {1: Scorecard(scores(0.4567), None, 11_235_904, None)}, width)
-    assert max(map(len, lines[1:])) <= width
-    # Below what the rest takes words are folded, and the last column is still there.
-    if width > 64:
-        assert lines[1].split()[7:] == shown
+    # Below what the rest takes the line goes on, and no number is torn.
+    assert max(map(len, lines[1:])) <= max(width, 30)
+    assert lines[1].split() == ["generation", "network", *shown]
+    assert [lines[-1].split()[position] for position in (0, 1)] == ["1", "dense"]
+    assert len(lines[-1].split()) == len(lines[1].split())
     assert "…" not in "".join(lines)
 
 
@@ -105,6 +119,18 @@ def test_where_it_cannot_fit_no_digit_is_lost():
     lines = printed("x", {1: card}, width=40)
     assert max(map(len, lines)) <= 40
     assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_cell_of_a_classification_is_torn(width):
+    dense = {"top1": 0.625, "top5": 0.9, "balanced_accuracy": 0.5, "validation_top1": 0.5, "validation_top5": 0.75}
+    lines = printed("x", {100: Scorecard(dense, None, 1_011_242_176, None)}, width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 4
+    headings, cells = (re.split("  +", line.strip()) for line in (lines[1], lines[3]))
+    assert len(headings) == len(cells)
+    assert set(cells) <= {"100", "dense", "1,011,242,176", "62.5", "50.0", "90.0", "75.0"}
+    assert set(headings) >= {"generation", "network", "top-1", "val top-1"}
 
 
 def test_a_classification_to_the_letter():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ from ke_metric.comparison import (
     told_ties,
 )
 from ke_metric.lineage import Lineage
-from ke_metric.report import FittingTable, decisive_score, header, is_share, shown_names
+from ke_metric.report import FittingTable, decisive_score, header, is_share, number_columns, shown_names
+
+COLUMNS = ("generation", "epochs", "network", "parameters", "seeds")
+# Those that a narrow terminal does without.
+FACTS = ("epochs", "parameters", "seeds")
 
 
 def compare_lineages(folders: Sequence[Path]) -> Result:
@@ -120,11 +125,11 @@ def _shown(document: dict[str, Any], strategies: Sequence[Strategy]) -> list[Ren
     """Return the tables: all but NMI, which lies in [0, 1], in percent."""
     names = shown_names(row["scores"] for row in document["scores"])
     rows = _in_order(document, strategies)
-    shown: list[RenderableType] = [FittingTable(lambda some: _scores_table(rows, some), names)]
+    shown: list[RenderableType] = [FittingTable(partial(_scores_table, rows), names, facts=FACTS)]
     differences = document["differences"]
     if differences:
         reference = strategies[0].name
-        shown.append(FittingTable(lambda some: _differences_table(differences, some, reference), names))
+        shown.append(FittingTable(partial(_differences_table, differences, reference), names, facts=FACTS))
     shown += [Text(sentence) for strategy in strategies if (sentence := _told_worse(strategy))]
     shown += [
         Text(
@@ -160,36 +165,40 @@ def _told_worse(strategy: Strategy) -> str | None:
     return f"{strategy.name}: training made it worse: {header(name)} {told}"
 
 
-def _scores_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
-    title = "mean ± standard deviation over seeds"
-    table = _table(title, ("generation", "epochs", "network", "parameters", "seeds"), names)
+def _scores_table(rows: Sequence[dict[str, Any]], names: Sequence[str], facts: Sequence[str]) -> Table:
+    shown = [fact for fact in COLUMNS if fact not in FACTS or fact in facts]
+    table = _table("mean ± standard deviation over seeds", shown, names)
     before = None
     for row in rows:
-        facts = (row["generation"], row["epochs"], row["network"], f"{row['parameters']:,}", len(row["seeds"]))
+        cells = {**row, "parameters": f"{row['parameters']:,}", "seeds": len(row["seeds"])}
         told = row["strategy"] if row["strategy"] != before else ""
-        table.add_row(told, *map(str, facts), *(_spread(name, row["scores"].get(name)) for name in names))
+        scores = (_spread(name, row["scores"].get(name)) for name in names)
+        table.add_row(told, *(str(cells[fact]) for fact in shown), *scores)
         before = row["strategy"]
     return table
 
 
-def _differences_table(rows: Sequence[dict[str, Any]], names: Sequence[str], reference: str) -> Table:
+def _differences_table(
+    rows: Sequence[dict[str, Any]], reference: str, names: Sequence[str], facts: Sequence[str]
+) -> Table:
     title = f"last generations, strategy - {reference}, paired by seed [{100 * CONFIDENCE:.0f} % bootstrap interval]"
-    table = _table(title, ("epochs", "network", "parameters", "seeds"), names)
+    shown = [fact for fact in COLUMNS[1:] if fact not in FACTS or fact in facts]
+    table = _table(title, shown, names)
     for row in rows:
-        epochs = f"{row['epochs']} - {row['reference_epochs']}"
         parameters = f"{row['parameters']:,}"
         if row["parameters"] != row["reference_parameters"]:
             parameters += f" - {row['reference_parameters']:,}"
-        facts = (epochs, row["network"], parameters, str(len(row["seeds"])))
-        table.add_row(row["strategy"], *facts, *(_interval(name, row["scores"].get(name)) for name in names))
+        epochs = f"{row['epochs']} - {row['reference_epochs']}"
+        cells = {**row, "epochs": epochs, "parameters": parameters, "seeds": len(row["seeds"])}
+        scores = (_interval(name, row["scores"].get(name)) for name in names)
+        table.add_row(row["strategy"], *(str(cells[fact]) for fact in shown), *scores)
     return table
 
 
 def _table(title: str, facts: Sequence[str], names: Sequence[str]) -> Table:
     return Table(
         Column("strategy", overflow="fold"),
-        *(Column(fact, justify="right", overflow="fold") for fact in facts),
-        *(Column(header(name), justify="right", overflow="fold") for name in names),
+        *number_columns(facts, names),
         title=Text(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from ke_metric.cli.display import counting, say
@@ -21,7 +21,15 @@ from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring
 from ke_metric.generation import Scorecard
 from ke_metric.networks.description import read_description
-from ke_metric.report import FittingTable, header, mistakes_table, score_cells, shown_names, told_baseline, unit
+from ke_metric.report import (
+    FittingTable,
+    mistakes_table,
+    number_columns,
+    score_cells,
+    shown_names,
+    told_baseline,
+    unit,
+)
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.labelled_pictures import LabelledScores, require_labels, score_pictures
 from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
@@ -154,10 +162,9 @@ def _facts(on: Path, pictures: PictureList, rows: Sequence[Row]) -> dict[str, An
 def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Result:
     baseline = told_baseline(found.scores for _, _, _, found in rows)
 
-    def build(names: Sequence[str]) -> Table:
+    def build(names: Sequence[str], facts: Sequence[str]) -> Table:
         table = Table(
-            *(Column(name, justify="right", overflow="fold") for name in ("generation", "network", "parameters")),
-            *(Column(header(name), justify="right", overflow="fold") for name in names),
+            *number_columns(("generation", "network", *facts), names),
             title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
             title_justify="left",
             caption=Text(baseline) if baseline else None,
@@ -167,7 +174,8 @@ def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Result
         )
         for position, (generation, network, parameters, found) in enumerate(rows):
             again = position > 0 and rows[position - 1][0] == generation
-            table.add_row("" if again else generation, network, f"{parameters:,}", *score_cells(found.scores, names))
+            counts = [f"{parameters:,}"] * len(facts)
+            table.add_row("" if again else generation, network, *counts, *score_cells(found.scores, names))
         return table
 
     table = FittingTable(build, shown_names(found.scores for _, _, _, found in rows))

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from rich import box
-from rich.table import Column, Table
+from rich.table import Table
 
 from ke_metric.cli.display import say
 from ke_metric.cli.index import read_settings
@@ -26,7 +26,7 @@ from ke_metric.data.images import Benchmark
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
 from ke_metric.evaluation.neighbors import find_self_matches
 from ke_metric.evaluation.recall import count_relevant
-from ke_metric.report import header
+from ke_metric.report import number_columns
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.store_scores import require_depth, score_through
 from ke_metric.retrieval.store_settings import StoreSettings, open_store
@@ -193,8 +193,8 @@ def store_table(exact: Mapping[str, Any], document: Mapping[str, Any]) -> Table:
     table = Table(
         "network",
         "search",
-        *(Column(header(name), justify="right", overflow="fold") for name in names),
-        Column("queries/s", justify="right"),
+        *number_columns((), names),
+        *number_columns(("queries/s",), ()),
         title=f"generation {exact['generation']} through a store of kind {document['kind']}, in percent",
         title_justify="left",
         box=box.SIMPLE_HEAD,

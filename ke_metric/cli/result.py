@@ -42,4 +42,5 @@ class Result:
         console = Console()
         if not console.is_terminal:
             console.width = max(console.width, WIDEST)
-        console.print(self.shown, soft_wrap=not console.is_terminal, highlight=False, markup=False)
+        # A table that cannot be narrower goes on beyond the edge, rather than lose numbers.
+        console.print(self.shown, soft_wrap=not console.is_terminal, crop=False, highlight=False, markup=False)

@@ -1,13 +1,17 @@
 """`ke-metric compare`, from the command line."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 from ke_metric.cli import main
+from ke_metric.cli.compare import compare_lineages
 from ke_metric.errors import ExitCode
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.lineage import Lineage
@@ -65,6 +69,25 @@ def test_the_tables(folders):
     ahead = next(line.split() for line in shown.splitlines() if line.split()[:5] == ["ke", "20", "-", "20", "dense"])
     assert ahead[5:] == ["1,234", "2", "+7.0", "[+6.0,", "+8.0]", "+0.000", "[+0.000,", "+0.000]"]
     assert "too narrow to be trusted" in shown
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_narrow_terminal_has_whole_cells(width, folders):
+    narrow = io.StringIO()
+    shown = compare_lineages([Path(folder) for folder in folders]).shown
+    Console(file=narrow, width=width).print(shown, crop=False)
+    lines = narrow.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    cells = [re.split("  +", line.strip()) for line in lines if "dense" in line]
+    assert [row[-2:] if width == 80 else row[-1:] for row in cells] == [
+        row if width == 80 else row[:1]
+        for row in (
+            ["55.0 ± 7.1", "0.500 ± 0.000"], ["30.0 ± 0.0", "0.500 ± 0.000"], ["62.0 ± 8.5", "0.500 ± 0.000"],
+            ["+7.0 [+6.0, +8.0]", "+0.000 [+0.000, +0.000]"],
+        )
+    ]  # fmt: skip
+    for header in ("generation", "network", "R@1"):
+        assert any(header in line.split() for line in lines)
 
 
 def test_the_untrained_network_is_generation_0(folders):
