@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -246,6 +247,11 @@ class Lineage:
         if isinstance(which, str) and not which.isdecimal():
             raise KeMetricError(
                 f"generation {which!r}: must be a number, last or best{closest(which, ('last', 'best'))}",
+                ExitCode.USAGE,
+            )
+        if not isinstance(which, str) and (isinstance(which, bool) or not isinstance(which, Integral)):
+            raise KeMetricError(
+                f"generation = {which!r}: is {type(which).__name__}, must be a whole number, 'last' or 'best'",
                 ExitCode.USAGE,
             )
         return int(which)

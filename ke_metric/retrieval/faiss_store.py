@@ -33,7 +33,7 @@ from ke_metric.retrieval.faiss_kinds import (
 from ke_metric.retrieval.faiss_search import Found, best
 from ke_metric.retrieval.faiss_state import State, look
 from ke_metric.retrieval.gallery import Gallery
-from ke_metric.retrieval.vector_store import Hits, Item, check_queries
+from ke_metric.retrieval.vector_store import Hits, Item, check_queries, most_found
 from ke_metric.retrieval.where import Where
 
 # An addition first brings the index up to date where more rows than this wait, and more than this share.
@@ -111,6 +111,7 @@ class FaissStore:
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
         check_queries(queries, k, self.dimension)
+        k = most_found(k, len(self))
         if where is not None:
             found = search_rows(self._gallery, queries, k, rows=self._gallery.matching(where))
         else:

@@ -21,7 +21,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import IntArray
 from ke_metric.retrieval.gallery_files import REPAIR, missing
 from ke_metric.retrieval.vector_store import Item, is_unicode
-from ke_metric.retrieval.where import Where
+from ke_metric.retrieval.where import Where, check_where
 
 FORMAT = 1
 BUSY_SECONDS = 30.0
@@ -136,6 +136,7 @@ class ItemTable:
 
     def matching(self, where: Where) -> IntArray:
         """Return the rows of the items for which `where` holds, int64, ascending."""
+        check_where(where)
         assert all(part.field in ("id", "path", "label") for part in where.conditions), where
         conditions = " AND ".join(
             f"{part.field} {'IN' if part.within else 'NOT IN'} (SELECT value FROM json_each(?))"

@@ -14,7 +14,7 @@ import torch
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.exact_search import search_rows
 from ke_metric.retrieval.gallery import Gallery
-from ke_metric.retrieval.vector_store import Hits, Item, check_queries
+from ke_metric.retrieval.vector_store import Hits, Item, check_queries, most_found
 from ke_metric.retrieval.where import Where
 
 
@@ -58,6 +58,7 @@ class MemmapStore:
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
         check_queries(queries, k, self.dimension)
+        k = most_found(k, len(self))
         rows = None if where is None else self._gallery.matching(where)
         found = search_rows(self._gallery, queries, k, rows=rows, device=self._device)
         return Hits(*found, self._gallery.items, self._gallery.vectors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ke_metric.retrieval.vector_store import is_unicode
-from ke_metric.retrieval.where import LONGEST_TEXT, Condition, Where
+from ke_metric.retrieval.where import LONGEST_TEXT, Condition, Where, check_where
 
 # What ends a text in quotes or begins an escape, for Milvus and Milvus Lite alike; all else stands for itself.
 ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
@@ -25,6 +25,7 @@ def one_of(field: str, values: Iterable[str]) -> str:
 
 def expression_of(where: Where | None) -> str:
     """Return the expression that holds where `where` does; empty for what holds for all items."""
+    check_where(where)
     return " and ".join(filter(None, map(_condition, where.conditions))) if where else ""
 
 

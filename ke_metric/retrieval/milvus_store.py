@@ -20,8 +20,16 @@ from ke_metric.retrieval.milvus_exhaustive import search_pages
 from ke_metric.retrieval.milvus_expression import expression_of
 from ke_metric.retrieval.milvus_hits import Found
 from ke_metric.retrieval.milvus_journal import Journal
-from ke_metric.retrieval.vector_store import Hits, Item, check_addition, check_count, check_queries, texts_of
-from ke_metric.retrieval.where import Where
+from ke_metric.retrieval.vector_store import (
+    Hits,
+    Item,
+    check_addition,
+    check_count,
+    check_queries,
+    most_found,
+    texts_of,
+)
+from ke_metric.retrieval.where import Where, check_where
 
 HITS_AT_ONCE = 2**17
 """Of one request: some 300 bytes each, more where paths are long."""
@@ -167,7 +175,9 @@ class MilvusStore:
                 items.
         """
         check_queries(queries, k, self._dimension)
-        k, there = int(k), len(self)
+        check_where(where)
+        there = len(self)
+        k = most_found(k, there)
         most = min(k, there)
         if most > REQUEST_ROWS:
             raise KeMetricError(

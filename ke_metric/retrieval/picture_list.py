@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class PictureList:
 
 
 def list_pictures(
-    sources: Sequence[Path], *, labels: bool = True, unique: bool = True, columns: Columns = PATH_AND_LABEL
+    sources: Iterable[Path | str], *, labels: bool = True, unique: bool = True, columns: Columns = PATH_AND_LABEL
 ) -> PictureList:
     """List the pictures of files, folders and CSV files.
 
@@ -66,9 +66,16 @@ def list_pictures(
         unique: Refuse two pictures of the same id, which no index can hold; False: queries may share one.
 
     Raises:
-        KeMetricError: DATA: nothing lies where one is named, it cannot be read, there is no picture, or two have the
-            same id.
+        KeMetricError: DATA: the sources are one text or path, nothing lies where one is named, it cannot be read,
+            there is no picture, or two have the same id.
     """
+    if isinstance(sources, str | bytes | Path) or not isinstance(sources, Iterable):
+        raise KeMetricError(
+            f"sources = {str(sources)[:80]!r}: is one {type(sources).__name__}, must be a list of paths: "
+            f"[{str(sources)[:80]!r}]",
+            ExitCode.DATA,
+        )
+    sources = [Path(source) for source in sources]
     listings = [_found_in(source, columns) for source in sources]
     found = [item for items, _ in listings for item in items]
     if unique:

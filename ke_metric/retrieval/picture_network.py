@@ -34,6 +34,7 @@ from ke_metric.recipe import Recipe
 from ke_metric.retrieval.module import PictureModule
 from ke_metric.retrieval.network_choice import NetworkChoice, choose_network
 from ke_metric.retrieval.preparation import Picture, name_of, pictures_of, prepare, taken
+from ke_metric.retrieval.vector_store import check_count
 from ke_metric.split.slim import extract_slim
 
 BATCH_SIZE = 256
@@ -257,8 +258,7 @@ class PictureNetwork:
             KeMetricError: DATA, naming the first picture that cannot be used. USAGE: the batch size is below 1.
         """
         size = self.batch_size if batch_size is None else batch_size
-        if size < 1:
-            raise KeMetricError(f"batch_size = {size}, must be at least 1", ExitCode.USAGE)
+        check_count("batch_size", size)
         numbered = map(partial(taken, how=self._normalization), enumerate(pictures_of(images)))
         prepared = in_order(partial(self._prepare, skip_bad=skip_bad), numbered)
         while batch := list(islice(prepared, size)):

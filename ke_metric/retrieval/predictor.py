@@ -20,6 +20,7 @@ from ke_metric.networks.description import NetworkCard
 from ke_metric.retrieval.module import ScaledLogits
 from ke_metric.retrieval.picture_network import BATCH_SIZE, BadPicture, PictureNetwork
 from ke_metric.retrieval.preparation import Picture
+from ke_metric.retrieval.vector_store import check_count
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class Predictor(PictureNetwork):
                 error.
 
         Raises:
-            KeMetricError: DATA, naming the first picture that cannot be used. USAGE: k is below 1.
+            KeMetricError: DATA, naming the first picture that cannot be used. USAGE: k is no whole number of at
+                least 1.
         """
+        check_count("k", k)
         found: list[list[Prediction]] = []
         for batch in self.stream(images, skip_bad=on_bad is not None):
             found += self.likeliest(batch.logits, k)
@@ -148,10 +151,9 @@ class Predictor(PictureNetwork):
         """Return the k likeliest classes of each row of logits [B, C]; of equally likely ones the first comes first.
 
         Raises:
-            KeMetricError: USAGE: k is below 1.
+            KeMetricError: USAGE: k is no whole number, or below 1.
         """
-        if k < 1:
-            raise KeMetricError(f"k = {k}, must be at least 1", ExitCode.USAGE)
+        check_count("k", k)
         shares = torch.softmax(torch.from_numpy(logits).double(), dim=1).numpy()
         order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
         return [

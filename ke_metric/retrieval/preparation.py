@@ -27,11 +27,21 @@ Picture = str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor
 
 
 def pictures_of(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """Return one picture as a list of it; a batch array or tensor, or an array of paths, gives them by itself."""
+    """Return one picture as a list of it; a batch array or tensor, or an array of paths, gives them by itself.
+
+    Raises:
+        KeMetricError: DATA: it is neither a picture nor several.
+    """
     single = isinstance(images, str | Path | Image.Image)
     if isinstance(images, np.ndarray | torch.Tensor):
         paths = isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "UOT"
         single = images.ndim < 4 and not paths
+    if not single and not isinstance(images, Iterable):
+        raise KeMetricError(
+            f"images = {images!r:.80}: {type(images).__name__} is no picture, nor several; give paths, PIL images, "
+            "arrays or tensors",
+            ExitCode.DATA,
+        )
     return [images] if single else images  # type: ignore[list-item, return-value]
 
 

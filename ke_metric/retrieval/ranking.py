@@ -33,7 +33,7 @@ def ranked_search(
     Args:
         store: What is searched: once, and once more for the expansion.
         queries: [Q, D] float32, L2-normalised.
-        k: Neighbours per query, at least 1.
+        k: Neighbours per query, at least 1; see `VectorStore.search`.
         where: Search only items for which this holds, as if there were no others.
         expand: Move the queries towards their nearest neighbours first.
         rerank: Put the `depth` most similar items into a new order; k can be no larger.
@@ -41,8 +41,8 @@ def ranked_search(
             `search_others`.
 
     Returns:
-        [Q, k] hits, best first. The similarity is the cosine with the query; with `expand`, with the expanded query;
-        with `rerank`, see `rerank_hits`. Higher is better, always.
+        [Q, K] hits, K the smaller one of k and the items of the store, best first. The similarity is the cosine with
+        the query; with `expand`, with the expanded query; with `rerank`, see `rerank_hits`. Higher is better, always.
 
     Raises:
         KeMetricError: USAGE where k is larger than the re-ranking's depth; DATA for queries of another shape or type.

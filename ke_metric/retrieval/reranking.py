@@ -88,7 +88,7 @@ def rerank_hits(queries: FloatArray, hits: Hits, k: int, reranking: Reranking) -
     Args:
         queries: [Q, D] float32, L2-normalised.
         hits: [Q, depth] their candidates.
-        k: How many of them are returned, 1 to depth.
+        k: How many of them are returned, 1 to depth; no more than there are candidates.
         reranking: The rule.
 
     Returns:
@@ -96,6 +96,7 @@ def rerank_hits(queries: FloatArray, hits: Hits, k: int, reranking: Reranking) -
         distance + weight x squared Euclidean distance / the largest one that the query has in its set. It lies in
         [0, 1], higher is better; it is no cosine, compares candidates of one query, and those of two queries not.
     """
+    k = min(k, hits.numbers.shape[1])
     similarities = np.full((len(queries), k), -np.inf, np.float32)
     numbers = np.full((len(queries), k), -1, np.int64)
     hits = _without_padding(hits)

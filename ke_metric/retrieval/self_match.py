@@ -31,13 +31,13 @@ def search_others(
     Args:
         store: What is searched.
         queries: [Q, D] float32, L2-normalised.
-        k: Neighbours per query, at least 1.
+        k: Neighbours per query, at least 1; see `VectorStore.search`.
         exclude: Q ids, one for each query, of the item that is never a hit of it, or Q collections of such ids; an
             id that is not in the store leaves nothing out. None: every item may be a hit.
         where: Search only items for which this holds.
 
     Returns:
-        [Q, k] hits.
+        [Q, K] hits, K the smaller one of k and the items of the store, and at least 1.
 
     Raises:
         KeMetricError: DATA: `exclude` is one text, or not of one entry for each query; and as `VectorStore.search`.

@@ -138,11 +138,15 @@ class VectorStore(Protocol):
 
         Args:
             queries: [Q, D] float32, L2-normalised; Q may be 0.
-            k: Neighbours per query, at least 1.
+            k: Neighbours per query, at least 1; more than N are as many as N.
             where: Search only items for which this holds.
 
+        Returns:
+            [Q, K] hits, K the smaller one of k and N, and at least 1.
+
         Raises:
-            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k.
+            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k, or a
+                `where` that is none.
         """
         ...
 
@@ -231,6 +235,14 @@ def check_queries(queries: FloatArray, k: int, dimension: int) -> None:
         raise KeMetricError(
             f"query {row}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
         )
+
+
+def most_found(k: int, there: int) -> int:
+    """Return the number K of neighbours that a search for k of them gives in a store of so many items.
+
+    Memory grows with K, and there are no more neighbours than items.
+    """
+    return max(1, min(int(k), there))
 
 
 def _wrong_lengths(vectors: FloatArray) -> Iterator[tuple[int, float]]:

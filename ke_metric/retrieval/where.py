@@ -105,6 +105,20 @@ class Where:
         return all((getattr(item, one.field) in one.values) == one.within for one in self.conditions)
 
 
+def check_where(where: Where | None) -> None:
+    """Refuse what is no condition, such as the text of one.
+
+    Raises:
+        KeMetricError: USAGE.
+    """
+    if where is not None and not isinstance(where, Where):
+        raise KeMetricError(
+            f"where = {str(where)[:80]!r}: is {type(where).__name__}, must be a Where, as Where.parse makes one of a "
+            "text",
+            ExitCode.USAGE,
+        )
+
+
 def _condition(node: ast.expr, text: str) -> Condition:
     match node:
         case ast.Compare(left=ast.Name(id=name), ops=[operator], comparators=[right]):

@@ -151,3 +151,13 @@ def test_features_of_a_classifier_are_indexed_and_searched(classes, tmp_path):
     assert found.exit_code == ExitCode.OK, found.output
     assert f"network: {embedder.description}: that of the index" in found.stderr
     assert len(json.loads(found.stdout)["queries"]) == 10
+
+
+@pytest.mark.parametrize("k", ["3", True, 0, 1.5, None])
+def test_a_k_that_is_no_number_of_classes_is_refused(classes, k):
+    lineage, _ = classes
+    predictor = Predictor.load(lineage.folder)
+    for pictures in ([], [np.zeros((32, 32, 3), np.uint8)]):
+        with pytest.raises(KeMetricError, match=r"k = .*, must be a whole number of at least 1") as raised:
+            predictor.predict(pictures, k=k)
+        assert raised.value.exit_code == ExitCode.USAGE

@@ -447,3 +447,22 @@ def test_a_lineage_that_was_moved_is_the_same(grown, tmp_path, embedder):
     assert Path(moved, "lineage.json").is_file()
     assert json.loads(Path(moved, "lineage.json").read_text())
     assert Lineage(moved).numbers == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", [2.5, True, ["best"]])
+def test_a_generation_is_a_whole_number_or_a_word(grown, wrong):
+    assert "must be a whole number, 'last' or 'best'" in refused(
+        ExitCode.USAGE, lambda: Embedder.load(grown.folder, wrong)
+    )
+    assert Embedder.load(grown.folder, np.int64(1)).digest == Embedder.load(grown.folder, "1").digest
+
+
+@pytest.mark.parametrize("wrong", [3, None, 2.5])
+def test_what_is_no_picture_is_refused_in_words(embedder, wrong):
+    assert "is no picture, nor several" in refused(ExitCode.DATA, lambda: embedder(wrong))
+
+
+@pytest.mark.parametrize("wrong", ["3", True, 2.5])
+def test_a_batch_size_is_a_whole_number(embedder, paths, wrong):
+    said = refused(ExitCode.USAGE, lambda: list(embedder.stream(paths, batch_size=wrong)))
+    assert f"batch_size = {wrong!r}" in said

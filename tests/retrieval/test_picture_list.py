@@ -230,3 +230,12 @@ def test_another_list_of_that_name_says_nothing(tmp_path):
     (tmp_path / "pictures.csv").write_text("path,label\nx/1.png,crow\n")
     assert [item.label for item in items_of(tmp_path)] == ["x"]
     assert list_pictures([tmp_path]).skipped == ("pictures.csv",)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_no_list_of_them(tmp_path, kind):
+    touch(tmp_path, "crow/1.png")
+    with pytest.raises(KeMetricError, match="must be a list of paths") as raised:
+        list_pictures(kind(tmp_path))
+    assert raised.value.exit_code == ExitCode.DATA
+    assert [item.id for item in list_pictures([str(tmp_path)]).items] == ["crow/1.png"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,26 @@ def test_a_k_that_is_no_number_of_neighbours_is_refused(store):
     assert store.search(query, np.int64(2)).numbers.shape == (1, 2)
     with refused("batch_size = 0", ExitCode.USAGE):
         list(store.read(0))
+
+
+@pytest.mark.parametrize("k", [10**9, 2**70, np.int64(2**62)])
+def test_more_neighbours_than_items_take_no_memory(kind, store, k):
+    query = unit_vectors(1, D, seed=1)
+    assert store.search(query, k).numbers.tolist() == [[-1]]
+    twin = filled(store, 6)
+    where = Where.parse('label == "class-1"')
+    for search in (store.search, partial(ranked_search, store)):
+        assert search(query, k).numbers.shape == (1, 6)
+        hits = search(query, k, where=where)
+        assert len(hits.items()[0]) == len(twin.similarities(query[0], where))
+
+
+def test_a_condition_must_be_one(store):
+    text = 'label == "class-1"'
+    with refused("is str, must be a Where", ExitCode.USAGE):
+        store.matching(text)
+    with refused("is str, must be a Where", ExitCode.USAGE):
+        store.search(np.eye(1, D, dtype=np.float32), 1, where=text)
 
 
 def test_what_is_added_must_be_items(store):
