@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -32,7 +33,7 @@ PATH_AND_LABEL = Columns()
 
 
 def read_csv_rows(
-    path: Path, divisions: Divisions = RETRIEVAL, columns: Columns = PATH_AND_LABEL
+    path: Path, divisions: Divisions = RETRIEVAL, columns: Columns = PATH_AND_LABEL, *, labels_needed: bool = True
 ) -> list[LabelledPath]:
     """Read and check all rows of a CSV file.
 
@@ -41,6 +42,9 @@ def read_csv_rows(
             in any order. Further columns are allowed and not used. Paths are relative to the file's folder.
         divisions: What the split column may have: all parts of one of these.
         columns: What the columns are called; the third one is `split` always.
+        labels_needed: Whether every picture must have a label, and lie below the folder of the file, as for a
+            training. False: the pictures are only looked at; a file of paths alone will do, a label may be empty, a
+            path absolute.
 
     Raises:
         KeMetricError: A column is missing, a row is malformed, leaves the folder, repeats or contradicts another,
@@ -50,9 +54,19 @@ def read_csv_rows(
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(lines, columns))
             header = [(column or "").strip() for column in reader.fieldnames or ()]
-            _refuse_columns(path, header, columns)
+            # A column of another name may be the one that has the labels.
+            alone = columns.path in header and set(header) <= {columns.path, "split"}
+            if labels_needed or not alone or columns.label != PATH_AND_LABEL.label:
+                _refuse_columns(path, header, columns, "" if labels_needed else "; --no-labels reads the paths only")
             reader.fieldnames = header
-            rows = list(_rows(path, reader, columns, divisions=divisions if "split" in header else ()))
+            found = _rows(
+                path,
+                reader,
+                columns,
+                divisions=divisions if "split" in header else (),
+                labels_needed=labels_needed,
+            )
+            rows = list(found)
     except UnicodeDecodeError as error:
         raise KeMetricError(
             f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
@@ -79,13 +93,14 @@ def _delimiter(lines: TextIO, columns: Columns) -> str:
     return max(DELIMITERS, key=first.count)
 
 
-def _refuse_columns(path: Path, header: Sequence[str], columns: Columns) -> None:
+def _refuse_columns(path: Path, header: Sequence[str], columns: Columns, otherwise: str) -> None:
     for column in columns:
         if column not in header:
             raise KeMetricError(
                 f"{path}: the header has no column {column!r}{closest(column, header)}; found: "
                 f"{', '.join(header) or 'an empty file'}; expected: path,label or path,label,split, or other names "
-                "that --path-column and --label-column tell (in a recipe: data.path_column and data.label_column)",
+                "that --path-column and --label-column tell (in a recipe: data.path_column and data.label_column)"
+                f"{otherwise if column == columns.label else ''}",
                 ExitCode.DATA,
             )
     others = [name for name in header if name not in columns]
@@ -95,7 +110,7 @@ def _refuse_columns(path: Path, header: Sequence[str], columns: Columns) -> None
 
 
 def _rows(
-    path: Path, reader: csv.DictReader[str], columns: Columns, *, divisions: Divisions
+    path: Path, reader: csv.DictReader[str], columns: Columns, *, divisions: Divisions, labels_needed: bool
 ) -> Iterator[LabelledPath]:
     for cells in reader:
         where = f"{path}, line {reader.line_num}"
@@ -104,11 +119,13 @@ def _rows(
                 f"{where}: the row and the header differ in their number of cells; quote a cell that has a separator",
                 ExitCode.DATA,
             )
-        picture, label = cells[columns.path].strip(), cells[columns.label].strip()
-        if not picture or not label:
-            raise KeMetricError(f"{where}: path {picture!r} and label {label!r} must not be empty", ExitCode.DATA)
+        picture, label = cells[columns.path].strip(), cells.get(columns.label, "").strip()
+        if not picture or (labels_needed and not label):
+            what = f"path {picture!r} and label {label!r}" if labels_needed else f"path {picture!r}"
+            raise KeMetricError(f"{where}: {what} must not be empty", ExitCode.DATA)
         split = _checked_split(cells["split"].strip(), where, divisions=divisions) if divisions else None
-        yield LabelledPath(key_below(picture, where), label, split)
+        anywhere = not labels_needed and picture.startswith("/")
+        yield LabelledPath(posixpath.normpath(picture) if anywhere else key_below(picture, where), label, split)
 
 
 def _checked_split(split: str, where: str, *, divisions: Divisions) -> str:

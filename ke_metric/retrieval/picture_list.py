@@ -10,6 +10,7 @@ from pathlib import Path
 from ke_metric.data.class_folders import IMAGE_EXTENSIONS, look_into
 from ke_metric.data.csv_rows import PATH_AND_LABEL, Columns, read_csv_rows
 from ke_metric.data.picture_files import INDEX, is_own_list
+from ke_metric.data.table import LabelledPath
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.vector_store import Item, is_unicode
 from ke_metric.retrieval.where import LONGEST_TEXT
@@ -55,9 +56,9 @@ def list_pictures(
     folder named, the label the folder that holds the picture, relative to it too (`crow` for `photos/crow/1.jpg`
     where `photos` was named; none for a picture directly in it). Hidden files and folders are passed over. Links are
     followed: a folder that has two names is two folders, as in a training; one inside itself is looked into once. A
-    CSV file lists `path,label`, paths relative to itself,
-    which are the ids. A file has its name as id, and no label. In what `ke-metric data pictures` wrote, labels are
-    the names of the classes as its `pictures.csv` has them, not those of its folders.
+    CSV file lists `path,label`, paths relative to itself or absolute, which are the ids; a label may be empty, and a
+    file of paths alone has none. A file has its name as id, and no label. In what `ke-metric data pictures` wrote,
+    labels are the names of the classes as its `pictures.csv` has them, not those of its folders.
 
     Args:
         sources: What was named.
@@ -76,7 +77,7 @@ def list_pictures(
             ExitCode.DATA,
         )
     sources = [Path(source) for source in sources]
-    listings = [_found_in(source, columns) for source in sources]
+    listings = [_found_in(source, columns, labels=labels) for source in sources]
     found = [item for items, _ in listings for item in items]
     if unique:
         _refuse_same_ids(found)
@@ -93,7 +94,7 @@ def list_pictures(
     )
 
 
-def _found_in(source: Path, columns: Columns) -> tuple[list[Item], list[str]]:
+def _found_in(source: Path, columns: Columns, *, labels: bool) -> tuple[list[Item], list[str]]:
     """Return the pictures that a source means, and the paths of what lies beside them."""
     try:
         is_folder, is_there = source.is_dir(), source.exists()
@@ -105,8 +106,7 @@ def _found_in(source: Path, columns: Columns) -> tuple[list[Item], list[str]]:
     if not is_there:
         raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
     if source.suffix.lower() == ".csv":
-        # No divisions: whatever a split column says, all rows are meant.
-        rows = read_csv_rows(source, divisions=(), columns=columns)
+        rows = _listed_in(source, columns, labels=labels)
         items = [Item(row.path, _absolute(source.parent / row.path), row.label) for row in rows]
         if not any(os.path.lexists(item.path) for item in items):
             raise KeMetricError(
@@ -117,6 +117,14 @@ def _found_in(source: Path, columns: Columns) -> tuple[list[Item], list[str]]:
         return items, []
     own = _own_labels(source.parent).get(source.name, "")
     return [Item(source.name, _absolute(source), own)], []
+
+
+def _listed_in(file: Path, columns: Columns, *, labels: bool) -> list[LabelledPath]:
+    """Return the rows of a CSV file; without labels only its paths are looked at."""
+    # No divisions: whatever a split column says, all rows are meant.
+    if not labels:
+        columns = Columns(columns.path, columns.path)
+    return read_csv_rows(file, divisions=(), columns=columns, labels_needed=False)
 
 
 def _of_folder(root: Path) -> tuple[list[Item], list[str]]:

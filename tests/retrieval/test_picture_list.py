@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ke_metric.data.csv_rows import Columns
 from ke_metric.data.images import Benchmark, FolderSource, labelled_set
 from ke_metric.data.picture_files import write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
@@ -113,6 +114,32 @@ def test_csv_files_that_are_refused(text, words, tmp_path):
     touch(tmp_path, "a.png")
     (tmp_path / "list.csv").write_text(text)
     assert words in refused(tmp_path / "list.csv")
+
+
+def test_a_csv_of_pictures_that_are_only_looked_at_needs_no_labels(tmp_path):
+    touch(tmp_path, "a.png", "b.png", "elsewhere/c.png")
+    file = tmp_path / "d" / "list.csv"
+    touch(tmp_path, "d/a.png", "d/b.png")
+    a, b = (Item(name, str(tmp_path / "d" / name), "") for name in ("a.png", "b.png"))
+    for text in ("path\na.png\nb.png\n", "path;split\na.png;x\nb.png;y\n", "path,label\na.png,\nb.png,\n"):
+        file.write_text(text)
+        assert items_of(file) == items_of(file, labels=False) == [a, b]
+    file.write_text("path,label\na.png,crow\nb.png,\n")
+    assert items_of(file) == [Item(a.id, a.path, "crow"), b]
+    file.write_text("path,width\na.png,3\nb.png,4\n")
+    assert items_of(file, labels=False) == [a, b]
+    assert "--no-labels" in refused(file)
+    file.write_text("path\na.png\n")
+    assert "no column 'class'" in refused(file, columns=Columns("path", "class"))
+    assert items_of(file, columns=Columns("path", "class"), labels=False) == [a]
+    for text in ("label\na.png\n", "split\na.png\n", ""):
+        file.write_text(text)
+        assert "no column 'path'" in refused(file)
+    file.write_text("path,label\na.png,b\n,b\n")
+    assert "line 3: path '' must not be empty" in refused(file)
+    outside = str(tmp_path / "elsewhere" / "c.png")
+    file.write_text(f"path,label\na.png,b\n{tmp_path}/./elsewhere//c.png,\n")
+    assert items_of(file) == [Item(a.id, a.path, "b"), Item(outside, outside, "")]
 
 
 def test_a_csv_none_of_whose_pictures_is_there_says_where_paths_begin(tmp_path):
