@@ -107,13 +107,11 @@ def test_hits_give_items_and_vectors_of_the_same_rows(open_milvus):
     gallery = vectors(50)
     store.add(items(50), gallery)
     hits = store.search(vectors(3, seed=1), 60)
-    assert hits.numbers.shape == (3, 60)
-    assert (hits.numbers[:, 50:] == -1).all()
+    assert hits.numbers.shape == (3, 50)
     found = hits.vectors()
     for query, row in enumerate(hits.items()):
         assert len(row) == 50
         np.testing.assert_array_equal(found[query, :50], [gallery[int(item.id[1:])] for item in row])
-    assert not found[:, 50:].any()
 
 
 @pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
@@ -171,7 +169,7 @@ def test_ten_thousand_queries_and_none(open_milvus):
 def test_more_neighbours_than_milvus_gives_are_refused_only_where_there_are_more(open_milvus, monkeypatch):
     store = open_milvus()
     store.add(items(30), vectors(30))
-    assert store.search(vectors(2), 100_000).numbers.shape == (2, 100_000)
+    assert store.search(vectors(2), 100_000).numbers.shape == (2, 30)
     monkeypatch.setattr(milvus_store, "REQUEST_ROWS", 20)
     with pytest.raises(KeMetricError, match=r"k = 25, Milvus finds at most 20 neighbours"):
         store.search(vectors(2), 25)
