@@ -76,15 +76,15 @@ def list_pictures(
             f"[{str(sources)[:80]!r}]",
             ExitCode.DATA,
         )
-    sources = [Path(source) for source in sources]
-    listings = [_found_in(source, columns, labels=labels) for source in sources]
+    places = [Path(source) for source in sources]
+    listings = [_found_in(source, columns, labels=labels) for source in places]
     found = [item for items, _ in listings for item in items]
     if unique:
         _refuse_same_ids(found)
     items = [item for item in found if _can_be_held(item)]
     if not found:
         raise KeMetricError(
-            f"no pictures in {', '.join(map(str, sources))}; pictures end in {' '.join(sorted(IMAGE_EXTENSIONS))}",
+            f"no pictures in {', '.join(map(str, places))}; pictures end in {' '.join(sorted(IMAGE_EXTENSIONS))}",
             ExitCode.DATA,
         )
     return PictureList(
