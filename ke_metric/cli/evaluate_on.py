@@ -15,7 +15,7 @@ from rich.text import Text
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.embed import warn_of
 from ke_metric.cli.evaluate import NETWORKS, generations_of, require_slim
-from ke_metric.cli.lineages import open_lineage
+from ke_metric.cli.lineages import count_trained_pictures, open_lineage
 from ke_metric.cli.result import Result
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring
@@ -63,6 +63,7 @@ def evaluate_on(
     require_slim(store, network)
     classifies = recipe.task == "classification"
     pictures = _listed(on, pairs=not classifies)
+    trained = count_trained_pictures(store, [Path(item.path) for item in pictures.items])
     names = [name for name in NETWORKS[network] if name == "dense" or recipe.has_slim]
     evaluation = recipe.evaluation
     scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)))
@@ -81,6 +82,7 @@ def evaluate_on(
                 documents[-1].setdefault("classes", {})[name] = asdict(found.classes)
             rows.append((str(number), name, count_parameters(embedder.network), found))
     document = _facts(on, pictures, rows) | {"lineage": str(store.folder)}
+    document |= {} if trained is None else {"trained_on": trained}
     document |= {"generations": documents} if which == "all" else documents[0]
     return _result(document, f"{on}: {store.folder}", rows)
 

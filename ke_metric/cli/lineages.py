@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ke_metric.cli.display import say
-from ke_metric.fingerprint import DataFingerprint
+from ke_metric.data.images import FolderSource
+from ke_metric.errors import KeMetricError
+from ke_metric.fingerprint import TRAIN, DataFingerprint
 from ke_metric.lineage import Lineage
 from ke_metric.lineage_data import UNCHECKED, known_since
 
@@ -55,3 +59,27 @@ def tell_data_changes(lineage: Lineage, now: DataFingerprint) -> list[str]:
     for change in changes:
         say(f"warning: the data have changed since {known_since(lineage.folder, before)}: {change}", style="yellow")
     return changes
+
+
+def count_trained_pictures(lineage: Lineage, paths: Sequence[Path]) -> int | None:
+    """Return how many of these pictures a lineage was trained on, and warn of them; None where nobody can tell.
+
+    Args:
+        lineage: Whose fingerprint is asked.
+        paths: Files; one that cannot be read counts as another picture.
+    """
+    known = lineage.data
+    trained = set(known.parts[TRAIN].contents) if known is not None and TRAIN in known.parts else set()
+    if not trained:
+        return None
+    count = 0
+    for path in paths:
+        with suppress(KeMetricError):
+            count += FolderSource(path.parent).content(path.name) in trained
+    if count:
+        say(
+            f"warning: {count:,} of these {len(paths):,} pictures are ones that {lineage.folder} was trained on: "
+            "how it scores them says little of pictures that it has never seen",
+            style="yellow",
+        )
+    return count

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from ke_metric import Embedder, Lineage
 from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
+from ke_metric.data.images import FolderSource
 from ke_metric.errors import ExitCode
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
+from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe import Recipe
 
@@ -98,6 +101,19 @@ def test_a_lineage_scores_pictures_that_it_has_never_seen(retrieval, birds):
     assert {name: found[name] for name in ("on", "pictures", "left_out", "lineage", "generation")} == {
         "on": str(birds), "pictures": 12, "left_out": [], "lineage": str(retrieval), "generation": 1,
     }  # fmt: skip
+
+
+def test_pictures_that_were_trained_on_are_told(retrieval, birds, tmp_path):
+    folder = tmp_path / "lineage"
+    shutil.copytree(retrieval, folder)
+    assert "trained_on" not in scored("--on", birds, "--lineage", folder, "--network", "dense")
+    source = FolderSource(birds)
+    crows = tuple(f"crow/{number}.png" for number in range(4))
+    trained = PartFingerprint(crows, (0,) * 4, ("crow",), tuple(map(source.content, crows)))
+    (folder / "data.json").write_text(json.dumps(DataFingerprint({"train": trained}).to_json()))
+    result = run("--on", birds, "--lineage", folder, "--network", "dense")
+    assert f"4 of these 12 pictures are ones that {folder} was trained on" in result.stderr
+    assert scored("--on", birds, "--lineage", folder, "--network", "dense")["trained_on"] == 4
 
 
 def test_a_csv_says_the_labels_and_a_bundle_is_a_network_too(retrieval, birds, tmp_path):
