@@ -9,12 +9,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ke_metric.cli.choices import column_options
+from ke_metric.cli.choices import PictureChoice, column_options
 from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
 from ke_metric.cli.through_options import ThroughChoice, through_options
 from ke_metric.errors import ExitCode, KeMetricError
 
 FOLDER = click.Path(path_type=Path)
+COUNTS = ("queries", "queries_without_match")
+MAY_BE_NEGATIVE = ("ami",)
 
 
 class Commands(click.Group):
@@ -97,6 +99,7 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     help="Exit with 7 unless every network scored has at least this: --min recall@1=60%, or 0.6",
 )
 @click.option("--on", type=FOLDER, help="Score on these labelled pictures: a folder per class, or a CSV.")
+@column_options
 @click.option("--bundle", type=FOLDER, help="With --on: a stored network (ke-metric slim) in place of a lineage.")
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
 @through_options
@@ -120,12 +123,14 @@ def evaluate(
     """
     gates = [_gate(text) for text in minimums]
     _require_one_kind(on, bundle, through)
+    options["asked"] = [score for score, _ in gates]
+    columns = {name: options.pop(name) for name in ("path_column", "label_column")}
     from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
 
     if on is not None:
         from ke_metric.cli.evaluate_on import evaluate_on
 
-        result = evaluate_on(on=on, bundle=bundle, **options)
+        result = evaluate_on(pictures=PictureChoice((on,), **columns), bundle=bundle, **options)
     else:
         if through is not None:
             from ke_metric.cli.evaluate_store import StoreScoring
@@ -174,35 +179,45 @@ def _require_one_kind(on: Path | None, bundle: Path | None, through: ThroughChoi
     """Refuse options of `eval` that say different things."""
     if on is not None and through is not None:
         raise click.UsageError("--on and --store exclude each other: other pictures are scored exactly")
+    context = click.get_current_context()
+    given = context.get_parameter_source
+    if on is None and any(given(name) is ParameterSource.COMMANDLINE for name in ("path_column", "label_column")):
+        raise click.UsageError("--path-column and --label-column need --on: they name columns of a CSV file")
     if bundle is None:
         return
     if on is None:
         raise click.UsageError("--bundle needs --on: a stored network has no pictures of its own to be scored on")
-    context = click.get_current_context()
-    given = context.get_parameter_source
     if any(given(name) is ParameterSource.COMMANDLINE for name in ("lineage", "which", "network")):
         raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
 
 
 def _gate(text: str) -> tuple[str, float]:
-    """Read SCORE=SHARE or SCORE=PERCENT%; how many queries there were is the one score that is no share."""
+    """Read SCORE=SHARE or SCORE=PERCENT%; numbers of queries are the only scores that are no shares."""
     score, _, value = text.partition("=")
     number = value.strip().removesuffix("%")
+    in_percent = number != value.strip()
     try:
-        minimum = float(number) / (100 if number != value.strip() else 1)
+        minimum = float(number) / (100 if in_percent else 1)
     except ValueError:
         minimum = math.nan
     if not score or not math.isfinite(minimum):
-        raise click.BadParameter(
-            f"{text!r} is not SCORE=VALUE, for example recall@1=0.6 or recall@1=60%", param_hint="--min"
-        )
-    if minimum > 1 and not score.startswith("queries"):
+        raise _bad_gate(f"{text!r} is not SCORE=VALUE, for example recall@1=0.6 or recall@1=60%")
+    is_count = score in COUNTS
+    if is_count and in_percent:
+        raise _bad_gate(f"{text!r}: {score} is a number of queries, which has no percent")
+    if minimum < 0 and score not in MAY_BE_NEGATIVE:
+        raise _bad_gate(f"{text!r}: {score} is never below 0, and every network would reach it")
+    if minimum > 1 and not is_count:
         meant = f"; for {value} % write {score}={value}% or {score}={minimum / 100:g}" if minimum <= 100 else ""
-        raise click.BadParameter(
-            f"{text!r}: scores are shares from 0 to 1, which tables show in percent: nothing is above 1{meant}",
-            param_hint="--min",
+        raise _bad_gate(
+            f"{text!r}: scores are shares from 0 to 1, which tables show in percent (numbers of queries apart): "
+            f"nothing is above 1{', and 100 % is the most' if in_percent else meant}"
         )
     return score, minimum
+
+
+def _bad_gate(words: str) -> click.BadParameter:
+    return click.BadParameter(words, param_hint="--min")
 
 
 @main.group()

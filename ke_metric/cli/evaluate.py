@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ NETWORKS = {"dense": ("dense",), "slim": ("slim",), "both": ("dense", "slim")}
 
 
 def evaluate_lineage(
-    *, which: str, lineage: Path | None, network: str, device: str | None, through: StoreScoring | None = None
+    *,
+    which: str,
+    lineage: Path | None,
+    network: str,
+    device: str | None,
+    through: StoreScoring | None = None,
+    asked: Sequence[str] = (),
 ) -> Result:
     """Score generations of a lineage.
 
@@ -39,6 +45,7 @@ def evaluate_lineage(
         network: `dense`, `slim` or `both`.
         device: A torch device.
         through: Score the same embeddings through a store as well.
+        asked: Names of scores that there must be.
 
     Raises:
         KeMetricError: No such lineage or generation, weights not kept, no slim network, the data are missing, or a
@@ -47,6 +54,8 @@ def evaluate_lineage(
     store = open_lineage(lineage, task="retrieval" if through else None)
     numbers = generations_of(store, which)
     _require_scored(store, network, through)
+    evaluation = store.recipe.evaluation
+    require_names(asked, score_names(store.recipe.task, evaluation.recall_at, evaluation.kmeans_seeds))
     generations = {number: store.load(number) for number in numbers}
     scorer, changes = _scorer(store, device, through)
     cards: dict[int, Scorecard] = {}
@@ -88,6 +97,8 @@ def _require_scored(store: Lineage, network: str, through: StoreScoring | None) 
             "lineage of task = 'retrieval'",
             ExitCode.LINEAGE,
         )
+    if through is not None:
+        through.require_makeable(store.recipe.network.embedding_size)
 
 
 def require_slim(store: Lineage, network: str) -> None:
@@ -212,12 +223,41 @@ def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None
                 _require(scores, name, minimum, what)
 
 
+def score_names(task: str, recall_at: Sequence[int], kmeans_seeds: int, *, of_others: bool = False) -> list[str]:
+    """Return all scores that a network can get; some of them only where the pictures allow it.
+
+    Args:
+        task: `retrieval` or `classification`.
+        recall_at: The Ks of Recall@K.
+        kmeans_seeds: Number of k-means.
+        of_others: Whether pictures are scored that are not the lineage's own: a classifier's features as well.
+    """
+    names: list[str] = []
+    if task == "retrieval" or of_others:
+        names += [*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "queries", "queries_without_match"]
+        names += [f"{name}{spread}" for spread in ("", "_std")[:kmeans_seeds] for name in ("nmi", "ami")]
+    if task == "classification":
+        accuracies = ["top1", "top5", "balanced_accuracy", "majority_baseline"]
+        names += accuracies if of_others else [*accuracies, *(f"validation_{name}" for name in accuracies)]
+    return names
+
+
+def require_names(asked: Sequence[str], there: Collection[str]) -> None:
+    """Refuse names of scores that are not there.
+
+    Raises:
+        KeMetricError: USAGE, naming the closest one.
+    """
+    for name in asked:
+        if name not in there:
+            raise KeMetricError(
+                f"--min {name}: there is no such score{closest(name, there)}; there are {', '.join(there)}",
+                ExitCode.USAGE,
+            )
+
+
 def _require(scores: dict[str, float], name: str, minimum: float, what: str) -> None:
-    if name not in scores:
-        raise KeMetricError(
-            f"--min {name}: there is no such score{closest(name, scores)}; there are {', '.join(scores)}",
-            ExitCode.USAGE,
-        )
+    require_names([name], scores)
     if scores[name] < minimum:
         raise KeMetricError(
             f"{what}: {name} = {_told(name, scores[name])} is below the minimum {_told(name, minimum)}", ExitCode.GATE

@@ -12,11 +12,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ke_metric.cli.choices import PictureChoice
 from ke_metric.cli.display import counting, say
 from ke_metric.cli.embed import warn_of
-from ke_metric.cli.evaluate import NETWORKS, generations_of, require_slim
+from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
 from ke_metric.cli.lineages import count_trained_pictures, open_lineage
 from ke_metric.cli.result import Result
+from ke_metric.data.csv_rows import Columns
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring
 from ke_metric.generation import Scorecard
@@ -36,36 +38,50 @@ from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
 from ke_metric.retrieval.predictor import Predictor
 from ke_metric.scoring import count_parameters
 
+RECALL_AT = (1, 2, 4, 8)
+"""The Ks of Recall@K of a bundle, which has no recipe that says."""
+
 Row = tuple[str, str, int, LabelledScores]
 """Generation or bundle, network, parameters, and what it scores."""
 
 
 def evaluate_on(
-    *, on: Path, which: str, lineage: Path | None, network: str, bundle: Path | None, device: str | None
+    *,
+    pictures: PictureChoice,
+    which: str,
+    lineage: Path | None,
+    network: str,
+    bundle: Path | None,
+    device: str | None,
+    asked: Sequence[str] = (),
 ) -> Result:
     """Score networks of a lineage, or a bundle, on labelled pictures.
 
     Args:
-        on: A folder with a folder for each class, or a CSV with path,label.
+        pictures: A folder with a folder for each class, or a CSV with path,label, and what its columns are called.
         which: A number, `last`, `best` or `all`; of no meaning for a bundle.
         lineage: The lineage's folder; the newest one when None.
         network: `dense`, `slim` or `both`; of no meaning for a bundle.
         bundle: A stored network in place of a lineage.
         device: A torch device.
+        asked: Names of scores that there must be.
 
     Raises:
         KeMetricError: The pictures are not labelled, or none can be used; no such lineage, generation or bundle.
     """
+    [on] = pictures.sources
+    columns = Columns(pictures.path_column, pictures.label_column)
     if bundle is not None:
-        return _evaluate_bundle(on, bundle, device)
+        return _evaluate_bundle(on, columns, bundle, device, asked)
     store = open_lineage(lineage)
     recipe, numbers = store.recipe, generations_of(store, which)
     require_slim(store, network)
     classifies = recipe.task == "classification"
-    pictures = _listed(on, pairs=not classifies)
-    trained = count_trained_pictures(store, [Path(item.path) for item in pictures.items])
-    names = [name for name in NETWORKS[network] if name == "dense" or recipe.has_slim]
     evaluation = recipe.evaluation
+    require_names(asked, score_names(recipe.task, evaluation.recall_at, evaluation.kmeans_seeds, of_others=True))
+    listed = _listed(on, columns, pairs=not classifies)
+    trained = count_trained_pictures(store, [Path(item.path) for item in listed.items])
+    names = [name for name in NETWORKS[network] if name == "dense" or recipe.has_slim]
     scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)))
     documents: list[dict[str, Any]] = []
     rows: list[Row] = []
@@ -74,25 +90,26 @@ def evaluate_on(
         for name in names:
             embedder = Embedder.load(store.folder, number, name, device=device)
             predictor = Predictor.load(store.folder, number, name, device=device) if classifies else None
-            found = _scores(
-                pictures, embedder, predictor, f"generation {number} {name}", scoring, evaluation.recall_at
-            )
+            found = _scores(listed, embedder, predictor, f"generation {number} {name}", scoring, evaluation.recall_at)
             documents[-1] |= {name: found.scores}
             if found.classes is not None:
                 documents[-1].setdefault("classes", {})[name] = asdict(found.classes)
             rows.append((str(number), name, count_parameters(embedder.network), found))
-    document = _facts(on, pictures, rows) | {"lineage": str(store.folder)}
+    document = _facts(on, listed, rows) | {"lineage": str(store.folder)}
     document |= {} if trained is None else {"trained_on": trained}
     document |= {"generations": documents} if which == "all" else documents[0]
     return _result(document, f"{on}: {store.folder}", rows)
 
 
-def _evaluate_bundle(on: Path, bundle: Path, device: str | None) -> Result:
+def _evaluate_bundle(on: Path, columns: Columns, bundle: Path, device: str | None, asked: Sequence[str]) -> Result:
     classifies = read_description(bundle).embedding_size is None
+    scoring = Scoring(device=device)
+    task = "classification" if classifies else "retrieval"
+    require_names(asked, score_names(task, RECALL_AT, len(scoring.kmeans_seeds), of_others=True))
     predictor = Predictor.load(bundle, device=device) if classifies else None
     embedder = _embedder_of(bundle, device, may_have_none=classifies)
-    pictures = _listed(on, pairs=not classifies)
-    found = _scores(pictures, embedder, predictor, str(bundle), Scoring(device=device))
+    pictures = _listed(on, columns, pairs=not classifies)
+    found = _scores(pictures, embedder, predictor, str(bundle), scoring, RECALL_AT)
     loaded = embedder or predictor
     assert loaded is not None, bundle
     rows = [(bundle.name, "bundle", count_parameters(loaded.network), found)]
@@ -112,9 +129,9 @@ def _embedder_of(bundle: Path, device: str | None, *, may_have_none: bool) -> Em
         return None
 
 
-def _listed(on: Path, *, pairs: bool) -> PictureList:
+def _listed(on: Path, columns: Columns, *, pairs: bool) -> PictureList:
     """List the pictures, before any network is loaded, and refuse what cannot be scored."""
-    pictures = list_pictures([on])
+    pictures = list_pictures([on], columns=columns)
     require_labels(pictures, pairs=pairs)
     warn_of(pictures.left_out)
     return pictures
@@ -126,7 +143,7 @@ def _scores(
     predictor: Predictor | None,
     what: str,
     scoring: Scoring,
-    recall_at: Sequence[int] = (1, 2, 4, 8),
+    recall_at: Sequence[int],
 ) -> LabelledScores:
     with counting(f"scoring {what}") as progress:
         found = score_pictures(

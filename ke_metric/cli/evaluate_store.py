@@ -27,6 +27,7 @@ from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
 from ke_metric.evaluation.neighbors import find_self_matches
 from ke_metric.evaluation.recall import count_relevant
 from ke_metric.report import number_columns
+from ke_metric.retrieval.milvus_collection import kind_of
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.store_scores import require_depth, score_through
 from ke_metric.retrieval.store_settings import StoreSettings, open_store
@@ -64,6 +65,23 @@ class StoreScoring:
             None if choice.expand is None else Expansion.parse(choice.expand),
             None if choice.rerank is None else Reranking.parse(choice.rerank),
         )
+
+    def require_makeable(self, dimension: int) -> None:
+        """Refuse a store that could not be made, or not be searched as its settings say.
+
+        A Milvus server is asked only when the gallery is there.
+
+        Args:
+            dimension: Length D of the embeddings.
+
+        Raises:
+            KeMetricError: USAGE: no such kind of index, or no such setting; ENVIRONMENT: its library is missing.
+        """
+        if self.settings.kind == "milvus":
+            kind_of(self.settings.index)
+        else:
+            with temporary_store(self.settings, dimension):
+                pass
 
     def require_depth(self, benchmark: Benchmark, recall_at: Sequence[int]) -> None:
         """Refuse a re-ranking too shallow for the scores of a benchmark, and warn of one too wide for its classes.

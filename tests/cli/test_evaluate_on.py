@@ -172,6 +172,25 @@ def test_what_cannot_be_scored_is_told_before_a_network_is_loaded(retrieval, bir
     assert "loose.png" in told
 
 
+def test_a_csv_may_name_its_columns_otherwise(retrieval, birds, tmp_path):
+    rows = "".join(f"{path};{path.parent.name}\n" for path in sorted(birds.glob("*/*.png")))
+    (birds / "list.csv").write_text("file;species\n" + rows.replace(f"{birds}/", ""))
+    named = ("--path-column", "file", "--label-column", "species")
+    found = scored("--on", birds / "list.csv", *named, "--lineage", retrieval)
+    (birds / "list.csv").unlink()
+    expected = scored("--on", birds, "--lineage", retrieval)
+    assert found["dense"] == expected["dense"]
+    assert "need --on" in expect(ExitCode.USAGE, *named, "--lineage", retrieval)
+
+
+def test_a_minimum_of_no_score_is_refused_before_the_pictures_are_listed(retrieval, classifier, tmp_path):
+    for lineage, name in ((retrieval, "recall@2"), (retrieval, "top1"), (classifier, "validation_top1")):
+        told = expect(ExitCode.USAGE, "--on", tmp_path / "nowhere", "--lineage", lineage, "--min", f"{name}=0.1")
+        assert f"--min {name}: there is no such score" in told
+    told = expect(ExitCode.DATA, "--on", tmp_path / "nowhere", "--lineage", classifier, "--min", "top1=0.1")
+    assert "no such file or folder" in told
+
+
 def test_a_broken_picture_is_left_out_and_named(retrieval, birds, tmp_path):
     root = tmp_path / "birds"
     for name in ("crow", "jay"):

@@ -239,6 +239,32 @@ def test_usage_errors(arguments, words, tmp_path):
     assert words in expect(ExitCode.USAGE, "--lineage", tmp_path, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--factory", "HNSW32", "--search", "foo=3"], "unknown setting 'foo'"),
+        (["--factory", "HNSW32", "--search", "efSearch=0"], "efSearch = 0, must be a whole number from 1"),
+        (["--factory", "HNSW32", "--search", "nprobe=3"], "does not read it; it reads efSearch"),
+        (["--store", "milvus", "--kind", "HNSV"], "index = 'HNSV', must be one of"),
+        (["--factory", "NOPE"], "factory = 'NOPE': FAISS has no such index for vectors of 8 numbers"),
+    ],
+)
+def test_what_a_store_does_not_have_is_refused_before_anything_is_decoded(arguments, words, lineage):
+    pytest.importorskip("faiss")
+    told = expect(ExitCode.USAGE, "--lineage", lineage, "--store", "faiss", *arguments)
+    assert words in told
+    assert "decoding" not in told
+    assert "scoring" not in told
+
+
+@pytest.mark.parametrize("name", ["recall@2", "top1", "nmi_std", "recal@1"])
+def test_a_minimum_of_a_score_that_the_recipe_does_not_give_is_refused_before_anything_is_decoded(name, lineage):
+    told = expect(ExitCode.USAGE, "--lineage", lineage, "--min", f"{name}=0.1")
+    assert f"--min {name}: there is no such score" in told
+    assert "there are recall@1, recall@3, map@r" in told
+    assert "decoding" not in told
+
+
 def test_a_depth_below_a_class_is_refused(lineage):
     told = expect(ExitCode.USAGE, "--lineage", lineage, "--store", "memmap", "--rerank", "2:1:0.3:3")
     assert "looks at 3 candidates of each query, and 7 are needed for MAP@R, whose largest class has 7" in told

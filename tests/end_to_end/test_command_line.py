@@ -144,12 +144,29 @@ def test_quality_gate(grown):
         ("recall@1=1.5", "for 1.5 % write recall@1=1.5% or recall@1=0.015"),
         ("nmi=120%", "nothing is above 1"),
         ("map@r=300", "nothing is above 1"),
+        ("recall@1=101%", "nothing is above 1, and 100 % is the most"),
     ],
 )
 def test_a_gate_above_one_is_refused_before_anything_is_scored(gate, words, tmp_path):
     told = expect(ExitCode.USAGE, "eval", "--lineage", tmp_path / "nowhere", "--min", gate)
     assert "shares from 0 to 1, which tables show in percent" in told
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("recall@1=-0.1", "recall@1 is never below 0"),
+        ("map@r=-5%", "map@r is never below 0"),
+        ("queries=-1", "queries is never below 0"),
+        ("queries=60%", "queries is a number of queries, which has no percent"),
+        ("queries_of_nothing=60", "nothing is above 1"),
+    ],
+)
+def test_a_gate_that_says_nothing_is_refused(gate, words, tmp_path):
+    assert words in expect(ExitCode.USAGE, "eval", "--lineage", tmp_path / "nowhere", "--min", gate)
+    for allowed in ("queries=60", "ami=-0.1", "recall@1=100%", "recall@1=0"):
+        expect(ExitCode.LINEAGE, "eval", "--lineage", tmp_path / "nowhere", "--min", allowed)
 
 
 def test_generations_that_are_not_there(grown, tmp_path):
