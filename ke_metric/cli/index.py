@@ -276,19 +276,19 @@ def remove_from_index(
         count, there = len(found), len(index)
         if condition is not None and count > MOST_WITHOUT_YES * there and not (yes or dry_run):
             raise KeMetricError(
-                f"--where {where!r} holds for {count:,} of the {there:,} items of {folder}, more than half: nothing "
+                f"--where '{where}' holds for {count:,} of the {there:,} items of {folder}, more than half: nothing "
                 "is removed. Add --yes to remove them; --dry-run says the number and removes nothing",
                 ExitCode.USAGE,
             )
         if condition is not None and not count:
-            say(f"--where {where!r} holds for none of the {there:,} items of {folder}")
+            say(f"--where '{where}' holds for none of the {there:,} items of {folder}")
         if dry_run:
             document = {"index": str(folder), "would_remove": count, "removed": 0, "items": there}
             return Result(document, f"{folder}: {count:,} of {there:,} items would be removed (--dry-run)")
         index.remove([item.id for item in found])
         index.store.flush()
         document = {"index": str(folder), "removed": count, "items": len(index)}
-    return Result(document, f"{folder}: {count:,} items removed, {document['items']:,} left")
+    return Result(document, f"{folder}: {_counted(count)} removed, {document['items']:,} left")
 
 
 def describe_index(folder: Path) -> Result:
@@ -327,6 +327,10 @@ def _table(document: Mapping[str, Any]) -> Table:
         if name not in document and value not in ({}, None):
             table.add_row(name.replace("_", " "), _in_words(value))
     return table
+
+
+def _counted(items: int) -> str:
+    return f"{items:,} item{'' if items == 1 else 's'}"
 
 
 def _in_words(value: Any) -> str:

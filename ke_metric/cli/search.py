@@ -26,7 +26,7 @@ from ke_metric.retrieval.item_embeddings import embed_items
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.preparation import decoding_of
-from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search, require_candidates
 from ke_metric.retrieval.self_match import search_others
 from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
 from ke_metric.retrieval.where import Condition, Where
@@ -69,13 +69,15 @@ class How:
         """Read what the command line says.
 
         Raises:
-            KeMetricError: USAGE: one of the texts is malformed.
+            KeMetricError: USAGE: one of the texts is malformed, or re-ranking looks at fewer items than k.
         """
+        reranking = None if rerank is None else Reranking.parse(rerank)
+        require_candidates(k, reranking)
         return cls(
             k,
             None if where is None else Where.parse(where),
             None if expand is None else Expansion.parse(expand),
-            None if rerank is None else Reranking.parse(rerank),
+            reranking,
             keep_self,
             where or "",
         )
@@ -137,7 +139,7 @@ def search_index(
         queries = _with_labels(listed.items, index) if pictures.labels else listed.items
         batches = embed_items(embedder, queries, strict=pictures.strict, batch_size=model.batch_size)
         if how.where is not None and not has_any(index.store, how.where):
-            say(f"--where {how.text!r} holds for none of the {len(index):,} items of {folder}")
+            say(f"--where '{how.text}' holds for none of the {len(index):,} items of {folder}")
         if how.rerank is None:  # whose depth is its own limit
             how = replace(how, k=min(how.k, max(1, len(index))))  # memory grows with k
         answers: list[Answer] = []

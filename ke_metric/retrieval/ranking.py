@@ -18,6 +18,20 @@ from ke_metric.retrieval.where import Where
 __all__ = ["Expansion", "Reranking", "ranked_search"]
 
 
+def require_candidates(k: int, rerank: Reranking | None) -> None:
+    """Refuse a re-ranking that looks at fewer candidates than are asked for.
+
+    Raises:
+        KeMetricError: USAGE.
+    """
+    if rerank is not None and k > rerank.depth:
+        raise KeMetricError(
+            f"{k} neighbours are asked for and re-ranking looks at {rerank.depth} candidates of each query (depth), "
+            f"must be at least as many; K1:K2:LAMBDA:DEPTH sets them",
+            ExitCode.USAGE,
+        )
+
+
 def ranked_search(
     store: VectorStore,
     queries: FloatArray,
@@ -48,12 +62,7 @@ def ranked_search(
         KeMetricError: USAGE where k is larger than the re-ranking's depth; DATA for queries of another shape or type.
     """
     check_count("k", k)
-    if rerank is not None and k > rerank.depth:
-        raise KeMetricError(
-            f"{k} neighbours are asked for and re-ranking looks at {rerank.depth} candidates of each query (depth), "
-            f"must be at least as many; K1:K2:LAMBDA:DEPTH sets them",
-            ExitCode.USAGE,
-        )
+    require_candidates(k, rerank)
     if expand is not None:
         queries = expand_queries(store, queries, expand, exclude=exclude, where=where)
     hits = search_others(store, queries, rerank.depth if rerank else k, exclude=exclude, where=where)

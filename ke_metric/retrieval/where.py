@@ -128,7 +128,7 @@ def _condition(node: ast.expr, text: str) -> Condition:
                 return Condition(name, True, tuple(_text(element, text) for element in right.elts))  # type: ignore[arg-type]
             if isinstance(operator, ast.Eq | ast.NotEq):
                 return Condition(name, isinstance(operator, ast.Eq), (_text(right, text),))  # type: ignore[arg-type]
-    raise _refused(text, f"{_written(node, text)!r} is no condition")
+    raise _refused(text, f"'{_written(node, text)}' is no condition")
 
 
 def _text(node: ast.expr, text: str) -> str:
@@ -151,4 +151,4 @@ def _written(node: ast.expr, text: str) -> str:
 
 
 def _refused(text: str, reason: str) -> KeMetricError:
-    return KeMetricError(f"where = {text[:200]!r}: {reason}; {FORM}", ExitCode.USAGE)
+    return KeMetricError(f"where = '{text[:200]}': {reason}; {FORM}", ExitCode.USAGE)

@@ -382,3 +382,9 @@ def test_a_failing_store_leaves_no_index(built, tmp_path):
     assert result.exit_code not in (0, 1), (result.output, result.exception)
     assert isinstance(result.exception, SystemExit | KeMetricError)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_item_is_one_item(tmp_path):
+    with Index.create(tmp_path / "i", digest="0" * 64, dimension=4) as made:
+        made.add([Item(name) for name in "abc"], np.eye(3, 4, dtype=np.float32), digest="0" * 64)
+    assert "1 item removed, 2 left" in expect(ExitCode.OK, "index", "remove", "a", "--index", tmp_path / "i")

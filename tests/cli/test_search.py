@@ -294,6 +294,23 @@ def test_people_read_only_the_first_tables(flat, glyph_files, monkeypatch):
     assert f"and {count - 2} more queries; --json prints all" in printed
 
 
+def test_too_few_candidates_are_refused_before_anything_is_opened(tmp_path):
+    said = expect(ExitCode.USAGE, "search", tmp_path, "--index", tmp_path, "-k", 300, "--rerank", "5:3:0.3")
+    assert "300 neighbours are asked for and re-ranking looks at 100" in said
+
+
+def test_a_condition_is_told_as_it_was_typed(flat, glyph_files):
+    query = next((glyph_files / "query").rglob("*.png"))
+    condition = r'label == "\ud83e\udd9c"'
+    assert (
+        f"--where '{condition}' holds for none" in run("search", query, "--index", flat, "--where", condition).stderr
+    )
+    for wrong in (r'label == "\ud83e"', r'label != "\ud83e" or id == "1"'):
+        said = expect(ExitCode.USAGE, "search", query, "--index", flat, "--where", wrong)
+        assert f"where = '{wrong}'" in said
+        assert "\\\\" not in said
+
+
 def test_a_montage_is_drawn(flat, glyph_files, tmp_path):
     document = searched(glyph_files / "query", "--index", flat, "-k", 4, "--montage", tmp_path / "m.png")
     assert document["montage"] == str(tmp_path / "m.png")
