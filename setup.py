@@ -60,7 +60,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8.4",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.6.1",
             "ruff>=0.15",
             "torch_geometric>=2.8",
             "types-PyYAML",
