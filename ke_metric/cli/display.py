@@ -74,7 +74,6 @@ class TrainingDisplay(Watch):
         self._loss: float | None = None
         self._seconds_per_step: float | None = None
         self._last = time.perf_counter()
-        self._generation_started = self._last
         self._scoring_seconds = 0.0
         self._said = self._last
         self._facts: dict[str, str] = {}

@@ -128,7 +128,9 @@ def test_a_graph_of_before_opens_and_is_built_anew_where_it_holds_copies(tmp_pat
     with_before = _written_before(tmp_path / "s", vectors)
     reader = FaissStore(tmp_path / "s", D, writing=False, factory="HNSW8")
     hits = reader.search(vectors[5:6], 10)
-    # With copies the old graph has what FAISS linked then: faiss-cpu 1.10 had cut item 5 off, 1.15.1 had not.
+    # What FAISS itself finds in the old graph, and no less: faiss-cpu 1.10 had cut item 5 off, 1.15.1 had not.
+    old = load_faiss().read_index(str(tmp_path / "s" / NAME)).search(vectors[5:6], 10)[1][0]
+    assert {item.id for item in hits.items()[0]} == {f"id-{row}" for row in old}
     assert copies or hits.items()[0][0].id == "id-5"
     np.testing.assert_allclose(hits.similarities[0], (hits.vectors() @ vectors[5])[0], atol=1e-5)
     assert reader.describe()["indexed"] == len(vectors)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -14,8 +14,8 @@ from ke_metric.retrieval.store_settings import StoreSettings, open_store
 from ke_metric.retrieval.vector_store import Hits, Item
 
 EXACT = Scoring(backend="torch", kmeans_seeds=())
-# Among many drawn sets one has two similarities so close that NumPy and torch round them into another order.
-ROUNDED = 1e-3
+# Several times what a similarity near 1 is rounded by in float32.
+ROUNDED = 3e-7
 in_a_hurry = settings(max_examples=20, deadline=None)
 
 
@@ -26,6 +26,12 @@ def drawn(count, seed=0, classes=9):
     vectors = np.random.default_rng(99).normal(size=(classes, 12))[labels] + generator.normal(size=(count, 12))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32), labels, [f"picture {number}" for number in range(count)]
+
+
+def require_one_order(vectors, queries):
+    """Pass over drawn sets in which two similarities are so close that NumPy and torch may round them differently."""
+    similarities = np.sort(queries.astype(np.float64) @ vectors.astype(np.float64).T)
+    assume(np.diff(similarities).min(initial=1) > ROUNDED)
 
 
 def stored(memory_store, vectors, labels, ids):
@@ -42,8 +48,9 @@ def named(labels):
 @given(seed=st.integers(0, 10**6), ranks=st.lists(st.integers(1, 200), max_size=4), count=st.integers(2, 110))
 def test_every_item_queries_all_others(memory_store, seed, ranks, count):
     vectors, labels, ids = drawn(count, seed)
+    require_one_order(vectors, vectors)
     found = score_through(stored(memory_store, vectors, labels, ids), vectors, named(labels), ranks, ids=ids)
-    assert found == pytest.approx(score_retrieval(vectors, labels, ranks, scoring=EXACT), abs=ROUNDED)
+    assert found == score_retrieval(vectors, labels, ranks, scoring=EXACT)
 
 
 @pytest.mark.parametrize("kind", ["memory", "memmap", "faiss"])
@@ -87,10 +94,11 @@ def test_query_and_gallery_that_may_share_pictures(memory_store, seed, first, qu
     """Some queries are in the gallery and some are not, or all, or none; some have nothing to find."""
     vectors, labels, ids = drawn(140, seed)
     gallery = Embeddings(vectors[first:], labels[first:], ids[first:])
+    require_one_order(gallery.vectors, vectors[:queries])
     store = stored(memory_store, gallery.vectors, gallery.labels, gallery.ids)
     found = score_through(store, vectors[:queries], named(labels[:queries]), ids=ids[:queries])
     expected = score_retrieval(vectors[:queries], labels[:queries], gallery=gallery, ids=ids[:queries], scoring=EXACT)
-    assert found == pytest.approx(expected, abs=ROUNDED)
+    assert found == expected
 
 
 def test_without_ids_every_item_may_be_found(memory_store):
