@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.pictures import Pictures
 from ke_metric.generation import Scorecard, load_whole
+from ke_metric.images.batches import Pictures
+from ke_metric.networks.recipe_networks import Blueprint
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.training.engine import Engine
 

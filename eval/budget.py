@@ -30,12 +30,12 @@ from stored_results import Results, StoredResult, training_seconds
 from tables import folder_of, train
 
 from ke_metric import Lineage
-from ke_metric.comparison import Strategy, gather, mean_and_spread, paired_difference
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import Scorecard
-from ke_metric.recipe import Recipe
-from ke_metric.recipe_file import load_recipe
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.lineage.comparison import Strategy, gather, mean_and_spread, paired_difference
+from ke_metric.recipe.file import load_recipe
+from ke_metric.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set", "averages"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ke_metric import Lineage
-from ke_metric.report import scorecard_document
+from ke_metric.lineage.report import scorecard_document
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from torchvision.models import VisionTransformer
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.scoring import count_parameters
-from ke_metric.split.masks import ChannelSet, Narrowing
+from ke_metric.split.plan import ChannelSet, Narrowing
 
 SAME = "runs, equals the zeroed dense network"
 OTHER = "runs, computes something else"

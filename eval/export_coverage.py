@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.errors import KeMetricError
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.record import versions
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import NetworkCard, Normalization
-from ke_metric.networks.embedding import build_network
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.heads import build_network
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim

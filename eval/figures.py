@@ -22,11 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
-from ke_metric.comparison import gather
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import load_whole
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.lineage.comparison import gather
+from ke_metric.networks.recipe_networks import Blueprint
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import zero_reset

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.images import Benchmark
-from ke_metric.data.pictures import Pictures
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evolution import evolve
 from ke_metric.generation import TrainingState
-from ke_metric.recipe import Recipe
-from ke_metric.training.watch import Watch
+from ke_metric.images.batches import Pictures
+from ke_metric.images.image_set import Benchmark
+from ke_metric.recipe.schema import Recipe
+from ke_metric.training.hooks import Watch
 
 # Epochs of each generation that is counted; the first of them is not, so that scores before it do not count.
 EPOCHS = 3

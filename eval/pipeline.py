@@ -32,18 +32,18 @@ import numpy as np
 from circumstances import circumstances
 
 from ke_metric import Embedder, Index, Lineage, score_retrieval
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.picture_files import INDEX, write_pictures
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.datasets.export_pictures import INDEX, write_pictures
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.record import ONNX_FILE
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.ranking import ranked_search
-from ke_metric.retrieval.store_scores import score_through
-from ke_metric.retrieval.store_settings import StoreSettings
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.scores import score_through
 from ke_metric.scoring import count_parameters
+from ke_metric.stores.contract import Item
+from ke_metric.stores.opening import StoreSettings
 
 NETWORKS = ("dense", "slim")
 STORES = {

@@ -31,17 +31,17 @@ from circumstances import circumstances
 from network_cost import peak_of_process
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray
-from ke_metric.recipe import Recipe
-from ke_metric.retrieval.memmap_store import MemmapStore
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.store_scores import score_through
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.scores import score_through
 from ke_metric.scoring import Scorer
+from ke_metric.stores.contract import Item
+from ke_metric.stores.memmap import MemmapStore
 from ke_metric.training.engine import Engine
 
 HELD_OUT_CLASSES = 100

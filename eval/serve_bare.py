@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.lineage import Lineage
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.lineage.store import Lineage
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import NetworkCard, Normalization
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 K = 10
 # Of each measured pass.

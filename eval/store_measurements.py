@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ke_metric.evaluation.backend import load_faiss
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
-from ke_metric.evaluation.faiss_library import load_faiss
-from ke_metric.retrieval.store_settings import StoreSettings, open_store
-from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
+from ke_metric.stores.contract import Hits, Item, VectorStore
+from ke_metric.stores.opening import StoreSettings, open_store
 
 K = 10
 BLOCK = 10_000

@@ -11,12 +11,12 @@ from typing import Any
 from collect import collect
 
 from ke_metric import Lineage
-from ke_metric.added_fields import RECIPE_FIELDS, with_values_before
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import Scorecard
-from ke_metric.lineage_recipe import as_continued, forbidden_changes
-from ke_metric.recipe import Recipe
+from ke_metric.lineage.folder import as_continued, forbidden_changes
+from ke_metric.recipe.schema import Recipe
+from ke_metric.schema import RECIPE_FIELDS, with_values_before
 
 
 class StoredResult:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ke_metric.recipe import Recipe
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
+from ke_metric.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -37,11 +37,11 @@ from table_cells import (
 )
 
 from ke_metric import Lineage
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.train import train_lineage
-from ke_metric.data.benchmarks import load_benchmark
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Scorecard, Scores
-from ke_metric.recipe import Recipe
+from ke_metric.recipe.schema import Recipe
 
 SHOWN = (1, 3, 5, 10)
 """Generations that have a row; and the last one."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ke_metric.evaluation.retrieval import score_retrieval
     from ke_metric.evolution import evolve
-    from ke_metric.lineage import Lineage
+    from ke_metric.lineage.store import Lineage
     from ke_metric.networks.architecture import Architecture
-    from ke_metric.networks.description import NetworkCard
-    from ke_metric.networks.storage import load_network, save_network
-    from ke_metric.recipe_file import load_recipe
+    from ke_metric.networks.bundle import load_network, save_network
+    from ke_metric.networks.bundle_config import NetworkCard
+    from ke_metric.recipe.file import load_recipe
     from ke_metric.retrieval.embedder import Embedder
     from ke_metric.retrieval.index import Index
     from ke_metric.retrieval.predictor import Predictor
@@ -47,16 +47,16 @@ _HOMES = {
     "Architecture": "ke_metric.networks.architecture",
     "Embedder": "ke_metric.retrieval.embedder",
     "Index": "ke_metric.retrieval.index",
-    "Lineage": "ke_metric.lineage",
-    "NetworkCard": "ke_metric.networks.description",
+    "Lineage": "ke_metric.lineage.store",
+    "NetworkCard": "ke_metric.networks.bundle_config",
     "Predictor": "ke_metric.retrieval.predictor",
     "evolve": "ke_metric.evolution",
     "extract_slim": "ke_metric.split.slim",
-    "load_network": "ke_metric.networks.storage",
-    "load_recipe": "ke_metric.recipe_file",
+    "load_network": "ke_metric.networks.bundle",
+    "load_recipe": "ke_metric.recipe.file",
     "plan_split": "ke_metric.split.planning",
     "redraw_reset": "ke_metric.split.reset",
-    "save_network": "ke_metric.networks.storage",
+    "save_network": "ke_metric.networks.bundle",
     "score_retrieval": "ke_metric.evaluation.retrieval",
 }
 

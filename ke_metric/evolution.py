@@ -14,9 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.images import Benchmark
-from ke_metric.data.pictures import Pictures, TrainingEpochs
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
@@ -30,20 +27,22 @@ from ke_metric.generation import (
     load_whole,
     weights_digest,
 )
+from ke_metric.images.batches import Pictures, TrainingEpochs
+from ke_metric.images.image_set import Benchmark
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.rehearsal import possible_batches
 from ke_metric.methods.method import Birth
 from ke_metric.methods.table import method_of
+from ke_metric.networks.recipe_networks import Blueprint
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Recipe
+from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
-from ke_metric.split.magnitudes import mean_magnitudes
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.reset import mean_magnitudes
 from ke_metric.training.engine import Engine
-from ke_metric.training.one_generation import GenerationTraining
-from ke_metric.training.saliency import mean_gradients
-from ke_metric.training.watch import Watch
+from ke_metric.training.hooks import Watch
+from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
 # Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
 SALIENCY_SHARE = 0.2

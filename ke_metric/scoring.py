@@ -13,16 +13,15 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from ke_metric.data.images import ImageSet
-from ke_metric.data.pictures import Pictures, evaluation_batches
-from ke_metric.data.pixels import PixelStore
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.classification import score_classes, score_classification
-from ke_metric.evaluation.embed import embed
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray
+from ke_metric.evaluation.embeddings import Embeddings, FloatArray, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.generation import ClassScores, Scorecard, Scores
-from ke_metric.recipe import Recipe
+from ke_metric.images.batches import Pictures, evaluation_batches
+from ke_metric.images.image_set import ImageSet
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine

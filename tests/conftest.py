@@ -358,7 +358,7 @@ def make_picture() -> Callable[..., None]:
 @pytest.fixture
 def one_faiss_thread() -> Iterator[None]:
     """Threads of FAISS that wait for each other take long on a busy machine."""
-    from ke_metric.evaluation.faiss_library import load_faiss
+    from ke_metric.evaluation.backend import load_faiss
 
     faiss = load_faiss()
     before = faiss.omp_get_max_threads()

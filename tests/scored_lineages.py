@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import Generation, Provenance
-from ke_metric.recipe import Recipe
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 

@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from ke_metric import Embedder, Lineage, load_recipe
-from ke_metric.added_fields import PREPARATION_FIELDS, RECIPE_FIELDS, with_values_before, without_values_before
 from ke_metric.cli.commands import main
 from ke_metric.errors import KeMetricError
-from ke_metric.networks.description import CONFIG, Normalization
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import CONFIG, Normalization
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.picture_list import list_pictures
+from ke_metric.schema import PREPARATION_FIELDS, RECIPE_FIELDS, with_values_before, without_values_before
 
 BEFORE = Path(__file__).parent / "written_before"
 FIELDS = (BEFORE.parent / "recipe_fields_059f433.txt").read_text(encoding="utf-8").split()

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ke_metric import blueprint
-from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.generation import weights_digest
-from ke_metric.recipe import Recipe
+from ke_metric.images.batches import Pictures
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.networks import recipe_networks as blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
-from ke_metric.training.watch import Watch
+from ke_metric.training.hooks import Watch
 
 IMAGES = 6
 

@@ -8,20 +8,19 @@ import torch
 from torch import nn
 
 from ke_metric import Lineage
-from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures, TrainingEpochs
-from ke_metric.data.pixels import PixelStore
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.generation import weights_digest
+from ke_metric.images.batches import Pictures, TrainingEpochs
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.pixel_store import PixelStore
 from ke_metric.methods.table import METHODS, method_of
 from ke_metric.methods.teacher import divergence
-from ke_metric.recipe import Recipe
-from ke_metric.regime import Regime
+from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
-from ke_metric.training.watch import Watch
+from ke_metric.training.hooks import Regime, Watch
 
 SIZE, CLASSES, IMAGES = 16, 4, 4
 TASKS = ("retrieval", "classification")

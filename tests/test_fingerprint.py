@@ -6,7 +6,7 @@ import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint, class_name_changes
-from ke_metric.lineage_files import read_fingerprint
+from ke_metric.lineage.files import read_fingerprint
 
 
 def part(*rows):

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import Pictures, evaluation_batches
-from ke_metric.data.pixels import PixelStore
-from ke_metric.evaluation.embed import embed
-from ke_metric.evaluation.embeddings import Embeddings
+from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.recipe import Recipe
+from ke_metric.images.batches import Pictures, evaluation_batches
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim

@@ -9,9 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ke_metric.cli.choices import PictureChoice, column_options
-from ke_metric.cli.gallery_commands import GALLERY_COMMANDS
-from ke_metric.cli.through_options import ThroughChoice, through_options
+from ke_metric.cli.options import PictureChoice, ThroughChoice, column_options, through_options
+from ke_metric.cli.retrieval_commands import GALLERY_COMMANDS
 from ke_metric.errors import ExitCode, KeMetricError
 
 FOLDER = click.Path(path_type=Path)
@@ -71,11 +70,11 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     """
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from ke_metric.recipe_file import load_recipe
+    from ke_metric.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides, seed=seed)
     if options.pop("dry_run"):
-        from ke_metric.cli.dry_run import rehearse
+        from ke_metric.cli.train import rehearse
 
         rehearse(loaded, device=options["device"], folder=options["lineage"]).print(as_json)
         return
@@ -276,7 +275,7 @@ def pictures(as_json: bool, **options: Any) -> None:
     \b
     ke-metric data pictures --lineage lineages/demo --to pictures
     """
-    from ke_metric.cli.pictures import write_lineage_pictures
+    from ke_metric.cli.data import write_lineage_pictures
 
     write_lineage_pictures(**options).print(as_json)
 

@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from ke_metric.cli.result import Result
-from ke_metric.comparison import (
+from ke_metric.cli.display import Result
+from ke_metric.lineage.comparison import (
     CONFIDENCE,
     Strategy,
     gather,
@@ -22,8 +22,8 @@ from ke_metric.comparison import (
     seen_differently,
     told_ties,
 )
-from ke_metric.lineage import Lineage
-from ke_metric.report import FittingTable, decisive_score, header, is_share, number_columns, shown_names
+from ke_metric.lineage.report import FittingTable, decisive_score, header, is_share, number_columns, shown_names
+from ke_metric.lineage.store import Lineage
 
 COLUMNS = ("generation", "epochs", "network", "parameters", "seeds")
 # Those that a narrow terminal does without.

@@ -1,16 +1,23 @@
-"""`ke-metric data`: prepare and check."""
+"""`ke-metric data`: prepare and check.
+
+`ke-metric data pictures`: the pictures that a lineage is scored on, as files.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ke_metric.cli.display import counting, say
-from ke_metric.cli.result import Result
-from ke_metric.data.check import check_images, check_text, load_for_check
-from ke_metric.data.emoji import prepare_emoji
-from ke_metric.data.prepare import prepare, prepare_text
+from ke_metric.benchmarks.archives import refuse_occupied
+from ke_metric.benchmarks.emoji import prepare_emoji
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.cli.chosen import open_lineage, tell_data_changes
+from ke_metric.cli.display import Result, counting, say
+from ke_metric.datasets.check import check_images, check_text, load_for_check
+from ke_metric.datasets.export_pictures import write_pictures
+from ke_metric.datasets.prepare import prepare, prepare_text
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.batches import fingerprint
 
 
 def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Result:
@@ -49,3 +56,32 @@ def check_benchmark(name_or_path: str, **options: Any) -> Result:
     with counting("decoding") as progress:
         report = check_images(benchmark, progress=progress)
     return Result(report.to_json(), check_text(report))
+
+
+def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> Result:
+    """Write the pictures of a part of the benchmark of a lineage's recipe.
+
+    Args:
+        lineage: The lineage's folder; the newest one when None.
+        target: Folder to make.
+        part: `test` or `train`.
+
+    Raises:
+        KeMetricError: No such lineage, its data are missing, or something lies in the target.
+    """
+    refuse_occupied(target)
+    store = open_lineage(lineage)
+    recipe = store.recipe
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    tell_data_changes(store, fingerprint(benchmark))
+    with counting(f"writing {benchmark.name}") as progress:
+        written = write_pictures(benchmark, target, part=part, progress=progress)
+    document = {
+        "lineage": str(store.folder),
+        "benchmark": benchmark.name,
+        "folder": str(target),
+        "classes": written.classes,
+        "pictures": written.counts,
+    }
+    lines = [f"{target / name}: {count:,} pictures" for name, count in written.counts.items()]
+    return Result(document, "\n".join([*lines, f"{written.classes:,} classes of {benchmark.name}"]))

@@ -1,22 +1,28 @@
-"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere. All on stderr."""
+"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere. All on stderr.
+
+What a command gives back: a document for programs, a table or text for people.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
+import click
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ke_metric.data.table import some_of
+from ke_metric.benchmarks.table import some_of
 from ke_metric.generation import Generation, TrainingState
-from ke_metric.report import BASELINE, is_share
+from ke_metric.lineage.report import BASELINE, is_share
+from ke_metric.training.hooks import Step, Watch
 from ke_metric.training.one_generation import SIGNS
-from ke_metric.training.watch import Step, Watch
 
 # Under torchrun one process speaks for all.
 IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -176,3 +182,37 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+WIDEST = 240
+"""Columns that a table may take in a file or pipe."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a command.
+
+    Attributes:
+        document: Plain JSON values.
+        shown: What a person reads.
+    """
+
+    document: Mapping[str, Any]
+    shown: RenderableType
+
+    def print(self, as_json: bool) -> None:
+        """Print it on stdout, as one JSON document or for people; of several processes the first one does."""
+        if not IS_FIRST_PROCESS:
+            return
+        if as_json:
+            click.echo(json.dumps(self.document, indent=2, allow_nan=False))
+        else:
+            self.show()
+
+    def show(self) -> None:
+        """Print it on stdout; as wide as it needs where stdout is no terminal."""
+        console = Console()
+        if not console.is_terminal:
+            console.width = max(console.width, WIDEST)
+        # A table that cannot be narrower goes on beyond the edge, rather than lose numbers.
+        console.print(self.shown, soft_wrap=not console.is_terminal, crop=False, highlight=False, markup=False)

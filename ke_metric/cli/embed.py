@@ -7,14 +7,18 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ke_metric.cli.choices import ModelChoice, PictureChoice
-from ke_metric.cli.display import counting, say, say_skipped
-from ke_metric.cli.networks import load_embedder
-from ke_metric.cli.result import Result
-from ke_metric.data.csv_rows import Columns
+from ke_metric.benchmarks.listings import Columns
+from ke_metric.cli.chosen import load_embedder
+from ke_metric.cli.display import Result, counting, say, say_skipped
+from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedding_files import require_place, write_embeddings
-from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items, require_all_usable
+from ke_metric.retrieval.embedding_files import (
+    ItemBatch,
+    embed_items,
+    require_all_usable,
+    require_place,
+    write_embeddings,
+)
 from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
 
 

@@ -8,20 +8,19 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from ke_metric.blueprint import Blueprint
-from ke_metric.cli.display import counting, say
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.cli.chosen import open_lineage, tell_data_changes
+from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.evaluate_store import StoreScoring, store_table
-from ke_metric.cli.lineages import open_lineage, tell_data_changes
-from ke_metric.cli.result import Result
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, fingerprint, without_training
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
-from ke_metric.lineage import Lineage
-from ke_metric.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
+from ke_metric.images.batches import Pictures, fingerprint, without_training
+from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
+from ke_metric.lineage.store import Lineage
+from ke_metric.networks.recipe_networks import Blueprint
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 

@@ -12,18 +12,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ke_metric.cli.choices import PictureChoice
-from ke_metric.cli.display import counting, say
+from ke_metric.benchmarks.listings import Columns
+from ke_metric.cli.chosen import count_trained_pictures, open_lineage
+from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.embed import warn_of
 from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
-from ke_metric.cli.lineages import count_trained_pictures, open_lineage
-from ke_metric.cli.result import Result
-from ke_metric.data.csv_rows import Columns
+from ke_metric.cli.options import PictureChoice
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring
 from ke_metric.generation import Scorecard
-from ke_metric.networks.description import read_description
-from ke_metric.report import (
+from ke_metric.lineage.report import (
     FittingTable,
     mistakes_table,
     number_columns,
@@ -32,10 +30,11 @@ from ke_metric.report import (
     told_baseline,
     unit,
 )
+from ke_metric.networks.bundle_config import read_description
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.labelled_pictures import LabelledScores, require_labels, score_pictures
 from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
 from ke_metric.retrieval.predictor import Predictor
+from ke_metric.retrieval.scores import LabelledScores, require_labels, score_pictures
 from ke_metric.scoring import count_parameters
 
 RECALL_AT = (1, 2, 4, 8)

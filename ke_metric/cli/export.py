@@ -10,22 +10,19 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from ke_metric.cli.choices import ModelChoice
-from ke_metric.cli.display import counting
-from ke_metric.cli.lineages import open_lineage, tell_data_changes
-from ke_metric.cli.networks import load_either
-from ke_metric.cli.result import Result
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.images import ImageSet, IntArray
-from ke_metric.data.pictures import fingerprint
-from ke_metric.data.pixels import PixelArray, in_order
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.cli.chosen import load_either, open_lineage, tell_data_changes
+from ke_metric.cli.display import Result, counting
+from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.export.export import Evidence, ExportSettings, export, require_place
-from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures
 from ke_metric.export.record import ExportRecord
-from ke_metric.export.verification import require_enough
-from ke_metric.lineage import Lineage
+from ke_metric.export.verification import LabelledPictures, ScoredPictures, require_enough
+from ke_metric.images.batches import fingerprint
+from ke_metric.images.image_set import ImageSet, IntArray
+from ke_metric.images.pixel_store import PixelArray, in_order
+from ke_metric.lineage.store import Lineage
 from ke_metric.randomness import numpy_generator
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.picture_network import PictureNetwork

@@ -11,19 +11,17 @@ from typing import Any
 
 from rich.table import Table
 
-from ke_metric.cli.choices import ModelChoice, PictureChoice, StoreChoice
-from ke_metric.cli.display import say
+from ke_metric.cli.chosen import embedder_of, load_embedder, say_network
+from ke_metric.cli.display import Result, say
 from ke_metric.cli.embed import list_chosen, require_some, told
-from ke_metric.cli.networks import embedder_of, load_embedder, say_network
-from ke_metric.cli.result import Result
+from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.embedding_files import ItemBatch, Origin, embed_items
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.item_embeddings import ItemBatch, embed_items
-from ke_metric.retrieval.origin import Origin
-from ke_metric.retrieval.store_settings import StoreSettings
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import Where
+from ke_metric.stores.contract import Item
+from ke_metric.stores.opening import StoreSettings
+from ke_metric.stores.where import Where
 
 IDS_AT_A_TIME = 10_000
 MOST_WITHOUT_YES = 0.5

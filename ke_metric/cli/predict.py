@@ -14,19 +14,18 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from ke_metric.cli.choices import ModelChoice, PictureChoice
-from ke_metric.cli.display import counting, say
+from ke_metric.cli.chosen import load_predictor
+from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.embed import list_chosen, require_some, warn_of
-from ke_metric.cli.networks import load_predictor
-from ke_metric.cli.result import Result
+from ke_metric.cli.options import ModelChoice, PictureChoice
+from ke_metric.disk import write_text
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.classification import score_classification
 from ke_metric.evaluation.embeddings import FloatArray
-from ke_metric.lineage_disk import write_text
-from ke_metric.report import ACCURACIES, BASELINE, header
+from ke_metric.lineage.report import ACCURACIES, BASELINE, header
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.predictor import Prediction, Predictor
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 SHOWN = 40
 """The most pictures that are printed for people."""

@@ -13,23 +13,21 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from ke_metric.cli.choices import ModelChoice, PictureChoice
-from ke_metric.cli.display import say
+from ke_metric.cli.chosen import embedder_of
+from ke_metric.cli.display import Result, say
 from ke_metric.cli.embed import list_chosen, require_some, told
-from ke_metric.cli.networks import embedder_of
-from ke_metric.cli.result import Result
-from ke_metric.data.decoding import Decoding
+from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.images.decoding import Decoding
+from ke_metric.retrieval.embedding_files import embed_items
 from ke_metric.retrieval.index import Index, results_of
 from ke_metric.retrieval.index import Result as Found
-from ke_metric.retrieval.item_embeddings import embed_items
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.preparation import decoding_of
-from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search, require_candidates
-from ke_metric.retrieval.self_match import search_others
-from ke_metric.retrieval.vector_store import Hits, Item, VectorStore
-from ke_metric.retrieval.where import Condition, Where
+from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search, require_candidates, search_others
+from ke_metric.stores.contract import Hits, Item, VectorStore
+from ke_metric.stores.where import Condition, Where
 
 QUERIES_AT_A_TIME = 1024
 TABLES = 20

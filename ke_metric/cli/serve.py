@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from ke_metric.cli.choices import ModelChoice
+from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import ExitCode, KeMetricError
 
 LIBRARIES = ("httptools", "prometheus_client", "starlette", "uvicorn")
@@ -60,7 +60,7 @@ def serve_network(
         if folder is not None:
             served.append(str(folder))
             return IndexSearcher(folder, device=device, threads=threads)
-        from ke_metric.cli.networks import load_predictor
+        from ke_metric.cli.chosen import load_predictor
 
         predictor = load_predictor(replace(model, device=device))
         served.append(predictor.description)

@@ -7,18 +7,15 @@ from typing import Any
 
 from rich.table import Table
 
-from ke_metric.blueprint import Blueprint
-from ke_metric.cli.lineages import open_lineage
-from ke_metric.cli.networks import generation_of, say_network
-from ke_metric.cli.result import Result
+from ke_metric.cli.chosen import generation_of, open_lineage, say_network
+from ke_metric.cli.display import Result
 from ke_metric.generation import Scores
+from ke_metric.lineage.report import is_share
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import WEIGHTS
-from ke_metric.networks.folders import require_free
-from ke_metric.networks.storage import save_network
-from ke_metric.report import is_share
-from ke_metric.retrieval.network_choice import choose_network
-from ke_metric.retrieval.picture_network import card_of
+from ke_metric.networks.bundle import require_free, save_network
+from ke_metric.networks.bundle_config import WEIGHTS
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.retrieval.picture_network import card_of, choose_network
 from ke_metric.scoring import count_parameters
 from ke_metric.split.slim import extract_slim
 

@@ -4,14 +4,27 @@ R is the number of *other* items of the query's class in the gallery and differs
 R = 0 has nothing to find and is to be left out of every mean.
 
 Shapes: Q queries, G gallery items, K neighbours.
+
+Ties: what neighbour lists are worth where several items are equally similar to a query.
+
+Nothing tells which of them comes first, so each score is its mean over all orders of the tied items: it depends
+neither on the order of the rows, nor on the backend, nor on how long a list was asked for. Items are tied where their
+embeddings are equal, number for number, and where their similarities are equal in float64 too. Those that differ by
+less than float32 can tell are no tie: they come in the order in which the search finds them.
+
+Shapes: Q queries, N items, D embedding, K neighbours, P places, W ranks.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from ke_metric.evaluation.embeddings import IntArray
+from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
 from ke_metric.evaluation.neighbors import Neighbors
 
 BoolArray = npt.NDArray[np.bool_]
@@ -104,3 +117,208 @@ def _within_r(hits: BoolArray, relevant: IntArray) -> BoolArray:
     assert hits.shape[1] >= relevant.max(initial=0), (hits.shape, relevant.max(initial=0))
     within: BoolArray = hits & (np.arange(hits.shape[1]) < relevant[:, None])
     return within
+
+
+PAIRS_AT_A_TIME = 2**16
+FLOAT64_NOISE = 1e-12
+"""Difference of two equal similarities that float64 may show: a few roundings of numbers up to 1."""
+
+
+def number_rows(parts: Iterable[FloatArray]) -> IntArray:
+    """Return [N] the same number for equal rows, from 0 in the order in which they first occur.
+
+    Args:
+        parts: The rows, float32 [any, D] each.
+    """
+    numbers: dict[bytes, int] = {}
+    found = [
+        # Added to 0, -0 becomes 0: numbers that are equal then have equal bytes.
+        numbers.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(numbers))
+        for part in parts
+        for row in np.ascontiguousarray(part + np.float32(0))
+    ]
+    return np.array(found, np.int64)
+
+
+def level(similarities: FloatArray, rows: IntArray) -> FloatArray:
+    """Give items with equal rows, of which backends compute the last bit differently, one similarity.
+
+    Args:
+        similarities: [Q, K] float32, never rising along a row; -inf for padding.
+        rows: [Q, K] the number of each item's row (`number_rows`), at least 0 but for padding.
+
+    Returns:
+        [Q, K] the highest that one of the query's items with the row has; perhaps rising along a row.
+    """
+    keys = np.arange(len(rows))[:, None] * (rows.max(initial=0) + 1) + rows
+    keys = np.where(np.isneginf(similarities), -1, keys)
+    distinct, places = np.unique(keys, return_inverse=True)
+    highest = np.full(len(distinct), -np.inf, np.float32)
+    np.maximum.at(highest, places.ravel(), similarities.ravel())
+    return highest[places.reshape(keys.shape)]
+
+
+def equally_similar(
+    similarities: FloatArray, indices: IntArray, queries: FloatArray, vectors: Callable[[IntArray], FloatArray]
+) -> BoolArray:
+    """Return [Q, K] whether an item and the one before it are equally similar to the query, in float64 too.
+
+    Args:
+        similarities: [Q, K] float32, never rising along a row; -inf for padding.
+        indices: [Q, K] the items.
+        queries: [Q, D] float32.
+        vectors: Items [any] to their embeddings float32 [any, D].
+    """
+    equal = np.zeros(similarities.shape, np.bool_)
+    equal[:, 1:] = (similarities[:, 1:] == similarities[:, :-1]) & ~np.isneginf(similarities[:, 1:])
+    rows, columns = np.nonzero(equal)
+    for part in row_chunks(len(rows), PAIRS_AT_A_TIME):
+        row, column = rows[part], columns[part]
+        one, other = (vectors(indices[row, place]).astype(np.float64) for place in (column, column - 1))
+        differences = np.einsum("nd,nd->n", queries[row].astype(np.float64), one - other)
+        equal[row, column] = np.abs(differences) <= FLOAT64_NOISE
+    return equal
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What a search found for each query, most similar first, in places of one or several items.
+
+    Attributes:
+        sizes: [Q, P] int64 number of items at each place, 0 where there are no more.
+        hits: [Q, P] int64 how many of them are of the query's class.
+        tied: [Q, P] whether the items are as similar as those at the place before.
+    """
+
+    sizes: IntArray
+    hits: IntArray
+    tied: BoolArray
+
+    def __post_init__(self) -> None:
+        assert self.sizes.shape == self.hits.shape == self.tied.shape, (self.sizes.shape, self.hits.shape)
+        assert not self.tied[:, 0].any(), "nothing is before the first place"
+        assert not (self.tied & (self.sizes == 0)).any(), "padding is tied"
+
+    def at(self, queries: BoolArray) -> Places:
+        """Return the places of some queries."""
+        return Places(self.sizes[queries], self.hits[queries], self.tied[queries])
+
+    def settled(self, depth: int) -> BoolArray:
+        """Return [Q] whether all items that are as similar as that of rank `depth` have been found."""
+        reached = self.sizes.cumsum(axis=1) >= depth
+        place = np.where(reached.any(axis=1), reached.argmax(axis=1), self.sizes.shape[1] - 1)
+        similarity = (~self.tied).cumsum(axis=1)
+        of_rank = np.take_along_axis(similarity, place[:, None], axis=1)[:, 0]
+        return np.asarray((self.sizes[:, -1] == 0) | (of_rank < similarity[:, -1]))
+
+    def joined(self) -> Places:
+        """Return the same with one place for items that are tied, and 0 for the places that are left."""
+        if not self.tied.any():
+            return self
+        place = (~self.tied).cumsum(axis=1) - 1
+        flat = (np.arange(len(place))[:, None] * place.shape[1] + place).ravel()
+        sizes, hits = (
+            np.bincount(flat, weights=values.ravel(), minlength=flat.size).astype(np.int64).reshape(place.shape)
+            for values in (self.sizes, self.hits)
+        )
+        return Places(sizes, hits, np.zeros_like(self.tied))
+
+
+def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, ScoreArray]:
+    """Return `recall@K` for each K, `map@r` and `r_precision` of each query, [Q] each.
+
+    Args:
+        places: What was found, settled at `depth`.
+        relevant: [Q] R of each query, 1 to depth.
+        ranks: The Ks of Recall@K; the first `depth` items are looked at where K is larger.
+        depth: Ranks that are looked at, at least 1.
+    """
+    places = places.joined()
+    starts = places.sizes.cumsum(axis=1) - places.sizes
+    tied: BoolArray = np.any((places.sizes > 1) & (starts < depth), axis=1)
+    scores: dict[str, ScoreArray] = {}
+    parts = (
+        (~tied, _scores_of_hits(places.at(~tied).hits[:, :depth] > 0, relevant[~tied], ranks)),
+        (tied, _mean_scores(places.at(tied), relevant[tied], ranks, depth)),
+    )
+    for queries, found in parts:
+        for name, values in found.items():
+            scores.setdefault(name, np.empty(len(relevant)))[queries] = values
+    return scores
+
+
+def _scores_of_hits(hits: BoolArray, relevant: IntArray, ranks: Sequence[int]) -> dict[str, ScoreArray]:
+    """Return the scores of queries without ties, from [Q, W] whether each rank is a hit."""
+    scores = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
+    return scores | {"map@r": map_at_r(hits, relevant), "r_precision": r_precision(hits, relevant)}
+
+
+def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, ScoreArray]:
+    r"""Return the scores' means over all orders of the items that share a place.
+
+    At a rank whose place has t items, h of them hits, with j items of the place before the rank and b hits before the
+    place, the chance of a hit is h/t, and the mean of hit times precision at the rank r is
+    $\frac{h}{t} \cdot \frac{b + 1 + j (h - 1) / (t - 1)}{r}$: of the other h - 1 hits, each of the other t - 1 items
+    is as likely to be one. The first m of the place hold no hit with the chance
+    $\prod_{i < m} \frac{t - h - i}{t - i}$.
+    """
+    at = _Ranks.of(places, depth)
+    chance = at.hits / at.sizes
+    fellows = at.nth * (at.hits - 1) / np.maximum(at.sizes - 1, 1)
+    precise = chance * (at.before + 1 + fellows) / np.arange(1, depth + 1)
+    within = np.arange(depth) < relevant[:, None]
+    scores: dict[str, ScoreArray] = {f"recall@{k}": at.any_hit(min(k, depth) - 1) for k in ranks}
+    scores["map@r"] = (precise * within).sum(axis=1) / relevant
+    scores["r_precision"] = (chance * within).sum(axis=1) / relevant
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranks:
+    """The place of each rank, all [Q, W] int64; past the end of a list a place of one item that is no hit.
+
+    Attributes:
+        sizes: Items at the place.
+        hits: Hits among them.
+        before: Hits at the places before it.
+        nth: Which of the place's items the rank is, from 0.
+    """
+
+    sizes: IntArray
+    hits: IntArray
+    before: IntArray
+    nth: IntArray
+
+    @classmethod
+    def of(cls, places: Places, depth: int) -> _Ranks:
+        queries, count = places.sizes.shape
+        ends = places.sizes.cumsum(axis=1)
+        # One search for all queries: what is above every end of a query is below every end of the next one.
+        step = ends.max(initial=0) + depth + 1
+        above = np.arange(queries)[:, None] * step
+        place = np.searchsorted((ends + above).ravel(), (np.arange(depth) + above).ravel(), side="right")
+        place = place.reshape(queries, depth) - np.arange(queries)[:, None] * count
+        there = place < count
+        place = place.clip(max=count - 1)
+
+        def pick(values: IntArray, elsewhere: int | IntArray) -> IntArray:
+            return np.where(there, np.take_along_axis(values, place, axis=1), elsewhere)
+
+        hits = places.hits.cumsum(axis=1)
+        starts = pick(ends - places.sizes, np.arange(depth)[None])
+        return cls(
+            sizes=pick(places.sizes, 1),
+            hits=pick(places.hits, 0),
+            before=pick(hits - places.hits, hits[:, -1:]),
+            nth=np.arange(depth) - starts,
+        )
+
+    def any_hit(self, rank: int) -> ScoreArray:
+        """Return [Q] the chance of a hit at the ranks up to `rank`, from 0."""
+        sizes, hits, drawn = self.sizes[:, rank], self.hits[:, rank], self.nth[:, rank] + 1
+        none = (self.before[:, rank] == 0).astype(np.float64)
+        for item in range(int(drawn.max(initial=0))):
+            left = np.maximum(sizes - item, 1)
+            none *= np.where(item < drawn, np.clip((sizes - hits - item) / left, 0, None), 1)
+        chance: ScoreArray = 1 - none
+        return chance

@@ -19,8 +19,7 @@ from ke_metric.evaluation.backend import Backend, choose_backend
 from ke_metric.evaluation.clustering import score_clusters
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray, IntArray, row_chunks
 from ke_metric.evaluation.neighbors import FAISS_GPU_MAX_NEIGHBORS, find_self_matches, search
-from ke_metric.evaluation.recall import ScoreArray, count_relevant
-from ke_metric.evaluation.ties import Places, equally_similar, number_rows, score_places
+from ke_metric.evaluation.recall import Places, ScoreArray, count_relevant, equally_similar, number_rows, score_places
 
 ROWS_AT_A_TIME = 8192
 

@@ -16,9 +16,16 @@ from typing import Literal
 import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.export.onnx_file import OPSET, OnnxNetwork, require_onnx, write_onnx
-from ke_metric.export.quantization import Int8, quantize
-from ke_metric.export.recall_cost import ScoredPictures, recall_cost, require_cheap, top_cost
+from ke_metric.export.onnx_file import (
+    OPSET,
+    Int8,
+    OnnxNetwork,
+    quantize,
+    require_onnx,
+    run_program,
+    write_onnx,
+    write_program,
+)
 from ke_metric.export.record import (
     EXPORT,
     ONNX_FILE,
@@ -34,17 +41,20 @@ from ke_metric.export.record import (
     this_machine,
     versions,
 )
-from ke_metric.export.torch_program import run_program, write_program
 from ke_metric.export.verification import (
     TOLERANCE,
     Embed,
     PixelArray,
+    ScoredPictures,
     compare,
+    recall_cost,
     require_agreement,
+    require_cheap,
     require_enough,
+    top_cost,
 )
-from ke_metric.networks.folders import require_free, whole_folder
-from ke_metric.retrieval.module import PictureModule
+from ke_metric.networks.bundle import require_free, whole_folder
+from ke_metric.networks.heads import PictureModule
 from ke_metric.retrieval.picture_network import PictureNetwork
 from ke_metric.retrieval.predictor import Predictor
 

@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 
 from ke_metric.environment import describe_processor, package_versions
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.description import Normalization, Sha256, WeightsFile, with_preparation
-from ke_metric.networks.folders import FolderKind
-from ke_metric.recipe_problems import dotted
-from ke_metric.recipe_section import Names, Section
+from ke_metric.networks.bundle import FolderKind
+from ke_metric.networks.bundle_config import Normalization, Sha256, WeightsFile, with_preparation
+from ke_metric.recipe.file import dotted
+from ke_metric.schema import Names, Section
 
 RECORD = "export.json"
 ONNX_FILE, ONNX_WEIGHTS, PROGRAM_FILE = "model.onnx", "model.onnx.data", "model.pt2"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.parts import LOSSES as EMBEDDING_LOSSES
 from ke_metric.losses.parts import build_part, require_task
-from ke_metric.recipe import Loss, Recipe
+from ke_metric.recipe.schema import Loss, Recipe
 
 # An arc cosine has no slope at -1 and 1; the nearest numbers float32 has.
 _LARGEST_COSINE = 1 - 1e-7

@@ -10,10 +10,9 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.classification import LOSSES as CLASSIFICATION_LOSSES
-from ke_metric.losses.parts import LOSSES, MINERS, build_part, require_task
-from ke_metric.losses.proxy_nca import ClassicProxyNCALoss
+from ke_metric.losses.parts import LOSSES, MINERS, ClassicProxyNCALoss, build_part, require_task
 from ke_metric.losses.rehearsal import MOST, PossibleBatches, rehearse
-from ke_metric.recipe import Loss, Miner
+from ke_metric.recipe.schema import Loss, Miner
 
 # Keywords that follow from data and network: the classes, the length of an embedding, and that by another name.
 SIZES = ("num_classes", "embedding_size", "descriptors_dim")

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.parts import LOSSES
-from ke_metric.recipe import Batches, Loss, Miner
+from ke_metric.recipe.schema import Batches, Loss, Miner
 
 # Classes of a twin. More of them in a batch, or more images of one, show nothing new.
 MOST = 8

@@ -1,4 +1,15 @@
-"""Knowledge Evolution: the child inherits its parent's fit hypothesis and draws a new reset hypothesis.
+"""Steps in which the fit hypothesis computes alone: dense and slim network trained together, in one set of weights.
+
+In a share of the steps the reset hypothesis is 0 while the loss and its gradient are computed, and norm layers use
+their running statistics, as `extract_slim` inherits them; so those steps train just what the slim network computes,
+but for statistics over channels (`SplitPlan.norms`), which the slim network takes over fewer. The gradient of the
+reset hypothesis is dropped, and its weights are back before the optimizer moves; momentum and weight decay move them
+on, as in any other step.
+
+The idea is that of slimmable networks (Yu et al., ICLR 2019), which give every width norm statistics of its own; here
+there is one set of them, the dense network's, because the slim network is to be cut out of it as it is. Ours.
+
+Knowledge Evolution: the child inherits its parent's fit hypothesis and draws a new reset hypothesis.
 
 Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021 (arXiv 2103.05152). For every layer,
 W <- M * W + (1 - M) * R with the split mask M and R drawn anew in each generation; norm layers (affine and running
@@ -7,14 +18,103 @@ statistics) and biases are inherited whole.
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from ke_metric.generation import load_whole
-from ke_metric.methods.fit_steps import with_fit_steps
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ke_metric.generation import Weights, load_whole
 from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
-from ke_metric.regime import Regime
+from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import redraw_reset
+from ke_metric.training.hooks import Regime
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class FitSteps(Regime):
+    """Lets the fit hypothesis compute alone in some steps, spread evenly over the generation.
+
+    Args:
+        inner: What else happens while the generation trains.
+        network: The network.
+        plan: Its split plan.
+        share: Share of the steps, in (0, 1): floor(share * n) of the first n.
+    """
+
+    def __init__(self, inner: Regime, network: nn.Module, plan: SplitPlan, share: float) -> None:
+        self._inner, self._network, self._share = inner, network, share
+        self.learning_rate_factor = inner.learning_rate_factor
+        self._reset = {
+            name: ~mask.expand().to(network.get_parameter(name).device) for name, mask in plan.weights.items()
+        }
+        self._is_fit = False
+
+    def epoch_begins(self, epoch: int, optimizer: Optimizer) -> None:
+        """See `Regime.epoch_begins`."""
+        self._inner.epoch_begins(epoch, optimizer)
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Take the reset hypothesis away while a step's loss and gradient are computed, if it is one of those."""
+        self._is_fit = math.floor((number + 1) * self._share) > math.floor(number * self._share)
+        with self._inner.step(number):
+            if not self._is_fit:
+                yield
+                return
+            whole = {name: self._network.get_parameter(name).detach().clone() for name in self._reset}
+            norms = [each for each in self._network.modules() if isinstance(each, NORMS) and each.training]
+            try:
+                with torch.no_grad():
+                    for name, reset in self._reset.items():
+                        self._network.get_parameter(name).masked_fill_(reset, 0)
+                for norm in norms:
+                    norm.eval()
+                yield
+            finally:
+                for norm in norms:
+                    norm.train()
+                with torch.no_grad():
+                    for name, weight in whole.items():
+                        self._network.get_parameter(name).copy_(weight)
+
+    def targets(self, images: Tensor) -> Tensor | None:
+        """See `Regime.targets`."""
+        return self._inner.targets(images)
+
+    def added_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """See `Regime.added_loss`."""
+        return self._inner.added_loss(outputs, targets)
+
+    def before_step(self) -> None:
+        """Drop the gradient of the reset hypothesis, which was computed where it is not."""
+        self._inner.before_step()
+        for name, reset in self._reset.items() if self._is_fit else ():
+            gradient = self._network.get_parameter(name).grad
+            if gradient is not None:
+                gradient.masked_fill_(reset, 0)
+
+    def after_step(self) -> None:
+        """See `Regime.after_step`."""
+        self._inner.after_step()
+
+    def tensors(self) -> Weights:
+        """See `Regime.tensors`."""
+        return self._inner.tensors()
+
+    def restore(self, tensors: Weights) -> None:
+        """See `Regime.restore`."""
+        self._inner.restore(tensors)
+
+
+def with_fit_steps(inner: Regime, network: nn.Module, birth: Birth) -> Regime:
+    """Return a regime with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
+    method = birth.recipe
+    return FitSteps(inner, network, birth.plan, method.fit_steps) if method.fit_steps else inner
 
 
 class KnowledgeEvolution(Method):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ke_metric.generation import Weights
 from ke_metric.randomness import torch_generator
-from ke_metric.recipe import Method as MethodRecipe
-from ke_metric.regime import Regime
+from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.plan import SplitPlan
+from ke_metric.training.hooks import Regime
 
 
 @dataclass(frozen=True)

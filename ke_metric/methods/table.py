@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
-from ke_metric.methods.dense_sparse_dense import DenseSparseDense
+from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone, SlimLast
+from ke_metric.methods.forgetting import LaterLayerForgetting
 from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
-from ke_metric.methods.later_layers import LaterLayerForgetting
-from ke_metric.methods.layer_wise import LayerWise
 from ke_metric.methods.method import Method
-from ke_metric.methods.neural_regeneration import NeuralRegeneration
-from ke_metric.methods.repr_filters import RePr
-from ke_metric.methods.slim_last import SlimLast
+from ke_metric.methods.published.dense_sparse_dense import DenseSparseDense
+from ke_metric.methods.published.layer_wise import LayerWise
+from ke_metric.methods.published.repr import RePr
+from ke_metric.methods.regeneration import NeuralRegeneration
 from ke_metric.methods.teacher import BornAgain
-from ke_metric.recipe import Recipe
+from ke_metric.recipe.schema import Recipe
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {

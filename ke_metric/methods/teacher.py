@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from ke_metric.methods.method import Birth, Method
-from ke_metric.regime import Regime
+from ke_metric.training.hooks import Regime
 
 LOGITS_TEMPERATURE = 1.0
 SIMILARITY_TEMPERATURE = 0.1

@@ -17,12 +17,11 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.networks.backbones import AUXILIARY_HEADS
-from ke_metric.networks.classification import build_classifier
-from ke_metric.networks.embedding import build_network
+from ke_metric.networks.heads import build_classifier, build_network
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Network, Recipe
-from ke_metric.recipe_problems import dotted, shown
-from ke_metric.recipe_section import Section
+from ke_metric.recipe.file import dotted, shown
+from ke_metric.recipe.schema import Network, Recipe
+from ke_metric.schema import Section
 
 SCALARS = (bool, int, float, str, type(None))
 # Arguments of the libraries' builders that name a file or an address to read weights from.

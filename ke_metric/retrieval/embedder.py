@@ -12,13 +12,12 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from ke_metric.data.pixels import PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.images.pixel_store import PixelArray
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.classification import Classifier
-from ke_metric.networks.description import NetworkCard
-from ke_metric.retrieval.module import ClassifierFeatures
+from ke_metric.networks.bundle_config import NetworkCard
+from ke_metric.networks.heads import Classifier, ClassifierFeatures
 from ke_metric.retrieval.picture_network import BATCH_SIZE, BadPicture, PictureNetwork
 from ke_metric.retrieval.preparation import Picture
 

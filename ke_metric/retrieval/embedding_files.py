@@ -1,8 +1,14 @@
-"""Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
+"""Items and their embeddings, batch by batch: what is written into files and added to an index.
+
+Shapes: B batch, D embedding.
+
+Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
 
 Plain formats that any program reads (docs/pipelines.md); an index can be made of them without the pictures.
 
 Shapes: N items, B batch, D embedding.
+
+Where the vectors of a new index may come from without a picture: a folder of embeddings, or another index.
 """
 
 from __future__ import annotations
@@ -13,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import TracebackType
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,19 +28,67 @@ from pydantic import Field, ValidationError
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import FloatArray
-from ke_metric.networks.description import Sha256, installed_versions
-from ke_metric.networks.folders import FolderKind, require_free, whole_folder
-from ke_metric.recipe_problems import dotted, shown
-from ke_metric.recipe_section import Section
+from ke_metric.networks.bundle import FolderKind, require_free, whole_folder
+from ke_metric.networks.bundle_config import Sha256, installed_versions
+from ke_metric.recipe.file import dotted, shown
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.item_embeddings import ItemBatch
-from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.retrieval.vector_store import Item, check_addition
+from ke_metric.retrieval.index import MANIFEST, MODEL, Index
+from ke_metric.retrieval.picture_list import LeftOut, PictureList
+from ke_metric.schema import Section
+from ke_metric.stores.contract import Item, check_addition
+
+
+@dataclass(frozen=True, eq=False)
+class ItemBatch:
+    """Some items with their embeddings.
+
+    Attributes:
+        items: B items.
+        vectors: [B, D] float32, L2-normalised.
+        left_out: Pictures of this stretch that could not be used.
+    """
+
+    items: Sequence[Item]
+    vectors: FloatArray
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def embed_items(
+    embedder: Embedder, items: Sequence[Item], *, strict: bool = False, batch_size: int | None = None
+) -> Iterator[ItemBatch]:
+    """Embed the pictures of items, in order.
+
+    Args:
+        embedder: What embeds them.
+        items: Whose paths are read.
+        strict: The first picture that cannot be used is an error; False: it is left out and told.
+        batch_size: Pictures per forward pass; see `Embedder.stream`.
+
+    Raises:
+        KeMetricError: DATA, naming the first picture that cannot be used.
+    """
+    paths = (item.path for item in items)
+    for batch in embedder.stream(paths, skip_bad=not strict, batch_size=batch_size):
+        yield ItemBatch(
+            [items[position] for position in batch.positions.tolist()],
+            batch.vectors,
+            tuple(LeftOut(bad.name, bad.reason) for bad in batch.bad),
+        )
+
+
+def require_all_usable(pictures: PictureList) -> None:
+    """Refuse pictures whose names no index can hold.
+
+    Raises:
+        KeMetricError: DATA, naming the first one.
+    """
+    if pictures.left_out:
+        raise KeMetricError(pictures.left_out[0].reason, ExitCode.DATA)
+
 
 VECTORS = "vectors.npy"
 ITEMS = "items.csv"
 FACTS = "embeddings.json"
-MODEL = "model"
 COLUMNS = ("id", "path", "label")
 FORMAT_VERSION: Literal[1] = 1
 
@@ -244,3 +299,96 @@ def _read_facts(path: Path) -> Facts:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
+
+
+BATCH_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Embeddings that exist. Made by `open`; close it, or use it as a context manager.
+
+    Attributes:
+        folder: Where they lie.
+        digest: Of the embedder that made them.
+        dimension: Length D of the vectors.
+        description: Where that embedder came from, in words.
+        count: Number of items.
+        content: The embeddings themselves.
+        model: The bundle of that embedder; None where it is not stored with them.
+    """
+
+    folder: Path
+    digest: str
+    dimension: int
+    description: str
+    count: int
+    content: EmbeddingFiles | Index
+    model: Path | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a folder of embeddings or an index.
+
+        Raises:
+            KeMetricError: DATA: it is neither, or damaged.
+        """
+        if holds_embeddings(folder):
+            files = EmbeddingFiles.open(folder)
+            facts = files.facts
+            return cls(folder, facts.digest, facts.dimension, facts.description, facts.count, files, files.model)
+        if not (folder / MANIFEST).is_file():
+            raise KeMetricError(
+                f"{folder}: neither an index nor embeddings (ke-metric embed) are here", ExitCode.DATA
+            )
+        index = Index.open(folder)
+        model = folder / MODEL if index.has_embedder else None
+        description = index.manifest.description
+        return cls(folder, index.digest, index.dimension, description, len(index), index, model)
+
+    def embedder(self) -> Embedder | None:
+        """Load the embedder that made the vectors; None where it is not stored with them.
+
+        Raises:
+            KeMetricError: It is damaged, or another one.
+        """
+        if self.model is None:
+            return None
+        embedder = Embedder.load(self.model, device="cpu")
+        self.require_digest(embedder.digest, str(self.model))
+        embedder.description = self.description
+        return embedder
+
+    def require_digest(self, digest: str, whose: str) -> None:
+        """Refuse another network than the one that made the vectors.
+
+        Raises:
+            KeMetricError: DATA: it is another one.
+        """
+        if digest != self.digest:
+            raise KeMetricError(
+                f"{whose}: another network than the one that made the vectors of {self.folder} (digest "
+                f"{digest[:12]}, theirs is {self.digest[:12]}: {self.description})",
+                ExitCode.DATA,
+            )
+
+    def batches(self) -> Iterator[ItemBatch]:
+        """Yield the items and their vectors.
+
+        Raises:
+            KeMetricError: DATA: what lies there is damaged.
+        """
+        if isinstance(self.content, EmbeddingFiles):
+            yield from self.content.batches(BATCH_SIZE)
+        else:
+            for items, vectors in self.content.store.read(BATCH_SIZE):
+                yield ItemBatch(items, vectors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self.content, Index):
+            self.content.close()

@@ -12,8 +12,8 @@ import matplotlib as mpl
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ke_metric.data.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
 from ke_metric.retrieval.index import Result
 
 MOST_QUERIES = 50

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ke_metric.data.class_folders import IMAGE_EXTENSIONS, look_into
-from ke_metric.data.csv_rows import PATH_AND_LABEL, Columns, read_csv_rows
-from ke_metric.data.picture_files import INDEX, is_own_list
-from ke_metric.data.table import LabelledPath
+from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS, PATH_AND_LABEL, Columns, look_into, read_csv_rows
+from ke_metric.benchmarks.table import LabelledPath
+from ke_metric.datasets.export_pictures import INDEX, is_own_list
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.vector_store import Item, is_unicode
-from ke_metric.retrieval.where import LONGEST_TEXT
+from ke_metric.stores.contract import Item, is_unicode
+from ke_metric.stores.where import LONGEST_TEXT
 
 # A picture of `ke-metric data pictures` lies below its part and its class.
 LEVELS = 2

@@ -1,4 +1,9 @@
-"""A stored network and what it gives for pictures, prepared exactly as when its generation was scored.
+"""Which network of a lineage is used: the one that was named, or the best one that is there; and in which words.
+
+Both of a generation's networks, dense and slim, are an answer; which one was taken, and what the other one scores, is
+said wherever it is used.
+
+A stored network and what it gives for pictures, prepared exactly as when its generation was scored.
 
 Shapes: N pictures, B batch, D numbers for a picture, S image size in pixels.
 """
@@ -18,24 +23,114 @@ import numpy as np
 import torch
 from torch import nn
 
-from ke_metric.added_fields import PREPARATION_FIELDS, without_values_before
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.decoding import MAX_PIXELS
-from ke_metric.data.pixels import PixelArray, in_order, normalize
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embed import embed
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
-from ke_metric.generation import Generation, weights_digest
-from ke_metric.lineage import Lineage, holds_lineage
+from ke_metric.evaluation.embeddings import FloatArray, IntArray, embed
+from ke_metric.generation import Generation, Scorecard, weights_digest
+from ke_metric.images.decoding import MAX_PIXELS
+from ke_metric.images.pixel_store import PixelArray, in_order, normalize
+from ke_metric.lineage.store import Lineage, holds_lineage
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import NetworkCard, Normalization, StoredSplit, read_description
-from ke_metric.networks.storage import load_network, save_network
-from ke_metric.recipe import Recipe
-from ke_metric.retrieval.module import PictureModule
-from ke_metric.retrieval.network_choice import NetworkChoice, choose_network
+from ke_metric.networks.bundle import load_network, save_network
+from ke_metric.networks.bundle_config import NetworkCard, Normalization, StoredSplit, read_description
+from ke_metric.networks.heads import PictureModule
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.preparation import Picture, name_of, pictures_of, prepare, taken
-from ke_metric.retrieval.vector_store import check_count
+from ke_metric.schema import PREPARATION_FIELDS, without_values_before
 from ke_metric.split.slim import extract_slim
+from ke_metric.stores.contract import check_count
+
+NETWORKS = ("dense", "slim")
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """One network of a lineage.
+
+    Attributes:
+        lineage: Whose it is.
+        number: Of its generation.
+        network: `dense` or `slim`.
+        scores: What both networks of the generation score, in words; empty where nothing was scored.
+        reason: Why it was taken, in words; empty where it was named.
+    """
+
+    lineage: Lineage
+    number: int
+    network: str
+    scores: str
+    reason: str
+
+    @property
+    def has_slim(self) -> bool:
+        """Whether its generation has a slim network, scored or not."""
+        return not _why_no_slim(self.lineage.recipe)
+
+    @property
+    def words(self) -> str:
+        """Which one it is, without the place of the lineage."""
+        return f"generation {self.number}, {self.network}{f' ({self.scores})' if self.scores else ''}"
+
+
+def choose_network(
+    lineage: Lineage, generation: int | str | None = None, network: str | None = None
+) -> NetworkChoice:
+    """Choose a network of a lineage.
+
+    Args:
+        lineage: Whose.
+        generation: Number of a generation, `last` or `best`; None: the best one whose weights were kept.
+        network: `dense` or `slim`; None: the one with the better score, the slim one of equals.
+
+    Raises:
+        KeMetricError: There is no such generation, it has no slim network, or `network` is neither.
+    """
+    if network not in (*NETWORKS, None):
+        raise KeMetricError(f"network = {network!r}, must be 'dense' or 'slim'", ExitCode.USAGE)
+    number = lineage.best_kept if generation is None else lineage.number_of(generation)
+    missing = _why_no_slim(lineage.recipe)
+    if network == "slim" and missing:
+        raise KeMetricError(
+            f"{lineage.folder}: there is no slim network: {missing}; take the dense one", ExitCode.LINEAGE
+        )
+    name, shares = _decisive_shares(lineage.scorecard(number), lineage.decisive_score)
+    slim_is_better = not missing and "slim" in shares and shares["slim"] >= shares["dense"]
+    taken = network or ("slim" if slim_is_better else "dense")
+    reasons = []
+    if generation is None and len(lineage.numbers) > 1:
+        reasons.append("the best generation kept")
+    if network is None and len(shares) > 1:
+        reasons.append("the better one of its networks")
+    return NetworkChoice(lineage, number, taken, _told(name, shares, taken), ", ".join(reasons))
+
+
+def _why_no_slim(recipe: Recipe) -> str:
+    """Return why the generations of a recipe have no slim network; empty where they have one, scored or not."""
+    if recipe.split.kind != "kels":
+        return (
+            f"split.kind = {recipe.split.kind!r} keeps single weights of every channel ('kels' keeps whole channels, "
+            "which can be cut out)"
+        )
+    if recipe.method.name == "slim_alone":
+        return "method.name = 'slim_alone' trains the slim architecture itself, and nothing is left to be cut out"
+    return ""
+
+
+def _decisive_shares(card: Scorecard, name: str) -> tuple[str, dict[str, float]]:
+    """Return the score that decides, that of the validation part where there is one, and its value by network."""
+    both = {"dense": card.dense, "slim": card.slim or {}}
+    decisive = f"validation_{name}" if f"validation_{name}" in card.dense else name
+    return decisive, {network: scores[decisive] for network, scores in both.items() if decisive in scores}
+
+
+def _told(name: str, shares: dict[str, float], taken: str) -> str:
+    """Return `Recall@1 92.3 %, slim 81.7 %`, the network that was taken first."""
+    score = name.replace("recall", "Recall").replace("validation_", "validation ").replace("top", "top-")
+    return ", ".join(
+        f"{score if network == taken else network} {100 * share:.1f} %"
+        for network, share in sorted(shares.items(), key=lambda pair: pair[0] != taken)
+    )
+
 
 BATCH_SIZE = 256
 """Pictures per forward pass of a bundle; for a lineage it is `evaluation.batch_size`, as when it was scored."""

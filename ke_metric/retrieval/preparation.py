@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.data.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, Decoding, as_rgb, read_picture
-from ke_metric.data.pixels import PixelArray, evaluation_picture, shorter_side, stored_picture
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.description import Normalization
+from ke_metric.images.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, Decoding, as_rgb, read_picture
+from ke_metric.images.pixel_store import PixelArray, evaluation_picture, shorter_side, stored_picture
+from ke_metric.networks.bundle_config import Normalization
 
 # No picture is too long a strip whose longer side is so many times its shorter one.
 ALWAYS_TAKEN = 16

@@ -16,15 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from ke_metric.serving.access import Door
 from ke_metric.serving.batching import STOPPING
-from ke_metric.serving.decoding import picture_format
-from ke_metric.serving.exchange import JSON_TYPE, RETRY, Exchange, Refused, Reply, busy, error_body
-from ke_metric.serving.gallery_pictures import read_id
-from ke_metric.serving.metrics import CONTENT_TYPE
+from ke_metric.serving.exchange import JSON_TYPE, RETRY, Door, Exchange, Refused, Reply, busy, error_body
 from ke_metric.serving.openapi import openapi_document
-from ke_metric.serving.questions import read_class_question, read_parameters, read_question
-from ke_metric.serving.service import Service
+from ke_metric.serving.pictures import picture_format, read_id
+from ke_metric.serving.service import CONTENT_TYPE, Service, read_class_question, read_parameters, read_question
 from ke_metric.serving.settings import ServiceSettings
 
 Handler = Callable[[Exchange], Awaitable[Reply]]

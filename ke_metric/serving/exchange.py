@@ -1,14 +1,23 @@
-"""One request and its reply, on plain ASGI: what every request costs is spent here, so there is little of it."""
+"""One request and its reply, on plain ASGI: what every request costs is spent here, so there is little of it.
+
+Uploads: bytes are counted as they come, and there is a time by which they must have come.
+
+The door: who may ask at all.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
+
+from ke_metric.serving.settings import Limits, ServiceSettings
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -130,3 +139,115 @@ class Exchange:
                     left -= len((await self.receive()).get("body", b""))
         except TimeoutError:
             return
+
+
+class Uploads:
+    """Reads the bodies of requests into memory, within limits on each one and on all of them.
+
+    Args:
+        limits: See there.
+
+    Attributes:
+        held: Bytes of all uploads whose requests are not answered yet.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.held = 0
+        self._arriving: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    async def read(self, exchange: Exchange) -> bytes:
+        """Return the body of a request.
+
+        Raises:
+            Refused: 408 too slow, 413 too large, 503 too much at a time or stopping.
+        """
+        self._check_declared(exchange)
+        try:
+            async with asyncio.timeout(self._limits.upload_seconds) as arriving:
+                self._arriving.add(arriving)
+                try:
+                    return await self._collect(exchange)
+                finally:
+                    self._arriving.discard(arriving)
+        except TimeoutError:
+            if self._stopping:
+                raise busy("the service is stopping") from None
+            raise Refused(
+                408, f"the upload took more than {self._limits.upload_seconds:g} seconds", linger=False
+            ) from None
+
+    def _check_declared(self, exchange: Exchange) -> None:
+        declared = exchange.headers.get(b"content-length", b"0")
+        if not declared.isdigit():
+            raise Refused(400, "Content-Length is no number")
+        if len(declared) > 18 or int(declared) > self._limits.max_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"the upload is larger than {self._limits.max_bytes:,} bytes")
+
+    async def _collect(self, exchange: Exchange) -> bytes:
+        parts: list[bytes] = []
+        while True:
+            message = await exchange.receive()
+            if message["type"] != "http.request":
+                raise Refused(400, "the client has gone", linger=False)
+            part: bytes = message.get("body", b"")
+            exchange.held += len(part)
+            self.held += len(part)
+            if exchange.held > self._limits.max_bytes:
+                raise self._too_large()
+            if self.held > self._limits.held_bytes:
+                raise busy("too many uploads at a time")
+            parts.append(part)
+            if exchange.body_read:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release(self, exchange: Exchange) -> None:
+        """Forget the bytes of a request that was answered."""
+        self.held -= exchange.held
+        exchange.held = 0
+
+    def stop(self) -> None:
+        """End the uploads that are arriving: they are answered 503."""
+        self._stopping = True
+        for arriving in list(self._arriving):
+            arriving.reschedule(0)
+
+
+PORT = re.compile(rb":\d{1,5}\Z")
+OPEN_PATH = "/health"
+
+
+class Door:
+    """Lets requests in.
+
+    On a loopback address the Host header must name this machine: a page whose name was pointed at 127.0.0.1 (DNS
+    rebinding) reaches the port, but its browser sends the page's name. A request that a page of another origin made
+    is refused everywhere. With a token, every route but /health needs it.
+
+    Args:
+        settings: Address and token.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        names = {own, "127.0.0.1", "localhost", "[::1]"}
+        self._hosts = {name.encode() for name in names} if settings.is_loopback else None
+
+    def check(self, exchange: Exchange) -> None:
+        """Raise Refused unless the request may come in: 401 without the token, 403 from a foreign page."""
+        headers = exchange.headers
+        host = headers.get(b"host", b"")
+        if self._hosts is not None and PORT.sub(b"", host.lower()) not in self._hosts:
+            raise Refused(403, "the Host header names another machine")
+        origin = headers.get(b"origin")
+        if origin is not None and origin not in (b"http://" + host, b"https://" + host):
+            raise Refused(403, "requests of pages of another origin are refused")
+        if self._token is not None and exchange.scope["path"] != OPEN_PATH:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._token):
+                raise Refused(401, "the token is missing or wrong", headers=[(b"www-authenticate", b"Bearer")])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from ke_metric.serving.decoding import FORMATS
-from ke_metric.serving.gallery_pictures import CONTENT_TYPES
-from ke_metric.serving.questions import DEFAULT_CLASSES, DEFAULT_K
+from ke_metric.serving.pictures import CONTENT_TYPES, FORMATS
+from ke_metric.serving.service import DEFAULT_CLASSES, DEFAULT_K
 from ke_metric.serving.settings import Limits, ServiceSettings
 
 Document = dict[str, Any]

@@ -21,8 +21,8 @@ from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.picture_network import PictureNetwork
 from ke_metric.retrieval.predictor import Prediction, Predictor
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import Where
+from ke_metric.stores.contract import Item
+from ke_metric.stores.where import Where
 
 Pixels = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]

@@ -1,23 +1,162 @@
-"""The process: a socket, uvicorn, and an end that leaves nothing half done."""
+"""HTTP as uvicorn speaks it, less patient: headers have a size and a time, and connections a number.
+
+The process: a socket, uvicorn, and an end that leaves nothing half done.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
-from ke_metric.serving.decoding import count_pixels_ourselves
-from ke_metric.serving.protocol import protocol_of
+from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY, error_body
+from ke_metric.serving.pictures import count_pixels_ourselves
 from ke_metric.serving.searcher import Answerer
 from ke_metric.serving.service import Service
-from ke_metric.serving.settings import ServiceSettings
+from ke_metric.serving.settings import Limits, ServiceSettings
+
+# Requests that a connection may send before the first one is answered.
+PIPELINE = 16
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """A connection. `protocol_of` gives the class its limits.
+
+    uvicorn waits for headers for ever, and takes any number of bytes of them; httptools counts neither. And it waits
+    for ever for a client that does not read its answer.
+    """
+
+    limits: Limits
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; refuse where there are too many connections."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._in_headers, self._only_headers, self._header_bytes = True, True, 0
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._sending_timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.limits.connections:
+            self._refuse(503, "too many connections", retry=True)
+            return
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and see whether headers are too long in coming."""
+        if self.transport.is_closing():
+            return
+        self._only_headers = self._in_headers
+        super().data_received(data)
+        if self._in_headers:
+            # Of a piece in which headers begin, what comes before them belongs to the request before.
+            self._header_bytes += len(data) if self._only_headers else 0
+            if self._header_bytes > self.limits.header_bytes:
+                self._refuse_long_headers()
+            else:
+                self._await_headers()
+        elif len(self.pipeline) > PIPELINE:
+            self.transport.close()
+        elif self.cycle is not None and self.cycle.response_complete:
+            # Line breaks between two requests are no headers yet, but uvicorn has ended the idle time for them.
+            self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._forget_timer()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the client is behind with reading; its answer must not stay in memory for ever."""
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        """Note that the client has caught up."""
+        super().resume_writing()
+        if self._sending_timer is not None:
+            self._sending_timer.cancel()
+            self._sending_timer = None
+
+    def _watch_sending(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._sending_timer = self.loop.call_later(self.limits.send_seconds, self._check_sending, left)
+
+    def _check_sending(self, left_before: int) -> None:
+        if left_before - self.transport.get_write_buffer_size() < self.limits.send_bytes:
+            self.transport.abort()
+        else:
+            self._watch_sending()
+
+    def on_message_begin(self) -> None:
+        """Note that headers are coming."""
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        """Note that they have come."""
+        self._in_headers, self._only_headers, self._header_bytes = False, False, 0
+        self._forget_timer()
+        # All of them may have come in one piece, which is larger than the limit.
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.header_bytes:
+            self._refuse_long_headers()
+        else:
+            super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as everything else is answered."""
+        self._refuse(400, "this is no HTTP request that can be read")
+
+    def _await_headers(self) -> None:
+        if self._header_timer is None and not self.transport.is_closing():
+            self._header_timer = self.loop.call_later(self.limits.header_seconds, self._headers_late)
+
+    def _refuse_long_headers(self) -> None:
+        self._refuse(431, f"the headers are larger than {self.limits.header_bytes:,} bytes")
+
+    def _headers_late(self) -> None:
+        self._header_timer = None
+        self._refuse(408, f"the headers took more than {self.limits.header_seconds:g} seconds")
+
+    def _forget_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _refuse(self, status: int, reason: str, *, retry: bool = False) -> None:
+        """Answer in the application's place, and close.
+
+        Where an earlier request of the connection is still being answered, nothing may be written in between.
+        """
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        is_alone = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+        if is_alone and not self.pipeline:
+            self.transport.write(_raw_reply(status, reason, retry=retry))
+        self.transport.close()
+
+
+def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
+    body = error_body(reason)
+    headers = [JSON_TYPE, *COMMON, CLOSE, (b"content-length", b"%d" % len(body))]
+    if retry:
+        headers.append(RETRY)
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
+
+
+def protocol_of(limits: Limits) -> Any:
+    """Return the class of connections with these limits."""
+    return type("LimitedProtocol", (ImpatientProtocol,), {"limits": limits})
+
 
 BACKLOG = 1024
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,9 @@
-"""The service without HTTP: an index, or a classifier, opened in the background, that answers in batches."""
+"""What is counted, in the words of Prometheus.
+
+What a request asks for besides its picture: ?k=10&where=label == "crow".
+
+The service without HTTP: an index, or a classifier, opened in the background, that answers in batches.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +13,189 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Literal, cast
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import numpy as np
 from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.predictor import Prediction
 from ke_metric.serving.batching import STOPPING, Batcher, Job
-from ke_metric.serving.decoding import decode
-from ke_metric.serving.exchange import Refused, Reply, busy
-from ke_metric.serving.gallery_pictures import read_picture
-from ke_metric.serving.metrics import Metrics
-from ke_metric.serving.questions import ClassQuestion, Question
+from ke_metric.serving.exchange import Refused, Reply, Uploads, busy
+from ke_metric.serving.pictures import decode, read_picture
 from ke_metric.serving.searcher import Answerer, Labeller, Pixels, Searcher, Vectors
 from ke_metric.serving.settings import Limits
-from ke_metric.serving.uploads import Uploads
+from ke_metric.stores.where import Where
+
+# Of text without escaped names, which every scraper knows; what prometheus_client answers where nothing is asked for.
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counters of one service; changed on its event loop only.
+
+    Attributes:
+        in_flight: Requests that are being answered.
+    """
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter("ke_metric_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self._seconds = Histogram(
+            "ke_metric_request_seconds",
+            "From the end of a request's headers to its answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._batches = Histogram(
+            "ke_metric_batch_pictures", "Pictures per forward pass.", buckets=SIZES, registry=registry
+        )
+        self._pictures = Counter("ke_metric_pictures", "Pictures embedded.", registry=registry)
+        self._queue = Gauge("ke_metric_queue_pictures", "Pictures that wait or are in work.", registry=registry)
+        self._held = Gauge("ke_metric_upload_bytes", "Bytes of uploads in memory.", registry=registry)
+        self.in_flight = Gauge("ke_metric_requests_in_flight", "Requests being answered.", registry=registry)
+        self._routes: dict[str, Histogram] = {}
+        self._statuses: dict[tuple[str, int], Counter] = {}
+
+    def watch(self, *, queue: Callable[[], float], held: Callable[[], float]) -> None:
+        """Read two numbers whenever the metrics are asked for.
+
+        Args:
+            queue: Pictures that wait or are in work.
+            held: Bytes of uploads in memory.
+        """
+        self._queue.set_function(queue)
+        self._held.set_function(held)
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        key = route, status
+        counter = self._statuses.get(key)
+        if counter is None:
+            counter = self._statuses[key] = self._requests.labels(route, str(status))
+        counter.inc()
+        histogram = self._routes.get(route)
+        if histogram is None:
+            histogram = self._routes[route] = self._seconds.labels(route)
+        histogram.observe(seconds)
+
+    def count_batch(self, size: int) -> None:
+        """Count a forward pass."""
+        self._batches.observe(size)
+        self._pictures.inc(size)
+
+    def text(self) -> bytes:
+        """Return the Prometheus text format."""
+        return generate_latest(self._registry)
+
+
+DEFAULT_K = 10
+DEFAULT_CLASSES = 5
+PARAMETERS = ("k", "where")
+# Longer query strings are read anew each time: kept, those that somebody makes up would fill the memory.
+LONGEST_KEPT = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """How the gallery is searched.
+
+    Attributes:
+        k: Neighbours.
+        where: Which items are looked at; None: all.
+    """
+
+    k: int
+    where: Where | None = None
+
+
+@dataclass(frozen=True)
+class ClassQuestion:
+    """Which classes a picture is of.
+
+    Attributes:
+        k: How many of them; all where there are fewer.
+    """
+
+    k: int
+
+
+def read_class_question(query: bytes, max_k: int) -> ClassQuestion:
+    """Read the query string of a prediction.
+
+    Raises:
+        Refused: 400: a parameter is unknown, comes twice, or has a value that is not allowed.
+    """
+    return ClassQuestion(_read_k(read_parameters(query, ("k",)), min(DEFAULT_CLASSES, max_k), max_k))
+
+
+def read_question(query: bytes, max_k: int) -> Question:
+    """Read the query string of a search.
+
+    Raises:
+        Refused: 400: a parameter is unknown, comes twice, or has a value that is not allowed.
+    """
+    return _read_short(query, max_k) if len(query) <= LONGEST_KEPT else _read(query, max_k)
+
+
+def _read(query: bytes, max_k: int) -> Question:
+    given = read_parameters(query, PARAMETERS)
+    k = _read_k(given, min(DEFAULT_K, max_k), max_k)
+    return Question(k, _read_where(given["where"]) if "where" in given else None)
+
+
+def _read_k(given: dict[str, str], default: int, max_k: int) -> int:
+    k = given.get("k", str(default))
+    if not (k.isascii() and k.isdecimal() and len(k) <= 9 and 1 <= int(k) <= max_k):
+        raise Refused(400, f"k = {k[:20]!r}: must be a whole number from 1 to {max_k}")
+    return int(k)
+
+
+_read_short = lru_cache(maxsize=1024)(_read)
+
+
+def read_parameters(query: bytes, allowed: tuple[str, ...]) -> dict[str, str]:
+    """Read a query string.
+
+    Raises:
+        Refused: 400: it is none, or a parameter is not among those allowed or comes twice.
+    """
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="strict",
+            max_num_fields=8,
+        )
+    except ValueError:
+        raise Refused(400, "the query string cannot be read") from None
+    given = dict(pairs)
+    unknown = [name for name in given if name not in allowed]
+    if unknown or len(given) < len(pairs):
+        wrong = f"parameter {unknown[0][:40]!r} is unknown" if unknown else "a parameter comes twice"
+        raise Refused(400, f"{wrong}; allowed: {', '.join(allowed) or 'none'}")
+    return given
+
+
+def _read_where(text: str) -> Where:
+    try:
+        where = Where.parse(text)
+    except KeMetricError as error:
+        raise Refused(400, str(error)) from None
+    if any(condition.field == "path" for condition in where.conditions):
+        raise Refused(400, "where: paths are not shown here and cannot be asked for; there are id and label")
+    return where
+
 
 State = Literal["starting", "ready", "stopping"]
 READING_THREADS = 2

@@ -8,19 +8,25 @@ ceil(rate x channels) of its output channels. Where a network ties channels toge
 - Families that the same layers take part in form a section, of which a prefix is kept: the channels of a sum of a
   concatenation and a plain layer have one section for every chunk.
 - Channels that the network itself takes apart (a split into halves) are sections, too: each half keeps a prefix.
+
+The words for what kels cannot split, with advice that holds when it is followed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.graph import ChannelGraph, Demand
-from ke_metric.split.labels import ALWAYS, families, varying
+from ke_metric.split.graph import ALWAYS, ChannelGraph, Demand, families, varying
+from ke_metric.split.plan import SplitPlan
+from ke_metric.split.rehearsal import MisfitError
+from ke_metric.split.wels import Role, owner_of, remover_of, role_by_kind
 
 # Any odd number with well-mixed bits: numbers of layers and parts times it are told apart when they are added up.
 _MIXER = 0x1E3779B97F4A7C15
@@ -183,3 +189,180 @@ def sources(graph: ChannelGraph, labels: Collection[int]) -> list[str]:
         for first, (weight, channels) in graph.origins.items()
         if any(first <= label < first + channels for label in labels)
     ]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked of a kels split.
+
+    Attributes:
+        rate: Split rate in (0, 1].
+        names: Names of modules and single weights to keep whole, as they were given.
+        weights: Names of the weights they stand for.
+        multiple: Numbers of kept channels are rounded up to a multiple of this.
+    """
+
+    rate: float
+    names: tuple[str, ...]
+    weights: frozenset[str]
+    multiple: int
+
+    def fit(self, graph: ChannelGraph, whole: Collection[Tensor] = (), more: Collection[str] = ()) -> Tensor:
+        """Return for every label whether its channel is fit; `more` weights are kept whole as well.
+
+        Raises:
+            CutError: An operation needs channels that would be dropped.
+        """
+        return fit_labels(graph, self.rate, self.weights | set(more), multiple=self.multiple, whole=whole)
+
+
+def resets_something(graph: ChannelGraph, fit: Tensor) -> bool:
+    """Tell whether any weight has a reset part."""
+    return any(
+        not bool(fit[labels].all()) for layer in graph.layers.values() for labels in (layer.outputs, layer.inputs)
+    )
+
+
+def refuse_cut(graph: ChannelGraph, wish: Wish, cut: CutError) -> KeMetricError:
+    """Return the error for operations that need channels that would be dropped."""
+    leave = _keep_whole(graph, wish, cut.weights)
+    advice = f"Leave the layers they come from whole ({leave}), or split" if leave else "Split"
+    return _error(f"{cut.place}. {advice} single weights (kind='wels')")
+
+
+def refuse_misfit(graph: ChannelGraph, wish: Wish, fit: Tensor, misfit: MisfitError) -> KeMetricError:
+    """Return the error for a slim network that does not do what the dense one does."""
+    around = [misfit.module.rsplit(".", depth)[0] for depth in range(misfit.module.count(".") + 1)]
+    cut = next((found for module in (*around, graph.root) if (found := _cut_layers(graph, fit, module))), [])
+    leave = _keep_whole(graph, wish, cut) if cut else ""
+    advice = f"Leave the layers they come from whole ({leave}), or split" if leave else "Split"
+    return _error(
+        f"{misfit.module}: the slim network does not work on the channels that are kept ({misfit}): what is done "
+        f"with them depends on how many there are. {advice} single weights (kind='wels')"
+    )
+
+
+def refuse_left_out(network: nn.Module, graph: ChannelGraph, wish: Wish) -> None:
+    """Demand that every parameter of two or more dimensions that is used is a layer's weight, or known not to be one.
+
+    Raises:
+        KeMetricError: One is a weight of no layer, and `keep_whole` does not name it; or it belongs to no module.
+    """
+    if graph.strangers:
+        raise _error(
+            f"{graph.strangers[0]} computes with a parameter that no module has registered, so that it is neither "
+            "trained nor split with the network: hold it in an nn.Parameter of the module, an nn.ParameterList or "
+            "nn.ParameterDict, and modules in an nn.ModuleList or nn.ModuleDict"
+        )
+    left_out = {name: why for name, why in _left_out(network, graph) if name not in wish.weights}
+    if not left_out:
+        return
+    name, why = next(iter(left_out.items()))
+    module, own_name = owner_of(network, name)
+    path = name.rpartition(".")[0]
+    where = f"module {path!r}, a {type(module).__name__}" if path else f"this {type(module).__name__}"
+    others = f" (and {len(left_out) - 1} more such parameters)" if len(left_out) > 1 else ""
+    leave = _keep_whole(graph, wish, list(left_out))
+    advice = [
+        _remedy(module, own_name),
+        *([f"{leave} leaves what is none as it is, never reset"] if leave else []),
+        *(["kind='wels' splits single weights"] if _is_for_wels(network, left_out) else []),
+    ]
+    raise _error(
+        f"kels splits the weights of layers, and {name} {list(module.get_parameter(own_name).shape)} of {where}, "
+        f"is computed with in another way{others}: {why}. {'; '.join(advice)}"
+    )
+
+
+def refuse_undefined(graph: ChannelGraph, wish: Wish, plan: SplitPlan) -> KeMetricError:
+    """Return the error for a network that divides by 0 once its reset hypothesis is at zero."""
+    weights = [name for name in plan.weights if name in graph.computed_with]
+    leave = _keep_whole(graph, wish, weights)
+    advice = f"Leave what it is computed from whole ({leave}), or merge" if leave else "Merge"
+    return _error(
+        f"with its reset hypothesis at zero, the network returns numbers that are not finite: it divides by what it "
+        f"computes from weights alone ({', '.join(weights)}), such as the length of a channel's weights in weight "
+        f"normalisation and DoRA, and that of a reset channel is 0. {advice} it into ordinary weights"
+    )
+
+
+def refuse_nothing(network: str, plan: SplitPlan, keep_whole: Collection[str]) -> KeMetricError:
+    """Return the error for a plan of a rate below 1 that resets nothing."""
+    kept = f" beside keep_whole={list(keep_whole)}" if keep_whole else ""
+    why = "".join(f"; {module} keeps all of its channels ({reason})" for module, reason in plan.kept_whole.items())
+    instead = ", or split single weights (kind='wels')" if plan.kind == "kels" else ""
+    return _error(
+        f"nothing of this {network} would be reset at split rate {plan.rate}{kept}{why}: every generation would be "
+        f"the same network, trained on. Lower the rate, keep less whole{instead}; rate=1 keeps a network as it is"
+    )
+
+
+def _error(message: str) -> KeMetricError:
+    return KeMetricError(message, ExitCode.RECIPE)
+
+
+def _keep_whole(graph: ChannelGraph, wish: Wish, weights: Iterable[str]) -> str:
+    """Return `keep_whole=[...]` with what was asked for, weights, and what must be whole with them.
+
+    Nothing where nothing would be left to reset.
+    """
+    whole = list(dict.fromkeys(weights))
+    while True:
+        try:
+            fit = wish.fit(graph, more=whole)
+        except CutError as cut:
+            more = [weight for weight in cut.weights if weight not in whole]
+            if not more:
+                return ""
+            whole += more
+        else:
+            break
+    # A layer goes by its name, any other parameter by its own.
+    names = [*wish.names, *(each.removesuffix(".weight") if each in graph.layers else each for each in whole)]
+    return f"keep_whole={list(dict.fromkeys(names))}" if resets_something(graph, fit) else ""
+
+
+def _cut_layers(graph: ChannelGraph, fit: Tensor, module: str) -> list[str]:
+    """Return the weights whose channels come by in a module and are not all kept."""
+    returned = (seen for call in graph.returned[module] for seen in call)
+    here = itertools.chain(graph.seen[module].values(), returned)
+    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
+    return sources(graph, {label for label in labels if not fit[label]})
+
+
+def _left_out(network: nn.Module, graph: ChannelGraph) -> Iterable[tuple[str, str]]:
+    """Yield the names of parameters that may be weights and are in no layer, and why each may be one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter.ndim >= 2 and parameter.numel():
+            names.setdefault(id(parameter), []).append(name)
+    for several in names.values():
+        name = several[0]
+        if name not in graph.used or name in graph.layers:
+            continue
+        roles = {_known_role(network, each) for each in several}
+        if Role.WEIGHT in roles or (
+            Role.WHOLE not in roles and (name in graph.multiplied or name not in graph.beside)
+        ):
+            yield name, graph.multiplied.get(name, "no activations meet it")
+
+
+def _known_role(network: nn.Module, name: str) -> Role | None:
+    module, own_name = owner_of(network, name)
+    return None if remover_of(module, own_name) else role_by_kind(module, own_name)
+
+
+def _is_for_wels(network: nn.Module, names: Iterable[str]) -> bool:
+    return all(_known_role(network, name) is Role.WEIGHT for name in names)
+
+
+def _remedy(module: nn.Module, own_name: str) -> str:
+    remover = remover_of(module, own_name)
+    if remover:
+        return f"{remover} makes it an ordinary weight again"
+    if hasattr(module, "weight_fake_quant"):
+        return "Split the network before it is prepared for quantisation (prepare_qat)"
+    return (
+        "Merge what a weight is computed from (low rank, normalisation) into one parameter, and compute with that as "
+        "nn.Linear, functional.linear or a convolution does"
+    )

@@ -17,11 +17,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ke_metric.split.call import Call
-from ke_metric.split.labels import ALWAYS, align, collapse, collapsed_always, varying
-from ke_metric.split.layers import convolution, linear, matrix_product, pixel_shuffle, pixel_unshuffle
-from ke_metric.split.norms import batch_norm, group_norm, layer_norm, reduce, softmax
-from ke_metric.split.rules import Rule, along_channels, meet, mix
+from ke_metric.split.call import Call, Rule, along_channels, meet, mix
+from ke_metric.split.graph import ALWAYS, align, collapse, collapsed_always, varying
+from ke_metric.split.layers import (
+    batch_norm,
+    convolution,
+    group_norm,
+    layer_norm,
+    linear,
+    matrix_product,
+    pixel_shuffle,
+    pixel_unshuffle,
+    reduce,
+    softmax,
+)
 
 
 def follow(call: Call) -> list[Tensor | None]:

@@ -21,9 +21,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ke_metric.split.admission import ExampleInput, run_network
-from ke_metric.split.channels import ChannelMode, undisturbed
-from ke_metric.split.graph import ChannelGraph, Follower, Layer, Seen, Step
-from ke_metric.split.labels import collapse, meetings, narrow_shape, restrict, varying
+from ke_metric.split.following import ChannelMode, undisturbed
+from ke_metric.split.graph import (
+    ChannelGraph,
+    Follower,
+    Layer,
+    Seen,
+    Step,
+    collapse,
+    meetings,
+    narrow_shape,
+    restrict,
+    varying,
+)
 
 Settings = dict[str, dict[str, Any]]
 

@@ -1,4 +1,7 @@
-"""Redraw the reset hypothesis of a network, in place; the fit hypothesis stays bit-identical."""
+"""Redraw the reset hypothesis of a network, in place; the fit hypothesis stays bit-identical.
+
+How large the two hypotheses are: mean weight magnitudes, layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.randomness import default_streams
-from ke_metric.split.admission import check_network
+from ke_metric.split.admission import check_network, unwrapped
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.wrappers import unwrapped
 
 # New values for a whole weight, from its name, the module that owns it and its present values.
 _Values = Callable[[str, nn.Module, Tensor], Tensor]
@@ -209,3 +211,27 @@ def _initialised(module: nn.Module, rule: str, names: list[str], generator: torc
 
 def _owner(network: nn.Module, name: str) -> nn.Module:
     return network.get_submodule(name.rpartition(".")[0])
+
+
+def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[float | None, float | None]]:
+    """Return weight name -> (mean |w| in the fit part, mean |w| in the reset part); None where a part is empty.
+
+    The slim network computes what the dense one does where the reset part is 0: how small it has become beside the
+    fit part says how far the two networks are apart.
+
+    Raises:
+        KeMetricError: The plan is of another network.
+    """
+    network = unwrapped(network)
+    plan.check(network)
+    parameters = dict(network.named_parameters())
+    means = {}
+    for name, mask in plan.weights.items():
+        magnitudes = parameters[name].detach().abs().double()
+        fit = mask.expand().to(magnitudes.device)
+        means[name] = (_mean(magnitudes[fit]), _mean(magnitudes[~fit]))
+    return means
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if values.numel() else None

@@ -10,9 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.masks import ChannelMask, ChannelSet
-from ke_metric.split.plan import SplitPlan
-from ke_metric.split.wrappers import unwrapped
+from ke_metric.split.admission import unwrapped
+from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan
 
 
 def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:

@@ -1,25 +1,96 @@
-"""One generation of training: epochs over batches, from starting weights to the last epoch's.
+"""The optimizer and its learning rate: new and empty in every generation.
+
+One generation of training: epochs over batches, from starting weights to the last epoch's.
 
 Shapes: B batch, D embedding.
+
+How much the loss of a trained network depends on each of its weights.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState, Weights, load_whole
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Recipe
-from ke_metric.regime import Regime
+from ke_metric.recipe.schema import Loss, Recipe, Training
+from ke_metric.recipe.schema import Optimizer as OptimizerRecipe
 from ke_metric.training.engine import Engine
-from ke_metric.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
-from ke_metric.training.watch import Step, Watch
+from ke_metric.training.hooks import Regime, Step, Watch
+
+
+def build_optimizer(
+    network: nn.Module,
+    loss: nn.Module,
+    *,
+    recipe: OptimizerRecipe,
+    loss_recipe: Loss,
+    device: torch.device,
+    scaled: bool,
+) -> Optimizer:
+    """Build the recipe's optimizer over the network and the loss's own parameters (proxies).
+
+    Each is a parameter group of its own; the loss's has its learning-rate factor and no weight decay. The highest
+    learning rate of a group is kept under the key `peak`.
+
+    Args:
+        network: The network.
+        loss: The loss.
+        recipe: The recipe's section on the optimizer.
+        loss_recipe: The one on the loss.
+        device: Where both are.
+        scaled: Whether a loss scaler (fp16) leaves steps out whose gradients are not finite.
+    """
+    groups = [
+        {"params": _trainable(network), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {
+            "params": _trainable(loss),
+            "lr": recipe.learning_rate * loss_recipe.learning_rate_factor,
+            "weight_decay": 0.0,
+        },
+    ]
+    groups = [group | {"peak": group["lr"]} for group in groups if group["params"]]
+    # One pass over the parameters instead of several: a fifth less time for a small batch on the CPU.
+    fused = device.type in ("cpu", "cuda")
+    if recipe.name == "sgd":
+        # A first step that is left out would leave torch's fused SGD with momentum from memory nobody has written.
+        return torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused and not scaled)
+    kind = torch.optim.AdamW if recipe.name == "adamw" else torch.optim.Adam
+    return kind(groups, fused=fused)
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def learning_rate_factor(step: int, steps_per_epoch: int, training: Training) -> float:
+    """Return the learning rate of a step (from 0) as a share of its highest value.
+
+    Linear warm-up over `warmup_epochs`, then half a cosine that reaches 0 after the last step (Loshchilov and
+    Hutter 2017, without restarts), or constant. A function of the step alone, so that a resume needs no state.
+    """
+    warmup = training.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if training.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / (training.epochs * steps_per_epoch - warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
 COLLAPSED_SPREAD = 0.01
@@ -300,3 +371,35 @@ def embedding_spread(embeddings: Tensor) -> float:
         return 0.0
     total = float(embeddings.sum(0).square().sum())
     return 1.0 - (total - count) / (count * (count - 1))
+
+
+def mean_gradients(
+    network: nn.Module, loss: nn.Module, batches: Iterable[TrainingBatch], engine: Engine
+) -> dict[str, Tensor]:
+    """Return the mean over batches of the absolute gradient of every parameter, on the CPU, in float32.
+
+    Network and loss are in eval mode, so that a batch neither changes norm statistics nor depends on dropout, and
+    moves no scale. Where a loss takes partners, the images are their own: what partners add is 0 then.
+
+    Args:
+        network: Images [B, 3, H, W] to outputs; placed.
+        loss: Outputs and labels to a scalar; placed.
+        batches: One or more batches, each process's share of them.
+        engine: Device and processes.
+    """
+    network.eval()
+    loss.eval()
+    sums = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    count = 0
+    for batch in batches:
+        network.zero_grad(set_to_none=True)
+        outputs, labels = engine.gather(network(batch.images), batch.labels)
+        partners = (outputs.detach(),) if getattr(loss, "takes_partners", False) else ()
+        loss(outputs, labels, *partners).backward()
+        engine.average_gradients(network)
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None:
+                sums[name] += parameter.grad.abs()
+        count += 1
+    assert count, "there are no batches"
+    return {name: (total / count).float().cpu() for name, total in sums.items()}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import FGVCAircraft, Flowers102
 
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.recipe import Data
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.recipe.schema import Data
 
 
 def ours(name, root, **fields):

@@ -14,8 +14,8 @@ from ke_metric.cli import main
 from ke_metric.cli.compare import compare_lineages
 from ke_metric.errors import ExitCode
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.lineage import Lineage
-from ke_metric.recipe import Recipe
+from ke_metric.lineage.store import Lineage
+from ke_metric.recipe.schema import Recipe
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ke_metric.cli import display
 from ke_metric.cli.display import TrainingDisplay, fitting
-from ke_metric.training.watch import Step
+from ke_metric.training.hooks import Step
 
 FACTS = {
     "loss": "loss 0.488",

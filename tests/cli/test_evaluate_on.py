@@ -10,14 +10,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ke_metric import Embedder, Lineage
-from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
-from ke_metric.data.images import FolderSource
 from ke_metric.errors import ExitCode
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe import Recipe
+from ke_metric.images.image_set import FolderSource
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 
 FIELDS = {
     "generations": 1,

@@ -8,16 +8,16 @@ import pytest
 from click.testing import CliRunner
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
 from ke_metric.cli.evaluate_store import temporary_store
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import faiss_library
+from ke_metric.evaluation import backend as faiss_library
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe import Recipe
-from ke_metric.retrieval.memmap_store import MemmapStore
-from ke_metric.retrieval.store_settings import StoreSettings, open_store
-from ke_metric.retrieval.vector_store import Hits
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
+from ke_metric.stores.contract import Hits
+from ke_metric.stores.memmap import MemmapStore
+from ke_metric.stores.opening import StoreSettings, open_store
 
 FIELDS = {
     "name": "x",
@@ -183,7 +183,7 @@ def test_a_minimum_is_of_the_exact_scores(lineage, plain):
 
 def test_a_store_that_cannot_be_removed_is_closed(tmp_path, monkeypatch):
     pytest.importorskip("milvus_lite")
-    from ke_metric.retrieval.milvus_store import MilvusStore
+    from ke_metric.stores.milvus_store import MilvusStore
 
     settings = StoreSettings(kind="milvus", uri=str(tmp_path / "some.db"))
     monkeypatch.setattr(MilvusStore, "drop", lambda _: (_ for _ in ()).throw(KeMetricError("gone")))

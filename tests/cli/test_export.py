@@ -10,19 +10,19 @@ from PIL import Image
 from scored_lineages import CLASSES, grow_scored
 
 from ke_metric import Predictor
-from ke_metric.blueprint import Blueprint
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli import export as command
 from ke_metric.cli import main
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.retrieval import score_retrieval
 from ke_metric.export.export import ExportSettings
 from ke_metric.export.onnx_file import OnnxNetwork
-from ke_metric.export.recall_cost import top_cost
+from ke_metric.export.verification import top_cost
 from ke_metric.generation import Generation, Provenance
-from ke_metric.lineage import Lineage
-from ke_metric.recipe import Recipe
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.lineage.store import Lineage
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine

@@ -10,12 +10,12 @@ from click.testing import CliRunner
 
 from ke_metric import Embedder
 from ke_metric.cli import main
-from ke_metric.cli.choices import PictureChoice
 from ke_metric.cli.index import Source
+from ke_metric.cli.options import PictureChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder as EmbedderClass
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 
 def run(*arguments):

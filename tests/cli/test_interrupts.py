@@ -5,11 +5,11 @@ import pytest
 from click.testing import CliRunner
 
 from ke_metric.cli import main
-from ke_metric.cli.interrupts import Interrupts, interruptible
+from ke_metric.cli.recording import Interrupts, interruptible
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.training.engine import Engine
-from ke_metric.training.watch import Step
+from ke_metric.training.hooks import Step
 
 STEPS_PER_EPOCH, EPOCHS = 5, 4
 
@@ -70,7 +70,7 @@ def test_handlers_are_put_back(interrupts):
 @pytest.mark.parametrize(
     ("work", "arguments", "is_training"),
     [
-        ("ke_metric.recipe_file.load_recipe", ["train", "recipes/glyphs_resnet18.yaml"], True),
+        ("ke_metric.recipe.file.load_recipe", ["train", "recipes/glyphs_resnet18.yaml"], True),
         ("ke_metric.cli.index.describe_index", ["index", "info", "--index", "photos.index"], False),
     ],
 )

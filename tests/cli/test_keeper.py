@@ -2,11 +2,11 @@
 
 import pytest
 
-from ke_metric.cli import keeper as module
-from ke_metric.cli.keeper import Keeper
+from ke_metric.cli import recording as module
+from ke_metric.cli.recording import Keeper
 from ke_metric.errors import KeMetricError
 from ke_metric.generation import TrainingState
-from ke_metric.recipe import Recipe
+from ke_metric.recipe.schema import Recipe
 
 
 class Clock:

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from ke_metric import Embedder, score_retrieval
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli import main
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, evaluation_batches, without_training
 from ke_metric.errors import ExitCode
-from ke_metric.evaluation.embed import embed
+from ke_metric.evaluation.embeddings import embed
 from ke_metric.evaluation.retrieval import Scoring
+from ke_metric.images.batches import Pictures, evaluation_batches, without_training
 
 
 def run(*arguments):
@@ -75,7 +75,7 @@ def test_the_files_give_the_very_vectors_that_were_scored(written, scored):
 
 
 def test_the_training_part(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr("ke_metric.cli.pictures.load_benchmark", small_training)
+    monkeypatch.setattr("ke_metric.cli.data.load_benchmark", small_training)
     result = run("--lineage", scored.folder, "--to", tmp_path / "p", "--part", "train")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["pictures.csv", "train"]

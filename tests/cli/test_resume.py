@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ke_metric.cli import main, resume
-from ke_metric.cli.interrupts import Interrupts
+from ke_metric.cli import main
+from ke_metric.cli import recording as resume
+from ke_metric.cli.recording import Interrupts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import epochs_by_engine
-from ke_metric.lineage import Lineage
+from ke_metric.lineage.store import Lineage
 
 TINY = """
 generations: 1

@@ -15,8 +15,8 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.store_settings import StoreSettings
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
+from ke_metric.stores.opening import StoreSettings
 
 
 def run(*arguments):

@@ -7,12 +7,12 @@ import torch
 from click.testing import CliRunner
 
 from ke_metric import Lineage, extract_slim, load_network
-from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.networks.description import read_description
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import read_description
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 
 FIELDS = {
     "name": "x",

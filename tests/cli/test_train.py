@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from ke_metric import blueprint
 from ke_metric.cli import export as export_command
 from ke_metric.cli import main
-from ke_metric.data.pictures import Pictures
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.lineage import Lineage
+from ke_metric.images.batches import Pictures
+from ke_metric.lineage.store import Lineage
 from ke_metric.losses import embedding
+from ke_metric.networks import recipe_networks as blueprint
 
 RECIPE = """
 generations: 1

@@ -12,7 +12,7 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.losses.classification import build_classification_loss, require_fit
 from ke_metric.losses.embedding import build_loss
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = """

@@ -10,7 +10,7 @@ from ke_metric import Lineage
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.methods.table import METHODS
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
 
 TINY = """
 generations: 2

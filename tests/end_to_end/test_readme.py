@@ -7,7 +7,7 @@ import click
 import pytest
 
 from ke_metric.cli import main
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ke_metric.errors import ExitCode
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
 
 RECIPE = """
 generations: 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ke_metric.evaluation import faiss_library
+from ke_metric.evaluation import backend as faiss_library
 from ke_metric.evaluation.backend import Backend, choose_backend
 from ke_metric.evaluation.neighbors import Neighbors
 

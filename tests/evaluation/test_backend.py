@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import faiss_library
+from ke_metric.evaluation import backend as faiss_library
 from ke_metric.evaluation.backend import Backend, choose_backend, exact_products
 
 

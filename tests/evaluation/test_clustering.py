@@ -7,9 +7,8 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from ke_metric.errors import KeMetricError
-from ke_metric.evaluation.clustering import ClusterScores, score_clusters
+from ke_metric.evaluation.clustering import ClusterScores, assign_clusters, score_clusters
 from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.evaluation.kmeans import assign_clusters
 
 
 @pytest.fixture(scope="module")

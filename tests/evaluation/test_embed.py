@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ke_metric.evaluation.embed import embed
+from ke_metric.evaluation.embeddings import embed
 
 
 def batches(*sizes):

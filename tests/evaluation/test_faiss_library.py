@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import faiss_library
+from ke_metric.evaluation import backend as faiss_library
 
 needs_faiss = pytest.mark.skipif(not faiss_library.is_installed(), reason="FAISS is not installed")
 
@@ -95,5 +95,5 @@ def imports(nodes):
 def test_only_this_module_imports_faiss_and_only_when_asked():
     for path in Path(faiss_library.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text())
-        assert ("faiss" in imports(ast.walk(tree))) == (path.name == "faiss_library.py"), path
+        assert ("faiss" in imports(ast.walk(tree))) == (path.name == "backend.py"), path
         assert not {"faiss", "sklearn"} & set(imports(tree.body)), path

@@ -7,10 +7,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import kmeans
+from ke_metric.evaluation import clustering as kmeans
 from ke_metric.evaluation.backend import Backend, choose_backend
+from ke_metric.evaluation.clustering import assign_clusters, draw_start
 from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.evaluation.kmeans import assign_clusters, draw_start
 
 
 @pytest.fixture(scope="module")

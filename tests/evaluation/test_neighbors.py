@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import faiss_library, neighbors
+from ke_metric.evaluation import backend as faiss_library
+from ke_metric.evaluation import neighbors
 from ke_metric.evaluation.backend import Backend
 from ke_metric.evaluation.neighbors import Neighbors, find_self_matches, search
 

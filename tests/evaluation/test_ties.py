@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 from ke_metric.evaluation import retrieval
 from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.neighbors import search
-from ke_metric.evaluation.recall import count_relevant, find_hits, map_at_r, r_precision, recall_at_k
+from ke_metric.evaluation.recall import (
+    Places,
+    count_relevant,
+    equally_similar,
+    find_hits,
+    level,
+    map_at_r,
+    number_rows,
+    r_precision,
+    recall_at_k,
+    score_places,
+)
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.evaluation.ties import Places, equally_similar, level, number_rows, score_places
 
 in_a_hurry = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

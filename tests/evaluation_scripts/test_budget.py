@@ -15,12 +15,12 @@ from stored_results import Results
 from torch import nn
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.train import train_lineage
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.pictures import Pictures, without_training
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe_file import load_recipe
+from ke_metric.images.batches import Pictures, without_training
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.file import load_recipe
 
 SHIPPED = sorted((ROOT / "eval" / "budgets").glob("*.yaml"))
 GRID = {

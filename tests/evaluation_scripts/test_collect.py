@@ -9,7 +9,7 @@ import torch
 
 from ke_metric import Lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe import Recipe
+from ke_metric.recipe.schema import Recipe
 
 
 @pytest.fixture

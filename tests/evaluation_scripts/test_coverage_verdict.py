@@ -27,7 +27,7 @@ from torch import nn
 
 from ke_metric import extract_slim, plan_split
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.masks import ChannelSet, Narrowing
+from ke_metric.split.plan import ChannelSet, Narrowing
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import ranking
 
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.images import ImageSet
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.recipe import Recipe
+from ke_metric.images.image_set import ImageSet
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.ranking import Expansion, Reranking
 
 

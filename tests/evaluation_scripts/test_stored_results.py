@@ -7,10 +7,10 @@ import torch
 from stored_results import Results, StoredResult, training_seconds
 
 from ke_metric import Lineage
-from ke_metric.comparison import gather
 from ke_metric.errors import KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe import Recipe
+from ke_metric.lineage.comparison import gather
+from ke_metric.recipe.schema import Recipe
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from table_cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrides_of,
 from tables import Cell, cells_of, folder_of, markdown, published_figures
 
 from ke_metric import Lineage
-from ke_metric.cli.dry_run import rehearse
-from ke_metric.data.benchmarks import load_benchmark
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.cli.train import rehearse
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe_file import load_recipe
+from ke_metric.recipe.file import load_recipe
 
 FIGURES = yaml.safe_load((ROOT / "eval" / "published.yaml").read_text(encoding="utf-8"))
 # Small enough for a test: everything else is what the recipe says.

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import NetworkCard, Normalization
-from ke_metric.networks.embedding import build_network
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.heads import build_network
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.predictor import Predictor
 

@@ -11,11 +11,9 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.classification import score_classification
 from ke_metric.export import export as export_module
 from ke_metric.export.export import Evidence, ExportSettings, export, portable_module
-from ke_metric.export.onnx_file import OnnxNetwork
-from ke_metric.export.recall_cost import LabelledPictures, ScoredPictures, require_cheap
+from ke_metric.export.onnx_file import OnnxNetwork, run_program
 from ke_metric.export.record import TopCost, read_record, this_machine
-from ke_metric.export.torch_program import run_program
-from ke_metric.export.verification import compare, require_agreement
+from ke_metric.export.verification import LabelledPictures, ScoredPictures, compare, require_agreement, require_cheap
 
 LABELS = np.arange(40) % 8
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.record import preparation_steps
-from ke_metric.networks.description import Normalization
+from ke_metric.networks.bundle_config import Normalization
 from ke_metric.retrieval.preparation import prepare
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")

@@ -15,9 +15,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export import export as export_module
 from ke_metric.export import onnx_file
 from ke_metric.export.export import Evidence, ExportSettings, export, portable_module
-from ke_metric.export.onnx_file import OnnxNetwork
+from ke_metric.export.onnx_file import OnnxNetwork, run_program
 from ke_metric.export.record import ExportRecord, read_record
-from ke_metric.export.torch_program import run_program
 from ke_metric.export.verification import unit_range
 
 ONNX, PROGRAM = ExportSettings("onnx"), ExportSettings("torch-export")

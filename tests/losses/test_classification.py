@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.classification import LOSSES, AdaCosLoss, CSKDLoss, build_classification_loss, require_fit
-from ke_metric.recipe import Loss, Recipe
+from ke_metric.recipe.schema import Loss, Recipe
 
 CLASSES = 5
 LABELS = torch.tensor([3, 0, 4, 4, 1, 2])

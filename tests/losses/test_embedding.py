@@ -8,7 +8,7 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.parts import LOSSES, MINERS
-from ke_metric.recipe import Loss, Miner
+from ke_metric.recipe.schema import Loss, Miner
 
 CLASSES, SIZE = 4, 5
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])

@@ -12,7 +12,7 @@ from ke_metric.losses.classification import build_classification_loss
 from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.parts import LOSSES, MINERS, build_part
 from ke_metric.losses.rehearsal import possible_batches
-from ke_metric.recipe import Batches, Loss, Miner
+from ke_metric.recipe.schema import Batches, Loss, Miner
 
 CLASSES, SIZE = 8, 16
 REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}, "HistogramLoss": {"n_bins": 20}}

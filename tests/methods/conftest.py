@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from ke_metric.data.pictures import DeviceBatch
+from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.classification import CrossEntropyLoss
 from ke_metric.methods.method import Birth
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Method, Optimizer, Recipe, Training
-from ke_metric.split.channels import follow_channels
+from ke_metric.recipe.schema import Method, Optimizer, Recipe, Training
+from ke_metric.split.following import follow_channels
 from ke_metric.split.planning import plan_split
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import GenerationTraining

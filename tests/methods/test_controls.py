@@ -9,9 +9,9 @@ from torch import nn
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
 from ke_metric.methods.teacher import Guided
-from ke_metric.regime import Regime
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
+from ke_metric.training.hooks import Regime
 
 WEIGHTS = {
     "conv1.weight", "layer1.conv1.weight", "layer1.conv2.weight", "layer1.shortcut.weight", "layer2.0.weight",

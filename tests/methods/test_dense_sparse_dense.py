@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.dense_sparse_dense import DenseAgain, DenseSparseDense, Sparse, smallest
-from ke_metric.regime import Regime
-from ke_metric.training.watch import Watch
+from ke_metric.methods.published.dense_sparse_dense import DenseAgain, DenseSparseDense, Sparse, smallest
+from ke_metric.training.hooks import Regime, Watch
 
 NAME = "dense_sparse_dense"
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.filters import (
+from ke_metric.methods.published.repr import (
     elsewhere,
     filters_of,
     most_redundant,
@@ -17,8 +17,8 @@ from ke_metric.methods.filters import (
     reach_of,
     redundancy,
 )
-from ke_metric.networks.classification import CosineHead
-from ke_metric.split.channels import follow_channels
+from ke_metric.networks.heads import CosineHead
+from ke_metric.split.following import follow_channels
 
 CLOSE = 1e-5
 

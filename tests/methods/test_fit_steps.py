@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ke_metric.methods.controls import Restarts
-from ke_metric.methods.fit_steps import FitSteps, with_fit_steps
-from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
+from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, with_fit_steps
 from ke_metric.methods.teacher import Guided
-from ke_metric.regime import Regime
 from ke_metric.split.slim import extract_slim
+from ke_metric.training.hooks import Regime
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.later_layers import LaterLayerForgetting, unit_starts
+from ke_metric.methods.forgetting import LaterLayerForgetting, unit_starts
 from ke_metric.methods.teacher import Guided
-from ke_metric.regime import Regime
+from ke_metric.training.hooks import Regime
 
 NAME = "later_layer_forgetting"
 FAN_IN = {

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.layer_wise import LayerWise, rescaled, units
+from ke_metric.methods.published.layer_wise import LayerWise, rescaled, units
 from ke_metric.methods.teacher import Guided
-from ke_metric.regime import Regime
+from ke_metric.training.hooks import Regime
 
 LAYERS = ("layer1", "layer2.0", "layer2.3", "head")
 

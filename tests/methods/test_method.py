@@ -6,7 +6,7 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import load_whole
 from ke_metric.methods.method import Method
-from ke_metric.regime import Regime
+from ke_metric.training.hooks import Regime
 
 
 @pytest.mark.parametrize(

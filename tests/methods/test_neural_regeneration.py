@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.neural_regeneration import SHARE, NeuralRegeneration, least_salient, share_of
+from ke_metric.methods.regeneration import SHARE, NeuralRegeneration, least_salient, share_of
 from ke_metric.methods.teacher import Guided
-from ke_metric.regime import Regime
+from ke_metric.training.hooks import Regime
 
 NAME = "neural_regeneration"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ke_metric.methods.redraw import all_of, redraw_where
+from ke_metric.methods.forgetting import all_of, redraw_where
 
 RULES = ("official", "same_as_init", "orthogonal", "zero")
 

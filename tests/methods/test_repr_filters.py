@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.filters import most_redundant
-from ke_metric.methods.repr_filters import SHARE, FilterCycles, RePr, is_dropped
-from ke_metric.training.watch import Watch
+from ke_metric.methods.published.repr import SHARE, FilterCycles, RePr, is_dropped, most_redundant
+from ke_metric.training.hooks import Watch
 
 # Filters come and go in epochs 3, 4 and 7, 8 of 9.
 CYCLES = {"full_epochs": 2, "dropped_epochs": 2, "cycles": 2}

@@ -8,8 +8,8 @@ import pytest
 
 from ke_metric.methods.method import Method
 from ke_metric.methods.table import METHODS
-from ke_metric.recipe import READERS
-from ke_metric.recipe import Method as MethodRecipe
+from ke_metric.recipe.schema import READERS
+from ke_metric.recipe.schema import Method as MethodRecipe
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 FIELDS = {

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ke_metric.methods.teacher import BornAgain, Guided, divergence, guidance, similarities
-from ke_metric.regime import Regime
-from ke_metric.training.watch import Watch
+from ke_metric.training.hooks import Regime, Watch
 
 
 def drawn(*shape, seed=0):

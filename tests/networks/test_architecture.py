@@ -9,8 +9,8 @@ import torchvision
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.embedding import build_network
-from ke_metric.recipe import Recipe
+from ke_metric.networks.heads import build_network
+from ke_metric.recipe.schema import Recipe
 
 RECIPE = Recipe.model_validate(
     {

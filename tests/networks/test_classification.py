@@ -12,11 +12,11 @@ from torch import nn
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.classification import AdaCosLoss
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.classification import Classifier, CosineHead, build_classifier
-from ke_metric.networks.description import CONFIG, NetworkCard, read_description
-from ke_metric.networks.storage import load_network, save_network
+from ke_metric.networks.bundle import load_network, save_network
+from ke_metric.networks.bundle_config import CONFIG, NetworkCard, read_description
+from ke_metric.networks.heads import Classifier, CosineHead, build_classifier
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Network, Recipe
+from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset, zero_reset
 from ke_metric.split.slim import extract_slim

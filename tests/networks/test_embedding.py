@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.embedding import EmbeddingNetwork, build_network
+from ke_metric.networks.heads import EmbeddingNetwork, build_network
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Network
+from ke_metric.recipe.schema import Network
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ke_metric.networks.settings import apply_settings, find_settings
+from ke_metric.networks.widths import apply_settings, find_settings
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 SLICES = st.builds(slice, st.none() | st.integers(), st.none() | st.integers(), st.none() | st.integers())

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ke_metric.networks.description import WeightsFile
-from ke_metric.networks.tensors import (
+from ke_metric.networks.bundle import (
     describe,
     read_weights,
     replace_tensors,
@@ -18,6 +17,7 @@ from ke_metric.networks.tensors import (
     tensors_of,
     to_bytes,
 )
+from ke_metric.networks.bundle_config import WeightsFile
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ke_metric import Lineage
-from ke_metric.blueprint import Blueprint
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.recipe import Recipe
-from ke_metric.retrieval.faiss_store import FaissStore
-from ke_metric.retrieval.vector_store import Hits, Item
-from ke_metric.retrieval.where import Where
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
+from ke_metric.stores.contract import Hits, Item
+from ke_metric.stores.faiss_store import FaissStore
+from ke_metric.stores.where import Where
 
 sys.path.append(str(Path(__file__).parent))  # store_kinds, store_twin
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ke_metric.retrieval.faiss_store import FaissStore
-from ke_metric.retrieval.memmap_store import MemmapStore
-from ke_metric.retrieval.milvus_store import MilvusStore
-from ke_metric.retrieval.vector_store import VectorStore
+from ke_metric.stores.contract import VectorStore
+from ke_metric.stores.faiss_store import FaissStore
+from ke_metric.stores.memmap import MemmapStore
+from ke_metric.stores.milvus_store import MilvusStore
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ke_metric.retrieval.vector_store import Item, VectorStore
-from ke_metric.retrieval.where import Where
+from ke_metric.stores.contract import Item, VectorStore
+from ke_metric.stores.where import Where
 
 
 def unit_vectors(count: int, dimension: int, *, seed: int, spread: float = 1.0, centres: int = 0) -> np.ndarray:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_twin import Twin, some_items
 
-from ke_metric.evaluation.faiss_library import load_faiss
-from ke_metric.retrieval.copies import Copies, Unfolding, find_copies
-from ke_metric.retrieval.faiss_file import FACT, NAME, read_records
-from ke_metric.retrieval.faiss_kinds import make_index
-from ke_metric.retrieval.faiss_store import FaissStore
-from ke_metric.retrieval.gallery import Gallery
+from ke_metric.evaluation.backend import load_faiss
+from ke_metric.stores.faiss_build import Copies, Unfolding, find_copies
+from ke_metric.stores.faiss_index import FACT, NAME, read_records
+from ke_metric.stores.faiss_kinds import make_index
+from ke_metric.stores.faiss_store import FaissStore
+from ke_metric.stores.gallery import Gallery
 
 D = 64
 INNER = 8
@@ -194,7 +194,7 @@ def test_minus_zero_is_zero_and_a_shared_hash_is_not_enough(tmp_path, monkeypatc
     for patched in (False, True):
         if patched:
             monkeypatch.setattr(
-                "ke_metric.retrieval.copies._hashes", lambda gallery, rows: np.zeros(len(rows), np.uint64)
+                "ke_metric.stores.faiss_build._hashes", lambda gallery, rows: np.zeros(len(rows), np.uint64)
             )
         found = find_copies(gallery, np.array([0]), np.arange(1, 5))
         # With one hash for all, only what is compared with the first is known to be equal.

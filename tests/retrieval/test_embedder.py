@@ -15,14 +15,14 @@ from PIL import Image, ImageSequence
 from pytorch_metric_learning.utils.inference import InferenceModel
 
 from ke_metric import Architecture, Embedder, extract_slim, save_network
-from ke_metric.blueprint import Blueprint
-from ke_metric.data.images import FolderSource, ImageSet
-from ke_metric.data.pictures import evaluation_batches
-from ke_metric.data.pixels import PixelStore
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embed import embed
-from ke_metric.lineage import Lineage
-from ke_metric.networks.description import NetworkCard, Normalization
+from ke_metric.evaluation.embeddings import embed
+from ke_metric.images.batches import evaluation_batches
+from ke_metric.images.image_set import FolderSource, ImageSet
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.lineage.store import Lineage
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.recipe_networks import Blueprint
 from ke_metric.retrieval.embedder import BadPicture
 
 

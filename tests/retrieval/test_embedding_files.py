@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 
 from ke_metric import Embedder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedding_files import EmbeddingFiles, holds_embeddings, require_place, write_embeddings
-from ke_metric.retrieval.item_embeddings import ItemBatch
+from ke_metric.retrieval.embedding_files import (
+    EmbeddingFiles,
+    ItemBatch,
+    holds_embeddings,
+    require_place,
+    write_embeddings,
+)
 from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 
 @pytest.fixture(scope="module")

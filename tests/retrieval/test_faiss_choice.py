@@ -4,8 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.retrieval.faiss_choice import choose_kind, list_count
-from ke_metric.retrieval.faiss_kinds import LEAST_PER_CENTROID, is_exact, make_index, training_counts
+from ke_metric.stores.faiss_kinds import (
+    LEAST_PER_CENTROID,
+    choose_kind,
+    is_exact,
+    list_count,
+    make_index,
+    training_counts,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 from faiss_filled import KINDS, RARER_KINDS, D, check, fill, vectors_of
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.faiss_library import load_faiss
-from ke_metric.retrieval import faiss_file
-from ke_metric.retrieval.faiss_file import NAME, read_records
-from ke_metric.retrieval.faiss_store import FaissStore
+from ke_metric.evaluation.backend import load_faiss
+from ke_metric.stores import faiss_index as faiss_file
+from ke_metric.stores.faiss_index import NAME, read_records
+from ke_metric.stores.faiss_store import FaissStore
 
 pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 

@@ -11,12 +11,11 @@ from faiss_filled import KINDS, RARER_KINDS, D, check, fill, recall, vectors_of
 from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.faiss_library import load_faiss
-from ke_metric.retrieval.faiss_choice import choose_kind
-from ke_metric.retrieval.faiss_file import read_records
-from ke_metric.retrieval.faiss_kinds import EXAMPLES, make_index
-from ke_metric.retrieval.faiss_store import FaissStore
-from ke_metric.retrieval.gallery import Gallery
+from ke_metric.evaluation.backend import load_faiss
+from ke_metric.stores.faiss_index import read_records
+from ke_metric.stores.faiss_kinds import EXAMPLES, choose_kind, make_index
+from ke_metric.stores.faiss_store import FaissStore
+from ke_metric.stores.gallery import Gallery
 
 pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 
@@ -51,8 +50,8 @@ def test_a_kind_is_trained_again_when_the_gallery_has_grown(opened):
 def test_training_takes_a_sample_of_the_whole_gallery(opened, monkeypatch):
     asked = []
     real = Gallery.vectors
-    monkeypatch.setattr("ke_metric.retrieval.faiss_kinds.LEAST_SAMPLE", 500)
-    monkeypatch.setattr("ke_metric.retrieval.faiss_kinds.PER_CENTROID", 40)
+    monkeypatch.setattr("ke_metric.stores.faiss_kinds.LEAST_SAMPLE", 500)
+    monkeypatch.setattr("ke_metric.stores.faiss_kinds.PER_CENTROID", 40)
     monkeypatch.setattr(Gallery, "vectors", lambda self, rows: (asked.append(rows), real(self, rows))[1])
     store = opened("IVF4,Flat")
     fill(store, 2000)
@@ -78,9 +77,9 @@ def test_the_same_gallery_gives_the_same_file(tmp_path):
 
 
 def test_auto_changes_the_kind_with_the_size(opened, monkeypatch):
-    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.FLAT_NUMBERS", 500 * D)
-    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.HNSW_NUMBERS", 1000 * D)
-    monkeypatch.setattr("ke_metric.retrieval.faiss_choice.IVF_NUMBERS", 1500 * D)
+    monkeypatch.setattr("ke_metric.stores.faiss_kinds.FLAT_NUMBERS", 500 * D)
+    monkeypatch.setattr("ke_metric.stores.faiss_kinds.HNSW_NUMBERS", 1000 * D)
+    monkeypatch.setattr("ke_metric.stores.faiss_kinds.IVF_NUMBERS", 1500 * D)
     store = opened("auto")
     assert store.describe()["factory"] == "Flat"
     twin = Twin()
@@ -161,7 +160,7 @@ def test_pytorch_metric_learning_imported_first(tmp_path):
 import pytorch_metric_learning.utils.inference, faiss.contrib.torch_utils, numpy as np, sys
 sys.path.append({str(Path(__file__).parent)!r})
 from store_twin import *
-from ke_metric.retrieval.faiss_store import FaissStore
+from ke_metric.stores.faiss_store import FaissStore
 for number, factory in enumerate({KINDS + RARER_KINDS!r}):
     search = {{"nprobe": 4}} if "IVF" in factory else {{}}
     search |= {{"efSearch": 200}} if "HNSW" in factory else {{}}

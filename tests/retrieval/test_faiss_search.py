@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_twin import unit_vectors
 
-from ke_metric.retrieval.faiss_kinds import make_index
-from ke_metric.retrieval.faiss_search import IndexSearch, best
+from ke_metric.stores.faiss_index import IndexSearch, best
+from ke_metric.stores.faiss_kinds import make_index
 
 D = 16
 VECTORS = unit_vectors(800, D, seed=1)
@@ -113,7 +113,7 @@ def test_the_best_of_both():
 
 
 def test_of_a_large_index_only_so_much_is_asked(monkeypatch):
-    monkeypatch.setattr("ke_metric.retrieval.faiss_search.LEAST_MOST_DEPTH", 60)
+    monkeypatch.setattr("ke_metric.stores.faiss_index.LEAST_MOST_DEPTH", 60)
     removed = np.ones(len(VECTORS), np.bool_)
     removed[:200] = False
     found, lacking = searched("Flat", removed).search(QUERIES, 30)

@@ -9,11 +9,10 @@ from PIL import Image
 
 from ke_metric import Embedder, Index
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.index import results_of
-from ke_metric.retrieval.manifest import MANIFEST
-from ke_metric.retrieval.store_settings import StoreSettings
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import Where
+from ke_metric.retrieval.index import MANIFEST, results_of
+from ke_metric.stores.contract import Item
+from ke_metric.stores.opening import StoreSettings
+from ke_metric.stores.where import Where
 
 MEMMAP = StoreSettings(kind="memmap")
 DIGEST, OTHER = "a" * 64, "b" * 64

@@ -23,7 +23,7 @@ from store_kinds import STORES
 from store_twin import Twin, assert_same_answers, assert_same_content, unit_vectors
 
 from ke_metric.errors import KeMetricError
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 D = 16
 KILLS = 50

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_twin import some_items, unit_vectors
 
-from ke_metric.retrieval import exact_search
-from ke_metric.retrieval.exact_search import search_rows
-from ke_metric.retrieval.gallery import Gallery
-from ke_metric.retrieval.memmap_store import MemmapStore
+from ke_metric.stores import memmap as exact_search
+from ke_metric.stores.gallery import Gallery
+from ke_metric.stores.memmap import MemmapStore, search_rows
 
 D = 4
 # Products of these are exact in float32 in any order of addition, so that ties are ties.

@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 from store_twin import unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval import milvus_collection, milvus_connection, milvus_store
-from ke_metric.retrieval.milvus_collection import KINDS, Collection
-from ke_metric.retrieval.milvus_expression import expression_of, one_of, quoted
-from ke_metric.retrieval.milvus_lite_folder import OPENED, LiteFolder
-from ke_metric.retrieval.milvus_store import MilvusStore
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import Condition, Where
+from ke_metric.stores import milvus_collection, milvus_connection, milvus_store
+from ke_metric.stores.contract import Item
+from ke_metric.stores.milvus_collection import KINDS, Collection, expression_of, one_of, quoted
+from ke_metric.stores.milvus_connection import OPENED, LiteFolder
+from ke_metric.stores.milvus_store import MilvusStore
+from ke_metric.stores.where import Condition, Where
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -417,7 +416,7 @@ def test_a_second_to_open_the_file_is_refused(open_milvus, uri, writing):
     store = open_milvus()
     with pytest.raises(KeMetricError, match=r"another process has it open; one process at a time .* a Milvus server"):
         open_milvus(writing=writing)
-    program = f"from ke_metric.retrieval.milvus_store import MilvusStore; MilvusStore({uri!r}, 4, writing={writing})"
+    program = f"from ke_metric.stores.milvus_store import MilvusStore; MilvusStore({uri!r}, 4, writing={writing})"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode
     assert "another process has it open" in ran.stderr

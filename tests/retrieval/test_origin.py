@@ -7,10 +7,8 @@ import pytest
 
 from ke_metric import Embedder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedding_files import write_embeddings
-from ke_metric.retrieval.item_embeddings import ItemBatch
-from ke_metric.retrieval.origin import Origin
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.retrieval.embedding_files import ItemBatch, Origin, write_embeddings
+from ke_metric.stores.contract import Item
 
 
 def test_another_network_beside_the_vectors_is_refused(grown, tmp_path):

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ke_metric.data.csv_rows import Columns
-from ke_metric.data.images import Benchmark, FolderSource, labelled_set
-from ke_metric.data.picture_files import write_pictures
+from ke_metric.benchmarks.listings import Columns
+from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.image_set import Benchmark, FolderSource, labelled_set
 from ke_metric.retrieval.picture_list import list_pictures
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import LONGEST_TEXT
+from ke_metric.stores.contract import Item
+from ke_metric.stores.where import LONGEST_TEXT
 
 
 def touch(root, *names):

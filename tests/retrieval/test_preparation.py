@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ke_metric.data.images import FolderSource, ImageSet
-from ke_metric.data.pixels import PixelStore, evaluation_pixels
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.description import Normalization
+from ke_metric.images.image_set import FolderSource, ImageSet
+from ke_metric.images.pixel_store import PixelStore, evaluation_pixels
+from ke_metric.networks.bundle_config import Normalization
 from ke_metric.retrieval.preparation import as_image, prepare
 
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval import query_expansion, reranking
-from ke_metric.retrieval.query_expansion import expand_queries
-from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import Where
+from ke_metric.retrieval import ranking as query_expansion
+from ke_metric.retrieval import ranking as reranking
+from ke_metric.retrieval.ranking import Expansion, Reranking, expand_queries, ranked_search
+from ke_metric.stores.contract import Item
+from ke_metric.stores.where import Where
 
 COUNT = 90
 in_a_hurry = settings(max_examples=25, deadline=None)

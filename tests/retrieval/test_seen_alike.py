@@ -10,17 +10,17 @@ from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 from ke_metric import Embedder
+from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli import main
-from ke_metric.data.benchmarks import load_benchmark
-from ke_metric.data.picture_files import write_pictures
-from ke_metric.data.pictures import Pictures
+from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.errors import KeMetricError
-from ke_metric.recipe import Data
+from ke_metric.images.batches import Pictures
+from ke_metric.recipe.schema import Data
 from ke_metric.retrieval.embedding_files import ITEMS
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.montage import MontageRow, draw_montage
 from ke_metric.retrieval.preparation import decoding_of
-from ke_metric.serving.decoding import decode
+from ke_metric.serving.pictures import decode
 
 GROUNDS = {"white": (255, 255, 255), "#ff8000": (255, 128, 0)}
 DRAWINGS = ("cross", "ring", "dot", "bar")

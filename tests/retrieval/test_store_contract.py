@@ -15,10 +15,9 @@ from store_kinds import STORES
 from store_twin import Twin, assert_same_answers, assert_same_content, some_items, unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.ranking import ranked_search
-from ke_metric.retrieval.self_match import search_others
-from ke_metric.retrieval.vector_store import Item
-from ke_metric.retrieval.where import LONGEST_TEXT, Condition, Where
+from ke_metric.retrieval.ranking import ranked_search, search_others
+from ke_metric.stores.contract import Item
+from ke_metric.stores.where import LONGEST_TEXT, Condition, Where
 
 D = 16
 ODD_TEXTS = (

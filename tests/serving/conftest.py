@@ -10,8 +10,8 @@ sys.path.append(str(Path(__file__).parent))  # live_service
 
 from live_service import FakeSearcher, encode, picture_of, running
 
-from ke_metric.retrieval.vector_store import Item
 from ke_metric.serving import exchange
+from ke_metric.stores.contract import Item
 
 
 @pytest.fixture(scope="session", autouse=True)

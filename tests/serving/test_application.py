@@ -11,11 +11,10 @@ import pytest
 from live_service import PNG, FakeSearcher, Running, assert_results, embedded, encode, picture_of
 
 from ke_metric.retrieval.index import Result
-from ke_metric.retrieval.where import Where
-from ke_metric.serving.decoding import decode
-from ke_metric.serving.questions import read_question
-from ke_metric.serving.service import search_document
+from ke_metric.serving.pictures import decode
+from ke_metric.serving.service import read_question, search_document
 from ke_metric.serving.settings import ServiceSettings
+from ke_metric.stores.where import Where
 
 PICTURE = encode(picture_of(3))
 

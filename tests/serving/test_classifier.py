@@ -13,9 +13,9 @@ from live_service import LIMITS, Running, encode, picture_of
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.classification import build_classifier
-from ke_metric.networks.description import NetworkCard, Normalization
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.heads import build_classifier
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.predictor import Predictor
 from ke_metric.serving.openapi import openapi_document
 from ke_metric.serving.searcher import NetworkLabeller

@@ -9,9 +9,9 @@ from live_service import encode, picture_of
 from PIL import Image
 
 from ke_metric.cli import main
-from ke_metric.data.decoding import MAX_PIXELS
-from ke_metric.serving.decoding import FORMATS, begins_as, count_pixels_ourselves, decode
+from ke_metric.images.decoding import MAX_PIXELS
 from ke_metric.serving.exchange import Refused
+from ke_metric.serving.pictures import FORMATS, begins_as, count_pixels_ourselves, decode
 
 FILES = {kind: encode(picture_of(5), kind) for kind in FORMATS.values()}
 

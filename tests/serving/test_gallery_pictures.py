@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 
 def get(service, identifier):

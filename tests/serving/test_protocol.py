@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from live_service import LIMITS, encode, picture_of
 from PIL import Image
 
-from ke_metric.retrieval.vector_store import Item
+from ke_metric.stores.contract import Item
 
 PICTURE = encode(picture_of(3))
 HEADERS = b"Host: localhost\r\nContent-Type: image/png\r\n"

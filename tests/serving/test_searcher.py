@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ke_metric.networks.description import Normalization
+from ke_metric.networks.bundle_config import Normalization
 from ke_metric.serving import searcher
 
 

@@ -16,19 +16,19 @@ import pytest
 from click.testing import CliRunner
 from live_service import encode, picture_of
 
-from ke_metric.blueprint import Blueprint
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.description import NetworkCard, Normalization
-from ke_metric.recipe import Recipe
+from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.gallery import VECTORS
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.vector_store import Item
 from ke_metric.serving.searcher import IndexSearcher
 from ke_metric.serving.server import listen
 from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings
+from ke_metric.stores.contract import Item
+from ke_metric.stores.gallery import VECTORS
 
 RECIPE = Recipe.model_validate(
     {"name": "x", "data": {"image_size": 32}, "network": {"backbone": "timm/test_resnet", "embedding_size": 8}}

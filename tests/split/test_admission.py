@@ -199,6 +199,6 @@ def test_a_mistake_of_our_own_is_not_blamed_on_the_example(monkeypatch):
     def mistaken(call):
         raise RuntimeError("our own mistake")
 
-    monkeypatch.setattr("ke_metric.split.channels.follow", mistaken)
+    monkeypatch.setattr("ke_metric.split.following.follow", mistaken)
     with pytest.raises(RuntimeError, match="our own mistake"):
         plan_split(Sum(), EXAMPLES, rate=0.5)

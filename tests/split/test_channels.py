@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.channels import follow_channels
+from ke_metric.split.following import follow_channels
 from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.slim import extract_slim

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.split.labels import collapse, collapsed_always, families, meetings, restrict, varying
+from ke_metric.split.graph import collapse, collapsed_always, families, meetings, restrict, varying
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())

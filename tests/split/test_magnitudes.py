@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.split.magnitudes import mean_magnitudes
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import zero_reset
+from ke_metric.split.reset import mean_magnitudes, zero_reset
 
 
 @pytest.mark.parametrize("kind", ["kels", "wels"])

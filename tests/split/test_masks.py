@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.split.masks import ChannelMask, ChannelSet, WeightMask
+from ke_metric.split.plan import ChannelMask, ChannelSet, WeightMask
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=40).map(torch.tensor)
 

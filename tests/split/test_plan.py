@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.magnitudes import mean_magnitudes
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.planning import plan_split
+from ke_metric.split.reset import mean_magnitudes
 from ke_metric.split.slim import extract_slim
 
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.masks import WeightMask
-from ke_metric.split.plan import SplitPlan
+from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset, zero_reset
 from ke_metric.split.slim import extract_slim

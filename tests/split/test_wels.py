@@ -17,10 +17,10 @@ from torchvision.models import list_models
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.randomness import torch_generator
-from ke_metric.split import roles
-from ke_metric.split.masks import WeightMask
+from ke_metric.split import wels as roles
+from ke_metric.split.admission import class_names
+from ke_metric.split.plan import WeightMask
 from ke_metric.split.wels import multiplicative_weights, plan_wels
-from ke_metric.split.wrappers import class_names
 
 RECURRENT = {"num_layers": 2, "bidirectional": True}
 PLACES = ("l0", "l0_reverse", "l1", "l1_reverse")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.admission import class_names, unwrapped
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import plan_wels
-from ke_metric.split.wrappers import class_names, unwrapped
 
 
 @pytest.fixture

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import normalize
 
-from ke_metric.data.pictures import DeviceBatch
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.classification import CrossEntropyLoss, CSKDLoss
 from ke_metric.losses.embedding import build_loss
 from ke_metric.randomness import default_streams, numpy_generator
-from ke_metric.recipe import Loss, Miner, Optimizer, Recipe, Training
-from ke_metric.regime import Regime
+from ke_metric.recipe.schema import Loss, Miner, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine
+from ke_metric.training.hooks import Regime, Watch
 from ke_metric.training.one_generation import GenerationTraining, embedding_spread, weights_of
-from ke_metric.training.watch import Watch
 
 CLASSES, BATCHES, BATCH = 4, 3, 8
 # What the log says of the engine.

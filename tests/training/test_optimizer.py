@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ke_metric.recipe import Loss, Optimizer, Training
-from ke_metric.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from ke_metric.recipe.schema import Loss, Optimizer, Training
+from ke_metric.training.one_generation import build_optimizer, learning_rate_factor, set_learning_rate
 
 KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 

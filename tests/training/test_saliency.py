@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ke_metric.data.pictures import DeviceBatch
+from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.classification import AdaCosLoss, CrossEntropyLoss, CSKDLoss
 from ke_metric.training.engine import Engine
-from ke_metric.training.saliency import mean_gradients
+from ke_metric.training.one_generation import mean_gradients
 
 BATCH, CLASSES = 6, 3
 

@@ -15,24 +15,23 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ke_metric.cli.resume import together
-from ke_metric.data.images import Benchmark, ImageSet
-from ke_metric.data.pictures import DeviceBatch, Pictures
-from ke_metric.data.pixels import PixelStore
+from ke_metric.cli.recording import together
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import evolve
 from ke_metric.generation import weights_digest
+from ke_metric.images.batches import DeviceBatch, Pictures
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.pixel_store import PixelStore
 from ke_metric.losses.classification import CSKDLoss
 from ke_metric.losses.embedding import build_loss
 from ke_metric.methods.teacher import Guided
-from ke_metric.networks.embedding import build_network
+from ke_metric.networks.heads import build_network
 from ke_metric.randomness import default_streams
-from ke_metric.recipe import Loss, Optimizer, Recipe, Training
+from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
-from ke_metric.training.one_generation import GenerationTraining
-from ke_metric.training.saliency import mean_gradients
-from ke_metric.training.watch import Watch
+from ke_metric.training.hooks import Watch
+from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
 LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss")
 METHODS = {

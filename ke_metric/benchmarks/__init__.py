@@ -1,0 +1,1 @@
+"""Benchmarks: which pictures there are, of which class, in which part."""

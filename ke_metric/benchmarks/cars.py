@@ -1,0 +1,229 @@
+"""Stanford Cars (Cars196), from any of its three distributions.
+
+For retrieval classes 1-98 against 99-196, for classification the official parts of all classes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ke_metric.benchmarks.layout import (
+    FoundLayout,
+    Layout,
+    find_layout,
+    parse_whole,
+    read_flags,
+    read_labels,
+    read_strings,
+    read_text,
+)
+from ke_metric.benchmarks.table import (
+    Item,
+    PublishedCounts,
+    Table,
+    build_benchmark,
+    build_classification,
+    key_below,
+    split_at,
+)
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.image_set import Benchmark
+from ke_metric.recipe.schema import Data
+
+LAST_TRAIN_CLASS = 98
+DEVKITS = ("devkit/", "car_devkit/devkit/", "")
+COMBINED = Layout(
+    "layout A, combined",
+    {"annotations": ["cars_annos.mat"], "pictures": ["car_ims/"]},
+)
+PARTED = Layout(
+    "layout B, cars_train and cars_test",
+    {
+        "train pictures": ["cars_train/"],
+        "test pictures": ["cars_test/"],
+        "train annotations": [f"{devkit}cars_train_annos.mat" for devkit in DEVKITS],
+        "test annotations": [f"{devkit}cars_test_annos_withlabels.mat" for devkit in ("", *DEVKITS[:2])],
+        "class names": [f"{devkit}cars_meta.mat" for devkit in DEVKITS],
+    },
+)
+CLASS_FOLDERS = Layout(
+    "layout C, class folders",
+    {
+        "train annotations": ["anno_train.csv"],
+        "test annotations": ["anno_test.csv"],
+        "class names": ["names.csv"],
+        "pictures": ["car_data/"],
+    },
+)
+CSV_COLUMNS = 6
+COUNTS = PublishedCounts(
+    {"train": (8054, 98), "test": (8131, 98)},
+    class_sizes=(48, 136),
+    suspects={
+        8144: "Only the official train part seems to be there; the benchmark is both official parts, cut by class.",
+        8041: "Only the official test part seems to be there; the benchmark is both official parts, cut by class.",
+    },
+)
+OFFICIAL_COUNTS = PublishedCounts(
+    {"train": (8144, 196), "test": (8041, 196)},
+    class_sizes=(48, 136),
+    suspects={
+        8144: "Only the official train part seems to be there.",
+        8041: "Only the official test part seems to be there.",
+    },
+)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """All pictures of one layout, unsplit: items, class names, the file they come from, the picture folder."""
+
+    items: list[Item]
+    class_names: Mapping[int, str]
+    origin: Path
+    folder: Path
+
+
+def read(data: Data) -> Benchmark:
+    """Read Stanford Cars for retrieval; the official train/test flag, which mixes the classes, is not used.
+
+    Args:
+        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
+
+    Raises:
+        KeMetricError: Files are missing, malformed or have other counts.
+    """
+    found = _find(data)
+    listing = _LISTINGS[found.layout.name](found)
+    train, test = split_at(sorted(listing.items), LAST_TRAIN_CLASS)
+    split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
+    table = _table(listing, train, test=test, notes={"layout": found.layout.name, "split": split})
+    if data.verify_counts:
+        COUNTS.verify(table)
+    return build_benchmark(data, table)
+
+
+def read_classification(data: Data) -> Benchmark:
+    """Read Stanford Cars for classification, with its official train/test flag.
+
+    Args:
+        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
+
+    Raises:
+        KeMetricError: Files are missing, malformed or have other counts.
+    """
+    found = _find(data)
+    listing = _LISTINGS[found.layout.name](found)
+    pairs = sorted(zip(listing.items, _official_test_flags(found, listing), strict=True))
+    table = _table(
+        listing,
+        [item for item, is_test in pairs if not is_test],
+        test=[item for item, is_test in pairs if is_test],
+        notes={"layout": found.layout.name, "split": "official: 8,144 pictures for training, 8,041 for testing"},
+    )
+    if data.verify_counts:
+        OFFICIAL_COUNTS.verify(table)
+    return build_classification(data, table)
+
+
+def _find(data: Data) -> FoundLayout:
+    return find_layout(data, (COMBINED, PARTED, CLASS_FOLDERS), recognize=_recognize)
+
+
+def _table(listing: _Listing, train: Sequence[Item], *, test: Sequence[Item], notes: Mapping[str, str]) -> Table:
+    return Table(
+        origin=listing.origin,
+        folder=listing.folder,
+        train=train,
+        query=test,
+        gallery=None,
+        class_names=listing.class_names,
+        notes=notes,
+    )
+
+
+def _official_test_flags(found: FoundLayout, listing: _Listing) -> list[bool]:
+    """Return of every item whether it is in the official test part: by its record, else by its folder."""
+    if found.layout is COMBINED:
+        return read_flags(listing.origin, field="test")
+    folder = "test" if found.layout is CLASS_FOLDERS else _below(found, "test pictures")
+    return [item.key.startswith(f"{folder}/") for item in listing.items]
+
+
+def _below(found: FoundLayout, purpose: str) -> str:
+    return found.paths[purpose].relative_to(found.base).as_posix()
+
+
+def _combined(found: FoundLayout) -> _Listing:
+    origin = found.paths["annotations"]
+    items = [
+        Item(key_below(path, str(origin)).removeprefix("car_ims/"), class_id)
+        for path, class_id in read_labels(origin, path_field="relative_im_path")
+    ]
+    return _Listing(items, _numbered(read_strings(origin, "class_names")), origin, found.paths["pictures"])
+
+
+def _parted(found: FoundLayout) -> _Listing:
+    """Read layout B, where 00001.jpg is a picture of cars_train and another one of cars_test."""
+    paths = found.paths
+    items = []
+    for part in ("train", "test"):
+        origin = paths[f"{part} annotations"]
+        below = _below(found, f"{part} pictures")
+        items += [
+            Item(f"{below}/{key_below(name, str(origin))}", class_id)
+            for name, class_id in read_labels(origin, path_field="fname")
+        ]
+    names = _numbered(read_strings(paths["class names"], "class_names"))
+    return _Listing(items, names, paths["train annotations"], found.base)
+
+
+def _class_folders(found: FoundLayout) -> _Listing:
+    """Read layout C, whose rows have a file name and a class number, and whose folders have the class names."""
+    paths = found.paths
+    names = _numbered([cells[0] for cells, _ in _csv_rows(paths["class names"], columns=1)])
+    items = []
+    for part in ("train", "test"):
+        for cells, where in _csv_rows(paths[f"{part} annotations"], columns=CSV_COLUMNS):
+            class_id = parse_whole(cells[-1].strip(), f"{where}: the class")
+            # A folder cannot have the slash of 'Ram C/V Cargo Van Minivan 2012'.
+            folder = names.get(class_id, "").replace("/", "-")
+            items.append(Item(key_below(f"{part}/{folder}/{cells[0]}", where), class_id))
+    return _Listing(items, names, paths["train annotations"], paths["pictures"])
+
+
+def _csv_rows(path: Path, *, columns: int) -> list[tuple[list[str], str]]:
+    rows = []
+    for number, cells in enumerate(csv.reader(read_text(path).splitlines()), start=1):
+        where = f"{path}, line {number}"
+        if cells and len(cells) != columns:
+            raise KeMetricError(f"{where}: expected {columns} columns, found {','.join(cells)!r}", ExitCode.DATA)
+        if cells:
+            rows.append((cells, where))
+    return rows
+
+
+def _numbered(names: list[str]) -> dict[int, str]:
+    return dict(enumerate((name.strip() for name in names), start=1))
+
+
+_LISTINGS: Mapping[str, Callable[[FoundLayout], _Listing]] = {
+    COMBINED.name: _combined,
+    PARTED.name: _parted,
+    CLASS_FOLDERS.name: _class_folders,
+}
+
+
+def _recognize(base: Path) -> str | None:
+    unlabelled = [devkit for devkit in DEVKITS if (base / devkit / "cars_test_annos.mat").is_file()]
+    if unlabelled:
+        return (
+            "cars_test_annos.mat has no classes; the file with the classes is cars_test_annos_withlabels.mat "
+            "(185,758 bytes)."
+        )
+    if (base / "cars_train").is_dir() and not (base / "cars_test").is_dir():
+        return f"{base} has only the train part (cars_train); the benchmark needs cars_test too."
+    return None

@@ -1,0 +1,226 @@
+"""The benchmark `glyphs`: characters drawn in the text faces that matplotlib ships. Nothing is downloaded.
+
+A class is a character, its images are that character in 12 to 16 faces. All stand on one baseline in one size, as
+in a line of print, so that a comma differs from an apostrophe and a capital from a small letter.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+
+from ke_metric.benchmarks.own_splits import draw_share, split_classes
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.image_set import Benchmark, ImageSet, labelled_set
+from ke_metric.recipe.schema import Data
+
+FACES = (
+    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+)
+MIN_FACES = 12
+
+# What the faces are hashed with. Of a few wordings this one was taken, before any training, because already a quarter
+# of the faces has upright, bold and slanted ones.
+FACE_SPLIT = "faces/glyphs"
+
+SIDE = 64
+# The tallest capitals with two accents just fit.
+FONT_SIZE = 40
+BASELINE = 46
+# What a character is drawn on before the picture is cut out: wider than any of them.
+SHEET = 192
+
+INK, PAPER = 0, 255
+
+
+@dataclass(frozen=True)
+class GlyphSource:
+    """Draws a character in a face on demand; a key is `U+0041/DejaVuSans-Bold`. Every process opens its own fonts."""
+
+    def read(self, key: str) -> Image.Image:
+        """Draw the picture: RGB, 64 x 64 pixels, black on white; a key that cannot be drawn is a KeMetricError."""
+        code_point, face = _parse(key)
+        picture = draw(code_point, face)
+        if picture is None:
+            raise KeMetricError(f"glyph {key!r}: {face} has no such character, or it does not fit", ExitCode.DATA)
+        return picture.convert("RGB")
+
+
+def read(data: Data) -> Benchmark:
+    """Build the benchmark and split it by class; takes about three seconds, once per process.
+
+    Args:
+        data: Section of the recipe; only `test_fraction` is used.
+
+    Returns:
+        Every test picture queries all others. Class names are `U+0041 LATIN CAPITAL LETTER A`.
+
+    Raises:
+        KeMetricError: matplotlib has not the fonts (ENVIRONMENT).
+    """
+    classes = _all_classes()
+    train_ids, test_ids = split_classes(classes, data.test_fraction, "glyphs")
+    test = _image_set({code_point: classes[code_point] for code_point in test_ids})
+    train = _image_set({code_point: classes[code_point] for code_point in train_ids})
+    return Benchmark("glyphs", train, test, test, _notes("by class, test classes never seen in training"))
+
+
+def read_classification(data: Data) -> Benchmark:
+    """Build the benchmark and split it by face: every character is trained and tested on, in different faces.
+
+    Args:
+        data: Section of the recipe; only `test_fraction` is used, as the share of the faces that is for testing.
+
+    Returns:
+        The characters that have a training and a test face. Class names are as those of `read`.
+
+    Raises:
+        KeMetricError: matplotlib has not the fonts (ENVIRONMENT).
+    """
+    train_faces, test_faces = draw_share(FACES, data.test_fraction, FACE_SPLIT)
+    parts: tuple[dict[int, tuple[str, ...]], ...] = ({}, {})
+    for code_point, faces in _all_classes().items():
+        trained, tested = (tuple(face for face in faces if face in part) for part in (train_faces, test_faces))
+        if trained and tested:
+            parts[0][code_point], parts[1][code_point] = trained, tested
+    train, query = (_image_set(part) for part in parts)
+    notes = _notes(f"by face, test faces never seen in training: {', '.join(test_faces)}")
+    return Benchmark("glyphs", train, query, query, notes, task="classification")
+
+
+def candidate_characters() -> list[int]:
+    """Code points, ascending, that at least 12 faces draw and that stand alone: no combining mark, control, space."""
+    having = [code_point for face in FACES for code_point in _characters(face)]
+    counts: dict[int, int] = {}
+    for code_point in having:
+        counts[code_point] = counts.get(code_point, 0) + 1
+    return sorted(
+        code_point
+        for code_point, count in counts.items()
+        if count >= MIN_FACES and unicodedata.category(chr(code_point))[0] not in "CMZ"
+    )
+
+
+def glyph_classes(code_points: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """Choose classes and images, so that no picture occurs twice.
+
+    A face that draws a character exactly as an earlier face does (arrows do not lean in the oblique ones) adds no
+    image. A character that looks exactly like an earlier one, in DejaVu Sans or any other face, is that class (Greek
+    Alpha is Latin A) and adds none either. What is left with fewer than 12 images is left out.
+
+    Args:
+        code_points: Candidates; the order does not matter.
+
+    Returns:
+        Code point to faces, both in ascending order (faces as in `FACES`).
+    """
+    classes: dict[int, tuple[str, ...]] = {}
+    taken: set[tuple[str, bytes]] = set()
+    for code_point in sorted(code_points):
+        faces = _distinct(code_point)
+        drawn = {(face, pixels) for pixels, face in faces.items()}
+        if len(faces) >= MIN_FACES and not drawn & taken:
+            taken |= drawn
+            classes[code_point] = tuple(faces.values())
+    return classes
+
+
+def draw(code_point: int, face: str) -> Image.Image | None:
+    """Draw one character, its ink centred from left to right, standing on the common baseline.
+
+    Args:
+        code_point: The character.
+        face: One of `FACES`.
+
+    Returns:
+        Grey picture [H, W] = 64 x 64, black on white; None where the face lacks the character, draws nothing, or
+        draws more than fits.
+    """
+    if code_point not in _characters(face):
+        return None
+    sheet = Image.new("L", (SHEET, SHEET), PAPER)
+    ImageDraw.Draw(sheet).text((SHEET // 3, SHEET // 2), chr(code_point), font=_font(face), fill=INK, anchor="ls")
+    box = ImageOps.invert(sheet).getbbox()
+    if box is None:
+        return None
+    left, top = (box[0] + box[2] - SIDE) // 2, SHEET // 2 - BASELINE
+    if box[0] < left or box[1] < top or box[2] > left + SIDE or box[3] > top + SIDE:
+        return None
+    return sheet.crop((left, top, left + SIDE, top + SIDE))
+
+
+def _distinct(code_point: int) -> dict[bytes, str]:
+    """Pixels of the different pictures of a character, and the first face that draws each."""
+    faces: dict[bytes, str] = {}
+    for face in FACES:
+        picture = draw(code_point, face)
+        if picture is not None:
+            faces.setdefault(picture.tobytes(), face)
+    return faces
+
+
+@lru_cache(maxsize=1)
+def _all_classes() -> Mapping[int, tuple[str, ...]]:
+    return glyph_classes(candidate_characters())
+
+
+@lru_cache(maxsize=len(FACES))
+def _font(face: str) -> ImageFont.FreeTypeFont:
+    # The basic layout: whether Raqm is there must not change a pixel.
+    return ImageFont.truetype(_font_file(face), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=len(FACES))
+def _characters(face: str) -> frozenset[int]:
+    """Code points that the face has a glyph for; glyph 0 is the box for a missing one."""
+    from matplotlib.ft2font import FT2Font
+
+    charmap = FT2Font(str(_font_file(face))).get_charmap()
+    return frozenset(code_point for code_point, glyph in charmap.items() if glyph != 0)
+
+
+def _font_file(face: str) -> Path:
+    import matplotlib as mpl
+
+    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+    if not path.is_file():
+        raise KeMetricError(f"{path}: matplotlib comes without this font; reinstall matplotlib", ExitCode.ENVIRONMENT)
+    return path
+
+
+def _key(code_point: int, face: str) -> str:
+    return f"U+{code_point:04X}/{face}"
+
+
+def _parse(key: str) -> tuple[int, str]:
+    found = re.fullmatch("U\\+([0-9A-F]{4,6})/(.+)", key)
+    if found is None or found[2] not in FACES:
+        raise KeMetricError(f"glyph {key!r}: expected a key like U+0041/{FACES[0]}", ExitCode.DATA)
+    return int(found[1], 16), found[2]
+
+
+def _image_set(classes: Mapping[int, Sequence[str]]) -> ImageSet:
+    items = [(code_point, face) for code_point, faces in classes.items() for face in faces]
+    names = {code_point: f"U+{code_point:04X} {unicodedata.name(chr(code_point))}" for code_point in classes}
+    keys = [_key(code_point, face) for code_point, face in items]
+    return labelled_set(keys, [code_point for code_point, _ in items], names, GlyphSource())
+
+
+def _notes(split: str) -> dict[str, str]:
+    import matplotlib as mpl
+    import PIL
+
+    return {
+        "split": split,
+        "fonts": f"{len(FACES)} faces of DejaVu and STIX from matplotlib {mpl.__version__}",
+        "renderer": f"FreeType {features.version('freetype2')} (Pillow {PIL.__version__})",
+    }

@@ -1,0 +1,227 @@
+"""Options that several commands share: which pictures, which network, which store. Imports nothing heavy.
+
+The options of `ke-metric eval` that have embeddings scored through a store. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class PictureChoice:
+    """Which pictures a command means.
+
+    Attributes:
+        sources: Files, folders and CSV files.
+        labels: Whether the labels that folders and CSV files tell are kept.
+        strict: Whether the first picture that cannot be used is an error.
+        path_column: What the column of a CSV file is called that has the path.
+        label_column: And the one that has the class.
+    """
+
+    sources: tuple[Path, ...]
+    labels: bool = True
+    strict: bool = False
+    path_column: str = "path"
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which network is used.
+
+    Attributes:
+        lineage: Folder of a lineage; None: the newest one, unless there is a bundle.
+        which: A generation's number, `last` or `best`; None: the best one whose weights were kept.
+        network: `dense` or `slim`; None: the one with the better score.
+        bundle: Folder of a stored network, in place of all that.
+        device: A torch device.
+        batch_size: Pictures per forward pass; None: the network's own.
+    """
+
+    lineage: Path | None = None
+    which: str | None = None
+    network: str | None = None
+    bundle: Path | None = None
+    device: str | None = None
+    batch_size: int | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a network was named at all."""
+        return any(value is not None for value in (self.lineage, self.which, self.network, self.bundle))
+
+
+@dataclass(frozen=True)
+class StoreChoice:
+    """Which kind of store an index gets; None is what `StoreSettings` says."""
+
+    kind: str | None = None
+    factory: str | None = None
+    search: tuple[str, ...] = ()
+    uri: str | None = None
+    collection: str | None = None
+    index: str | None = None
+
+
+COLUMN_OPTIONS = (
+    click.option(
+        "--label-column", default="label", show_default=True, metavar="NAME", help="Of a CSV file: the class."
+    ),
+    click.option(
+        "--path-column",
+        default="path",
+        show_default=True,
+        metavar="NAME",
+        help="Of a CSV file: the path, relative to the CSV file's folder.",
+    ),
+)
+
+
+def column_options(function: Function) -> Function:
+    """Add the options that name the columns of a CSV file."""
+    for option in COLUMN_OPTIONS:
+        function = option(function)
+    return function
+
+
+def picture_options(function: Function) -> Function:
+    """Add PICTURES and the options that go with them, given to the command as `pictures`."""
+
+    @wraps(function)
+    def packed(sources: tuple[Path, ...], no_labels: bool, strict: bool, **rest: Any) -> Any:
+        columns = {name: rest.pop(name) for name in ("path_column", "label_column")}
+        return function(pictures=PictureChoice(sources, not no_labels, strict, **columns), **rest)
+
+    for option in (
+        *COLUMN_OPTIONS,
+        click.argument("sources", nargs=-1, type=FOLDER, metavar="[PICTURES]..."),
+        click.option("--no-labels", is_flag=True, help="Forget what folders and CSV files say of classes."),
+        click.option("--strict", is_flag=True, help="Stop at the first picture that cannot be used."),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def network_options(function: Function) -> Function:
+    """Add the options that name a network, given to the command as `model`."""
+
+    @wraps(function)
+    def packed(**options: Any) -> Any:
+        model = ModelChoice(**{name: options.pop(name) for name in ("lineage", "which", "network", "bundle")})
+        if model.bundle is not None and (model.lineage or model.which or model.network):
+            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
+        return function(model=model, **options)
+
+    for option in (
+        click.option("--bundle", type=FOLDER, help="A stored network (ke-metric slim) in place of a lineage."),
+        click.option("--network", type=click.Choice(["dense", "slim"]), help="The better one when left out."),
+        click.option(
+            "--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out."
+        ),
+        click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out."),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def model_options(function: Function) -> Function:
+    """Add the options that name a network and say how it runs, given to the command as `model`."""
+
+    @wraps(function)
+    def packed(*, model: ModelChoice, device: str | None, batch_size: int | None, **options: Any) -> Any:
+        return function(model=replace(model, device=device, batch_size=batch_size), **options)
+
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1), help="Pictures per forward pass."),
+        click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out."),
+    ):
+        packed = option(packed)
+    return network_options(packed)
+
+
+def store_options(function: Function) -> Function:
+    """Add the options that say how an index is stored, given to the command as `store`."""
+
+    @wraps(function)
+    def packed(**options: Any) -> Any:
+        fields = ("kind", "factory", "search", "uri", "collection", "index")
+        return function(store=StoreChoice(**{name: options.pop(name) for name in fields}), **options)
+
+    for option in (
+        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
+        click.option("--collection", help="milvus: name of the collection."),
+        click.option("--uri", help="milvus: a cluster, http://host:19530; a file in the index when left out."),
+        click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
+        click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
+        click.option("--store", "kind", type=click.Choice(["faiss", "memmap", "milvus"]), help="faiss if left out."),
+    ):
+        packed = option(packed)
+    return packed
+
+
+STORE_FIELDS = {"factory": "--factory", "search": "--search", "uri": "--uri", "index": "--kind"}
+RANKING_FIELDS = {"expand": "--expand", "rerank": "--rerank"}
+
+
+@dataclass(frozen=True)
+class ThroughChoice:
+    """Which store embeddings are scored through, and how it is searched.
+
+    Attributes:
+        store: Which kind of store.
+        expand: Query expansion, `N` or `N:ALPHA`.
+        rerank: Re-ranking, `K1:K2:LAMBDA` or `K1:K2:LAMBDA:DEPTH`.
+    """
+
+    store: StoreChoice
+    expand: str | None = None
+    rerank: str | None = None
+
+
+def through_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options, given to the command as `through`; None without --store."""
+
+    @wraps(function)
+    def packed(*, kind: str | None, **rest: Any) -> Any:
+        store = {name: rest.pop(name) for name in STORE_FIELDS}
+        ranking = {name: rest.pop(name) for name in RANKING_FIELDS}
+        if kind is None:
+            _refuse(store | ranking)
+            return function(through=None, **rest)
+        return function(through=ThroughChoice(StoreChoice(kind=kind, **store), **ranking), **rest)
+
+    for option in (
+        click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 5:3:0.3"),
+        click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by N neighbours: --expand 4:3"),
+        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
+        click.option("--uri", help="milvus: a cluster, http://host:19530; a temporary file when left out."),
+        click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
+        click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
+        click.option(
+            "--store",
+            "kind",
+            type=click.Choice(["faiss", "memmap", "milvus"]),
+            help="Score the same embeddings through a temporary store as well, and say what it loses.",
+        ),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    """Refuse options of a store where there is none: nothing would read them."""
+    names = STORE_FIELDS | RANKING_FIELDS
+    given = [names[name] for name, value in options.items() if value]
+    if given:
+        raise click.UsageError(f"{' and '.join(given)} needs --store: faiss, memmap or milvus")

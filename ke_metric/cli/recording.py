@@ -1,0 +1,295 @@
+"""Keeps what a training says: resume states, log.jsonl, TensorBoard events.
+
+Ctrl-C and SIGTERM: the first one lets the step finish, a second one stops at once.
+
+How a training goes on: with which command, with what not as it was before, and when another process has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from ke_metric.cli.display import say
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evolution import Start
+from ke_metric.generation import Generation, Scorecard, TrainingState
+from ke_metric.lineage.folder import TENSORBOARD
+from ke_metric.lineage.store import RESOLVED, Lineage, holds_lineage
+from ke_metric.recipe.schema import Recipe
+from ke_metric.training.engine import Engine, lost_process
+from ke_metric.training.hooks import Step, Watch
+from ke_metric.training.one_generation import SIGNS
+
+# A state that takes longer than this many seconds to write is not written after every epoch, but
+SLOW_SECONDS = 2.0
+# only so often that writing takes at most this share of the time.
+WRITING_SHARE = 0.1
+
+
+class Keeper(Watch):
+    """Writes into a lineage while its generations are trained.
+
+    The state to resume from is written after every epoch, or, where that takes long beside the epochs, less often;
+    what is not written when a training stops is written then, unless it is killed.
+
+    Args:
+        lineage: The lineage, held for writing.
+    """
+
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
+        self._epochs = lineage.recipe.training.epochs
+        self._unwritten: TrainingState | None = None
+        self._writing_seconds = 0.0
+        self._written_at = time.perf_counter()
+        self._board: SummaryWriter | None = None
+        with self._harmless():
+            self._board = SummaryWriter(str(lineage.folder / TENSORBOARD))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._unwritten is not None and not isinstance(error, KeyboardInterrupt):
+            try:
+                self._write(self._unwritten)
+            except (KeMetricError, OSError) as failure:
+                # What stopped the training is the news; that this failed as well comes second.
+                say(f"warning: the state after epoch {self._unwritten.epoch} is lost: {failure}", style="yellow")
+        if self._board is not None:
+            with self._harmless():
+                self._board.close()
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Go on without TensorBoard when its files cannot be written: the lineage's own are what counts."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            say(f"warning: no more TensorBoard events: {error}", style="yellow")
+
+    def note(self, text: str) -> None:
+        """Log a line."""
+        self._lineage.log("note", text=text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning."""
+        self._lineage.log("warning", text=text)
+
+    def untrained(self, scorecard: Scorecard) -> None:
+        """Store what the generations are to be held against."""
+        self._lineage.record_untrained(scorecard)
+
+    def epoch_done(self, state: TrainingState) -> None:
+        """Save the state to resume from, unless that would take too much of the time, then log the epoch."""
+        since = time.perf_counter() - self._written_at
+        is_slow = self._writing_seconds > SLOW_SECONDS
+        if is_slow and self._writing_seconds > WRITING_SHARE * (since + self._writing_seconds):
+            self._unwritten = state
+        else:
+            self._write(state)
+        record = dict(state.training_log[-1])
+        self._lineage.log("epoch", **record)
+        step = (state.number - 1) * self._epochs + state.epoch
+        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples", "idle_steps"):
+            if name in record:
+                self._scalar(f"training/{name}", record[name], step)
+
+    def _write(self, state: TrainingState) -> None:
+        started = time.perf_counter()
+        self._lineage.save_state(state)
+        self._unwritten, self._written_at = None, time.perf_counter()
+        self._writing_seconds = self._written_at - started
+
+    def generation_done(self, generation: Generation) -> None:
+        """Add a stored generation's scores and mean weights to TensorBoard."""
+        # The generation is stored: there is nothing left to go on with.
+        self._unwritten = None
+        networks = {"dense": generation.scorecard.dense, "slim": generation.scorecard.slim or {}}
+        for network, scores in networks.items():
+            for name, value in scores.items():
+                self._scalar(f"{network}/{name}", value, generation.number)
+        for name, parts in generation.magnitudes.items():
+            for part, mean in zip(("fit", "reset"), parts, strict=True):
+                if mean is not None:
+                    self._scalar(f"mean_weight_{part}/{name}", mean, generation.number)
+        if self._board is not None:
+            with self._harmless():
+                self._board.flush()
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._board is not None:
+            with self._harmless():
+                self._board.add_scalar(name, value, step)
+
+
+class Interrupts(Watch):
+    """Stops a training when a signal has come; all its processes after the same step.
+
+    Args:
+        engine: Tells the processes' signals to each other.
+        epochs: Epochs of a generation.
+        resume: The command that goes on.
+    """
+
+    def __init__(self, engine: Engine, epochs: int, resume: str) -> None:
+        self._engine, self._epochs, self._resume = engine, epochs, resume
+        self._received = False
+        self._stopping = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = True
+        say(f"{signal.Signals(number).name}: finishing the step; once more stops at once")
+
+    def step_done(self, step: Step) -> None:
+        """Stop if a signal has come, but for the last step of an epoch, whose state is about to be saved."""
+        self._stopping = self._engine.any(self._received)
+        steps_per_epoch = step.steps // self._epochs
+        if self._stopping and step.step % steps_per_epoch:
+            raise self._interrupted(step.generation, step.epoch)
+
+    def epoch_done(self, state: TrainingState) -> None:
+        """Stop if a signal came in the last step; the epoch's state is saved."""
+        if self._stopping:
+            raise self._interrupted(state.number, state.epoch)
+
+    def _interrupted(self, generation: int, epoch: int) -> KeMetricError:
+        return KeMetricError(
+            f"interrupted in generation {generation}, epoch {epoch}; all up to the last finished epoch is saved. "
+            f"Go on with: {self._resume}",
+            ExitCode.INTERRUPTED,
+        )
+
+
+@contextmanager
+def interruptible(interrupts: Interrupts) -> Iterator[None]:
+    """Take SIGINT and SIGTERM for the time of a training."""
+    before = {number: signal.signal(number, interrupts.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resume_command(folder: Path, device: str | None, *, processes: int | None = None) -> str:
+    """Return the whole command that goes on with a training, with what starts its processes.
+
+    Args:
+        folder: The lineage's.
+        device: The torch device that was asked for.
+        processes: How many processes; as many as there are now when None.
+    """
+    words = ["train", str(folder / RESOLVED), "--lineage", str(folder), "--resume"]
+    words += ["--device", device] if device else []
+    launcher = _launcher(os.environ) if processes is None else _launcher({"WORLD_SIZE": str(processes)})
+    return shlex.join([*launcher, *words])
+
+
+def _launcher(environment: Mapping[str, str]) -> list[str]:
+    """Return the words before `train`: those of torchrun where it, or something like it, has started us."""
+    total = int(environment.get("WORLD_SIZE", 1))
+    if total == 1:
+        return ["ke-metric"]
+    here = int(environment.get("LOCAL_WORLD_SIZE", total))
+    words = ["torchrun", "--nproc_per_node", str(here)]
+    if here == total:
+        # A port of its own: another training may have the usual one.
+        words.insert(1, "--standalone")
+    else:
+        words += ["--nnodes", str(total // here), "--node_rank", environment.get("GROUP_RANK", "0")]
+        for option in ("MASTER_ADDR", "MASTER_PORT"):
+            words += [f"--{option.lower()}", environment[option]] if option in environment else []
+    return [*words, "-m", "ke_metric.cli"]
+
+
+def warn_of_changes(start: Start, engine: Engine, *, lineage: Lineage, device: str | None) -> None:
+    """Say, and log, where a training does not go on as it was trained before: processes, precision.
+
+    Args:
+        start: Where it goes on.
+        engine: What it goes on with.
+        lineage: The lineage, held for writing.
+        device: The torch device that was asked for.
+    """
+    before = _last_engine(start)
+    warnings = []
+    if before.get("precision", engine.precision) != engine.precision:
+        warnings.append(f"trained in {before['precision']} so far, goes on in {engine.precision}")
+    processes = before.get("processes", engine.processes)
+    if processes != engine.processes:
+        again = resume_command(lineage.folder, device, processes=processes)
+        warnings.append(
+            f"trained by {_counted(processes)} so far, goes on with {_counted(engine.processes)}: "
+            f"{_norms(lineage.recipe, processes, engine.processes)}. The numbers become others than those of a "
+            f"training by {_counted(processes)} throughout, which goes on with: {again}"
+        )
+    for text in warnings:
+        say(f"warning: {text}", style="yellow")
+        lineage.log("warning", text=text)
+
+
+def _last_engine(start: Start) -> Mapping[str, Any]:
+    """Return what the last epoch was trained with; a record of before this was kept says nothing."""
+    if start.state is not None and "processes" in start.state.training_log[-1]:
+        return start.state.training_log[-1]
+    if start.parent is None:
+        return {}
+    log = start.parent.training_log
+    return log[-1] if log and "processes" in log[-1] else start.parent.provenance.training
+
+
+def _counted(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
+
+
+def _norms(recipe: Recipe, before: int, now: int) -> str:
+    size = recipe.batches.size
+    return (
+        f"a batch of {size} pictures is shared otherwise, so that batch norm, where the network has it, goes by "
+        f"{size // now} pictures instead of {size // before}, and dropout is drawn otherwise"
+    )
+
+
+@contextmanager
+def together(engine: Engine, folder: Path, device: str | None) -> Iterator[None]:
+    """Tell in words when another process of the training ends while this one waits for it.
+
+    Args:
+        engine: Knows the processes.
+        folder: The lineage's, whether it is there already or not.
+        device: The torch device that was asked for.
+
+    Raises:
+        KeMetricError: Another process has gone (exit code 5).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = lost_process(error) if engine.processes > 1 else None
+        if reason is None:
+            raise
+        went_on = "No lineage was begun yet: start it again"
+        if holds_lineage(folder):
+            went_on = f"What was saved last is complete. Go on with: {resume_command(folder, device)}"
+        raise KeMetricError(
+            "another process of this training has gone: it was killed, ran out of memory, or stopped with an error "
+            f"of its own ({reason}). {went_on}",
+            ExitCode.ENVIRONMENT,
+        ) from error

@@ -1,0 +1,1 @@
+"""Data sets: making ready, checking and writing out the files of a benchmark."""

@@ -1,0 +1,175 @@
+"""A benchmark's pictures as files: decoded once more, written without loss, in a folder per class.
+
+Some benchmarks have no files (glyphs are drawn), or files in a layout of their own. What is written here is what any
+program for picture folders reads, and decodes to the very pixels that were scored.
+"""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ke_metric.benchmarks.archives import new_folder, refuse_occupied
+from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS
+from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.pixel_store import in_order
+
+Progress = Callable[[int, int], None]
+
+INDEX = "pictures.csv"
+COLUMNS = ("path", "label", "split", "key")
+LONGEST_NAME = 80
+"""Characters of a name made here: with four bytes each, and a number against doubles, still within 255 + suffix."""
+
+RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
+"""Names that Windows keeps for devices, whatever their suffix."""
+
+
+@dataclass(frozen=True)
+class WrittenPictures:
+    """What was written.
+
+    Attributes:
+        counts: Folder (`gallery`, `query` or `train`) to its number of pictures.
+        classes: Number of class folders with different names.
+    """
+
+    counts: dict[str, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    path: str
+    label: str
+    part: str
+    key: str
+    position: int
+    images: ImageSet
+
+
+def write_pictures(
+    benchmark: Benchmark, target: Path, *, part: str = "test", progress: Progress | None = None
+) -> WrittenPictures:
+    """Write the pictures of a part as `<gallery|query|train>/<class>/<picture>.png`, whole or not at all.
+
+    Where every test picture queries all others, the first picture of each class goes to `query` and the rest to
+    `gallery`. Classes and pictures get names that every file system takes; `pictures.csv` beside the folders lists
+    `path,label,split,key` in the order of the benchmark, with class names and keys as they are.
+
+    Args:
+        benchmark: What is written.
+        target: Folder to make; nothing may lie in it.
+        part: `test` or `train`.
+        progress: Called with the number of pictures done and their total.
+
+    Raises:
+        KeMetricError: Something lies in the target or a picture cannot be decoded (DATA), or the disk is full
+            (ENVIRONMENT).
+    """
+    refuse_occupied(target)
+    rows = _train_rows(benchmark) if part == "train" else _test_rows(benchmark)
+    with new_folder(target) as folder:
+        for folder_name in {str(PurePosixPath(row.path).parent) for row in rows}:
+            (folder / folder_name).mkdir(parents=True)
+        for done, _ in enumerate(in_order(partial(_write, folder), rows), start=1):
+            if progress is not None:
+                progress(done, len(rows))
+        _write_index(rows, folder / INDEX)
+    counts = {name: sum(row.part == name for row in rows) for name in dict.fromkeys(row.part for row in rows)}
+    return WrittenPictures(counts, len({PurePosixPath(row.path).parts[1] for row in rows}))
+
+
+def is_own_list(path: Path) -> bool:
+    """Return whether a file is a list that `write_pictures` wrote beside its pictures."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(len(",".join(COLUMNS)) + 1) == ",".join(COLUMNS) + "\n"
+    except (OSError, ValueError):
+        return False
+
+
+def _write(folder: Path, row: _Row) -> None:
+    row.images.read(row.position).save(folder / row.path, "PNG")
+
+
+def _write_index(rows: list[_Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((row.path, row.label, row.part, row.key) for row in rows)
+
+
+def _train_rows(benchmark: Benchmark) -> list[_Row]:
+    return list(_rows(benchmark.train, ["train"] * len(benchmark.train), _Names()))
+
+
+def _test_rows(benchmark: Benchmark) -> list[_Row]:
+    names = _Names()
+    if not benchmark.leave_one_out:
+        query, gallery = benchmark.query, benchmark.gallery
+        return [
+            *_rows(query, ["query"] * len(query), names),
+            *_rows(gallery, ["gallery"] * len(gallery), names),
+        ]
+    images = benchmark.query
+    first = set(np.unique(images.labels, return_index=True)[1].tolist())
+    return list(_rows(images, ["query" if n in first else "gallery" for n in range(len(images))], names))
+
+
+class _Names:
+    """Gives every class its folder, the same one in all parts, and every picture its file name in it."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+        self._taken: dict[str, set[str]] = {}
+
+    def path(self, part: str, label: str, key: str) -> str:
+        if label not in self._folders:
+            self._folders[label] = self._free(safe_name(label), "")
+        folder = f"{part}/{self._folders[label]}"
+        return f"{folder}/{self._free(safe_name(_stem(key)), folder)}.png"
+
+    def _free(self, name: str, folder: str) -> str:
+        """Return the name, with a number where the folder has it already, upper and lower case being the same."""
+        taken = self._taken.setdefault(folder, set())
+        number, free = 1, name
+        while _folded(free) in taken:
+            number += 1
+            free = f"{name}-{number}"
+        taken.add(_folded(free))
+        return free
+
+
+def _rows(images: ImageSet, parts: list[str], names: _Names) -> Iterator[_Row]:
+    for position, (part, key, number) in enumerate(zip(parts, images.keys, images.labels.tolist(), strict=True)):
+        label = images.class_names[number]
+        yield _Row(names.path(part, label, key), label, part, key, position, images)
+
+
+def _stem(key: str) -> str:
+    """Return the last part of a key, without the suffix of a picture."""
+    path = PurePosixPath(key)
+    return path.stem if path.suffix.lower() in IMAGE_EXTENSIONS else path.name
+
+
+def safe_name(text: str) -> str:
+    """Return a name for a file or folder that every file system takes: letters, digits, blanks and `+-_.,()=@#`.
+
+    Different texts may get the same name.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    kept = "".join(letter if letter.isalnum() or letter in " +-_.,()=@#" else "_" for letter in composed)
+    # Windows drops blanks and points at the end; a leading point would hide the file.
+    name = kept[:LONGEST_NAME].strip(" .") or "_"
+    return f"{name}_" if name.partition(".")[0].strip().casefold() in RESERVED else name
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFKD", name).casefold())

@@ -1,0 +1,311 @@
+"""Which of the files a user has make up a benchmark, and what is missing.
+
+Making a benchmark ready from the archives or folders a user already has; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ke_metric.benchmarks import aircraft, cars, cub, dogs, flowers, inshop, mit67, sop
+from ke_metric.benchmarks.archives import archive_format, extract_into, new_folder, refuse_occupied
+from ke_metric.benchmarks.layout import Layout
+from ke_metric.benchmarks.registry import default_task, load_benchmark
+from ke_metric.benchmarks.table import some_of
+from ke_metric.datasets.published_files import (
+    DISTRIBUTIONS,
+    Distribution,
+    PublishedFile,
+    describe,
+    identify,
+    published_as,
+    verify_published,
+)
+from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.images.image_set import Benchmark, PartCounts, count_parts, counts_text
+from ke_metric.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file the user has, and the published file it claims to be; None for an archive nobody published."""
+
+    path: Path
+    published: PublishedFile | None
+
+
+def choose_files(name: str, source: Path) -> tuple[SourceFile, ...]:
+    """Find the files of one complete distribution of a benchmark.
+
+    Args:
+        name: A benchmark of `DISTRIBUTIONS`.
+        source: One archive, or a folder that holds the files itself or in folders directly below.
+
+    Returns:
+        All files of the first distribution that is complete, or the one archive of unknown name that is there; empty
+        for a folder without any of these.
+
+    Raises:
+        KeMetricError: DATA: nothing usable, or a distribution is incomplete; the message has what was found and what
+            is missing.
+    """
+    candidates = [source] if source.is_file() else _candidates(source)
+    ours = {file for each in DISTRIBUTIONS[name] for file in each.files}
+    # By content only where names are not enough: a folder of downloads can hold a lot that is none of our business.
+    for recognize in (published_as, identify):
+        identified = [(path, published) for path in candidates if (published := recognize(path))]
+        found = [SourceFile(path, published) for path, published in identified if published in ours]
+        if chosen := _first_complete(name, source, found):
+            return chosen
+    if found:
+        raise _incomplete(name, source, found)
+    if identified:
+        raise KeMetricError(
+            f"{source}: no file of {name}, but {some_of([describe(published) for _, published in identified])}",
+            ExitCode.DATA,
+        )
+    return _unknown_archive(name, source, candidates)
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """List the tar, tar.gz and zip archives in a folder and in the folders directly below it."""
+    return [path for path in _files_in(folder) if archive_format(path)]
+
+
+def _candidates(source: Path) -> list[Path]:
+    """List what may be a published file: archives by content, others by name."""
+    return [path for path in _files_in(source) if published_as(path) or archive_format(path)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    below = [path for entry in entries if entry.is_dir() for path in sorted(entry.iterdir())]
+    return [path for path in [*entries, *below] if path.is_file() and not path.name.startswith(".")]
+
+
+def _first_complete(name: str, source: Path, found: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+    for distribution in DISTRIBUTIONS[name]:
+        chosen = tuple(each for each in found if each.published in distribution.files)
+        if {each.published for each in chosen} == set(distribution.files):
+            _refuse_twice(source, chosen)
+            return chosen
+    return ()
+
+
+def _incomplete(name: str, source: Path, found: Sequence[SourceFile]) -> KeMetricError:
+    mixed = " Files of different layouts do not go together." if len(DISTRIBUTIONS[name]) > 1 else ""
+    lines = [
+        f"{source}: incomplete. Found: {', '.join(each.path.name for each in found)}.",
+        *(line for distribution in DISTRIBUTIONS[name] if (line := _missing(distribution, found))),
+        f"Put the files into one folder and give that folder; or unpack all of them there yourself.{mixed}",
+    ]
+    return KeMetricError("\n".join(lines), ExitCode.DATA)
+
+
+def _missing(distribution: Distribution, found: Sequence[SourceFile]) -> str:
+    have = {each.published for each in found}
+    missing = [file.name for file in distribution.files if file not in have]
+    begun = len(missing) < len(distribution.files)
+    return f"Missing for {distribution.name}: {', '.join(missing)}." if begun else ""
+
+
+def _refuse_twice(source: Path, chosen: Sequence[SourceFile]) -> None:
+    if len({each.published for each in chosen}) < len(chosen):
+        raise KeMetricError(
+            f"{source}: a file is there more than once: {', '.join(str(each.path) for each in chosen)}; keep one",
+            ExitCode.DATA,
+        )
+
+
+def _unknown_archive(name: str, source: Path, candidates: Sequence[Path]) -> tuple[SourceFile, ...]:
+    archives = [path for path in candidates if archive_format(path)]
+    if len(archives) == 1:
+        return (SourceFile(archives[0], None),)
+    if not archives and source.is_dir():
+        return ()
+    expected = "; or ".join(", ".join(file.name for file in each.files) for each in DISTRIBUTIONS[name])
+    found = f"{len(archives):,} archives of unknown names ({some_of([path.name for path in archives])})"
+    raise KeMetricError(
+        f"{source}: {found if archives else 'not an archive'}. Expected {expected}; or one archive that holds "
+        "everything; or the unpacked folder.",
+        ExitCode.DATA,
+    )
+
+
+LAYOUTS: Mapping[str, Sequence[Layout]] = MappingProxyType(
+    {
+        "cub": (cub.LAYOUT,),
+        "cars": (cars.COMBINED, cars.PARTED, cars.CLASS_FOLDERS),
+        "sop": (sop.LAYOUT,),
+        "inshop": (inshop.LAYOUT,),
+        "flowers": (flowers.LAYOUT,),
+        "aircraft": (aircraft.LAYOUT,),
+        "mit67": (mit67.LAYOUT,),
+        "dogs": (dogs.LAYOUT,),
+    }
+)
+"""Benchmarks that can be prepared, to the layouts their readers know."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    """A file that was unpacked or copied.
+
+    Attributes:
+        name: As the user has it.
+        size: In bytes.
+        action: `unpacked` or `copied`.
+        checksum: What the comparison with the published checksum gave, in words.
+    """
+
+    name: str
+    size: int
+    action: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """A benchmark that is ready.
+
+    Attributes:
+        benchmark: Name, as in a recipe's `data.benchmark`.
+        root: What a recipe's `data.root` has to be.
+        taken: What was unpacked or copied; empty where the user's folder is used as it is.
+        counts: Part to its number of images and classes.
+        notes: What the reader has to say: layout, split.
+    """
+
+    benchmark: str
+    root: Path
+    taken: tuple[TakenFile, ...]
+    counts: Mapping[str, PartCounts]
+    notes: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "benchmark": self.benchmark,
+            "root": str(self.root),
+            "taken": [asdict(file) for file in self.taken],
+            "counts": {part: counts.to_json() for part, counts in self.counts.items()},
+            "notes": dict(self.notes),
+        }
+
+
+def prepare(
+    name: str, source: Path, *, target: Path, verify_counts: bool = True, progress: Progress | None = None
+) -> PrepareReport:
+    """Unpack a published benchmark and check that it is the right one.
+
+    A folder that is unpacked already is checked and left where it is: the report's root is that folder.
+
+    Args:
+        name: One of `LAYOUTS`.
+        source: An archive, a folder with the archives, or an unpacked folder.
+        target: The data folder to make; may exist when it is empty. Not used when the source is unpacked.
+        verify_counts: Refuse image and class counts that are not the published ones.
+        progress: Told in words what is being done, before every step that takes long.
+
+    Raises:
+        KeMetricError: DATA: unknown benchmark, files missing, damaged, incomplete or of another data set, or the
+            target holds something; ENVIRONMENT: the disk is full. Nothing is left behind in either case.
+    """
+    _refuse_unknown(name)
+    source = source.expanduser()
+    tell = progress or (lambda _: None)
+    if not source.exists():
+        raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
+    files = () if source.is_dir() and _is_unpacked(name, source) else choose_files(name, source)
+    if not files:
+        # Of a folder without archives only the reader can say what it lacks.
+        tell(f"checking {source}")
+        data = Data(benchmark=name, root=str(source), verify_counts=verify_counts)
+        return _report(load_benchmark(data, default_task(name)), source, taken=())
+    target = target.expanduser()
+    refuse_occupied(target)
+    checksums = [_checked(file, tell) for file in files]
+    with new_folder(target) as folder:
+        taken = [
+            _take(file, checksum, folder=folder, tell=tell) for file, checksum in zip(files, checksums, strict=True)
+        ]
+        tell("checking what was unpacked")
+        data = Data(benchmark=name, root=str(folder), verify_counts=verify_counts)
+        benchmark = _load_unpacked(data, source, target=target)
+    return _report(benchmark, target, taken=tuple(taken))
+
+
+def prepare_text(report: PrepareReport) -> str:
+    """Return the report as plain lines."""
+    taken = [f"{file.name}: {file.action}, {file.size:,} bytes, {file.checksum}" for file in report.taken]
+    return "\n".join(
+        [
+            f"{report.benchmark} is ready: data.root = {report.root}",
+            *(taken or ["unpacked already; used where it is, nothing was copied"]),
+            counts_text(report.counts),
+            *(f"{topic}: {note}" for topic, note in report.notes.items()),
+        ]
+    )
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in LAYOUTS:
+        raise KeMetricError(
+            f"{name!r} cannot be prepared from archives{closest(name, LAYOUTS)}; these can: {', '.join(LAYOUTS)}",
+            ExitCode.DATA,
+        )
+
+
+def _is_unpacked(name: str, source: Path) -> bool:
+    bases = [source, *(path for path in source.iterdir() if path.is_dir())]
+    return any(len(layout.find(base)) == len(layout.paths) for base in bases for layout in LAYOUTS[name])
+
+
+def _checked(file: SourceFile, tell: Progress) -> str:
+    if file.published is None:
+        return "not a published file, no checksum to compare with"
+    tell(f"comparing the checksum of {file.path.name}")
+    return verify_published(file.path, file.published)
+
+
+def _take(file: SourceFile, checksum: str, *, folder: Path, tell: Progress) -> TakenFile:
+    place = folder / file.published.place if file.published else folder
+    place.mkdir(exist_ok=True)
+    unpack = file.published is None or file.published.is_archive
+    tell(f"{'unpacking' if unpack else 'copying'} {file.path.name}")
+    if unpack:
+        extract_into(file.path, place)
+    else:
+        assert file.published is not None
+        shutil.copyfile(file.path, place / file.published.name)
+    return TakenFile(file.path.name, file.path.stat().st_size, "unpacked" if unpack else "copied", checksum)
+
+
+def _load_unpacked(data: Data, source: Path, *, target: Path) -> Benchmark:
+    """Read what was unpacked, whose errors have to name the target: the temporary folder vanishes with them."""
+    assert data.root is not None
+    try:
+        return load_benchmark(data, default_task(data.benchmark))
+    except KeMetricError as error:
+        said = str(error).replace(data.root, str(target))
+        raise KeMetricError(
+            f"{source}: unpacked, but not usable as {data.benchmark}; nothing was kept.\n"
+            f"{_archives_inside(Path(data.root))}{said}",
+            error.exit_code,
+        ) from error
+
+
+def _archives_inside(folder: Path) -> str:
+    inner = [path.name for path in archives_in(folder)]
+    return f"It holds archives: {some_of(inner)}. Unpack the outer one and give the folder.\n" if inner else ""
+
+
+def _report(benchmark: Benchmark, root: Path, *, taken: tuple[TakenFile, ...]) -> PrepareReport:
+    return PrepareReport(benchmark.name, root, taken, count_parts(benchmark), benchmark.notes)

@@ -1,0 +1,413 @@
+"""The augmented pictures of every training batch, the same ones whatever the number of worker processes.
+
+Shapes: N pictures, B images of this process in a batch, S the size of a picture, U numbers per picture.
+
+A benchmark with its pictures decoded: what a training and a scoring draw their batches from.
+
+Shapes: B batch, N items, S image size in pixels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ke_metric.fingerprint import DataFingerprint, PartFingerprint
+from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter, DrawArray
+from ke_metric.images.image_set import Benchmark, ImageSet, IntArray
+from ke_metric.images.pixel_store import (
+    PixelStore,
+    StoreShape,
+    UnreadableError,
+    evaluation_pixels,
+    normalize,
+    standardize,
+    unit_range,
+)
+from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
+from ke_metric.randomness import numpy_generator
+from ke_metric.recipe.schema import Recipe
+
+
+class Batch(NamedTuple):
+    """The augmented pictures of one step.
+
+    Attributes:
+        indices: int64 [B] picture numbers.
+        pixels: uint8 [B, S, S, 3].
+        labels: int64 [B] class numbers.
+        colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
+    """
+
+    indices: torch.Tensor
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    colour_draws: torch.Tensor
+
+
+class _Request(NamedTuple):
+    """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS]."""
+
+    indices: IntArray
+    draws: DrawArray
+
+
+@dataclass(frozen=True)
+class _Workshop(Dataset[Batch]):
+    """Makes the batch of a request; the data set of torch's DataLoader, in this process or in a worker."""
+
+    store: PixelStore
+    labels: IntArray
+    augmenter: Augmenter
+
+    def __getitem__(self, request: _Request) -> Batch:
+        columns = self.augmenter.geometry_draws
+        pictures = [
+            self.augmenter(self.store.picture(index), draws)
+            for index, draws in zip(request.indices.tolist(), request.draws[:, :columns], strict=True)
+        ]
+        return Batch(
+            indices=torch.from_numpy(request.indices.copy()),
+            pixels=torch.from_numpy(np.stack(pictures)),
+            labels=torch.from_numpy(self.labels[request.indices]),
+            colour_draws=torch.from_numpy(request.draws[:, columns:].astype(np.float32)),
+        )
+
+
+class TrainingBatches:
+    """The augmented batches of every epoch, the same ones whatever the number of worker processes.
+
+    Args:
+        store: N decoded pictures.
+        labels: [N] class numbers.
+        batches: Which pictures share a batch; its seed and generation also give the augmentation's draws.
+        augmenter: What happens to a picture.
+        workers: Processes that augment ahead, kept over the epochs; 0: a thread of this process, one batch ahead.
+    """
+
+    def __init__(
+        self, store: PixelStore, labels: IntArray, *, batches: IndexBatches, augmenter: Augmenter, workers: int = 0
+    ) -> None:
+        assert len(store) == len(labels), (len(store), len(labels))
+        self._batches = batches
+        self._columns = augmenter.geometry_draws + COLOUR_DRAWS
+        self._workshop = _Workshop(store, labels, augmenter)
+        self._requests: list[_Request] = []
+        self._loader = self._started(workers) if workers else None
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch, counted from 0."""
+        self._batches.set_epoch(epoch)
+        if self._loader is None:
+            yield from _one_ahead(self._workshop, self._epoch_requests(epoch))
+        else:
+            # Filled in place: the DataLoader holds this very list as its sampler.
+            self._requests[:] = self._epoch_requests(epoch)
+            yield from self._loader
+
+    def _epoch_requests(self, epoch: int) -> Iterator[_Request]:
+        """Yield the requests of an epoch; a picture's draws are found by its place among those of all processes."""
+        batches = self._batches
+        generator = numpy_generator(batches.seed, batches.generation, f"augmentation-{epoch}")
+        draws = generator.random((len(batches) * batches.batch_size, self._columns))
+        for step, indices in enumerate(batches):
+            share = len(indices) // batches.parts
+            # A part holds the shares of all processes, one after another.
+            starts = (np.arange(batches.parts) * batches.processes + batches.rank) * share
+            places = step * batches.batch_size + starts[:, None] + np.arange(share)
+            yield _Request(indices, draws[places.ravel()])
+
+    def _started(self, workers: int) -> DataLoader[Batch]:
+        return DataLoader(
+            self._workshop,
+            sampler=self._requests,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=True,
+            # Forked workers share the store's memory. Not on macOS, whose system libraries do not survive a fork.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            # Its only use is to seed workers, which draw nothing; without it torch's global stream would move on.
+            generator=torch.Generator(),
+        )
+
+
+def _one_ahead(workshop: _Workshop, requests: Iterator[_Request]) -> Iterator[Batch]:
+    """Make the next batch in a thread while the caller trains on this one: Pillow and torch both release the GIL."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(workshop.__getitem__, next(requests))
+        for request in requests:
+            ready, upcoming = upcoming, thread.submit(workshop.__getitem__, request)
+            yield ready.result()
+        yield upcoming.result()
+
+
+NOTHING = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A benchmark and the decoded pictures of its parts.
+
+    Attributes:
+        benchmark: Keys, labels and class names.
+        train: Pictures of `benchmark.train`, in its order.
+        query: Pictures of `benchmark.query`.
+        gallery: Pictures of `benchmark.gallery`; the same object as `query` where that is one set.
+        validation: Pictures of `benchmark.validation`; None where there is no such part.
+    """
+
+    benchmark: Benchmark
+    train: PixelStore
+    query: PixelStore
+    gallery: PixelStore
+    validation: PixelStore | None = None
+
+    @classmethod
+    def decode(
+        cls,
+        benchmark: Benchmark,
+        store_size: int,
+        *,
+        store_shape: StoreShape = "keep",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Pictures:
+        """Decode all parts, shorter sides resized to `store_size` pixels.
+
+        Args:
+            benchmark: What to decode.
+            store_size: Shorter side in pixels.
+            store_shape: "keep": aspect ratios stay; "square": pictures are squashed to store_size x store_size.
+            progress: Called with pictures done and pictures in all, for each part.
+
+        Raises:
+            UnreadableError: Pictures cannot be decoded; those of all parts are named.
+            KeMetricError: See `PixelStore.build`.
+        """
+        unreadable: list[str] = []
+
+        def build(images: ImageSet) -> PixelStore:
+            try:
+                return PixelStore.build(images, store_size, shape=store_shape, progress=progress)
+            except UnreadableError as error:
+                unreadable.extend(error.reasons)
+                return PixelStore.undecoded(len(images))
+
+        train = build(benchmark.train)
+        validation = None if benchmark.validation is None else build(benchmark.validation)
+        query = build(benchmark.query)
+        gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
+        if unreadable:
+            raise UnreadableError(unreadable)
+        return cls(benchmark, train, query, gallery, validation)
+
+    @classmethod
+    def undecoded(cls, benchmark: Benchmark) -> Pictures:
+        """Return a benchmark whose pictures nobody has looked at, to build what depends on its labels alone."""
+        query = PixelStore.undecoded(len(benchmark.query))
+        gallery = query if benchmark.leave_one_out else PixelStore.undecoded(len(benchmark.gallery))
+        return cls(benchmark, PixelStore.undecoded(len(benchmark.train)), query, gallery)
+
+    @property
+    def contents(self) -> dict[str, tuple[str, ...]]:
+        """Part to the digests of what its pictures were decoded from; none where they were not decoded from files."""
+        stores = {"train": self.train, "query": self.query, "gallery": self.gallery, "validation": self.validation}
+        return {name: store.contents for name, store in stores.items() if store is not None}
+
+    @property
+    def fingerprint(self) -> DataFingerprint:
+        """Which pictures these are."""
+        return fingerprint(self.benchmark, self.contents)
+
+
+def fingerprint(
+    benchmark: Benchmark, contents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> DataFingerprint:
+    """Return which pictures a benchmark has.
+
+    Args:
+        benchmark: Its parts.
+        contents: Part to the digests of its pictures, for the parts that were decoded.
+    """
+    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    if benchmark.leave_one_out:
+        del parts["gallery"]
+    if benchmark.validation is not None:
+        parts["validation"] = benchmark.validation
+    found = {
+        name: PartFingerprint(images.keys, tuple(images.labels.tolist()), images.class_names, contents.get(name, ()))
+        for name, images in parts.items()
+    }
+    return DataFingerprint(found, benchmark.task)
+
+
+def without_training(benchmark: Benchmark) -> Benchmark:
+    """Return the benchmark with an empty training part, which a scoring has no need to decode; the rest stays."""
+    return replace(benchmark, train=benchmark.train.at(NOTHING))
+
+
+class DeviceBatch(NamedTuple):
+    """One training batch on the device.
+
+    Attributes:
+        images: float32 [B, 3, S, S], standardised.
+        labels: int64 [B].
+        keys: The keys of the B items.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: tuple[str, ...]
+
+
+class TrainingEpochs:
+    """The training batches of a generation, epoch by epoch, on the device.
+
+    Args:
+        pictures: Where they come from.
+        recipe: Batches, augmentation, image size.
+        generation: Counted from 1; every generation draws other batches.
+        device: Where the batches go.
+        rank: Number of this process, from 0.
+        processes: How many processes share every batch.
+
+    Raises:
+        KeMetricError: The recipe's batches cannot be made from these pictures.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        recipe: Recipe,
+        *,
+        generation: int,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        images = pictures.benchmark.train
+        self._images, self._recipe, self._device = images, recipe, device
+        self._augmenter = Augmenter(recipe.augmentation, recipe.data.image_size)
+        self._batches = TrainingBatches(
+            pictures.train,
+            images.labels,
+            batches=_index_batches(images, recipe, generation=generation, rank=rank, processes=processes),
+            augmenter=self._augmenter,
+            workers=recipe.data.workers,
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, number: int) -> Iterator[DeviceBatch]:
+        """Yield the batches of epoch `number` (from 1); the same ones whenever it is asked."""
+        data, channels_last = self._recipe.data, self._recipe.training.channels_last
+        for batch in self._batches.epoch(number - 1):
+            images = unit_range(batch.pixels, device=self._device, channels_last=channels_last)
+            images = self._augmenter.colour(images, batch.colour_draws.to(self._device))
+            yield DeviceBatch(
+                images=standardize(images, mean=data.mean, std=data.std),
+                labels=batch.labels.to(self._device),
+                keys=tuple(self._images.keys[index] for index in batch.indices.tolist()),
+            )
+
+
+def _index_batches(images: ImageSet, recipe: Recipe, *, generation: int, rank: int, processes: int) -> IndexBatches:
+    batches = recipe.batches
+    if batches.sampler == "shuffled":
+        return ShuffledBatches(
+            len(images),
+            batch_size=batches.size,
+            seed=recipe.seed,
+            generation=generation,
+            rank=rank,
+            processes=processes,
+        )
+    if batches.sampler == "paired":
+        return PairedBatches(
+            images.labels,
+            pairs=batches.size,
+            seed=recipe.seed,
+            generation=generation,
+            rank=rank,
+            processes=processes,
+        )
+    return ClassBalancedBatches(
+        images.labels,
+        classes_per_batch=batches.size // batches.images_per_class,
+        images_per_class=batches.images_per_class,
+        seed=recipe.seed,
+        generation=generation,
+        rank=rank,
+        processes=processes,
+    )
+
+
+def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]:
+    """Decode only what the first training batch needs, to try a recipe.
+
+    Returns:
+        The pictures, whose training part is that batch, whose test part is empty and which have no validation part;
+        and the number of batches in an epoch of the whole benchmark.
+
+    Raises:
+        KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
+    """
+    train = benchmark.train
+    batches = _index_batches(train, recipe, generation=1, rank=0, processes=1)
+    part = train.at(np.unique(next(iter(batches))))
+    nothing = benchmark.query.at(NOTHING)
+    small = replace(benchmark, train=part, query=nothing, gallery=nothing, validation=None)
+    return Pictures.decode(small, recipe.data.store_size, store_shape=recipe.data.store_shape), len(batches)
+
+
+def repeated_pictures(benchmark: Benchmark, recipe: Recipe) -> dict[str, int]:
+    """Return how often pictures of the first epoch are paired with themselves; nothing where they never are.
+
+    Returns:
+        `classes`, the training classes with fewer images than batches.images_per_class; `self_pairs`, the positive
+        pairs that are a picture and itself; `positive_pairs`, all of them.
+    """
+    batches = _index_batches(benchmark.train, recipe, generation=1, rank=0, processes=1)
+    if not isinstance(batches, ClassBalancedBatches) or not batches.small_classes:
+        return {}
+    itself, pairs = batches.self_pairs()
+    return {"classes": batches.small_classes, "self_pairs": itself, "positive_pairs": pairs}
+
+
+def evaluation_batches(
+    store: PixelStore, indices: Sequence[int], *, recipe: Recipe, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the pictures with these numbers as the network sees them when it is scored.
+
+    Args:
+        store: N pictures.
+        indices: Numbers of the pictures, in the order wanted.
+        recipe: Sizes, standardisation and batch size.
+        device: Where the batches go.
+
+    Yields:
+        float32 [B, 3, S, S], standardised.
+    """
+    data, evaluation = recipe.data, recipe.evaluation
+    for start in range(0, len(indices), evaluation.batch_size):
+        part = indices[start : start + evaluation.batch_size]
+        pixels = evaluation_pixels(store, part, resize=evaluation.resize, size=data.image_size)
+        yield normalize(
+            torch.from_numpy(pixels),
+            mean=data.mean,
+            std=data.std,
+            device=device,
+            channels_last=recipe.training.channels_last,
+        )

@@ -1,0 +1,225 @@
+"""Image sets and benchmarks: tables of items whose pictures are decoded on demand.
+
+Shapes: N items, C classes.
+
+The parts of a benchmark by name, and how many images and classes each has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
+
+IntArray = npt.NDArray[np.int64]
+
+# Of a SHA-256: changes are to be noticed, nobody forges a picture here.
+CONTENT_DIGITS = 16
+
+
+class ImageSource(Protocol):
+    """Where the pictures of an image set come from. Picklable, since data-loading workers carry it along."""
+
+    def read(self, key: str) -> Image.Image:
+        """Decode one picture to RGB; a KeMetricError names what cannot be read."""
+        ...
+
+
+@runtime_checkable
+class StoredSource(Protocol):
+    """A source whose pictures are files."""
+
+    def content(self, key: str) -> str:
+        """Return a digest of the bytes of a picture's file, the same however it is decoded and prepared."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Pictures that lie as files under one folder; a key is a path relative to it."""
+
+    root: Path
+    decoding: Decoding = UPRIGHT_ON_WHITE
+
+    def read(self, key: str) -> Image.Image:
+        """Decode the file of a key, see `read_picture`."""
+        return read_picture(self.root / key, self.decoding)
+
+    def content(self, key: str) -> str:
+        """Return a digest of the file of a key; after `read` the system still holds it, and asks no disk again.
+
+        Raises:
+            KeMetricError: DATA: it cannot be read.
+        """
+        path = self.root / key
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, hashlib.sha256).hexdigest()[:CONTENT_DIGITS]
+        except OSError as error:
+            raise KeMetricError(f"{path}: cannot be read: {error}", ExitCode.DATA) from error
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N labelled items in a fixed order.
+
+    Attributes:
+        keys: N item ids, unique inside a benchmark (the same picture in query and gallery has the same key).
+        labels: [N] class numbers, contiguous from 0 inside the set (query and gallery share one numbering).
+        class_names: C names, indexed by label.
+        source: Decodes a key to a picture.
+    """
+
+    keys: tuple[str, ...]
+    labels: IntArray
+    class_names: tuple[str, ...]
+    source: ImageSource = field(repr=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.keys) == len(self.labels), (len(self.keys), len(self.labels))
+        assert len(set(self.keys)) == len(self.keys), "item keys repeat"
+        if len(self.labels):
+            assert self.labels.min() >= 0, "negative label"
+            assert self.labels.max() < len(self.class_names), "label without a class name"
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode picture number `index` to RGB."""
+        return self.source.read(self.keys[index])
+
+    def content(self, index: int, image: Image.Image) -> str:
+        """Return a digest of what picture number `index` holds: of its file, or of its pixels where it is drawn.
+
+        Args:
+            index: Number of the picture.
+            image: What `read` gave for it.
+        """
+        if isinstance(self.source, StoredSource):
+            return self.source.content(self.keys[index])
+        # The size too: a 2x8 and an 8x2 picture can have the same bytes.
+        digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()[:CONTENT_DIGITS]
+
+    def at(self, indices: IntArray) -> ImageSet:
+        """Return the items at some positions [n], in the order given; classes and labels stay."""
+        keys = tuple(self.keys[index] for index in indices)
+        return ImageSet(keys, self.labels[indices], self.class_names, self.source)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set with its split and task.
+
+    Attributes:
+        name: As in the recipe.
+        train: What the network learns from.
+        query: Searched with; in classification the test part, whose labels and class names are those of `train`.
+        gallery: Searched in; the same object as `query` when every test image queries all others, and in
+            classification.
+        notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
+        validation: classification: images of the training classes that are neither learnt from nor tested on; None
+            where there is no such part.
+        skipped: Files and folders that lie beside the pictures and are none, by kind; paths as keys are.
+        task: "retrieval": training and test classes are different ones. "classification": they are the same.
+    """
+
+    name: str
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+    notes: Mapping[str, str] = field(default_factory=dict)
+    validation: ImageSet | None = None
+    task: str = "retrieval"
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task == "classification":
+            assert self.leave_one_out, "classification has one test part"
+            for images in (self.query, self.validation):
+                same = images is None or images.class_names == self.train.class_names
+                assert same, "classes differ between the parts"
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether query and gallery are one set, each query searching all other items."""
+        return self.query is self.gallery
+
+
+def labelled_set(keys: list[str], class_ids: list[int], names: Mapping[int, str], source: ImageSource) -> ImageSet:
+    """Build an image set whose labels are the sorted class ids renumbered from 0.
+
+    Args:
+        keys: N item keys, in the order to keep.
+        class_ids: N class ids as the data set numbers them.
+        names: Class id to name; at least the ids that occur.
+        source: Decodes a key.
+    """
+    present = sorted(set(class_ids))
+    position = {class_id: label for label, class_id in enumerate(present)}
+    labels = np.array([position[class_id] for class_id in class_ids], dtype=np.int64)
+    return ImageSet(tuple(keys), labels, tuple(names[class_id] for class_id in present), source)
+
+
+@dataclass(frozen=True)
+class PartCounts:
+    """How large a part is.
+
+    Attributes:
+        images: Number of images, at least 1.
+        classes: Number of classes that have an image here.
+        smallest_class: Images of the class that has fewest.
+        largest_class: Images of the class that has most.
+    """
+
+    images: int
+    classes: int
+    smallest_class: int
+    largest_class: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+def parts_of(benchmark: Benchmark) -> dict[str, ImageSet]:
+    """Return train and test, with validation where there is such a part, or train, query and gallery, by name."""
+    if benchmark.leave_one_out:
+        validation = {} if benchmark.validation is None else {"validation": benchmark.validation}
+        return {"train": benchmark.train, **validation, "test": benchmark.query}
+    return {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+
+
+def count_parts(benchmark: Benchmark) -> dict[str, PartCounts]:
+    """Count images and classes of every part that has an image."""
+    return {name: _count(images) for name, images in parts_of(benchmark).items() if len(images)}
+
+
+def counts_text(counts: Mapping[str, PartCounts]) -> str:
+    """Return the counts as a plain table, one line per part."""
+    return "\n".join(
+        f"{name:<10} {part.images:>9,} images {part.classes:>8,} classes   {_sizes(part)} images per class"
+        for name, part in counts.items()
+    )
+
+
+def _sizes(part: PartCounts) -> str:
+    if part.smallest_class == part.largest_class:
+        return f"{part.largest_class:,}"
+    return f"{part.smallest_class:,} to {part.largest_class:,}"
+
+
+def _count(images: ImageSet) -> PartCounts:
+    _, sizes = np.unique(images.labels, return_counts=True)
+    return PartCounts(len(images), len(sizes), int(sizes.min()), int(sizes.max()))

@@ -1,0 +1,340 @@
+"""Decoded pictures, kept once: one flat buffer of uint8 pixels, and what the network sees of it.
+
+Shapes: N pictures, B batch, H and W height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import reduction
+from typing import Any, BinaryIO, Literal, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.decoding import MAX_PIXELS
+from ke_metric.images.image_set import ImageSet, IntArray
+
+PixelArray = npt.NDArray[np.uint8]
+StoreShape = Literal["keep", "square"]
+Source = TypeVar("Source")
+Decoded = TypeVar("Decoded")
+
+MEMORY_LIMIT = 2 * 1024**3
+"""Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
+
+# Pictures that an error names.
+MOST_NAMED = 20
+
+# Pictures per thread that are decoded ahead of the one written next: enough to even out slow files.
+LOOK_AHEAD = 4
+
+
+class UnreadableError(KeMetricError):
+    """Pictures that cannot be decoded, all that were met (DATA).
+
+    Args:
+        reasons: What is wrong with each; it names the picture.
+    """
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        count = len(self.reasons)
+        lines = [self.reasons[0]]
+        if count > 1:
+            lines = [
+                f"{count:,} pictures cannot be decoded",
+                *(f"  {reason}" for reason in self.reasons[:MOST_NAMED]),
+            ]
+        if count > MOST_NAMED:
+            lines.append(f"  and {count - MOST_NAMED:,} more")
+        lines.append("put whole copies in their place, or remove them; ke-metric data check names all that is wrong")
+        super().__init__("\n".join(lines), ExitCode.DATA)
+
+
+class PixelStore:
+    """The pictures of an image set, decoded and resized once.
+
+    All pictures share one buffer: one object per picture would make every worker process copy memory pages as
+    reference counts change. Up to MEMORY_LIMIT bytes the buffer is memory, above it a mapped temporary file, whose
+    pages the operating system may drop and read again; the file has no name and goes with the last process that
+    uses it. A forked worker inherits either; pickling passes on a file descriptor, never the pixels.
+
+    Args:
+        pixels: [total bytes] the pictures one after another, RGB, row by row.
+        heights: [N] in pixels.
+        widths: [N] in pixels.
+        file: Holds `pixels` when they are mapped from a file.
+        contents: N digests of what the pictures were decoded from, see `ImageSet.content`; empty where they are not
+            known. Worker processes, which have no use for them, get none.
+    """
+
+    def __init__(
+        self,
+        pixels: PixelArray,
+        heights: IntArray,
+        *,
+        widths: IntArray,
+        file: BinaryIO | None = None,
+        contents: tuple[str, ...] = (),
+    ) -> None:
+        assert len(contents) in (0, len(heights)), (len(contents), len(heights))
+        self.contents = contents
+        self._pixels = pixels.view()
+        self._pixels.flags.writeable = False
+        self._heights = heights
+        self._widths = widths
+        self._ends = np.cumsum(heights * widths * 3)
+        self._file = file
+        assert len(pixels) == (self._ends[-1] if len(heights) else 0)
+
+    @classmethod
+    def build(
+        cls,
+        images: ImageSet,
+        store_size: int,
+        *,
+        shape: StoreShape = "keep",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Decode every picture and resize it, up or down (antialiased bicubic).
+
+        Args:
+            images: N pictures.
+            store_size: Shorter side in pixels of what is kept.
+            shape: "keep": the aspect ratio stays. "square": every picture is squashed to store_size x store_size, as
+                Later-Layer Forgetting (Zhou et al., ICLR 2022) does before it cuts its crops.
+            progress: Called with (pictures done, N) after each picture.
+
+        Returns:
+            The store; the same one whatever the number of threads.
+
+        Raises:
+            UnreadableError: Pictures cannot be decoded, however many; all others have been looked at (DATA).
+            KeMetricError: The disk of temporary files is full (ENVIRONMENT).
+        """
+        try:
+            return cls._build(images, partial(_decode, images, store_size=store_size, shape=shape), progress)
+        except OSError as error:
+            raise KeMetricError(
+                f"the decoded pictures do not fit into {MEMORY_LIMIT / 1e9:.1f} GB of memory, and not on the disk of "
+                f"temporary files either ({tempfile.gettempdir()}: {error}); name a larger one in the environment "
+                "variable TMPDIR, or choose a smaller data.store_size",
+                ExitCode.ENVIRONMENT,
+            ) from error
+
+    @classmethod
+    def _build(
+        cls,
+        images: ImageSet,
+        decode: Callable[[int], tuple[PixelArray, str] | KeMetricError],
+        progress: Callable[[int, int], None] | None,
+    ) -> Self:
+        heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
+        stream: BinaryIO = io.BytesIO()
+        contents: list[str] = []
+        unreadable: list[str] = []
+        for index, found in enumerate(in_order(decode, range(len(images)))):
+            if isinstance(found, KeMetricError):
+                unreadable.append(str(found))
+            elif not unreadable:
+                picture, content = found
+                heights[index], widths[index] = picture.shape[:2]
+                contents.append(content)
+                stream.write(picture.data)
+            if isinstance(stream, io.BytesIO) and stream.tell() > MEMORY_LIMIT:
+                stream = _temporary_file(stream.getbuffer())
+            if progress is not None:
+                progress(index + 1, len(images))
+        if unreadable:
+            raise UnreadableError(unreadable)
+        if isinstance(stream, io.BytesIO):
+            pixels = np.frombuffer(stream.getbuffer(), np.uint8)
+            return cls(pixels, heights, widths=widths, contents=tuple(contents))
+        return cls(_mapped(stream), heights, widths=widths, file=stream, contents=tuple(contents))
+
+    @classmethod
+    def undecoded(cls, count: int) -> Self:
+        """Return a store of pictures of 0 x 0 pixels: it has their number, and nothing of them."""
+        return cls(np.empty(0, np.uint8), np.zeros(count, np.int64), widths=np.zeros(count, np.int64))
+
+    def __len__(self) -> int:
+        return len(self._heights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels."""
+        return self._pixels.nbytes
+
+    def picture(self, index: int) -> PixelArray:
+        """Return picture number `index`, uint8 [H, W, 3]: a read-only view into the store."""
+        height, width = int(self._heights[index]), int(self._widths[index])
+        end = int(self._ends[index])
+        return self._pixels[end - height * width * 3 : end].reshape(height, width, 3)
+
+    def __reduce__(self) -> tuple[Callable[..., PixelStore], tuple[Any, ...]]:
+        if self._file is None:
+            self._file = _temporary_file(self._pixels.data)
+        return _from_descriptor, (reduction.DupFd(self._file.fileno()), self._heights, self._widths)
+
+
+def _from_descriptor(descriptor: Any, heights: IntArray, widths: IntArray) -> PixelStore:
+    file = os.fdopen(descriptor.detach(), "rb")
+    return PixelStore(_mapped(file), heights, widths=widths, file=file)
+
+
+def _temporary_file(content: memoryview) -> BinaryIO:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  (stays open as long as the store)
+    file.write(content)
+    return file
+
+
+def _mapped(file: BinaryIO) -> PixelArray:
+    file.flush()
+    if os.fstat(file.fileno()).st_size == 0:
+        return np.empty(0, np.uint8)
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def in_order(decode: Callable[[Source], Decoded], sources: Iterable[Source]) -> Iterator[Decoded]:
+    """Yield every source decoded, in order, by a few threads that run ahead by a bounded number of them."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[Future[Decoded]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for source in sources:
+            waiting.append(pool.submit(decode, source))
+            if len(waiting) > LOOK_AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _decode(
+    images: ImageSet, index: int, *, store_size: int, shape: StoreShape
+) -> tuple[PixelArray, str] | KeMetricError:
+    """Return what is kept of a picture and the digest of its file, or why there is nothing."""
+    try:
+        image = images.read(index)
+        content = images.content(index, image)
+        return stored_picture(image, images.keys[index], store_size=store_size, shape=shape), content
+    except KeMetricError as error:
+        return error
+
+
+def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:
+    """Return what is kept of a picture: resized, up or down (antialiased bicubic).
+
+    Args:
+        image: RGB.
+        name: What an error calls it.
+        store_size: Shorter side in pixels.
+        shape: See `PixelStore.build`.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        KeMetricError: DATA, for a strip so long that too many pixels would be kept.
+    """
+    width = height = store_size
+    if shape == "keep":
+        width, height = shorter_side(image.width, image.height, store_size)
+    if width * height > MAX_PIXELS:
+        raise KeMetricError(
+            f"{name}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
+            f"at data.store_size = {store_size} it has {width}x{height} pixels, at most {MAX_PIXELS:,} are allowed",
+            ExitCode.DATA,
+        )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
+    """Return width and height of the same aspect ratio whose smaller one is `target`."""
+    scale = target / min(width, height)
+    return max(target, round(width * scale)), max(target, round(height * scale))
+
+
+def evaluation_pixels(store: PixelStore, indices: Sequence[int] | IntArray, *, resize: int, size: int) -> PixelArray:
+    """Return what the network sees of some pictures when it is scored: resized, then cut in the centre.
+
+    Args:
+        store: N pictures.
+        indices: [B] numbers of the pictures.
+        resize: Shorter side in pixels after resizing (antialiased bilinear); a picture that has it stays as it is.
+        size: Height and width in pixels of the cut, at most `resize`.
+
+    Returns:
+        uint8 [B, size, size, 3].
+    """
+    batch = np.empty((len(indices), size, size, 3), np.uint8)
+    for row, index in zip(batch, indices, strict=True):
+        row[:] = evaluation_picture(store.picture(int(index)), resize=resize, size=size)
+    return batch
+
+
+def evaluation_picture(picture: PixelArray, *, resize: int, size: int) -> PixelArray:
+    """Return what the network sees of one kept picture [H, W, 3] when it is scored: see `evaluation_pixels`."""
+    assert size <= resize, (size, resize)
+    width, height = shorter_side(picture.shape[1], picture.shape[0], resize)
+    if picture.shape[:2] != (height, width):
+        resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+        picture = np.asarray(resized)
+    top, left = (height - size) // 2, (width - size) // 2
+    return picture[top : top + size, left : left + size]
+
+
+def unit_range(pixels: torch.Tensor, *, device: torch.device, channels_last: bool) -> torch.Tensor:
+    """Move pixels to the device as bytes and make them numbers in [0, 1] there.
+
+    Args:
+        pixels: uint8 [B, H, W, 3].
+        device: Where the result lies.
+        channels_last: Memory format of the result: NHWC, else NCHW.
+
+    Returns:
+        float32 [B, 3, H, W] in [0, 1].
+    """
+    moved = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return moved.to(torch.float32, memory_format=memory_format).div_(255)
+
+
+def standardize(
+    batch: torch.Tensor, *, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel.
+
+    Args:
+        batch: float32 [B, 3, H, W] in [0, 1].
+        mean: Of red, green, blue in [0, 1].
+        std: Of red, green, blue in [0, 1], positive.
+
+    Returns:
+        float32 [B, 3, H, W] in the memory format of `batch`.
+    """
+    centre = torch.tensor(mean, device=batch.device).view(3, 1, 1)
+    return (batch - centre) / torch.tensor(std, device=batch.device).view(3, 1, 1)
+
+
+def normalize(
+    pixels: torch.Tensor,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: torch.device,
+    channels_last: bool,
+) -> torch.Tensor:
+    """Turn pixels, uint8 [B, H, W, 3], into what the network takes, float32 [B, 3, H, W]: all of the above."""
+    return standardize(unit_range(pixels, device=device, channels_last=channels_last), mean=mean, std=std)

@@ -1,0 +1,331 @@
+"""Lineages side by side: mean and spread of every score over seeds, and differences paired by seed.
+
+A *strategy* is all lineages of one recipe that differ in the seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores
+from ke_metric.lineage.files import read_provenance
+from ke_metric.lineage.folder import FREE_FIELDS
+from ke_metric.lineage.store import Lineage
+from ke_metric.recipe.schema import Recipe
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+# What two strategies must agree in: otherwise they were scored on other images, or asked something else.
+SAME_TEST = (
+    "task", "data.benchmark", "data.test_fraction", "data.test_classes", "data.crop_banner",
+)  # fmt: skip
+# What they may differ in where the test pictures are the same ones: how the networks see them. It is said.
+SEEN = (
+    "data.image_size", "data.store_size", "data.store_shape", "data.background", "data.exif_orientation",
+    "evaluation.resize",
+)  # fmt: skip
+# Fields that change no score of a generation that is there.
+_NO_MATTER = {*FREE_FIELDS, "seed", "keep", "evaluation.backend", "evaluation.batch_size"}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """All lineages of one recipe.
+
+    Attributes:
+        name: The recipe's name, followed by what tells it from another strategy of the same name.
+        recipe: The recipe; its seed is that of one of them.
+        scorecards: Seed -> scorecards of generation 1, 2, ...; an interrupted lineage has fewer than the others.
+        untrained: Seed -> scorecard of the network before any training, generation 0; without the seeds of lineages
+            of before it was kept.
+    """
+
+    name: str
+    recipe: Recipe
+    scorecards: Mapping[int, Sequence[Scorecard]]
+    untrained: Mapping[int, Scorecard] = field(default_factory=dict)
+
+    @property
+    def generations(self) -> int:
+        """Number of generations of the longest lineage."""
+        return max(len(cards) for cards in self.scorecards.values())
+
+    def epochs(self, generation: int) -> int:
+        """Return how many epochs were trained until a generation was complete."""
+        return generation * self.recipe.training.epochs
+
+    @property
+    def last_networks(self) -> tuple[str, ...]:
+        """The networks of the last generation, which may be the slim one alone (`method.slim_last`)."""
+        is_slim = self.recipe.method.slim_last and self.generations == self.recipe.generations
+        return ("slim",) if is_slim and self.recipe.has_slim else self.networks
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that have scores: dense, slim, or both.
+
+        The network of `slim_alone`, the slim architecture on its own, is a slim one.
+        """
+        if self.recipe.method.name == "slim_alone":
+            return ("slim",)
+        return ("dense", "slim") if self.recipe.has_slim else ("dense",)
+
+    def parameters(self, network: str, generation: int) -> int:
+        """Return the number of parameters of one of a generation's networks."""
+        card = next(iter(self._cards(generation).values()))
+        count = card.dense_parameters if self._stored_as(network) == "dense" else card.slim_parameters
+        assert count is not None, f"{self.name} has no {network} network"
+        return count
+
+    def scores(self, generation: int, network: str) -> dict[int, Scores]:
+        """Return seed -> scores of one network of a generation, for the seeds that have it."""
+        cards = self._cards(generation)
+        if self._stored_as(network) == "dense":
+            return {seed: card.dense for seed, card in cards.items()}
+        return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
+
+    def worse_than_untrained(self, name: str) -> dict[int, tuple[float, float]]:
+        """Return the generations that training made worse than they began, over the seeds that tell.
+
+        Args:
+            name: The score to go by, of the network that is trained.
+
+        Returns:
+            Generation -> mean score of the untrained networks, and of the generation.
+        """
+        found: dict[int, tuple[float, float]] = {}
+        for generation in range(1, self.generations + 1):
+            pairs = [
+                (self.untrained[seed].dense[name], card.dense[name])
+                for seed, card in self._cards(generation).items()
+                if seed in self.untrained and name in self.untrained[seed].dense and name in card.dense
+            ]
+            before, after = (
+                (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+            )
+            if after < before:
+                found[generation] = before, after
+        return found
+
+    def _cards(self, generation: int) -> dict[int, Scorecard]:
+        """Return seed -> scorecard of a generation, for the seeds that have it."""
+        if generation == 0:
+            return dict(self.untrained)
+        return {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
+
+    def _stored_as(self, network: str) -> str:
+        return "dense" if self.networks == ("slim",) else network
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a strategy is ahead of the reference in one score, paired by seed.
+
+    Attributes:
+        mean: Mean over seeds of strategy minus reference.
+        low: Lower end of the interval; None where a single seed says nothing about spread.
+        high: Its upper end.
+        seeds: Number of pairs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
+    """Group lineages into strategies, in the order in which they are given.
+
+    Raises:
+        KeMetricError: One has no generation yet, two are of one recipe and seed, or they were not tested alike.
+    """
+    groups: list[list[tuple[Lineage, Recipe]]] = []
+    for lineage in lineages:
+        recipe = lineage.recipe
+        if not lineage.numbers:
+            raise KeMetricError(f"{lineage.folder}: there is no complete generation yet", ExitCode.LINEAGE)
+        member = lineage, recipe
+        group = next((each for each in groups if _of_one_strategy(each[0], member)), None)
+        if group is None:
+            groups.append([member])
+        else:
+            group.append(member)
+    if not groups:
+        raise KeMetricError("no lineage to compare", ExitCode.USAGE)
+    _require_one_test([member for members in groups for member in members])
+    names = _names([members[0][1] for members in groups])
+    return [_strategy(name, members) for name, members in zip(names, groups, strict=True)]
+
+
+def _of_one_strategy(one: tuple[Lineage, Recipe], other: tuple[Lineage, Recipe]) -> bool:
+    """Whether two lineages are trainings of one recipe on the same pictures, wherever these lie."""
+    fields = [_flat(recipe) for _, recipe in (one, other)]
+    if any(fields[0].get(name) != fields[1].get(name) for name in {*fields[0], *fields[1]} - _NO_MATTER):
+        return False
+    before, now = one[0].data, other[0].data
+    if before is not None and now is not None:
+        if before.changes(now):
+            return False
+        if before.since == now.since == 1:
+            return True
+    return all(fields[0][name] == fields[1][name] for name in _test_of(one[1]))
+
+
+def _test_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the fields that say what a recipe is tested on."""
+    root = ("data.root",) if recipe.data.benchmark == "folder" else ()
+    # In classification the test part has the classes that were trained on.
+    classes = ("data.train_classes",) if recipe.task == "classification" else ()
+    return (*SAME_TEST, *root, *classes)
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _strategy(name: str, members: Sequence[tuple[Lineage, Recipe]]) -> Strategy:
+    scorecards: dict[int, Sequence[Scorecard]] = {}
+    folders: dict[int, Lineage] = {}
+    for lineage, recipe in members:
+        if recipe.seed in folders:
+            raise KeMetricError(
+                f"{folders[recipe.seed].folder} and {lineage.folder} are of one recipe and one seed ({recipe.seed}): "
+                "counted twice, they would look like two trainings",
+                ExitCode.LINEAGE,
+            )
+        folders[recipe.seed] = lineage
+        scorecards[recipe.seed] = [lineage.scorecard(number) for number in lineage.numbers]
+    untrained = {seed: card for seed, lineage in sorted(folders.items()) if (card := lineage.untrained) is not None}
+    return Strategy(name, members[0][1], dict(sorted(scorecards.items())), untrained)
+
+
+def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
+    (first, reference), *others = members
+    expected = _flat(reference)
+    for lineage, recipe in others:
+        found = _flat(recipe)
+        names = dict.fromkeys((*_test_of(reference), *_test_of(recipe)))
+        before, now = first.data, lineage.data
+        if before is not None and now is not None and recipe.task == reference.task:
+            changes = before.tested.changes(now.tested)
+            if changes:
+                raise KeMetricError(
+                    f"{lineage.folder} was not tested on the pictures of {first.folder}: {'; '.join(changes)}: their "
+                    "scores do not belong into one table",
+                    ExitCode.LINEAGE,
+                )
+            if before.since == now.since == 1:
+                # The pictures are known to be the same ones, wherever they lie and however they were divided.
+                names = dict.fromkeys(("data.crop_banner",))
+        for name in names:
+            if found[name] != expected[name]:
+                raise KeMetricError(
+                    f"{lineage.folder}: {name} = {found[name]!r}, {first.folder} has {expected[name]!r}: their "
+                    "scores do not belong into one table",
+                    ExitCode.LINEAGE,
+                )
+
+
+def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
+    """Return how the networks of each strategy see the test pictures, in the fields in which they differ."""
+    flat = {strategy.name: _flat(strategy.recipe) for strategy in strategies}
+    fields = [name for name in SEEN if len({json.dumps(each.get(name)) for each in flat.values()}) > 1]
+    return {name: {field: each.get(field) for field in fields} for name, each in flat.items()} if fields else {}
+
+
+def told_ties(lineages: Iterable[Lineage]) -> str | None:
+    """Return the sentence on scores that settled ties by another rule than others; None where all are of one."""
+    by_rule: dict[str, list[str]] = {}
+    for lineage in lineages:
+        if lineage.recipe.task == "retrieval":
+            for number in lineage.numbers:
+                rule = read_provenance(lineage.generation_folder(number)).ties
+                by_rule.setdefault(rule, []).append(f"generation {number} of {lineage.folder}")
+    if len(by_rule) < 2:
+        return None
+    return (
+        f"ties are settled by the {TIES_BY_ROW} in {', '.join(by_rule[TIES_BY_ROW])}, elsewhere by the "
+        f"{TIES_BY_MEAN}: scores of pictures with equal embeddings may differ for that alone; ke-metric eval scores "
+        "them again"
+    )
+
+
+def _names(recipes: Sequence[Recipe]) -> list[str]:
+    """Return the recipes' names, all different.
+
+    Where several are equal they have the fields in which they differ, then where the data lie, then a number.
+    """
+    names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER)
+    if len(set(names)) < len(names):
+        names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER - {"data.root"})
+    numbered: list[str] = []
+    for name in names:
+        candidates = (name, *(f"{name} #{number}" for number in range(2, len(names) + 1)))
+        numbered.append(next(each for each in candidates if each not in numbered))
+    return numbered
+
+
+def _told_apart(names: Sequence[str], recipes: Sequence[Recipe], *, leaving_out: Set[str]) -> list[str]:
+    """Return each name followed by the fields in which recipes of that name differ."""
+    flat = [_flat(recipe) for recipe in recipes]
+    told_apart = []
+    for own, fields in zip(names, flat, strict=True):
+        same = [other for each, other in zip(names, flat, strict=True) if each == own]
+        differing = [
+            name
+            for name in sorted({name for other in same for name in other} - leaving_out)
+            if any(other.get(name) != fields.get(name) for other in same)
+        ]
+        told = ", ".join(f"{name}={_shown(fields.get(name))}" for name in differing)
+        told_apart.append(f"{own} ({told})" if told else own)
+    return told_apart
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation (n - 1 in the denominator); of a single value there is no deviation."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """Compare two strategies by the seeds they share; None where they share none.
+
+    The interval is the percentile bootstrap's (Efron, 1979): the pairs are drawn anew, with replacement, 10,000 times
+    from a fixed seed, and it holds the middle 95 % of the means. Of few seeds it is too narrow: of three, it ends at
+    the smallest and largest difference that was seen.
+
+    Args:
+        ours: Seed -> score of the strategy.
+        theirs: Seed -> score of the reference.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=np.float64)
+    mean = float(differences.mean())
+    if len(seeds) == 1:
+        return Difference(mean, None, None, 1)
+    drawn = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(differences[drawn].mean(axis=1), [tail, 1 - tail])
+    return Difference(mean, float(low), float(high), len(seeds))

@@ -1,0 +1,320 @@
+"""How a generation, and the training of one that is under way, lie on disk: one folder each.
+
+Weights are safetensors, facts are JSON, optimizer state is read with `weights_only=True`: nothing here can run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from ke_metric.disk import damage, disk_error, read_object, read_text, to_json, whole_folder
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.fingerprint import DataFingerprint
+from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState, Weights
+
+WEIGHTS = "weights.safetensors"
+LOSS_WEIGHTS = "loss.safetensors"
+METHOD_WEIGHTS = "method.safetensors"
+SPLIT = "split.json"
+SPLIT_BITS = "split.safetensors"
+SCORECARD = "scorecard.json"
+TRAINING_LOG = "training.jsonl"
+PROVENANCE = "provenance.json"
+OPTIMIZER = "optimizer.pt"
+STATE = "state.json"
+
+STATE_FOLDER = re.compile(r"generation-(\d{3,})-epoch-(\d{5,})")
+
+# What a file raises that is good JSON but not what was written: a key missing or left over, another type, a broken
+# invariant of the records.
+MISFITS = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def write_generation(folder: Path, generation: Generation) -> None:
+    """Write a generation's folder, whole or not at all.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written.
+    """
+    magnitudes = {name: list(pair) for name, pair in generation.magnitudes.items()}
+    facts = score_facts(generation.number, generation.scorecard, magnitudes)
+    lines = [json.dumps(record, allow_nan=False) + "\n" for record in generation.training_log]
+    with whole_folder(folder) as temporary:
+        _save(generation.weights, temporary / WEIGHTS)
+        if generation.loss_weights:
+            _save(generation.loss_weights, temporary / LOSS_WEIGHTS)
+        if generation.split_bits:
+            _save(generation.split_bits, temporary / SPLIT_BITS)
+        (temporary / SPLIT).write_text(generation.split, encoding="utf-8")
+        (temporary / SCORECARD).write_text(to_json(facts), encoding="utf-8")
+        (temporary / PROVENANCE).write_text(to_json(dataclasses.asdict(generation.provenance)), encoding="utf-8")
+        (temporary / TRAINING_LOG).write_text("".join(lines), encoding="utf-8")
+
+
+def score_facts(number: int, scorecard: Scorecard, magnitudes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scorecard and the mean absolute weights as they are stored; what was not computed is absent."""
+    scores = {name: value for name, value in dataclasses.asdict(scorecard).items() if value is not None}
+    return {"generation": number, **scores, "magnitudes": magnitudes}
+
+
+def read_generation(folder: Path, number: int) -> Generation:
+    """Read a generation's folder.
+
+    Args:
+        folder: Its folder.
+        number: Which generation it must be.
+
+    Raises:
+        KeMetricError: Its weights were not kept, a file is missing or damaged, or it is another generation.
+    """
+    if not (folder / WEIGHTS).exists():
+        raise KeMetricError(
+            f"{folder}: the weights of this generation were not kept (its scores are in {SCORECARD}); "
+            "a recipe with keep: best keeps the best beside the last, keep: all keeps every one",
+            ExitCode.LINEAGE,
+        )
+    scorecard, magnitudes = _read_scores(folder / SCORECARD, number)
+    provenance = read_provenance(folder)
+    try:
+        return Generation(
+            number=number,
+            weights=_load(folder / WEIGHTS),
+            loss_weights=_load(folder / LOSS_WEIGHTS) if (folder / LOSS_WEIGHTS).exists() else {},
+            split=read_text(folder / SPLIT),
+            split_bits=_load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {},
+            scorecard=scorecard,
+            training_log=read_log(folder / TRAINING_LOG),
+            magnitudes=magnitudes,
+            provenance=provenance,
+        )
+    except (AssertionError, TypeError) as error:
+        raise damage(folder / PROVENANCE, error) from error
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Read where a generation came from; it stays when its weights are dropped.
+
+    Raises:
+        KeMetricError: It is missing or damaged.
+    """
+    facts = read_object(folder / PROVENANCE)
+    try:
+        return Provenance(**facts | {"class_names": _class_names(facts)})
+    except TypeError as error:
+        raise damage(folder / PROVENANCE, error) from error
+
+
+def _class_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes; none for a lineage of before classifications."""
+    names = facts.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"class_names = {names!r}, not a list of names")
+    return tuple(names)
+
+
+def read_scorecard(folder: Path, number: int) -> Scorecard:
+    """Read the scores of a generation; they stay when its weights are dropped.
+
+    Raises:
+        KeMetricError: They are missing or damaged, or those of another generation.
+    """
+    return _read_scores(folder / SCORECARD, number)[0]
+
+
+def read_untrained(path: Path) -> Scorecard:
+    """Read the scores of the network before any training, which stand as generation 0.
+
+    Raises:
+        KeMetricError: They are missing or damaged.
+    """
+    return _read_scores(path, 0)[0]
+
+
+def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[float | None, float | None]]]:
+    facts = read_object(path)
+    try:
+        _require_number(facts["generation"], number)
+        scorecard = Scorecard(
+            dense=dict(facts["dense"]),
+            slim=dict(facts["slim"]) if "slim" in facts else None,
+            dense_parameters=facts["dense_parameters"],
+            slim_parameters=facts.get("slim_parameters"),
+            classes=_class_scores(facts.get("classes")),
+        )
+        return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
+    except MISFITS as error:
+        raise damage(path, error) from error
+
+
+def _class_scores(facts: Mapping[str, Any] | None) -> dict[str, ClassScores] | None:
+    """Return how each class was recognised; None for a retrieval, and for a lineage of before this was recorded."""
+    return None if facts is None else {network: ClassScores(**found) for network, found in facts.items()}
+
+
+def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Read a training's log, one record per epoch.
+
+    Raises:
+        KeMetricError: It is missing or damaged.
+    """
+    try:
+        return tuple(json.loads(line) for line in read_text(path).splitlines())
+    except json.JSONDecodeError as error:
+        raise damage(path, error) from error
+
+
+def _require_number(found: object, number: int) -> None:
+    if found != number:
+        raise ValueError(f"generation {found} in the folder of generation {number}")
+
+
+def read_fingerprint(path: Path) -> DataFingerprint:
+    """Read what a lineage is grown and scored on.
+
+    Raises:
+        KeMetricError: The file is missing or damaged.
+    """
+    try:
+        return DataFingerprint.from_json(read_object(path))
+    except MISFITS as error:
+        if isinstance(error, KeMetricError):
+            raise
+        raise damage(path, error) from error
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete the weights of a generation and leave everything else.
+
+    Raises:
+        KeMetricError: They cannot be deleted.
+    """
+    try:
+        for name in (WEIGHTS, LOSS_WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def newest_state(in_progress: Path, number: int | None = None) -> Path | None:
+    """Return the folder of the last state, of generation `number` or of any; None when there is none."""
+    found = _states(in_progress)
+    chosen = [found[key] for key in sorted(found) if number in (None, key[0])]
+    return chosen[-1] if chosen else None
+
+
+def _states(in_progress: Path) -> dict[tuple[int, int], Path]:
+    """Folders of states by generation and epoch."""
+    paths = in_progress.iterdir() if in_progress.is_dir() else ()
+    return {(int(match[1]), int(match[2])): path for path in paths if (match := STATE_FOLDER.fullmatch(path.name))}
+
+
+def replace_state(in_progress: Path, state: TrainingState) -> None:
+    """Write the state of a generation under way, whole or not at all, then delete whatever else is there.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written; the state before is still there.
+    """
+    newest = in_progress / f"generation-{state.number:03d}-epoch-{state.epoch:05d}"
+    write_state(newest, state)
+    for path in in_progress.iterdir():
+        if path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_state(folder: Path, state: TrainingState) -> None:
+    """Write the state of a generation under way, whole or not at all.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written.
+    """
+    facts = {
+        "number": state.number,
+        "epoch": state.epoch,
+        "training_log": list(state.training_log),
+        "seconds": state.seconds,
+        "method_weights": bool(state.method_weights),
+    }
+    optimizer = io.BytesIO()
+    torch.save(dict(state.optimizer), optimizer)
+    with whole_folder(folder) as temporary:
+        _save(state.weights, temporary / WEIGHTS)
+        _save(state.loss_weights, temporary / LOSS_WEIGHTS)
+        if state.method_weights:
+            _save(state.method_weights, temporary / METHOD_WEIGHTS)
+        # Through memory: torch.save hides the operating system's error when the disk is full.
+        (temporary / OPTIMIZER).write_bytes(optimizer.getbuffer())
+        (temporary / STATE).write_text(to_json(facts), encoding="utf-8")
+
+
+def read_state(folder: Path, number: int) -> TrainingState:
+    """Read a state written by `write_state`.
+
+    Args:
+        folder: Its folder.
+        number: Which generation it must be of.
+
+    Raises:
+        KeMetricError: A file is missing or damaged; deleting the folder repeats the generation from its beginning.
+    """
+    try:
+        return _read_state(folder, number)
+    except KeMetricError as error:
+        raise KeMetricError(
+            f"{error}; delete {folder} to train generation {number} from its beginning", error.exit_code
+        ) from error
+
+
+def _read_state(folder: Path, number: int) -> TrainingState:
+    facts = read_object(folder / STATE)
+    try:
+        _require_number(facts["number"], number)
+        return TrainingState(
+            number=number,
+            epoch=facts["epoch"],
+            weights=_load(folder / WEIGHTS),
+            loss_weights=_load(folder / LOSS_WEIGHTS),
+            optimizer=_load_optimizer(folder / OPTIMIZER),
+            training_log=tuple(facts["training_log"]),
+            seconds=facts["seconds"],
+            # States of before methods kept something do not say.
+            method_weights=_load(folder / METHOD_WEIGHTS) if facts.get("method_weights") else {},
+        )
+    except KeMetricError:
+        raise
+    except MISFITS as error:
+        raise damage(folder / STATE, error) from error
+
+
+def _save(weights: Weights, path: Path) -> None:
+    # Through memory: safetensors' own writing hides the operating system's error, and makes files only we can read.
+    path.write_bytes(save(dict(weights)))
+
+
+def _load(path: Path) -> Weights:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise damage(path, error) from error
+
+
+def _load_optimizer(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *MISFITS) as error:
+        # Not torch's own words: they recommend to read the file in a way that can run code.
+        raise KeMetricError(
+            f"{path}: damaged: torch cannot read it ({type(error).__name__})", ExitCode.LINEAGE
+        ) from error
+    return state

@@ -1,0 +1,1 @@
+"""Published methods that Knowledge Evolution is compared with."""

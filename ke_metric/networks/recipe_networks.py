@@ -1,0 +1,108 @@
+"""The blueprint: builds the networks of a lineage, and its split plan, from the recipe alone.
+
+Training, scoring again and cutting out all build them here, so that they are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ke_metric.generation import Generation, load_whole
+from ke_metric.methods.table import method_of
+from ke_metric.networks.heads import build_classifier, build_network
+from ke_metric.randomness import default_streams, derive_seed
+from ke_metric.recipe.schema import Recipe
+from ke_metric.split.following import follow_channels
+from ke_metric.split.graph import ChannelGraph
+from ke_metric.split.plan import SplitPlan
+from ke_metric.split.planning import plan_split
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How the networks of a lineage are built.
+
+    Attributes:
+        recipe: The recipe of the lineage.
+        classes: Number of training classes; retrieval does not ask for it.
+    """
+
+    recipe: Recipe
+    classes: int
+
+    def build(self, number: int, *, load_pretrained: bool = False) -> nn.Module:
+        """Return a network with the random weights that generation `number` begins with, on the CPU.
+
+        Args:
+            number: Number of the generation, counted from 1.
+            load_pretrained: Whether a recipe that asks for pretrained weights gets them.
+
+        Raises:
+            KeMetricError: The recipe's network cannot be built or split.
+        """
+        with default_streams(self.recipe.seed, number, "network"):
+            network = self._dense(load_pretrained)
+        method = method_of(self.recipe, number)
+        if not method.changes_architecture:
+            return network
+        return method.architecture(network, self._plan(network, self.recipe.split.rate))
+
+    def channels(self) -> ChannelGraph:
+        """Return the channels of the lineage's networks, which layers share them and where they meet.
+
+        Raises:
+            KeMetricError: They cannot be followed.
+        """
+        return follow_channels(self.build(1), self._example)
+
+    def plan(self, network: nn.Module, number: int) -> SplitPlan:
+        """Return the split plan of the network that `build` returned for generation `number`.
+
+        The masks never change in a lineage; a network that is slim already is kept whole.
+
+        Raises:
+            KeMetricError: The network cannot be split.
+        """
+        changed = method_of(self.recipe, number).changes_architecture
+        return self._plan(network, 1.0 if changed else self.recipe.split.rate)
+
+    def restore(self, generation: Generation, *, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
+        """Return the dense network of a stored generation, laid out in memory as it was scored, and its split plan.
+
+        Raises:
+            KeMetricError: The weights or the plan do not fit the recipe's network.
+        """
+        network = self.build(generation.number)
+        load_whole(network, generation.weights, "the stored weights")
+        plan = SplitPlan.from_json(generation.split, generation.split_bits)
+        plan.check(network)
+        network.to(device)
+        if self.recipe.training.channels_last:
+            network.to(memory_format=torch.channels_last)
+        return network, plan
+
+    def _dense(self, load_pretrained: bool) -> nn.Module:
+        recipe, size = self.recipe, self.recipe.data.image_size
+        if recipe.task == "classification":
+            return build_classifier(recipe.network, size, self.classes, load_pretrained=load_pretrained)
+        return build_network(recipe.network, size, load_pretrained=load_pretrained)
+
+    @property
+    def _example(self) -> Tensor:
+        size = self.recipe.data.image_size
+        return torch.zeros(1, 3, size, size)
+
+    def _plan(self, network: nn.Module, rate: float) -> SplitPlan:
+        recipe = self.recipe
+        return plan_split(
+            network,
+            self._example,
+            rate=rate,
+            kind=recipe.split.kind,
+            keep_whole=recipe.split.keep_whole,
+            seed=derive_seed(recipe.seed, 1, "split"),
+            channel_multiple=recipe.split.channel_multiple,
+        )

@@ -1,0 +1,1 @@
+"""Recipes: one file that describes one lineage completely, read, checked and frozen."""

@@ -1,0 +1,392 @@
+"""The recipe: one frozen, closed description of a lineage.
+
+Everything a lineage depends on is a field here; what is left out takes the default written beside it. An unknown
+key, a wrong type or a value out of range is an error. Types are strict: a quoted number is text and `true` is not
+1; a whole number is welcome where a fraction may stand. Files are read by `recipe_file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
+
+from ke_metric.recipe.method_rules import ANEW, READERS, Method
+from ke_metric.recipe.yaml import write_yaml
+from ke_metric.schema import (
+    RECIPE_FIELDS,
+    ConflictError,
+    Ground,
+    Names,
+    Pair,
+    Section,
+    Triple,
+    WholeNumbers,
+    folder_name,
+    not_a_bool,
+    without_values_before,
+)
+
+__all__ = [
+    "READERS",
+    "Augmentation",
+    "Batches",
+    "Data",
+    "Evaluation",
+    "Loss",
+    "Method",
+    "Miner",
+    "Network",
+    "Optimizer",
+    "Recipe",
+    "Split",
+    "Training",
+]
+
+
+class Data(Section):
+    """Which images, and at which size."""
+
+    benchmark: str = "glyphs"
+    """Name of a benchmark: glyphs, emoji, folder, cub, cars, sop, inshop, flowers, aircraft, mit67, dogs."""
+    root: str | None = None
+    """Folder with the files as they lie on disk; `data/<benchmark>` when left out. Glyphs need none."""
+    path_column: str = Field("path", min_length=1)
+    """folder: the column of a CSV that has the path of a picture, relative to the folder of the CSV."""
+    label_column: str = Field("label", min_length=1)
+    """folder: the column of a CSV that has the class of a picture."""
+    test_fraction: float = Field(0.5, gt=0, lt=1)
+    """Share kept for testing, where the benchmark has no split of its own: of the classes in retrieval; in
+    classification of the faces (glyphs), of the styles (emoji) or of the images of every class (folder)."""
+    train_classes: int | None = Field(None, ge=2)
+    """Keep only this many training classes, drawn once and for all; all when left out. In classification the
+    validation and test parts keep the same ones."""
+    test_classes: int | None = Field(None, ge=2)
+    """retrieval: keep only this many test classes, drawn once and for all; all when left out."""
+    train_on: Literal["train", "trainval"] = "train"
+    """classification: what to learn from where there is an official validation part. train: it is kept apart.
+    trainval: it is joined to the training part."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """classification: share of the images of every training class that is held out for validation, where the
+    benchmark has no validation part of its own."""
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images whose labels are shuffled among them, drawn once and for all: how a method copes
+    with wrong labels. Validation and test stay as they are."""
+    crop_banner: bool = False
+    """aircraft: cut the copyright strip, the lowest 20 pixels, off every picture."""
+    verify_counts: bool = True
+    """Refuse files whose image and class counts are not those of the published benchmark."""
+    image_size: int = Field(224, ge=16, le=1024)
+    """Height and width in pixels of what the network sees."""
+    store_size: int = Field(256, ge=16, le=2048)
+    """Shorter side in pixels of the decoded pictures that are kept; training crops are cut from these."""
+    store_shape: Literal["keep", "square"] = "keep"
+    """keep: decoded pictures keep their aspect ratio. square: they are squashed to store_size x store_size."""
+    background: Ground = "white"
+    """What transparent pictures are put on: white, or a colour "#rrggbb". keep: transparency is thrown away and the
+    colours hidden under it show, as before there was a choice."""
+    exif_orientation: bool = True
+    """Turn pictures upright as their EXIF orientation says. false: they are seen as their pixels are stored."""
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that cut and augment the training crops; 0: in the training process."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Mean of red, green, blue in [0, 1] that is subtracted (default: ImageNet)."""
+    std: Triple = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green, blue in [0, 1] that is divided by (default: ImageNet)."""
+
+    @field_validator("std")
+    @classmethod
+    def _divisible(cls, std: Triple) -> Triple:
+        if min(std) <= 0:
+            raise ValueError("must be three numbers greater than 0")
+        return std
+
+
+class Augmentation(Section):
+    """What happens to a training picture; every picture draws its own values."""
+
+    geometry: Literal["crop", "affine"] = "crop"
+    """`crop`: random resized crop. `affine`: the whole picture rotated, scaled, moved and sheared."""
+    scale: Pair = (0.08, 1.0)
+    """crop: range of the share of the picture's area; affine: range of the zoom."""
+    ratio: Pair = (0.75, 1.3333333333333333)
+    """crop: range of width / height."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """affine: largest rotation in degrees, either way."""
+    translation: float = Field(0.0, ge=0, le=0.5)
+    """affine: largest shift as a share of the side, either way."""
+    shear: float = Field(0.0, ge=0, le=60)
+    """affine: largest shear in degrees, either way."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    brightness: float = Field(0.0, ge=0, lt=1)
+    """Largest change of brightness, either way, as a factor: 0.2 draws from [0.8, 1.2]."""
+    contrast: float = Field(0.0, ge=0, lt=1)
+    """Largest change of contrast around the picture's mean, either way, as a factor."""
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _ordered(cls, limits: Pair) -> Pair:
+        if not 0 < limits[0] <= limits[1]:
+            raise ValueError("must be two positive numbers, the smaller one first")
+        return limits
+
+    @model_validator(mode="after")
+    def _crop_inside_the_picture(self) -> Self:
+        if self.geometry == "crop" and self.scale[1] > 1:
+            message = f"scale = {list(self.scale)}, must be at most 1 where geometry = 'crop'"
+            raise ConflictError(message, ("scale", "geometry"))
+        return self
+
+
+class Network(Section):
+    """Backbone and head."""
+
+    backbone: str = "resnet50"
+    """A torchvision classifier (`resnet50`, `googlenet`, ...) or a timm one (`timm/convnext_tiny`)."""
+    embedding_size: int = Field(128, ge=2, le=8192)
+    """retrieval: length D of the embedding."""
+    head: Literal["linear", "cosine"] = "linear"
+    """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
+    stem: Literal["standard", "small"] = "standard"
+    """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
+    stem_stride: Annotated[Literal[1, 2], BeforeValidator(not_a_bool)] = 1
+    """Stride of the small stem's convolution."""
+    pretrained: bool = False
+    """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
+
+
+class Split(Section):
+    """Which part of every layer is the fit hypothesis."""
+
+    kind: Literal["kels", "wels"] = "kels"
+    """kels: whole channels (gives a slim network). wels: single weights drawn at random (gives none)."""
+    rate: float = Field(0.5, gt=0, le=1)
+    """Split rate: share of the channels (kels, rounded up per layer) or weights (wels) that is fit."""
+    keep_whole: Names = ()
+    """Modules that keep all their outputs (kels) or weights (wels), by name: backbone.layer4, for example."""
+    channel_multiple: int = Field(1, ge=1)
+    """kels: numbers of kept channels are rounded up to a multiple of this (8 suits tensor cores)."""
+
+
+class Loss(Section):
+    """The loss, by the class name of pytorch-metric-learning or one of ours."""
+
+    name: str = "ProxyAnchorLoss"
+    """Class name, for example TripletMarginLoss, ProxyNCALoss, ClassicProxyNCALoss, MultiSimilarityLoss;
+    classification: CrossEntropyLoss, CSKDLoss, AdaCosLoss."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of that class; num_classes and embedding_size are filled in."""
+    learning_rate_factor: float = Field(1.0, gt=0)
+    """Learning rate of the loss's own parameters (proxies) over that of the network."""
+
+
+class Miner(Section):
+    """Picks the tuples a pair or triplet loss sees."""
+
+    name: str
+    """Class name in pytorch_metric_learning.miners, for example TripletMarginMiner."""
+    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments of that class."""
+
+
+class Batches(Section):
+    """How an epoch is cut into batches."""
+
+    sampler: Literal["class_balanced", "shuffled", "paired"] = "class_balanced"
+    """class_balanced: P classes with M images each, every class equally often. shuffled: every image once. paired:
+    every image once, each with a partner of its class (CSKDLoss)."""
+    size: int = Field(64, ge=2)
+    """Images in a batch, over all processes; paired: without their partners, which come on top."""
+    images_per_class: int = Field(4, ge=1)
+    """M of class_balanced; size / M classes share a batch. Which losses need 2 or more of each: docs/losses.md."""
+
+    @model_validator(mode="after")
+    def _whole_classes(self) -> Self:
+        if self.sampler == "class_balanced" and self.size % self.images_per_class:
+            message = f"size = {self.size}, must be a multiple of images_per_class = {self.images_per_class}"
+            raise ConflictError(message, ("size", "images_per_class"))
+        return self
+
+
+class Optimizer(Section):
+    """Optimizer of the network; a new one with empty state in every generation."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """torch.optim.SGD (with momentum), Adam or AdamW."""
+    learning_rate: float = Field(0.1, gt=0)
+    """Highest learning rate, reached after the warm-up."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of all network parameters; a loss's parameters have none."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd."""
+
+
+class Training(Section):
+    """One generation of training."""
+
+    epochs: int = Field(100, ge=1)
+    """Epochs of every generation."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Epochs over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine down to 0 after the last step, or constant."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the network's forward pass; the loss is always fp32. auto: bf16 where the device has it."""
+    channels_last: bool = True
+    """Store images and weights as NHWC, which is faster for convolutions on most devices."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest norm of the network's gradient; none when left out."""
+
+
+class Evaluation(Section):
+    """How a generation is scored."""
+
+    recall_at: WholeNumbers = Field((1, 2, 4, 8), min_length=1)
+    """The Ks of Recall@K."""
+    resize: int = Field(256, ge=16, le=2048)
+    """Shorter side in pixels before the centre crop of image_size."""
+    backend: Literal["auto", "faiss-cpu", "faiss-gpu", "torch"] = "auto"
+    """Nearest-neighbour search. auto: torch on a GPU, else faiss-cpu when installed, else torch; it says which."""
+    batch_size: int = Field(256, ge=1)
+    """Images per forward pass."""
+    kmeans_seeds: int = Field(3, ge=1, le=100)
+    """k-means runs over which NMI and AMI are averaged."""
+    slim: bool = True
+    """Score the slim network beside the dense one (kels only)."""
+
+    @field_validator("recall_at")
+    @classmethod
+    def _positive(cls, recall_at: WholeNumbers) -> WholeNumbers:
+        if min(recall_at) < 1:
+            raise ValueError("must be whole numbers of at least 1")
+        return recall_at
+
+
+class Recipe(Section):
+    """One lineage, completely described."""
+
+    schema_version: Annotated[Literal[1], BeforeValidator(not_a_bool)] = 1
+    """Version of this schema."""
+    name: Annotated[str, AfterValidator(folder_name)]
+    """Names the lineage folder; the recipe's file name when left out."""
+    task: Literal["retrieval", "classification"] = "retrieval"
+    """retrieval: embeddings that are searched with, test classes unseen. classification: logits of known classes."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of everything random."""
+    generations: int = Field(10, ge=1, le=1000)
+    """How many generations; the first one is the plain baseline."""
+    keep: Literal["last", "best", "all"] = "last"
+    """Generations whose weights stay on disk (scorecards always do): the last, the last and the best, all."""
+    data: Data = Data()
+    """Which images, and at which size."""
+    augmentation: Augmentation = Augmentation()
+    """What happens to a training picture."""
+    network: Network = Network()
+    """Backbone and embedding head."""
+    split: Split = Split()
+    """Which part of every layer is the fit hypothesis."""
+    method: Method = Method()
+    """What a child takes from its parent."""
+    loss: Loss = Loss()
+    """The loss."""
+    miner: Miner | None = None
+    """Picks the tuples a pair or triplet loss sees; none when left out."""
+    batches: Batches = Batches()
+    """How an epoch is cut into batches."""
+    optimizer: Optimizer = Optimizer()
+    """Optimizer of the network."""
+    training: Training = Training()
+    """One generation of training."""
+    evaluation: Evaluation = Evaluation()
+    """How a generation is scored."""
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        warmup, epochs = self.training.warmup_epochs, self.training.epochs
+        if warmup >= epochs:
+            message = f"training.warmup_epochs = {warmup}, must be less than training.epochs = {epochs}"
+            raise ConflictError(message, ("training.warmup_epochs", "training.epochs"))
+        return self
+
+    @model_validator(mode="after")
+    def _centre_crop_fits(self) -> Self:
+        resize, image_size = self.evaluation.resize, self.data.image_size
+        if resize < image_size:
+            message = f"evaluation.resize = {resize}, must be at least data.image_size = {image_size}"
+            raise ConflictError(message, ("evaluation.resize", "data.image_size"))
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits_the_split(self) -> Self:
+        if self.method.name == "slim_alone" and self.split.kind != "kels":
+            message = "method.name = 'slim_alone', needs split.kind = 'kels': single weights leave no slim network"
+            raise ConflictError(message, ("method.name", "split.kind"))
+        if self.method.slim_last and (self.split.kind != "kels" or self.generations < 2):
+            message = (
+                f"method.slim_last = true, needs split.kind = 'kels' (is {self.split.kind!r}) and generations of at "
+                f"least 2 (is {self.generations}): the slim network is cut out of the generation before the last"
+            )
+            raise ConflictError(message, ("method.slim_last", "split.kind", "generations"))
+        grown = self.generations - self.method.slim_last
+        if self.method.final_share is not None and grown < 3:
+            message = (
+                f"method.final_share = {self.method.final_share}, needs at least 3 generations that "
+                f"neural_regeneration grows (are {grown}): the second has method.share, the last method.final_share"
+            )
+            raise ConflictError(message, ("method.final_share", "generations"))
+        if self.method.fit_steps and self.split.rate == 1:
+            message = (
+                f"method.fit_steps = {self.method.fit_steps}, has no reset hypothesis to leave out: split.rate = 1"
+            )
+            raise ConflictError(message, ("method.fit_steps", "split.rate"))
+        cycled = self.method.cycles * (self.method.full_epochs + self.method.dropped_epochs)
+        if self.method.name == "repr" and cycled >= self.training.epochs:
+            message = (
+                f"training.epochs = {self.training.epochs}, must be more than method.cycles * (method.full_epochs + "
+                f"method.dropped_epochs) = {cycled}, so that the full network trains last"
+            )
+            raise ConflictError(message, ("training.epochs", "method.cycles"))
+        if self.method.name in ANEW and self.network.pretrained:
+            message = (
+                f"network.pretrained = true, does not go with method.name = {self.method.name!r}, which begins every "
+                "generation but the first from random weights"
+            )
+            raise ConflictError(message, ("network.pretrained", "method.name"))
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> Self:
+        if self.task == "classification" and self.miner is not None:
+            message = (
+                f"miner = {self.miner.name!r}, picks tuples of embeddings and has no use where task = "
+                "'classification'"
+            )
+            raise ConflictError(message, ("miner", "task"))
+        unread = "embedding_size" if self.task == "classification" else "head"
+        value = getattr(self.network, unread)
+        if value != Network.model_fields[unread].default:
+            message = f"network.{unread} = {value!r}, is not read where task = {self.task!r}"
+            raise ConflictError(message, (f"network.{unread}", "task"))
+        return self
+
+    @property
+    def has_slim(self) -> bool:
+        """Whether every generation has a slim network that is scored beside the dense one."""
+        return self.split.kind == "kels" and self.evaluation.slim and self.method.name != "slim_alone"
+
+    def to_yaml(self) -> str:
+        """Return the recipe with every default written out; loading it gives an equal recipe."""
+        return write_yaml(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all fields: two recipes with one digest describe the same lineage.
+
+        A field that was added later counts where it changes something (see `added_fields`).
+        """
+        fields = without_values_before(self.model_dump(mode="json"), RECIPE_FIELDS)
+        canonical = json.dumps(fields, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""What all sections of a recipe have in common: frozen, closed, strict; and the kinds of value they share.
+
+Fields that came after the first files were written, and what a file that lacks one of them means by that.
+
+What is stored goes on as it was made: a field that a stored recipe, bundle or export does not have takes the value
+that was in effect before there was a choice, whatever the default is now; and a digest leaves a field out that has
+this value, so that it stays what it was. Whoever adds a field to a recipe or to the preparation of pictures writes
+it down here. A recipe that a user wrote gets the default of today instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Strict
+
+
+class ConflictError(ValueError):
+    """Fields that are allowed one by one but not together.
+
+    Args:
+        message: Begins with the name of a field, as seen from the section that refuses.
+        fields: Names of the fields, as seen from the section that refuses; dotted where they lie deeper.
+    """
+
+    def __init__(self, message: str, fields: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+def folder_name(name: str) -> str:
+    """Refuse a name that is no plain folder name, or that would lead out of its parent folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError("must be 1 to 100 letters, digits, '_', '.' or '-', the first one a letter or a digit")
+    return name
+
+
+def not_a_bool(value: object) -> object:
+    """Refuse `true` where 1 is allowed: Python holds them for equal, and so does Literal."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _ground(value: object) -> object:
+    """Return the name of a ground in the one way it is compared: `white`, `keep`, or `#rrggbb` in small letters."""
+    if value in ("white", "keep"):
+        return value
+    if not isinstance(value, str) or not re.fullmatch("#[0-9a-fA-F]{6}", value):
+        raise ValueError(
+            "must be white, keep or a colour '#rrggbb', in quotes: without them, YAML takes it for a comment"
+        )
+    return "white" if value.lower() == "#ffffff" else value.lower()
+
+
+# Strict types would refuse the list that a YAML file has for a tuple; what is inside stays strict.
+Pair = Annotated[tuple[float, float], Strict(False)]
+Triple = Annotated[tuple[float, float, float], Strict(False)]
+WholeNumbers = Annotated[tuple[int, ...], Strict(False)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+Ground = Annotated[str, BeforeValidator(_ground)]
+"""What shows through transparent parts of a picture: `white`, `#rrggbb`, or `keep` (the colours hidden there)."""
+
+
+class Section(BaseModel):
+    """A frozen group of fields; unknown keys, loose types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Added = Mapping[str, JsonValue]
+"""Dotted name of a field to the value that was in effect before the field existed."""
+
+RECIPE_FIELDS: Added = {
+    "data.background": "keep",
+    "data.exif_orientation": False,
+    "data.path_column": "path",
+    "data.label_column": "label",
+}
+PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
+_ABSENT = object()
+
+
+def with_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:
+    """Return a stored document with the fields that it lacks because they did not exist when it was written.
+
+    Args:
+        document: As read. A section that is no mapping stays as it is, for the schema to refuse.
+        added: The fields.
+    """
+    filled = _copied(document)
+    for field, value in added.items():
+        *parents, name = field.split(".")
+        section: Any = filled
+        for parent in parents:
+            section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.setdefault(name, value)
+    return filled
+
+
+def without_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:
+    """Return a document as it would have been written before the fields existed, where they change nothing.
+
+    Args:
+        document: With all its sections.
+        added: The fields; one that has another value stays. A section that has no others goes with them.
+    """
+    left = _copied(document)
+    for field in unchanged_fields(document, added):
+        *parents, name = field.split(".")
+        sections = [left]
+        for parent in parents:
+            sections.append(sections[-1][parent])
+        del sections[-1][name]
+        for parent, above, section in zip(parents[::-1], sections[-2::-1], sections[:0:-1], strict=True):
+            if not section:
+                del above[parent]
+    return left
+
+
+def unchanged_fields(document: Mapping[str, Any], added: Added) -> Iterator[str]:
+    """Yield the fields that have the value which was in effect before they existed."""
+    for field, value in added.items():
+        found: Any = document
+        for part in field.split("."):
+            found = found.get(part, _ABSENT) if isinstance(found, Mapping) else _ABSENT
+        # Not `==` alone: to Python, false equals 0.
+        if type(found) is type(value) and found == value:
+            yield field
+
+
+def _copied(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in document.items()}

@@ -1,0 +1,1 @@
+"""Stores: where the vectors of a gallery lie, and how they are searched."""

@@ -1,0 +1,311 @@
+"""The vector store: where the embeddings of a gallery lie with their items, and are searched.
+
+One small interface; every kind of store passes the same contract tests (tests/retrieval/test_store_contract.py).
+
+Shapes: N items, B batch, D embedding, Q queries, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.stores.where import FIELDS, LONGEST_TEXT, Where
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a gallery.
+
+    Attributes:
+        id: Unique in the store.
+        path: Where the picture lies; empty where that is not known. No store ever opens it.
+        label: Its class; empty where that is not known.
+
+    Raises:
+        KeMetricError: DATA: one of them is no text.
+    """
+
+    id: str
+    path: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.id, str) and isinstance(self.path, str) and isinstance(self.label, str)):
+            name = next(name for name in FIELDS if not isinstance(getattr(self, name), str))
+            value = getattr(self, name)
+            raise KeMetricError(
+                f"item {str(self.id)[:80]!r}: {name} = {value!r} is {type(value).__name__}, must be text: "
+                f"{name}={str(value)[:80]!r}",
+                ExitCode.DATA,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The K most similar items of each query, most similar first.
+
+    What a hit is (`items`) and its embedding (`vectors`) are read from the store when asked for, which must be before
+    the store is changed or closed.
+
+    Attributes:
+        similarities: [Q, K] float32 cosine similarities, never rising along a row; -inf where a query has fewer hits.
+        numbers: [Q, K] int64, equal for equal items; -1 where there is none. The store's own: no meaning elsewhere.
+        read_items: [M] different numbers to their M items.
+        read_vectors: [M] different numbers to their vectors float32 [M, D].
+    """
+
+    similarities: FloatArray
+    numbers: IntArray
+    read_items: Callable[[IntArray], Sequence[Item]]
+    read_vectors: Callable[[IntArray], FloatArray]
+
+    def __post_init__(self) -> None:
+        assert self.numbers.ndim == 2, self.numbers.shape
+        assert self.numbers.shape == self.similarities.shape, (self.numbers.shape, self.similarities.shape)
+        assert self.numbers.dtype == np.int64, self.numbers.dtype
+        assert self.similarities.dtype == np.float32, self.similarities.dtype
+        assert bool(((self.numbers == -1) == np.isneginf(self.similarities)).all()), "padding is not -1 with -inf"
+        assert bool((self.similarities[:, 1:] <= self.similarities[:, :-1]).all()), "similarities rise along a row"
+
+    def items(self) -> list[list[Item]]:
+        """Return the items of each query, most similar first; fewer than K where there were no more."""
+        distinct = np.unique(self.numbers[self.numbers >= 0])
+        found = dict(zip(distinct.tolist(), self.read_items(distinct), strict=True))
+        return [[found[number] for number in row if number >= 0] for row in self.numbers.tolist()]
+
+    def vectors(self) -> FloatArray:
+        """Return the embeddings of the hits, float32 [Q, K, D]; zeros where there is none."""
+        distinct = np.unique(self.numbers[self.numbers >= 0])
+        vectors = self.read_vectors(distinct)
+        found = np.zeros((*self.numbers.shape, vectors.shape[1]), np.float32)
+        there = self.numbers >= 0
+        found[there] = vectors[np.searchsorted(distinct, self.numbers[there])]
+        return found
+
+
+class VectorStore(Protocol):
+    """Embeddings and their items, searched by inner product.
+
+    Vectors are float32, L2-normalised: the inner product is the cosine similarity, and higher is always better. What
+    `add` and `remove` have done when they return is acknowledged: it is on the disk (or with the server), and a
+    SIGKILL at any moment later loses none of it. A call that is killed before it returns has happened as a whole or
+    not at all. One writer at a time: a second one is refused when it opens the store.
+    """
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of items, N."""
+        ...
+
+    def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
+        """Add items; all of them or none.
+
+        Args:
+            items: B items of different ids.
+            vectors: [B, D] float32, L2-normalised.
+            replace: Let items of an id that is there take its place; False: that is an error.
+
+        Raises:
+            KeMetricError: DATA, naming the id: it is there already, comes twice, or is empty or too long; or for
+                vectors of another shape or type, or not of length 1.
+        """
+        ...
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove items; all of them or none.
+
+        Raises:
+            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
+        """
+        ...
+
+    def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
+        """Find the items with the largest inner product with each query.
+
+        An exact store over a gallery computes it in float64, rounded to float32, and gives equally similar items in
+        the order of their adding: few neighbours are the beginning of many, whatever the condition and the other
+        queries. Other stores choose among equally similar items for themselves.
+
+        Args:
+            queries: [Q, D] float32, L2-normalised; Q may be 0.
+            k: Neighbours per query, at least 1; more than N are as many as N.
+            where: Search only items for which this holds.
+
+        Returns:
+            [Q, K] hits, K the smaller one of k and N, and at least 1.
+
+        Raises:
+            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k, or a
+                `where` that is none.
+        """
+        ...
+
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        ...
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        """Return those of the ids that are in the store.
+
+        Raises:
+            KeMetricError: DATA: they are no collection of texts, or one text.
+        """
+        ...
+
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Return the items of ids, in order.
+
+        Raises:
+            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
+        """
+        ...
+
+    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
+        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D].
+
+        Raises:
+            KeMetricError: USAGE: batch_size is less than 1.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Bring what only makes searching faster up to date. Nothing acknowledged ever waits for this."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return facts for people and programs as plain JSON values: kind, whether search is exact, bytes, ..."""
+        ...
+
+    def close(self) -> None:
+        """Release files, locks and connections. Nothing acknowledged is lost without it."""
+        ...
+
+
+def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -> None:
+    """Refuse what no store takes.
+
+    Raises:
+        KeMetricError: DATA, see `VectorStore.add`.
+    """
+    check_vectors(vectors, dimension)
+    wrong = [items] if isinstance(items, Item) else [item for item in items if not isinstance(item, Item)]
+    if wrong:
+        raise KeMetricError(
+            f"items: {str(wrong[0])[:80]}, must be a sequence of items: [Item('1.jpg')]", ExitCode.DATA
+        )
+    if len(items) != len(vectors):
+        raise KeMetricError(f"{len(items)} items with {len(vectors)} vectors, must be one for each", ExitCode.DATA)
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise KeMetricError(f"item {item.id!r} comes twice in what is to be added", ExitCode.DATA)
+        seen.add(item.id)
+        for name, text in (("id", item.id), ("path", item.path), ("label", item.label)):
+            if len(text) > LONGEST_TEXT or "\0" in text or not is_unicode(text) or (name == "id" and not text):
+                raise KeMetricError(
+                    f"item {item.id[:80]!r}: {name} = {text[:80]!r} ({len(text)} characters), must be text of at "
+                    f"most {LONGEST_TEXT:,} characters without NUL{', and not empty' if name == 'id' else ''}",
+                    ExitCode.DATA,
+                )
+    for row, length in _wrong_lengths(vectors):
+        raise KeMetricError(
+            f"item {items[row].id!r}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
+        )
+
+
+def check_queries(queries: FloatArray, k: int, dimension: int) -> None:
+    """Refuse queries of another shape or type, or not of length 1, and a k that is no number of neighbours.
+
+    Raises:
+        KeMetricError: DATA, USAGE; see `VectorStore.search`.
+    """
+    check_count("k", k)
+    check_vectors(queries, dimension)
+    for row, length in _wrong_lengths(queries):
+        raise KeMetricError(
+            f"query {row}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
+        )
+
+
+def most_found(k: int, there: int) -> int:
+    """Return the number K of neighbours that a search for k of them gives in a store of so many items.
+
+    Memory grows with K, and there are no more neighbours than items.
+    """
+    return max(1, min(int(k), there))
+
+
+def _wrong_lengths(vectors: FloatArray) -> Iterator[tuple[int, float]]:
+    """Yield the row and the length of each vector that is not of length 1, or not finite."""
+    lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors, dtype=np.float64))
+    for row in np.flatnonzero(~(np.abs(lengths - 1) < 1e-3)).tolist():
+        yield row, float(lengths[row])
+
+
+def check_vectors(vectors: FloatArray, dimension: int) -> None:
+    """Refuse vectors of another shape or type.
+
+    Raises:
+        KeMetricError: DATA.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != np.float32:
+        raise KeMetricError(
+            f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, must be float32 [B, {dimension}]",
+            ExitCode.DATA,
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        KeMetricError: USAGE, naming it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise KeMetricError(f"{name} = {value!r}, must be a whole number of at least 1", ExitCode.USAGE)
+
+
+def texts_of(texts: Iterable[str], name: str = "ids") -> list[str]:
+    """Return a collection of texts as a list.
+
+    A text is itself a collection of texts, its characters: given in place of one it means other items.
+
+    Args:
+        texts: What was given.
+        name: What an error calls it.
+
+    Raises:
+        KeMetricError: DATA: it is one text, or holds something that is none.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise KeMetricError(
+            f"{name} = {str(texts)[:80]!r}: is one {type(texts).__name__}, must be a collection of texts: "
+            f"[{str(texts)[:80]!r}]",
+            ExitCode.DATA,
+        )
+    found = list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise KeMetricError(
+                f"{name}: {str(text)[:80]} is {type(text).__name__}, must be text: {str(text)[:80]!r}", ExitCode.DATA
+            )
+    return found
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written; file names that are not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,336 @@
+"""Exact search through the vectors of a gallery, streamed from the disk: memory is bounded, whatever their number.
+
+What is found does not depend on k, on the other queries or on which other rows are searched. The similarity of two
+vectors is their inner product in float64, rounded to float32; of equal ones the earlier row comes first. Products in
+float32, of which a library computes the last bits in one way or another, only propose: a few more rows than are
+wanted are compared again. Where that leaves it open which are the best, as with many copies of one vector, that query
+is searched once more in float64.
+
+The K best of a block of products are found by way of groups of neighbouring rows: all of them lie in the K groups
+with the largest maxima, and a maximum per group costs a tenth of what choosing among all rows does. Products are
+[rows, queries]: the other way round torch took half as long again on a processor.
+
+Shapes: N rows, Q queries, D embedding, K neighbours, M rows of a block.
+
+The store that needs nothing but NumPy and torch: exact search streamed from the file of vectors, on any device.
+
+Shapes: B batch, Q queries, K neighbours, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ke_metric.evaluation.backend import exact_products
+from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
+from ke_metric.stores.contract import Hits, Item, check_queries, most_found
+from ke_metric.stores.gallery import Gallery
+from ke_metric.stores.where import Where
+
+BLOCK_BYTES = 8 << 20
+"""The most vectors in memory at a time."""
+PRODUCTS = 2 << 20
+"""Products in memory at a time, 4 bytes each."""
+FEWEST_ROWS = 4096
+"""Rows of a block, where they are not more than BLOCK_BYTES; more where there are few queries."""
+CHOICES = 1 << 18
+"""Keys among which is chosen at a time; with what computing them takes about 40 bytes each."""
+GROUP = 32
+SPARE = 4
+"""More rows than are wanted are proposed by products in float32, by so many."""
+COMPARED = 1 << 20
+"""Numbers of vectors that are compared again at a time, in about 20 bytes each."""
+LAST_ROW = (1 << 32) - 1
+
+
+def search_rows(
+    gallery: Gallery,
+    queries: FloatArray,
+    k: int,
+    *,
+    rows: IntArray | None = None,
+    first: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[FloatArray, IntArray]:
+    """Find the rows with the largest inner product with each query; of equal products the earlier row is first.
+
+    Memory beside queries and result: about 40 MB, with 2,000 rows or more in a block; every call reads all rows that
+    it searches, once or twice.
+
+    Args:
+        gallery: Whose rows are searched; holes are not.
+        queries: [Q, D] float32, finite.
+        k: Neighbours per query, at least 1.
+        rows: Search only these, ascending, none of them a hole; None: all.
+        first: Search no row before this one.
+        device: Where torch computes.
+
+    Returns:
+        Similarities [Q, K] float32, most similar first, -inf where there are fewer than K; rows [Q, K] int64, -1
+        there.
+    """
+    assert k >= 1, k
+    scores, proposed = _search(gallery, queries, k + SPARE, rows=rows, first=first, device=device, kind=torch.float32)
+    found, unsure = settle(gallery.vectors, queries, scores, proposed, k)
+    if len(unsure):
+        some = search_doubly(gallery, queries[unsure], k, rows=rows, first=first, device=device)
+        found[0][unsure], found[1][unsure] = some
+    return found
+
+
+def search_doubly(
+    gallery: Gallery,
+    queries: FloatArray,
+    k: int,
+    *,
+    rows: IntArray | None = None,
+    first: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[FloatArray, IntArray]:
+    """Do what `search_rows` does with products in float64 alone: slower, and sure at once."""
+    place = "cpu" if torch.device(device).type == "mps" else device  # which has no float64
+    return _search(gallery, queries, k, rows=rows, first=first, device=place, kind=torch.float64)
+
+
+def settle(
+    vectors: Callable[[IntArray], FloatArray], queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
+) -> tuple[tuple[FloatArray, IntArray], IntArray]:
+    """Choose the k best of more rows that were proposed by products in float32.
+
+    Args:
+        vectors: M rows to their vectors [M, D].
+        queries: [Q, D] float32, L2-normalised.
+        scores: [Q, C] float32, C > k: the products, largest first. What was not proposed has no larger one than the
+            last, where there are C.
+        rows: [Q, C] the rows; -1 where there are fewer.
+        k: Neighbours per query.
+
+    Returns:
+        Similarities [Q, K] and rows [Q, K], as `search_rows`; and the numbers of the queries for which others than
+        those proposed may be among the best.
+    """
+    true = _similarities(vectors, queries, rows)
+    order = np.lexsort((rows, -true), axis=1)[:, :k]
+    found = np.take_along_axis(true, order, 1), np.take_along_axis(rows, order, 1)
+    # The error of an inner product of D numbers, summed up in whatever order, for vectors of length 1.
+    error = (queries.shape[1] + 4) * float(np.finfo(np.float32).epsneg) * 1.01
+    unsure = (rows[:, -1] >= 0) & (scores[:, -1].astype(np.float64) + error >= found[0][:, -1])
+    return found, np.flatnonzero(unsure)
+
+
+def _similarities(vectors: Callable[[IntArray], FloatArray], queries: FloatArray, rows: IntArray) -> FloatArray:
+    """Return the similarity [Q, C] of each query and each of its rows [Q, C]; -inf for row -1."""
+    similarities = np.full(rows.shape, -np.inf, np.float32)
+    for some in row_chunks(len(rows), max(1, COMPARED // max(1, rows.shape[1] * queries.shape[1]))):
+        there = rows[some] >= 0
+        distinct, place = np.unique(rows[some][there], return_inverse=True)
+        products = np.repeat(queries[some], there.sum(1), 0).astype(np.float64)
+        products *= vectors(distinct)[place]
+        similarities[some][there] = products.sum(1).astype(np.float32)
+    return similarities
+
+
+def _search(
+    gallery: Gallery,
+    queries: FloatArray,
+    k: int,
+    *,
+    rows: IntArray | None,
+    first: int,
+    device: str | torch.device,
+    kind: torch.dtype,
+) -> tuple[FloatArray, IntArray]:
+    """Find the k largest products, computed in numbers of a kind and rounded to float32."""
+    with exact_products(str(device)):
+        on_device = (
+            torch.from_numpy(np.array(queries, order="C")).to(device).to(kind)
+        )  # torch warns of read-only ones
+        best = _Best(len(queries), k, device)
+        memory = torch.empty(PRODUCTS, device=device, dtype=kind)
+        for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):
+            names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device).to(kind)
+            for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
+                best.improve(some, _products(on_device[some], vectors, memory).float(), names)
+        return best.scores_and_rows()
+
+
+class _Best:
+    """The K best of each query so far, as keys, in no order; and the worst of them."""
+
+    def __init__(self, queries: int, k: int, device: str | torch.device) -> None:
+        nothing = torch.full((queries, k), -torch.inf, device=device)
+        self.keys = _keys(nothing, torch.tensor(LAST_ROW, device=device))
+        self.worst = self.keys[:, 0].clone()
+
+    def improve(self, some: slice, scores: Tensor, rows: Tensor) -> None:
+        """Let the scores of some queries in.
+
+        A group's key is that of its maximum in its first row: no key in the group is larger. Groups are in the order
+        of rows, so an item of a group that is not chosen has K others before it.
+
+        Args:
+            some: The queries.
+            scores: [M, Q], in whole groups of rows.
+            rows: The numbers of those that are not padding, int64, ascending.
+        """
+        rows = functional.pad(rows, (0, len(scores) - len(rows)), value=LAST_ROW).view(-1, GROUP)
+        grouped = scores.view(len(rows), GROUP, -1)
+        tops = _keys(grouped.amax(1).T.contiguous(), rows[:, 0])
+        promising = (tops > self.worst[some, None]).sum(1)
+        improved = promising.nonzero()[:, 0]
+        if not len(improved):
+            return
+        groups = min(self.keys.shape[1], int(promising.max()))
+        chosen = tops[improved].topk(groups, 1, sorted=False).indices
+        found = grouped[chosen, :, improved[:, None]]
+        queries = improved + some.start
+        both = torch.cat([self.keys[queries], _keys(found, rows[chosen]).flatten(1)], 1)
+        self.keys[queries] = best = both.topk(self.keys.shape[1], 1, sorted=False).values
+        self.worst[queries] = best.amin(1)
+
+    def scores_and_rows(self) -> tuple[FloatArray, IntArray]:
+        """Return scores [Q, K], largest first, -inf where there are fewer; and rows [Q, K], -1 there."""
+        keys = self.keys.sort(1, descending=True).values
+        rising = (keys >> 32).int()
+        scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
+        rows = torch.where(scores.isneginf(), -1, LAST_ROW - (keys & LAST_ROW))
+        return scores.cpu().numpy(), rows.cpu().numpy()
+
+
+def _live_blocks(
+    gallery: Gallery, rows: IntArray | None, first: int, at_a_time: int
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Yield numbers of rows, ascending [M], and their vectors [M, D]; never none."""
+    if rows is not None:
+        rows = rows[np.searchsorted(rows, first) :]
+        for some in row_chunks(len(rows), at_a_time):
+            yield rows[some], gallery.vectors(rows[some])
+        return
+    last, holes = gallery.snapshot()
+    for start, block in gallery.blocks(first, last, at_a_time):
+        numbers = np.arange(start, start + len(block))
+        inside = holes[np.searchsorted(holes, start) : np.searchsorted(holes, start + len(block))]
+        if not len(inside):
+            yield numbers, block
+        elif len(inside) < len(block):
+            live = np.delete(numbers, inside - start)
+            yield live, block[live - start]
+
+
+def _rows_at_a_time(queries: int, dimension: int) -> int:
+    return min(max(FEWEST_ROWS, PRODUCTS // max(queries, 1)), max(1, BLOCK_BYTES // (4 * dimension)))
+
+
+def _queries_at_a_time(rows: int, k: int) -> int:
+    rows = _whole_groups(rows)
+    return max(1, min(PRODUCTS // rows, CHOICES // (k + min(k * GROUP, rows))))
+
+
+def _whole_groups(rows: int) -> int:
+    return -(-rows // GROUP) * GROUP
+
+
+def _products(queries: Tensor, vectors: Tensor, memory: Tensor) -> Tensor:
+    """Return the products [M, Q] of vectors [M, D] and queries [Q, D], and -inf up to whole groups of rows."""
+    rows = _whole_groups(len(vectors))
+    scores = memory[: rows * len(queries)].view(rows, len(queries))
+    torch.mm(vectors, queries.T, out=scores[: len(vectors)])
+    scores[len(vectors) :] = -torch.inf
+    return scores
+
+
+def _keys(scores: Tensor, rows: Tensor) -> Tensor:
+    """Return int64 keys that are ordered as the scores, and for equal scores as the rows backwards.
+
+    The upper half is the score's bits, those of a negative one turned so that they rise with it.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (rising.long() << 32) + (LAST_ROW - rows)
+
+
+class MemmapStore:
+    """Exact search through a gallery; see `VectorStore` for the methods and `Gallery` for the files.
+
+    Every search reads the vectors of all items from the disk (or from what the system has cached of it): 4 N D bytes
+    and 2 Q N D operations, so a hundred queries at once are far cheaper than one a hundred times. Memory is about
+    40 MB beside queries and hits, however many items there are. Nothing is built: what was added is found at once.
+
+    Args:
+        folder: Where the files lie; made when writing and absent.
+        dimension: Length D of the vectors.
+        writing: Be the one process that may change the store.
+        device: Where torch computes.
+
+    Raises:
+        KeMetricError: As `Gallery`.
+    """
+
+    def __init__(self, folder: Path, dimension: int, *, writing: bool, device: str | torch.device = "cpu") -> None:
+        self._gallery = Gallery(folder, dimension, writing=writing)
+        self._device = device
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self._gallery.dimension
+
+    def __len__(self) -> int:
+        return len(self._gallery)
+
+    def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
+        """Add items, all of them or none; see `VectorStore.add`."""
+        self._gallery.add(items, vectors, replace=replace)
+
+    def remove(self, ids: Collection[str]) -> None:
+        """Remove items, all of them or none; see `VectorStore.remove`."""
+        self._gallery.remove(ids)
+
+    def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
+        """Find the items with the largest inner product with each query; see `VectorStore.search`."""
+        check_queries(queries, k, self.dimension)
+        k = most_found(k, len(self))
+        rows = None if where is None else self._gallery.matching(where)
+        found = search_rows(self._gallery, queries, k, rows=rows, device=self._device)
+        return Hits(*found, self._gallery.items, self._gallery.vectors)
+
+    def matching(self, where: Where) -> list[Item]:
+        """Return all items for which `where` holds, in the order of `read`."""
+        return self._gallery.items_matching(where)
+
+    def known(self, ids: Collection[str]) -> set[str]:
+        """Return those of the ids that are in the store."""
+        return self._gallery.known(ids)
+
+    def get(self, ids: Sequence[str]) -> list[Item]:
+        """Return the items of ids, in order; see `VectorStore.get`."""
+        return self._gallery.get(ids)
+
+    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
+        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D]."""
+        return self._gallery.read(batch_size)
+
+    def flush(self) -> None:
+        """Do nothing: nothing here only makes searching faster."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return kind, exactness and sizes as plain JSON values."""
+        rows, holes = self._gallery.snapshot()
+        return {
+            "kind": "memmap",
+            "exact": True,
+            "items": rows - len(holes),
+            "removed": len(holes),
+            "bytes": self._gallery.nbytes,
+        }
+
+    def close(self) -> None:
+        """Release files and lock; once is enough."""
+        self._gallery.close()

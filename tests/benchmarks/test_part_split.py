@@ -1,0 +1,140 @@
+"""Drawing images of every class, and what becomes of the validation part."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ke_metric.benchmarks.own_splits import arrange_validation, draw_of_every_class
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.image_set import Benchmark, labelled_set
+from ke_metric.recipe.schema import Data
+
+CLASSES = st.lists(st.integers(0, 6), min_size=1, max_size=40)
+SHARES = st.floats(0.01, 0.99)
+unhurried = settings(max_examples=50, deadline=None)
+NAMES = {number: f"class {number}" for number in range(9)}
+
+
+class Nowhere:
+    """A source that is equal to itself only and never asked."""
+
+
+SOURCE = Nowhere()
+
+
+def images(prefix, classes):
+    return labelled_set([f"{prefix}{number}.jpg" for number in range(len(classes))], classes, NAMES, SOURCE)
+
+
+def benchmark(train=(0, 0, 0, 1, 1, 2, 2, 2), validation=None):
+    test = images("test/", sorted(set(train)))
+    held = None if validation is None else images("val/", validation)
+    return Benchmark("mine", images("train/", train), test, test, {"split": "x"}, held, "classification")
+
+
+def refused(whole, exit_code=ExitCode.RECIPE, **fields):
+    with pytest.raises(KeMetricError) as raised:
+        arrange_validation(whole, Data(**fields))
+    assert raised.value.exit_code is exit_code
+    return str(raised.value)
+
+
+@unhurried
+@given(CLASSES, SHARES)
+def test_the_share_of_every_class_is_drawn_and_one_image_of_it_stays(classes, share):
+    keys = [f"{number}" for number in range(len(classes))]
+    drawn = draw_of_every_class(keys, classes, share=share, purpose="any")
+    assert drawn <= set(keys)
+    counts = Counter(number for key, number in zip(keys, classes, strict=True) if key in drawn)
+    for number, size in Counter(classes).items():
+        assert counts[number] == (min(max(round(share * size), 1), size - 1) if size > 1 else 0)
+
+
+@unhurried
+@given(CLASSES, SHARES, st.randoms())
+def test_the_order_of_the_images_does_not_matter(classes, share, random):
+    pairs = [(f"{number}", of_class) for number, of_class in enumerate(classes)]
+    expected = draw_of_every_class(*zip(*pairs, strict=True), share=share, purpose="any")
+    random.shuffle(pairs)
+    assert draw_of_every_class(*zip(*pairs, strict=True), share=share, purpose="any") == expected
+
+
+def test_an_image_of_another_class_moves_nothing():
+    keys = [f"{number}" for number in range(20)]
+    before = draw_of_every_class(keys, [0] * 20, share=0.3, purpose="any")
+    after = draw_of_every_class([*keys, "a", "b"], [0] * 20 + [1, 1], share=0.3, purpose="any")
+    assert before == {key for key in after if key not in ("a", "b")}
+    assert before != draw_of_every_class(keys, [0] * 20, share=0.3, purpose="another")
+
+
+def test_without_a_wish_the_parts_stay():
+    plain = benchmark()
+    assert arrange_validation(plain, Data()) is plain
+    whole = benchmark(validation=(0, 1, 2))
+    apart = arrange_validation(whole, Data())
+    assert apart.validation is whole.validation
+    assert apart.train is whole.train
+    assert apart.notes == {"split": "x", "validation": "official part, kept apart"}
+
+
+def test_the_validation_part_is_joined_to_the_training_part():
+    whole = benchmark(validation=(2, 0, 1, 2))
+    joined = arrange_validation(whole, Data(train_on="trainval"))
+    assert joined.validation is None
+    assert joined.train.keys == whole.train.keys + whole.validation.keys
+    assert joined.train.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2, 0, 1, 2]
+    assert joined.train.class_names == whole.train.class_names
+    assert joined.query is joined.gallery is whole.query
+    assert joined.notes["validation"] == "official part of 4 images, joined to the training part"
+
+
+@unhurried
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=40).filter(lambda ids: len(ids) > len(set(ids))), SHARES)
+def test_images_held_out_are_of_every_class_and_keep_their_labels(classes, fraction):
+    whole = benchmark(train=classes)
+    cut = arrange_validation(whole, Data(validation_fraction=fraction))
+    assert cut.train.class_names == cut.validation.class_names == whole.train.class_names
+    label_of = dict(zip(whole.train.keys, whole.train.labels, strict=True))
+    for part in (cut.train, cut.validation):
+        assert part.labels.tolist() == [label_of[key] for key in part.keys]
+        assert list(part.keys) == [key for key in whole.train.keys if key in set(part.keys)]
+    assert sorted(cut.train.keys + cut.validation.keys) == sorted(whole.train.keys)
+    assert set(cut.train.labels) == set(whole.train.labels)
+    lone = np.bincount(whole.train.labels) == 1
+    assert ((np.bincount(cut.validation.labels, minlength=len(lone)) == 0) == lone).all()
+    assert f"{len(cut.validation)} training images held out" in cut.notes["validation"]
+
+
+def test_a_larger_fraction_holds_out_all_of_a_smaller_one():
+    whole = benchmark(train=[0] * 30 + [1] * 7)
+    held = [
+        set(arrange_validation(whole, Data(validation_fraction=share)).validation.keys) for share in (0.1, 0.3, 0.9)
+    ]
+    assert held[0] < held[1] < held[2]
+
+
+def test_what_is_held_out_never_changes():
+    # Written down once: validation scores of different versions are only comparable on the same images.
+    cut = arrange_validation(benchmark(train=[0] * 6 + [1] * 6), Data(validation_fraction=0.34))
+    assert cut.validation.keys == ("train/4.jpg", "train/5.jpg", "train/6.jpg", "train/8.jpg")
+
+
+def test_no_validation_part_can_be_joined_where_there_is_none():
+    message = refused(benchmark(), train_on="trainval")
+    assert "data.train_on = 'trainval': the benchmark 'mine' has no validation part" in message
+    assert "allowed: 'train'" in message
+
+
+@pytest.mark.parametrize("train_on", ["train", "trainval"])
+def test_nothing_is_held_out_beside_an_official_validation_part(train_on):
+    message = refused(benchmark(validation=(0, 1, 2)), train_on=train_on, validation_fraction=0.1)
+    assert "data.validation_fraction = 0.1" in message
+    assert "has a validation part of its own (3 images); allowed: 0" in message
+
+
+def test_nothing_can_be_held_out_of_classes_with_one_image():
+    message = refused(benchmark(train=(0, 1, 2)), ExitCode.DATA, validation_fraction=0.5)
+    assert "no training class of 'mine' has two images" in message
