@@ -13,8 +13,8 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
+from ke_metric.lineage import folder as lineage_folder
 from ke_metric.lineage.store import Lineage
-from ke_metric.lineage.store import folder as lineage_folder
 from ke_metric.recipe.schema import Recipe
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
+from ke_metric.lineage import folder as lineage_folder
 from ke_metric.lineage.store import Lineage, default_folder
-from ke_metric.lineage.store import folder as lineage_folder
 from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe
 
