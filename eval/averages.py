@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from ke_metric import Lineage
 from ke_metric.generation import Scorecard, load_whole
 from ke_metric.images.batches import Pictures
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.training.engine import Engine
 
@@ -66,7 +66,7 @@ def score_average(lineage: Lineage, kind: str, pictures: Pictures) -> Scorecard:
 
 def _network(lineage: Lineage, number: int) -> nn.Module:
     generation = lineage.load(number)
-    network = Blueprint(lineage.recipe, len(generation.provenance.class_names)).build(number)
+    network = LineageNetworks(lineage.recipe, len(generation.provenance.class_names)).build(number)
     load_whole(network, generation.weights, f"the weights of generation {number}")
     return network
 

@@ -26,7 +26,7 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import load_whole
 from ke_metric.images.batches import Pictures, without_training
 from ke_metric.lineage.comparison import gather
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import zero_reset
@@ -88,7 +88,7 @@ def _scored_without_reset_part(lineage: Lineage) -> list[float]:
     values = []
     for number in lineage.numbers:
         generation = lineage.load(number)
-        network = Blueprint(recipe, len(generation.provenance.class_names)).build(number)
+        network = LineageNetworks(recipe, len(generation.provenance.class_names)).build(number)
         load_whole(network, generation.weights, "the stored weights")
         zero_reset(network, SplitPlan.from_json(generation.split, generation.split_bits))
         placed = scorer.engine.place(network, channels_last=recipe.training.channels_last)

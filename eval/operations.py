@@ -16,7 +16,7 @@ from ke_metric.generation import TrainingState
 from ke_metric.images.batches import Pictures
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Recipe
-from ke_metric.training.hooks import Watch
+from ke_metric.training.hooks import TrainingObserver
 
 # Epochs of each generation that is counted; the first of them is not, so that scores before it do not count.
 EPOCHS = 3
@@ -24,7 +24,7 @@ EPOCHS = 3
 TESTED = 32
 
 
-class Marks(Watch):
+class Marks(TrainingObserver):
     """Notes the count after every epoch.
 
     Args:
@@ -52,7 +52,7 @@ def operations_per_epoch(recipe: Recipe, pictures: Pictures) -> float:
     counter = FlopCounterMode(display=False)
     marks = Marks(counter)
     with counter:
-        for _ in evolve(short, pictures, watch=marks):
+        for _ in evolve(short, pictures, observer=marks):
             pass
     counts = [
         (marks.counts[number, EPOCHS] - marks.counts[number, 1]) / (EPOCHS - 1)

@@ -35,7 +35,7 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evaluation.embeddings import Embeddings, FloatArray
 from ke_metric.images.batches import Pictures, without_training
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.scores import score_through
@@ -189,7 +189,9 @@ def embed_networks(lineage: Lineage, recipe: Recipe, benchmark: Benchmark) -> di
         without_training(benchmark), recipe.data.store_size, store_shape=recipe.data.store_shape
     )
     scorer = Scorer(pictures, recipe, Engine("fp32", "cpu"))
-    network, plan = Blueprint(recipe, 0).restore(lineage.load(lineage.number_of("last")), device=torch.device("cpu"))
+    network, plan = LineageNetworks(recipe, 0).restore(
+        lineage.load(lineage.number_of("last")), device=torch.device("cpu")
+    )
     scorer.scorecard(network, plan, seen=keep)
     return found
 

@@ -23,7 +23,7 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle_config import NetworkCard, Normalization
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
@@ -64,7 +64,7 @@ def photographs() -> tuple[Embedder, list[tuple[str, Image.Image]]]:
     """Return a ResNet50 with random weights, and pictures as large and as smooth as photographs."""
     recipe, generator = Recipe.model_validate(LARGE), np.random.default_rng(0)
     card = NetworkCard(split=None, normalization=Normalization.of_recipe(recipe))
-    network = Blueprint(recipe, 0).build(1).eval()
+    network = LineageNetworks(recipe, 0).build(1).eval()
     embedder = Embedder(network, architecture=Architecture.of_recipe(recipe), card=card, description="a ResNet50")
     pictures = []
     for _ in range(PHOTOGRAPHS):

@@ -34,14 +34,14 @@ from ke_metric.losses.embedding import build_loss
 from ke_metric.losses.rehearsal import possible_batches
 from ke_metric.methods.method import Birth
 from ke_metric.methods.table import method_of
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import mean_magnitudes
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Watch
+from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
 # Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
@@ -75,7 +75,7 @@ def evolve(
     *,
     start: Start | None = None,
     device: str | None = None,
-    watch: Watch | None = None,
+    observer: TrainingObserver | None = None,
 ) -> Iterator[Generation]:
     """Train generation after generation and yield each one, scored, when it is complete.
 
@@ -84,7 +84,7 @@ def evolve(
         benchmark: What to train and score on; decoded first unless it is already.
         start: Where to go on; from the beginning when left out.
         device: A torch device; the process's own when left out.
-        watch: Hears of steps and epochs as they finish.
+        observer: Hears of steps and epochs as they finish.
 
     Yields:
         Generations `start.number` to `recipe.generations`.
@@ -93,7 +93,7 @@ def evolve(
         KeMetricError: The recipe does not fit the benchmark or the device, the parent does not fit the recipe, or the
             training diverged.
     """
-    watch = watch or Watch()
+    observer = observer or TrainingObserver()
     start = start or Start()
     data = recipe.data
     if isinstance(benchmark, Benchmark):
@@ -101,7 +101,7 @@ def evolve(
     nursery = Nursery(recipe, benchmark, Engine(recipe.training.precision, device))
     parent, state = start.parent, start.state
     for number in range(start.number, recipe.generations + 1):
-        parent = nursery.grow(number, parent, state=state, watch=watch)
+        parent = nursery.grow(number, parent, state=state, observer=observer)
         state = None
         yield parent
 
@@ -121,7 +121,7 @@ class Nursery:
     engine: Engine
 
     def grow(
-        self, number: int, parent: Generation | None, *, state: TrainingState | None, watch: Watch
+        self, number: int, parent: Generation | None, *, state: TrainingState | None, observer: TrainingObserver
     ) -> Generation:
         """Inherit, train and score generation `number`.
 
@@ -129,7 +129,7 @@ class Nursery:
             number: Counted from 1.
             parent: The generation before; None exactly for number 1.
             state: Where its training goes on; None to begin it.
-            watch: Hears of steps and epochs.
+            observer: Hears of steps and epochs.
         """
         birth = self.birth(number, parent)
         network = self.build_child(birth)
@@ -137,11 +137,11 @@ class Nursery:
         loss = self.build_loss(number, parent, rehearsed=number == 1 and state is None)
         scorer = Scorer(self.pictures, self.recipe, self.engine)
         if number == 1 and state is None:
-            self._introduce(network, scorer, watch)
+            self._introduce(network, scorer, observer)
         training = self.prepare(network, loss, birth)
         if state is not None:
             training.restore(state)
-        trained = training.train(watch)
+        trained = training.train(observer)
         started = time.perf_counter()
         plan = birth.plan
         scorecard = scorer.scorecard(network, plan)
@@ -269,14 +269,14 @@ class Nursery:
             parent_network=lambda: self._network_of(parent),
             build=self._build,
             place=self._place,
-            channels=self.blueprint.channels,
+            channels=self.networks.channels,
             gradients=lambda: self._gradients(parent),
         )
 
     @property
-    def blueprint(self) -> Blueprint:
+    def networks(self) -> LineageNetworks:
         """What builds the lineage's networks."""
-        return Blueprint(self.recipe, len(self.pictures.benchmark.train.class_names))
+        return LineageNetworks(self.recipe, len(self.pictures.benchmark.train.class_names))
 
     def build_child(self, birth: Birth) -> nn.Module:
         """Return a generation's starting network, placed.
@@ -298,13 +298,13 @@ class Nursery:
     def _build(self, number: int) -> nn.Module:
         """Return a network with the weights that generation `number` begins with, but for what it inherits."""
         # A child redraws what is random: pretrained values would be the same ones in every generation.
-        return self.blueprint.build(number, load_pretrained=number == 1)
+        return self.networks.build(number, load_pretrained=number == 1)
 
     def _plan(self, number: int, parent: Generation | None) -> SplitPlan:
         """Return the parent's plan, as masks never change in a lineage; its own for a network of another width."""
         recipe = self.recipe
         if parent is None:
-            return self.blueprint.plan(self.blueprint.build(number), number)
+            return self.networks.plan(self.networks.build(number), number)
         plan = SplitPlan.from_json(parent.split, parent.split_bits)
         rate = plan.rate if method_of(recipe, parent.number).changes_architecture else recipe.split.rate
         if (plan.kind, plan.rate) != (recipe.split.kind, rate):
@@ -314,13 +314,13 @@ class Nursery:
                 ExitCode.LINEAGE,
             )
         if method_of(recipe, number) is not method_of(recipe, parent.number):
-            return self.blueprint.plan(self.blueprint.build(number), number)
+            return self.networks.plan(self.networks.build(number), number)
         return plan
 
     def _network_of(self, parent: Generation | None) -> nn.Module:
         """Return a parent as a network, on the CPU; nothing pretrained is asked for where all weights are loaded."""
         assert parent is not None, "generation 1 has no parent"
-        network = self.blueprint.build(parent.number)
+        network = self.networks.build(parent.number)
         load_whole(network, parent.weights, "the parent's weights")
         return network
 
@@ -379,7 +379,7 @@ class Nursery:
             recipe=self.recipe,
             engine=self.engine,
             number=birth.number,
-            regime=method_of(self.recipe, birth.number).regime(network, birth),
+            hooks=method_of(self.recipe, birth.number).hooks(network, birth),
         )
 
     def _epochs(self, number: int) -> TrainingEpochs:
@@ -392,19 +392,19 @@ class Nursery:
             processes=self.engine.processes,
         )
 
-    def _introduce(self, network: nn.Module, scorer: Scorer, watch: Watch) -> None:
+    def _introduce(self, network: nn.Module, scorer: Scorer, observer: TrainingObserver) -> None:
         """Say what a reader compares the first numbers with."""
         scores, spread = scorer.untrained(network)
         count = count_parameters(network)
-        watch.untrained(Scorecard(dense=scores, slim=None, dense_parameters=count, slim_parameters=None))
+        observer.untrained(Scorecard(dense=scores, slim=None, dense_parameters=count, slim_parameters=None))
         device = f"{self.engine.describe()['device']}, {self.engine.precision}"
         parameters = f"{count:,} parameters"
         if spread is None:
-            watch.note(f"untrained network: top1 {100 * scores['top1']:.1f} %, {parameters}; {device}")
+            observer.note(f"untrained network: top1 {100 * scores['top1']:.1f} %, {parameters}; {device}")
             return
         first = f"recall@{min(self.recipe.evaluation.recall_at)}"
         found = f"{100 * scores[first]:.1f} %" if first in scores else "not defined (no query has anything to find)"
-        watch.note(
+        observer.note(
             f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, {parameters}; "
             f"{device}, neighbours by {scorer.backend}"
         )

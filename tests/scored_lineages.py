@@ -8,7 +8,7 @@ from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import Generation, Provenance
 from ke_metric.images.batches import Pictures, without_training
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
@@ -39,10 +39,10 @@ def grow_scored(folder: Path, **fields: object) -> Lineage:
     scorer = Scorer(Pictures.decode(benchmark, recipe.data.store_size), recipe, Engine("fp32", "cpu"))
     class_names = benchmark.query.class_names if recipe.task == "classification" else ()
     loss_weights = {"scale": torch.tensor(12.5)} if recipe.network.head == "cosine" else {}
-    blueprint = Blueprint(recipe, len(class_names))
+    networks = LineageNetworks(recipe, len(class_names))
     for number in range(1, recipe.generations + 1):
-        network = blueprint.build(number)
-        plan = blueprint.plan(network, number)
+        network = networks.build(number)
+        plan = networks.plan(network, number)
         lineage.append(
             Generation(
                 number=number,

@@ -12,11 +12,11 @@ from ke_metric.evolution import Nursery, Start, evolve
 from ke_metric.generation import weights_digest
 from ke_metric.images.batches import Pictures
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.networks import recipe_networks as blueprint
+from ke_metric.networks import recipe_networks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Watch
+from ke_metric.training.hooks import TrainingObserver
 
 IMAGES = 6
 
@@ -36,7 +36,7 @@ class Squares:
         return picture
 
 
-class Recorder(Watch):
+class Recorder(TrainingObserver):
     def __init__(self):
         self.notes, self.states = [], []
 
@@ -85,7 +85,7 @@ def pictures():
 def lineage(pictures):
     """Three generations, and what their training said."""
     recorder = Recorder()
-    return list(evolve(recipe_of(), pictures, device="cpu", watch=recorder)), recorder
+    return list(evolve(recipe_of(), pictures, device="cpu", observer=recorder)), recorder
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_seeds_give_other_networks(nursery):
 
 def test_a_split_rate_of_1_changes_nothing(nursery):
     grower = nursery(split={"rate": 1.0}, training={"epochs": 1, "precision": "fp32"})
-    parent = grower.grow(1, None, state=None, watch=Watch())
+    parent = grower.grow(1, None, state=None, observer=TrainingObserver())
     child, plan = child_of(grower, 2, parent)
     assert plan.reset_count == 0
     assert weights_digest(child.state_dict()) == weights_digest(parent.weights)
@@ -244,7 +244,7 @@ def test_going_on_from_an_epoch_is_never_having_stopped(pictures, lineage):
     state = recorder.states[2]
     assert (state.number, state.epoch) == (2, 1)
     listener = Recorder()
-    found = list(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", watch=listener))
+    found = list(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", observer=listener))
     assert [(state.number, state.epoch) for state in listener.states] == [(2, 2), (3, 1), (3, 2)]
     for generation, expected in zip(found, (two, three), strict=True):
         assert_same_generation(generation, expected)
@@ -337,13 +337,13 @@ def test_what_cannot_be_built_shows_before_any_harm(sections, words, nursery):
 
 
 def test_only_generation_1_asks_for_pretrained_weights(nursery, lineage, monkeypatch):
-    asked, build = [], blueprint.build_network
+    asked, build = [], recipe_networks.build_network
 
     def note(*arguments, load_pretrained):
         asked.append(load_pretrained)
         return build(*arguments, load_pretrained=False)
 
-    monkeypatch.setattr(blueprint, "build_network", note)
+    monkeypatch.setattr(recipe_networks, "build_network", note)
     one, two = nursery().birth(1, None), nursery().birth(2, lineage[0][0])
     asked.clear()
     nursery().build_child(one)
@@ -359,7 +359,7 @@ def test_a_test_set_in_which_nothing_can_be_found():
     lone = replace(benchmark.query, keys=("test/0/0", "test/1/0"), labels=np.array([0, 1]))
     recorder = Recorder()
     recipe = recipe_of(generations=1, training={"epochs": 1, "precision": "fp32"})
-    [generation] = evolve(recipe, replace(benchmark, query=lone, gallery=lone), device="cpu", watch=recorder)
+    [generation] = evolve(recipe, replace(benchmark, query=lone, gallery=lone), device="cpu", observer=recorder)
     assert "recall@1 not defined" in recorder.notes[0]
     assert not [name for name in generation.scorecard.dense if name.startswith("recall")]
 

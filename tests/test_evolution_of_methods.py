@@ -20,7 +20,7 @@ from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Regime, Watch
+from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 SIZE, CLASSES, IMAGES = 16, 4, 4
 TASKS = ("retrieval", "classification")
@@ -42,10 +42,10 @@ CASES = {
 
 
 class Interrupted(Exception):
-    """Raised by a watch."""
+    """Raised by a observer."""
 
 
-class Recorder(Watch):
+class Recorder(TrainingObserver):
     def __init__(self):
         self.states = []
 
@@ -53,7 +53,7 @@ class Recorder(Watch):
         self.states.append(state)
 
 
-class StopAfterEveryEpoch(Watch):
+class StopAfterEveryEpoch(TrainingObserver):
     """Stores what a resume needs, and stops."""
 
     def __init__(self, lineage):
@@ -105,8 +105,8 @@ def recipe_of(name, task=None, **sections):
     )
 
 
-def grown(recipe, pictures, watch=None):
-    return list(evolve(recipe, pictures, device="cpu", watch=watch))
+def grown(recipe, pictures, observer=None):
+    return list(evolve(recipe, pictures, device="cpu", observer=observer))
 
 
 def nursery_of(recipe, pictures):
@@ -129,7 +129,7 @@ def test_generation_1_is_the_plain_baseline_of_every_method(name, pictures):
     nursery = nursery_of(recipe, pictures)
     birth = nursery.birth(1, None)
     network = nursery.build_child(birth)
-    assert type(METHODS[name].regime(network, birth)) is Regime
+    assert type(METHODS[name].hooks(network, birth)) is TrainingHooks
     plain = nursery_of(recipe_of("restarts", "classification"), pictures)
     assert weights_digest(network.state_dict()) == weights_digest(
         plain.build_child(plain.birth(1, None)).state_dict()
@@ -154,9 +154,9 @@ def test_a_training_that_is_interrupted_after_every_epoch_is_the_same_training(n
         while len(lineage.numbers) < recipe.generations:
             numbers = lineage.numbers
             start = Start(lineage.load(numbers[-1]) if numbers else None, lineage.load_state())
-            watch = StopAfterEveryEpoch(lineage)
+            observer = StopAfterEveryEpoch(lineage)
             try:
-                for generation in evolve(recipe, pictures, start=start, device="cpu", watch=watch):
+                for generation in evolve(recipe, pictures, start=start, device="cpu", observer=observer):
                     lineage.append(generation)
             except Interrupted:
                 stops += 1
@@ -219,7 +219,7 @@ def test_saliency_is_measured_on_the_parent_and_its_loss(task, pictures, ancesto
     """On the first fifth of an epoch that it was not trained on."""
     recipe, parent = recipe_of("neural_regeneration", task), ancestors[task, "wels"]
     nursery = nursery_of(recipe, pictures)
-    network, loss = nursery.blueprint.build(7).eval(), nursery.build_loss(7, None)
+    network, loss = nursery.networks.build(7).eval(), nursery.build_loss(7, None)
     network.load_state_dict(parent.weights)
     loss.load_state_dict(parent.loss_weights)
     epochs = TrainingEpochs(pictures, recipe, generation=1, device=torch.device("cpu"))
@@ -332,15 +332,15 @@ def test_the_last_generation_is_the_slim_network_of_its_parent_and_taught_by_it(
         one, grown(recipe_of("knowledge_evolution", task, generations=1, split=SLIM_LAST["split"]), pictures)[0]
     )
     nursery = nursery_of(recipe, pictures)
-    dense = nursery.blueprint.build(2)
+    dense = nursery.networks.build(2)
     dense.load_state_dict(two.weights)
     expected = extract_slim(dense, SplitPlan.from_json(two.split, two.split_bits))
     child = child_of(recipe, pictures, two)
     assert weights_digest(child) == weights_digest(expected.state_dict())
-    regime = method_of(recipe, 3).regime(expected, nursery.birth(3, two))
+    hooks = method_of(recipe, 3).hooks(expected, nursery.birth(3, two))
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(regime.targets(images), dense.eval()(images))
+        torch.testing.assert_close(hooks.targets(images), dense.eval()(images))
     assert weights_digest(three.weights) != weights_digest(child)
     # It is dense and slim in one: all of it is kept.
     assert three.scorecard.slim == three.scorecard.dense
@@ -364,8 +364,10 @@ def test_the_teacher_of_a_slim_network_has_weight_1_unless_told(weight, expected
     section = {"name": "restarts", "slim_last": True, "teacher_weight": weight}
     recipe = recipe_of("restarts", "classification", split={"kind": "kels"}, method=section)
     one = next(evolve(recipe, pictures, device="cpu"))
-    assert type(method_of(recipe, 1).regime(nn.Identity(), nursery_of(recipe, pictures).birth(1, None))) is Regime
-    regime = method_of(recipe, 2).regime(nn.Identity(), nursery_of(recipe, pictures).birth(2, one))
+    assert (
+        type(method_of(recipe, 1).hooks(nn.Identity(), nursery_of(recipe, pictures).birth(1, None))) is TrainingHooks
+    )
+    hooks = method_of(recipe, 2).hooks(nn.Identity(), nursery_of(recipe, pictures).birth(2, one))
     outputs, targets = torch.eye(4), torch.ones(4, 4)
     plain = divergence(targets, outputs, 1.0)
-    assert float(regime.added_loss(outputs, targets)) == pytest.approx(expected * float(plain))
+    assert float(hooks.added_loss(outputs, targets)) == pytest.approx(expected * float(plain))

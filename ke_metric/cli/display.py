@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ke_metric.benchmarks.table import some_of
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage.report import BASELINE, is_share
-from ke_metric.training.hooks import Step, Watch
+from ke_metric.training.hooks import StepReport, TrainingObserver
 from ke_metric.training.one_generation import SIGNS
 
 # Under torchrun one process speaks for all.
@@ -61,7 +61,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class TrainingDisplay(Watch):
+class TrainingDisplay(TrainingObserver):
     """Shows a lineage grow.
 
     Args:
@@ -101,7 +101,7 @@ class TrainingDisplay(Watch):
         """Print a line that stands out."""
         say(f"warning: {text}", style="yellow")
 
-    def step_done(self, step: Step) -> None:
+    def step_done(self, step: StepReport) -> None:
         """Refresh the live line."""
         now = time.perf_counter()
         self._loss = _smooth(self._loss, step.loss)

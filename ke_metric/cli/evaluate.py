@@ -20,7 +20,7 @@ from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
 from ke_metric.images.batches import Pictures, fingerprint, without_training
 from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.lineage.store import Lineage
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 
@@ -167,7 +167,7 @@ def _score(
         embeddings[network] = query, gallery
 
     classes = len(scorer.pictures.benchmark.train.class_names)
-    network, plan = Blueprint(scorer.recipe, classes).restore(generation, device=scorer.engine.device)
+    network, plan = LineageNetworks(scorer.recipe, classes).restore(generation, device=scorer.engine.device)
     return scorer.scorecard(network, plan, seen=None if embeddings is None else keep)
 
 

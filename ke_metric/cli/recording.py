@@ -27,7 +27,7 @@ from ke_metric.lineage.folder import TENSORBOARD
 from ke_metric.lineage.store import RESOLVED, Lineage, holds_lineage
 from ke_metric.recipe.schema import Recipe
 from ke_metric.training.engine import Engine, lost_process
-from ke_metric.training.hooks import Step, Watch
+from ke_metric.training.hooks import StepReport, TrainingObserver
 from ke_metric.training.one_generation import SIGNS
 
 # A state that takes longer than this many seconds to write is not written after every epoch, but
@@ -36,7 +36,7 @@ SLOW_SECONDS = 2.0
 WRITING_SHARE = 0.1
 
 
-class Keeper(Watch):
+class Keeper(TrainingObserver):
     """Writes into a lineage while its generations are trained.
 
     The state to resume from is written after every epoch, or, where that takes long beside the epochs, less often;
@@ -136,7 +136,7 @@ class Keeper(Watch):
                 self._board.add_scalar(name, value, step)
 
 
-class Interrupts(Watch):
+class Interrupts(TrainingObserver):
     """Stops a training when a signal has come; all its processes after the same step.
 
     Args:
@@ -157,7 +157,7 @@ class Interrupts(Watch):
         self._received = True
         say(f"{signal.Signals(number).name}: finishing the step; once more stops at once")
 
-    def step_done(self, step: Step) -> None:
+    def step_done(self, step: StepReport) -> None:
         """Stop if a signal has come, but for the last step of an epoch, whose state is about to be saved."""
         self._stopping = self._engine.any(self._received)
         steps_per_epoch = step.steps // self._epochs

@@ -14,7 +14,7 @@ from ke_metric.lineage.report import is_share
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import require_free, save_network
 from ke_metric.networks.bundle_config import WEIGHTS
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.retrieval.picture_network import card_of, choose_network
 from ke_metric.scoring import count_parameters
 from ke_metric.split.slim import extract_slim
@@ -41,7 +41,7 @@ def store_network(*, which: str | None, network: str, lineage: Path | None, fold
     generation = store.load(choice.number)
     class_names = generation.provenance.class_names
     # Laid out in memory as they were when they were scored.
-    dense, plan = Blueprint(store.recipe, len(class_names)).restore(generation)
+    dense, plan = LineageNetworks(store.recipe, len(class_names)).restore(generation)
     slim = extract_slim(dense, plan) if choice.has_slim else None
     stored = dense if slim is None or network == "dense" else slim
     save_network(

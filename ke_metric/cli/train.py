@@ -41,7 +41,7 @@ from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Watches
+from ke_metric.training.hooks import TrainingObservers
 from ke_metric.training.one_generation import GenerationTraining
 
 # Optimizer state per network weight, in weights.
@@ -318,7 +318,7 @@ def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine,
     interrupts = Interrupts(engine, recipe.training.epochs, resume_command(lineage.folder, device))
     if not engine.is_main:
         with interruptible(interrupts):
-            for _ in evolve(recipe, pictures, start=start, device=device, watch=interrupts):
+            for _ in evolve(recipe, pictures, start=start, device=device, observer=interrupts):
                 pass
         return
     say(f"lineage {lineage.folder}: {_where(start)}")
@@ -331,8 +331,8 @@ def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine,
         # Here as well, so that the lineage records why it stopped.
         together(engine, lineage.folder, device),
     ):
-        watch = Watches(display, keeper, interrupts)
-        for generation in evolve(recipe, pictures, start=start, device=device, watch=watch):
+        observer = TrainingObservers(display, keeper, interrupts)
+        for generation in evolve(recipe, pictures, start=start, device=device, observer=observer):
             lineage.append(generation)
             keeper.generation_done(generation)
             display.generation_done(generation)

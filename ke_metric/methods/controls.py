@@ -23,7 +23,7 @@ from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 class Restarts(Method):
@@ -39,8 +39,8 @@ class Restarts(Method):
         assert birth.parent is not None, "generation 1 has no parent"
         load_whole(child, birth.parent, "the parent's weights")
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
         return with_fit_steps(guidance(birth), network, birth)
 
 
@@ -72,8 +72,8 @@ class ShrinkAndPerturb(Method):
             for name, weight in multiplicative_weights(child).items():
                 weight.mul_(birth.recipe.shrink).add_(noise[name], alpha=birth.recipe.perturb)
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; the parent teaches where the recipe asks for it."""
         return guidance(birth)
 
 
@@ -117,6 +117,6 @@ class SlimLast(Method):
         slim = extract_slim(birth.parent_network(), birth.parent_plan)
         child.load_state_dict(slim.state_dict(), strict=True)
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """Return the teacher's regime; a weight of 1 unless the recipe names another."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """Return the teacher's hooks; a weight of 1 unless the recipe names another."""
         return taught_by_parent(birth)

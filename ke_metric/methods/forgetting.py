@@ -24,7 +24,7 @@ from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 def redraw_where(
@@ -74,8 +74,8 @@ class LaterLayerForgetting(Method):
             fresh=birth.fresh(),
         )
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; the parent teaches where the recipe asks for it."""
         return guidance(birth)
 
 

@@ -31,12 +31,12 @@ from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import redraw_reset
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-class FitSteps(Regime):
+class FitSteps(TrainingHooks):
     """Lets the fit hypothesis compute alone in some steps, spread evenly over the generation.
 
     Args:
@@ -46,7 +46,7 @@ class FitSteps(Regime):
         share: Share of the steps, in (0, 1): floor(share * n) of the first n.
     """
 
-    def __init__(self, inner: Regime, network: nn.Module, plan: SplitPlan, share: float) -> None:
+    def __init__(self, inner: TrainingHooks, network: nn.Module, plan: SplitPlan, share: float) -> None:
         self._inner, self._network, self._share = inner, network, share
         self.learning_rate_factor = inner.learning_rate_factor
         self._reset = {
@@ -55,7 +55,7 @@ class FitSteps(Regime):
         self._is_fit = False
 
     def epoch_begins(self, epoch: int, optimizer: Optimizer) -> None:
-        """See `Regime.epoch_begins`."""
+        """See `TrainingHooks.epoch_begins`."""
         self._inner.epoch_begins(epoch, optimizer)
 
     @contextmanager
@@ -83,11 +83,11 @@ class FitSteps(Regime):
                         self._network.get_parameter(name).copy_(weight)
 
     def targets(self, images: Tensor) -> Tensor | None:
-        """See `Regime.targets`."""
+        """See `TrainingHooks.targets`."""
         return self._inner.targets(images)
 
     def added_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Regime.added_loss`."""
+        """See `TrainingHooks.added_loss`."""
         return self._inner.added_loss(outputs, targets)
 
     def before_step(self) -> None:
@@ -99,20 +99,20 @@ class FitSteps(Regime):
                 gradient.masked_fill_(reset, 0)
 
     def after_step(self) -> None:
-        """See `Regime.after_step`."""
+        """See `TrainingHooks.after_step`."""
         self._inner.after_step()
 
     def tensors(self) -> Weights:
-        """See `Regime.tensors`."""
+        """See `TrainingHooks.tensors`."""
         return self._inner.tensors()
 
     def restore(self, tensors: Weights) -> None:
-        """See `Regime.restore`."""
+        """See `TrainingHooks.restore`."""
         self._inner.restore(tensors)
 
 
-def with_fit_steps(inner: Regime, network: nn.Module, birth: Birth) -> Regime:
-    """Return a regime with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
+def with_fit_steps(inner: TrainingHooks, network: nn.Module, birth: Birth) -> TrainingHooks:
+    """Return hooks with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
     method = birth.recipe
     return FitSteps(inner, network, birth.plan, method.fit_steps) if method.fit_steps else inner
 
@@ -131,6 +131,6 @@ class KnowledgeEvolution(Method):
         generator = birth.generator("reset")
         redraw_reset(child, birth.plan, generator=generator, init=birth.recipe.reset, fresh=birth.fresh())
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
         return with_fit_steps(guidance(birth), network, birth)

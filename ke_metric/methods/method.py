@@ -13,7 +13,7 @@ from ke_metric.randomness import torch_generator
 from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.plan import SplitPlan
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Birth:
 
 
 class Method:
-    """A method: what a child takes from its parent, and the regime of every generation.
+    """A method: what a child takes from its parent, and the hooks of every generation.
 
     Attributes:
         changes_architecture: Whether `architecture` gives another network than the recipe's; its own split plan
@@ -100,11 +100,11 @@ class Method:
         """
         raise NotImplementedError
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
         """Return what happens while a generation trains.
 
         Args:
             network: The generation's network as it begins, on its device.
             birth: As for `inherit`; without a parent for generation 1.
         """
-        return Regime()
+        return TrainingHooks()

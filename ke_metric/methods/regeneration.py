@@ -23,7 +23,7 @@ from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 SHARE = 0.2
 
@@ -50,8 +50,8 @@ class NeuralRegeneration(Method):
             fresh=birth.fresh(),
         )
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; the parent teaches where the recipe asks for it."""
         return guidance(birth)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from ke_metric.methods.method import Birth, Method
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 LOGITS_TEMPERATURE = 1.0
 SIMILARITY_TEMPERATURE = 0.1
 
 
-class Guided(Regime):
+class Guided(TrainingHooks):
     """Adds to the loss how far the network's outputs are from the teacher's.
 
     Args:
@@ -63,16 +63,16 @@ def similarities(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T)[others].view(count, count - 1)
 
 
-def guidance(birth: Birth) -> Regime:
-    """Return the regime of a method whose recipe may ask for the parent as a teacher (`method.teacher_weight`)."""
+def guidance(birth: Birth) -> TrainingHooks:
+    """Return the hooks of a method whose recipe may ask for the parent as a teacher (`method.teacher_weight`)."""
     recipe = birth.recipe
     if birth.parent is None or recipe.teacher_weight == 0:
-        return Regime()
+        return TrainingHooks()
     return Guided(birth.teacher(), birth.task, weight=recipe.teacher_weight, temperature=recipe.teacher_temperature)
 
 
-def taught_by_parent(birth: Birth) -> Regime:
-    """Return the regime of a generation that always has its parent as a teacher, with a weight of 1 where it is 0."""
+def taught_by_parent(birth: Birth) -> TrainingHooks:
+    """Return the hooks of a generation that always has its parent as a teacher, with a weight of 1 where it is 0."""
     weight = birth.recipe.teacher_weight or 1.0
     return Guided(birth.teacher(), birth.task, weight=weight, temperature=birth.recipe.teacher_temperature)
 
@@ -89,6 +89,6 @@ class BornAgain(Method):
     def inherit(self, child: nn.Module, birth: Birth) -> None:
         """See `Method.inherit`."""
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """Return the teacher's regime; a weight of 1 unless the recipe names another."""
-        return Regime() if birth.parent is None else taught_by_parent(birth)
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """Return the teacher's hooks; a weight of 1 unless the recipe names another."""
+        return TrainingHooks() if birth.parent is None else taught_by_parent(birth)

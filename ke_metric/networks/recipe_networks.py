@@ -1,4 +1,4 @@
-"""The blueprint: builds the networks of a lineage, and its split plan, from the recipe alone.
+"""Builds the networks of a lineage, and its split plan, from the recipe alone.
 
 Training, scoring again and cutting out all build them here, so that they are the same.
 """
@@ -22,7 +22,7 @@ from ke_metric.split.planning import plan_split
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class LineageNetworks:
     """How the networks of a lineage are built.
 
     Attributes:

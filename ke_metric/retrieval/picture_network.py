@@ -33,7 +33,7 @@ from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import NetworkCard, Normalization, StoredSplit, read_description
 from ke_metric.networks.heads import PictureModule
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.preparation import Picture, name_of, pictures_of, prepare, taken
 from ke_metric.schema import PREPARATION_FIELDS, without_values_before
@@ -267,7 +267,7 @@ class PictureNetwork:
     def _of_lineage(cls, choice: NetworkChoice, device: torch.device) -> Self:
         recipe, generation = choice.lineage.recipe, choice.lineage.load(choice.number)
         class_names = generation.provenance.class_names
-        built, plan = Blueprint(recipe, len(class_names)).restore(generation, device=device)
+        built, plan = LineageNetworks(recipe, len(class_names)).restore(generation, device=device)
         # All of it is kept, as in a last generation that is slim already: the same network.
         slim = choice.network == "slim" and plan.reset_count > 0
         loaded = cls._of(

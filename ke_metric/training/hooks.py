@@ -1,8 +1,8 @@
-"""The regime of a generation: what a method does while it trains, as the training calls it.
+"""The hooks of a generation: what a method does while it trains, as the training calls it.
 
 Shapes: B batch, H and W image height and width, D size of an output (embedding or logits).
 
-What a training tells whoever watches it: a display, a log, a store.
+What a training tells whoever observers it: a display, a log, a store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ke_metric.generation import Scorecard, TrainingState, Weights
 
 
-class Regime:
+class TrainingHooks:
     """What a method does while a generation trains: nothing, unless a subclass says otherwise.
 
     Attributes:
@@ -65,7 +65,7 @@ class Regime:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepReport:
     """One finished optimizer step.
 
     Attributes:
@@ -87,8 +87,8 @@ class Step:
     learning_rate: float
 
 
-class Watch:
-    """Watches nothing; a subclass overrides what it wants to know. An exception raised here stops the training."""
+class TrainingObserver:
+    """Observes nothing; a subclass overrides what it wants to know. An exception raised here stops the training."""
 
     def note(self, text: str) -> None:
         """Hear a line that is worth printing."""
@@ -99,44 +99,44 @@ class Watch:
     def untrained(self, scorecard: Scorecard) -> None:
         """Hear how the network of generation 1 scores before any training."""
 
-    def step_done(self, step: Step) -> None:
+    def step_done(self, step: StepReport) -> None:
         """Hear that an optimizer step is finished."""
 
     def epoch_done(self, state: TrainingState) -> None:
         """Hear that an epoch is finished; `state` resumes exactly from here."""
 
 
-class Watches(Watch):
+class TrainingObservers(TrainingObserver):
     """Passes everything on to several others, in their order.
 
     Args:
-        watches: Who wants to know.
+        observers: Who wants to know.
     """
 
-    def __init__(self, *watches: Watch) -> None:
-        self._watches = watches
+    def __init__(self, *observers: TrainingObserver) -> None:
+        self._observers = observers
 
     def note(self, text: str) -> None:
         """Pass it on."""
-        for watch in self._watches:
-            watch.note(text)
+        for observer in self._observers:
+            observer.note(text)
 
     def warn(self, text: str) -> None:
         """Pass it on."""
-        for watch in self._watches:
-            watch.warn(text)
+        for observer in self._observers:
+            observer.warn(text)
 
     def untrained(self, scorecard: Scorecard) -> None:
         """Pass it on."""
-        for watch in self._watches:
-            watch.untrained(scorecard)
+        for observer in self._observers:
+            observer.untrained(scorecard)
 
-    def step_done(self, step: Step) -> None:
+    def step_done(self, step: StepReport) -> None:
         """Pass it on."""
-        for watch in self._watches:
-            watch.step_done(step)
+        for observer in self._observers:
+            observer.step_done(step)
 
     def epoch_done(self, state: TrainingState) -> None:
         """Pass it on."""
-        for watch in self._watches:
-            watch.epoch_done(state)
+        for observer in self._observers:
+            observer.epoch_done(state)

@@ -24,7 +24,7 @@ from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Recipe, Training
 from ke_metric.recipe.schema import Optimizer as OptimizerRecipe
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Regime, Step, Watch
+from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 
 
 def build_optimizer(
@@ -132,7 +132,7 @@ class GenerationTraining:
         recipe: The recipe of the lineage.
         engine: Device, precision, processes.
         number: Number of the generation, from 1.
-        regime: What the recipe's method does while the generation trains; nothing when left out.
+        hooks: What the recipe's method does while the generation trains; nothing when left out.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class GenerationTraining:
         recipe: Recipe,
         engine: Engine,
         number: int,
-        regime: Regime | None = None,
+        hooks: TrainingHooks | None = None,
     ) -> None:
         self.network, self.loss, self.epochs = network, loss, epochs
         self.recipe, self.engine, self.number = recipe, engine, number
-        self.regime = regime or Regime()
+        self.hooks = hooks or TrainingHooks()
         self.parallel = engine.parallel(network)
         self.scaler = engine.new_scaler()
         self.optimizer = build_optimizer(
@@ -175,10 +175,10 @@ class GenerationTraining:
         # A copy: the optimizer works on the very tensors that it is given.
         self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
         self.scaler.load_state_dict(state.optimizer["scaler"])
-        self.regime.restore(state.method_weights)
+        self.hooks.restore(state.method_weights)
         self.log, self.seconds = state.training_log, state.seconds
 
-    def train(self, watch: Watch) -> TrainingState:
+    def train(self, observer: TrainingObserver) -> TrainingState:
         """Train the epochs that are left and return the state after the last one.
 
         Raises:
@@ -186,23 +186,23 @@ class GenerationTraining:
         """
         state = self._state()
         for epoch in range(len(self.log) + 1, self.recipe.training.epochs + 1):
-            state = self._train_epoch(epoch, watch)
-            watch.epoch_done(state)
+            state = self._train_epoch(epoch, observer)
+            observer.epoch_done(state)
         return state
 
-    def _train_epoch(self, epoch: int, watch: Watch) -> TrainingState:
+    def _train_epoch(self, epoch: int, observer: TrainingObserver) -> TrainingState:
         started = time.perf_counter()
-        self.regime.epoch_begins(epoch, self.optimizer)
-        facts = self._take_steps(epoch, watch)
+        self.hooks.epoch_begins(epoch, self.optimizer)
+        facts = self._take_steps(epoch, observer)
         self.engine.share_buffers(self.network)
         self._require_finite_weights(epoch)
         if facts.get("spread", 1.0) < COLLAPSED_SPREAD:
-            watch.warn(
+            observer.warn(
                 f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
                 f"batch {facts['spread']:.4f}); a smaller optimizer.learning_rate or another loss may help"
             )
         if facts.get("idle_steps") == len(self.epochs):
-            watch.warn(
+            observer.warn(
                 f"generation {self.number}, epoch {epoch}: nothing was learnt: all {len(self.epochs)} steps had loss "
                 "0 or no tuples. Either everything is told apart already, or the batches have no pairs that the loss "
                 "can use: other batches, another loss or another miner may help"
@@ -214,7 +214,7 @@ class GenerationTraining:
         self.log = (*self.log, record)
         return self._state()
 
-    def _take_steps(self, epoch: int, watch: Watch) -> dict[str, float]:
+    def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, float]:
         """Take the steps of one epoch and return what the log says of them: means over steps, images in all.
 
         Steps with loss 0 or without tuples are counted as `idle_steps` of `steps`, where there are any.
@@ -234,7 +234,7 @@ class GenerationTraining:
                     tuples.append(count)
                 idle += loss == 0 or count == 0
                 images += len(batch.keys) * self.engine.processes
-                watch.step_done(self._describe(step, epoch, len(batch.keys), loss))
+                observer.step_done(self._describe(step, epoch, len(batch.keys), loss))
         return {
             "loss": _mean(losses),
             SIGNS[self.recipe.task]: _mean(signs),
@@ -253,23 +253,23 @@ class GenerationTraining:
             KeMetricError: The loss is not finite; the weights are as they were.
         """
         self._last_keys = batch.keys
-        factor = self.regime.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
+        factor = self.hooks.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.regime.step(step):
+        with self.hooks.step(step):
             loss, outputs, labels = self._compute_loss(step, batch)
             value = float(loss.detach())
             if not torch.isfinite(loss):
                 raise self._diverged(f"the loss is {value}", step, batch.keys)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         self.engine.average_gradients(self.loss)
-        self.regime.before_step()
+        self.hooks.before_step()
         if self.recipe.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.regime.after_step()
+        self.hooks.after_step()
         if self.recipe.task == "classification":
             return value, float((outputs.argmax(dim=1) == labels).float().mean())
         return value, embedding_spread(outputs)
@@ -283,14 +283,14 @@ class GenerationTraining:
             own_outputs = self.parallel(images)
             # The halves do not go through together: each is normalised by its own statistics.
             partner_outputs = [self._look(batch.images[half:])] if has_partners else []
-            targets = self.regime.targets(images)
+            targets = self.hooks.targets(images)
         outputs, labels = self.engine.gather(own_outputs.float(), own_labels)
         partners = [self.engine.gather(each.float(), own_labels)[0] for each in partner_outputs]
         # Every process computes the loss of the whole batch, and must draw the same for it.
         with default_streams(self.recipe.seed, self.number, f"loss-{step}"):
             loss = self.loss(outputs, labels, *partners)
         if targets is not None:
-            loss = loss + self.regime.added_loss(outputs, self.engine.gather(targets.float(), own_labels)[0])
+            loss = loss + self.hooks.added_loss(outputs, self.engine.gather(targets.float(), own_labels)[0])
         return loss, outputs.detach(), labels
 
     @torch.no_grad()
@@ -303,8 +303,8 @@ class GenerationTraining:
         outputs: Tensor = self.network(images)
         return outputs
 
-    def _describe(self, step: int, epoch: int, images: int, loss: float) -> Step:
-        return Step(
+    def _describe(self, step: int, epoch: int, images: int, loss: float) -> StepReport:
+        return StepReport(
             generation=self.number,
             epoch=epoch,
             step=step + 1,
@@ -339,7 +339,7 @@ class GenerationTraining:
             optimizer=_on_cpu({"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}),
             training_log=self.log,
             seconds=self.seconds,
-            method_weights=self.regime.tensors(),
+            method_weights=self.hooks.tensors(),
         )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ke_metric.cli import display
 from ke_metric.cli.display import TrainingDisplay, fitting
-from ke_metric.training.hooks import Step
+from ke_metric.training.hooks import StepReport
 
 FACTS = {
     "loss": "loss 0.488",
@@ -24,7 +24,7 @@ FACTS = {
 
 
 def step_of(number=1, epoch=1, step=3, loss=0.5):
-    return Step(
+    return StepReport(
         generation=number, epoch=epoch, step=step, steps=9000, images=128, loss=loss, learning_rate=1.2345e-4
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.images.image_set import FolderSource
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 
 FIELDS = {
@@ -49,9 +49,9 @@ def grow(folder, fields, class_names=()):
     """Store a lineage of one generation whose network was drawn, not trained."""
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
-    blueprint = Blueprint(recipe, len(class_names))
-    network = blueprint.build(1)
-    plan = blueprint.plan(network, 1)
+    networks = LineageNetworks(recipe, len(class_names))
+    network = networks.build(1)
+    plan = networks.plan(network, 1)
     score = {"top1": 0.5} if class_names else {"recall@1": 0.5}
     provenance = Provenance("x", None, 0, {"versions": {"torch": "1"}}, {"device": "cpu"}, {}, class_names)
     lineage.append(

@@ -13,7 +13,7 @@ from ke_metric.cli.evaluate_store import temporary_store
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation import backend as faiss_library
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.stores.contract import Hits
 from ke_metric.stores.memmap import MemmapStore
@@ -51,9 +51,9 @@ def grow(folder, **fields):
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
     classes = ("a", "b") if recipe.task == "classification" else ()
-    blueprint = Blueprint(recipe, len(classes))
-    network = blueprint.build(1)
-    plan = blueprint.plan(network, 1)
+    networks = LineageNetworks(recipe, len(classes))
+    network = networks.build(1)
+    plan = networks.plan(network, 1)
     lineage.append(
         Generation(
             number=1,

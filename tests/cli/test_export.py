@@ -21,7 +21,7 @@ from ke_metric.export.verification import top_cost
 from ke_metric.generation import Generation, Provenance
 from ke_metric.images.batches import Pictures, without_training
 from ke_metric.lineage.store import Lineage
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.scoring import Scorer
@@ -51,9 +51,9 @@ def lineage(tmp_path_factory):
     """A lineage whose only generation was drawn, not trained, and scored as a generation is."""
     recipe = Recipe.model_validate(FIELDS)
     lineage = Lineage.create(tmp_path_factory.mktemp("l") / "l", recipe, text="x", command="x")
-    blueprint = Blueprint(recipe, 0)
-    network = blueprint.build(1).eval()
-    plan = blueprint.plan(network, 1)
+    networks = LineageNetworks(recipe, 0)
+    network = networks.build(1).eval()
+    plan = networks.plan(network, 1)
     benchmark = without_training(load_benchmark(recipe.data, recipe.task))
     pictures = Pictures.decode(benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape)
     lineage.append(

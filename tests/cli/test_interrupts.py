@@ -9,14 +9,14 @@ from ke_metric.cli.recording import Interrupts, interruptible
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Step
+from ke_metric.training.hooks import StepReport
 
 STEPS_PER_EPOCH, EPOCHS = 5, 4
 
 
 def step(number):
     epoch = 1 + (number - 1) // STEPS_PER_EPOCH
-    return Step(2, epoch, number, STEPS_PER_EPOCH * EPOCHS, 8, 0.5, 0.1)
+    return StepReport(2, epoch, number, STEPS_PER_EPOCH * EPOCHS, 8, 0.5, 0.1)
 
 
 def state(epoch):

@@ -11,7 +11,7 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks.bundle_config import read_description
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 
 FIELDS = {
@@ -42,10 +42,10 @@ def grow(folder, *, scored=True, scores=None, **fields):
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
     class_names = CLASSES if recipe.task == "classification" else ()
-    blueprint, slims = Blueprint(recipe, len(class_names)), {}
+    networks, slims = LineageNetworks(recipe, len(class_names)), {}
     for number, recall in enumerate(RECALLS, start=1):
-        network = blueprint.build(number).eval()
-        plan = blueprint.plan(network, number)
+        network = networks.build(number).eval()
+        plan = networks.plan(network, number)
         if plan.kind == "kels":
             slims[number] = extract_slim(network, plan)
         lineage.append(
@@ -183,7 +183,7 @@ def test_the_dense_network_is_stored_too(kind, tmp_path):
     assert ("slim_parameters" in document) == (kind == "kels")
     assert document["dense_bytes"] == (tmp_path / "n" / "model.safetensors").stat().st_size
     assert read_description(tmp_path / "n").split is None
-    dense, _ = Blueprint(lineage.recipe, 0).restore(lineage.load(3))
+    dense, _ = LineageNetworks(lineage.recipe, 0).restore(lineage.load(3))
     assert torch.equal(load_network(tmp_path / "n")(IMAGES), dense.eval()(IMAGES))
 
 

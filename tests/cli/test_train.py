@@ -17,7 +17,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import Pictures
 from ke_metric.lineage.store import Lineage
 from ke_metric.losses import embedding
-from ke_metric.networks import recipe_networks as blueprint
+from ke_metric.networks import recipe_networks
 
 RECIPE = """
 generations: 1
@@ -201,7 +201,7 @@ def test_what_was_trained_so_far_goes_on_with_a_warning(loss, batches, words, re
     def refuse(*_, **__):
         raise KeMetricError("this network is refused", ExitCode.RECIPE)
 
-    monkeypatch.setattr(blueprint, "plan_split", refuse)
+    monkeypatch.setattr(recipe_networks, "plan_split", refuse)
     resolved = folder / "recipe.resolved.yaml"
     result = run("train", resolved, "--lineage", folder, "--resume", "--set", "generations=3")
     assert result.exit_code == ExitCode.OK, (result.stderr, result.exception)

@@ -19,7 +19,7 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.train import train_lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.images.batches import Pictures, without_training
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.file import load_recipe
 
 SHIPPED = sorted((ROOT / "eval" / "budgets").glob("*.yaml"))
@@ -166,7 +166,7 @@ def by_hand(recipe, images, classes):
 
     The first layer has no gradient to its input.
     """
-    network = Blueprint(recipe, classes).build(1)
+    network = LineageNetworks(recipe, classes).build(1)
     counts = []
 
     def count(layer, inputs, output):

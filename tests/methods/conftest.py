@@ -152,9 +152,9 @@ def birth_of():
 
 @pytest.fixture
 def training_of():
-    """Return the training of a network under a regime; momentum and weight decay are strong."""
+    """Return the training of a network under hooks; momentum and weight decay are strong."""
 
-    def prepare(network, regime, *, optimizer="sgd", epochs=4, engine=None, **training):
+    def prepare(network, hooks, *, optimizer="sgd", epochs=4, engine=None, **training):
         recipe = Recipe(
             name="small",
             task="classification",
@@ -164,7 +164,7 @@ def training_of():
         engine = engine or Engine("fp32", "cpu")
         engine.place(network, channels_last=recipe.training.channels_last)
         return GenerationTraining(
-            network, CrossEntropyLoss(), Noise(), recipe=recipe, engine=engine, number=2, regime=regime
+            network, CrossEntropyLoss(), Noise(), recipe=recipe, engine=engine, number=2, hooks=hooks
         )
 
     return prepare

@@ -11,7 +11,7 @@ from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, Slim
 from ke_metric.methods.teacher import Guided
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 WEIGHTS = {
     "conv1.weight", "layer1.conv1.weight", "layer1.conv2.weight", "layer1.shortcut.weight", "layer2.0.weight",
@@ -67,12 +67,12 @@ def test_every_generation_is_perturbed_by_another_noise(small, birth_of, parent)
     ids=["restarts", "shrink"],
 )
 def test_a_parent_may_teach(method, name, small, birth_of):
-    assert type(method.regime(small(2), birth_of(name))) is Regime
-    assert isinstance(method.regime(small(2), birth_of(name, teacher_weight=1.0)), Guided)
+    assert type(method.hooks(small(2), birth_of(name))) is TrainingHooks
+    assert isinstance(method.hooks(small(2), birth_of(name, teacher_weight=1.0)), Guided)
 
 
 def test_nobody_teaches_repeats(small, birth_of):
-    assert type(Repeats().regime(small(2), birth_of("repeats"))) is Regime
+    assert type(Repeats().hooks(small(2), birth_of("repeats"))) is TrainingHooks
 
 
 def test_slim_alone_is_the_slim_part_of_the_first_weights(small, birth_of):

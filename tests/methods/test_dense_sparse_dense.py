@@ -8,7 +8,7 @@ from torch import nn
 
 from ke_metric.errors import KeMetricError
 from ke_metric.methods.published.dense_sparse_dense import DenseAgain, DenseSparseDense, Sparse, smallest
-from ke_metric.training.hooks import Regime, Watch
+from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 NAME = "dense_sparse_dense"
 
@@ -58,10 +58,10 @@ def test_zeros_stay_zeros(optimizer, clip, small, birth_of, training_of, parent)
     """Through momentum and weight decay, for several steps; all other weights train."""
     network, birth = small(2), birth_of(NAME, parent=parent)
     DenseSparseDense().inherit(network, birth)
-    regime = DenseSparseDense().regime(network, birth)
-    training = training_of(network, regime, optimizer=optimizer, gradient_clip=clip)
+    hooks = DenseSparseDense().hooks(network, birth)
+    training = training_of(network, hooks, optimizer=optimizer, gradient_clip=clip)
     before = {name: value.detach().clone() for name, value in weights_of(network).items()}
-    training.train(Watch())
+    training.train(TrainingObserver())
     for name, value in weights_of(network).items():
         held = before[name] == 0
         assert int(held.sum()) == round(0.3 * value.numel())
@@ -73,7 +73,7 @@ def test_a_scaled_loss_and_a_step_that_is_skipped(small, birth_of, training_of, 
     """As in fp16: gradients come in scaled, and a step whose gradients are not finite is not taken."""
     network, birth = small(2), birth_of(NAME, parent=parent)
     DenseSparseDense().inherit(network, birth)
-    training = training_of(network, DenseSparseDense().regime(network, birth), gradient_clip=1.0, engine=scaling)
+    training = training_of(network, DenseSparseDense().hooks(network, birth), gradient_clip=1.0, engine=scaling)
     held = {name: value == 0 for name, value in weights_of(network).items()}
     batches = list(training.epochs.epoch(1))
     before = network.head.weight.detach().clone()
@@ -88,27 +88,27 @@ def test_a_scaled_loss_and_a_step_that_is_skipped(small, birth_of, training_of, 
 
 def test_held_weights_have_no_gradient(small):
     network = small(1).to(memory_format=torch.channels_last)
-    regime = Sparse(network, zeros_of(network))
+    hooks = Sparse(network, zeros_of(network))
     network(torch.ones(2, 3, 8, 8)).sum().backward()
     before = {name: value.grad.clone() for name, value in weights_of(network).items()}
-    regime.before_step()
+    hooks.before_step()
     for name, flags in zeros_of(network).items():
         gradient = network.get_parameter(name).grad
         assert not gradient[flags].any()
         assert torch.equal(gradient[~flags], before[name][~flags])
     network.zero_grad(set_to_none=True)
-    regime.before_step()
+    hooks.before_step()
 
 
 def test_held_weights_go_back_to_zero_whatever_moved_them(small):
     network = small(1)
     zeros = zeros_of(network)
-    regime = Sparse(network, zeros)
+    hooks = Sparse(network, zeros)
     with torch.no_grad():
         for value in network.parameters():
             value.add_(1)
     moved = {name: value.detach().clone() for name, value in network.named_parameters()}
-    regime.after_step()
+    hooks.after_step()
     for name, value in network.named_parameters():
         flags = zeros.get(name, torch.zeros(value.shape, dtype=torch.bool))
         assert not value[flags].any()
@@ -122,7 +122,7 @@ def test_the_mask_of_a_generation_is_fixed(small, birth_of, parent):
         with torch.no_grad():
             for value in network.parameters():
                 value.normal_(generator=torch.Generator().manual_seed(seed))
-        DenseSparseDense().regime(network, birth).after_step()
+        DenseSparseDense().hooks(network, birth).after_step()
         for name, value in weights_of(network).items():
             assert torch.equal(value == 0, smallest(parent[name], 0.3))
 
@@ -135,9 +135,9 @@ def test_dense_again_starts_from_the_zeros_at_a_tenth_of_the_learning_rate(small
     network, birth = small(3), birth_of(NAME, parent=sparse, number=3)
     DenseSparseDense().inherit(network, birth)
     assert all(torch.equal(value, sparse[name]) for name, value in network.state_dict().items())
-    regime = DenseSparseDense().regime(network, birth)
-    assert type(regime) is DenseAgain
-    training = training_of(network, regime)
+    hooks = DenseSparseDense().hooks(network, birth)
+    assert type(hooks) is DenseAgain
+    training = training_of(network, hooks)
     training.take_step(0, next(training.epochs.epoch(1)))
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.05)
     for name, value in weights_of(network).items():
@@ -148,12 +148,12 @@ def test_dense_again_starts_from_the_zeros_at_a_tenth_of_the_learning_rate(small
 
 
 def test_phases_take_turns(small, birth_of, parent):
-    kinds = [type(DenseSparseDense().regime(small(1), birth_of(NAME, number=1)))]
+    kinds = [type(DenseSparseDense().hooks(small(1), birth_of(NAME, number=1)))]
     kinds += [
-        type(DenseSparseDense().regime(small(number), birth_of(NAME, parent=parent, number=number)))
+        type(DenseSparseDense().hooks(small(number), birth_of(NAME, parent=parent, number=number)))
         for number in (2, 3, 4, 5)
     ]
-    assert kinds == [Regime, Sparse, DenseAgain, Sparse, DenseAgain]
+    assert kinds == [TrainingHooks, Sparse, DenseAgain, Sparse, DenseAgain]
     assert [kind.learning_rate_factor for kind in kinds] == [1, 1, 0.1, 1, 0.1]
 
 

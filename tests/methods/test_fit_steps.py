@@ -15,7 +15,7 @@ from ke_metric.methods.controls import Restarts
 from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, with_fit_steps
 from ke_metric.methods.teacher import Guided
 from ke_metric.split.slim import extract_slim
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -38,11 +38,11 @@ def copied(network):
 
 def test_a_step_computes_what_the_slim_network_computes(network, plan):
     slim = extract_slim(network, plan).eval()
-    regime = FitSteps(Regime(), network, plan, 1.0)
-    with regime.step(0):
+    hooks = FitSteps(TrainingHooks(), network, plan, 1.0)
+    with hooks.step(0):
         found = network(IMAGES)
         found.square().sum().backward()
-    regime.before_step()
+    hooks.before_step()
     expected = slim(IMAGES)
     expected.square().sum().backward()
     torch.testing.assert_close(found, expected)
@@ -55,7 +55,7 @@ def test_a_step_computes_what_the_slim_network_computes(network, plan):
 
 def test_weights_and_statistics_are_as_they_were(network, plan):
     before = copied(network)
-    with FitSteps(Regime(), network, plan, 1.0).step(0):
+    with FitSteps(TrainingHooks(), network, plan, 1.0).step(0):
         assert not torch.equal(network.head.weight, before["head.weight"])
         network(IMAGES)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -64,7 +64,7 @@ def test_weights_and_statistics_are_as_they_were(network, plan):
 
 def test_also_when_a_step_fails(network, plan):
     before = copied(network)
-    with pytest.raises(ArithmeticError), FitSteps(Regime(), network, plan, 1.0).step(0):
+    with pytest.raises(ArithmeticError), FitSteps(TrainingHooks(), network, plan, 1.0).step(0):
         raise ArithmeticError
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
@@ -72,19 +72,19 @@ def test_also_when_a_step_fails(network, plan):
 
 def test_frozen_norms_stay_frozen(network, plan):
     network.bn1.eval()
-    with FitSteps(Regime(), network, plan, 1.0).step(0):
+    with FitSteps(TrainingHooks(), network, plan, 1.0).step(0):
         network(IMAGES)
     assert not network.bn1.training
 
 
 def test_any_other_step_is_a_step_of_the_whole_network(network, plan):
     before = copied(network)
-    regime = FitSteps(Regime(), network, plan, 0.4)
-    with regime.step(0):
+    hooks = FitSteps(TrainingHooks(), network, plan, 0.4)
+    with hooks.step(0):
         assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
         network(IMAGES).square().sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-    regime.before_step()
+    hooks.before_step()
     assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in network.named_parameters())
     assert not torch.equal(network.bn1.running_mean, before["bn1.running_mean"])
 
@@ -92,12 +92,12 @@ def test_any_other_step_is_a_step_of_the_whole_network(network, plan):
 @given(st.integers(1, 40), st.floats(0.01, 0.99))
 def test_the_share_is_exact_and_even_over_the_generation(steps, share):
     """However the steps are cut into epochs."""
-    regime, taken = FitSteps(Regime(), nn.Identity(), EmptyPlan(), share), []
+    hooks, taken = FitSteps(TrainingHooks(), nn.Identity(), EmptyPlan(), share), []
     for number in range(steps):
         if number % 3 == 0:
-            regime.epoch_begins(1 + number // 3, None)
-        with regime.step(number):
-            taken.append(regime._is_fit)
+            hooks.epoch_begins(1 + number // 3, None)
+        with hooks.step(number):
+            taken.append(hooks._is_fit)
         assert sum(taken) == math.floor((number + 1) * share)
     # No two of them are further apart than the share says.
     places = [place for place, is_fit in enumerate(taken) if is_fit]
@@ -110,27 +110,27 @@ class EmptyPlan:
 
 
 def test_only_where_the_recipe_asks_for_them(network, birth_of):
-    inner = Regime()
+    inner = TrainingHooks()
     assert with_fit_steps(inner, network, birth_of()) is inner
     for name, method in (("knowledge_evolution", KnowledgeEvolution()), ("restarts", Restarts())):
         for number in (1, 2):
-            assert type(method.regime(network, birth_of(name, number=number))) is Regime
-            assert isinstance(method.regime(network, birth_of(name, number=number, fit_steps=0.5)), FitSteps)
+            assert type(method.hooks(network, birth_of(name, number=number))) is TrainingHooks
+            assert isinstance(method.hooks(network, birth_of(name, number=number, fit_steps=0.5)), FitSteps)
 
 
 def test_a_parent_may_teach_beside_them(network, birth_of):
     birth = birth_of(fit_steps=0.5, teacher_weight=1.0)
-    regime, guided = (
-        KnowledgeEvolution().regime(network, birth),
-        KnowledgeEvolution().regime(network, birth_of(teacher_weight=1.0)),
+    hooks, guided = (
+        KnowledgeEvolution().hooks(network, birth),
+        KnowledgeEvolution().hooks(network, birth_of(teacher_weight=1.0)),
     )
     assert isinstance(guided, Guided)
-    targets = regime.targets(IMAGES)
+    targets = hooks.targets(IMAGES)
     assert torch.equal(targets, guided.targets(IMAGES))
-    assert torch.equal(regime.added_loss(targets + 1, targets), guided.added_loss(targets + 1, targets))
+    assert torch.equal(hooks.added_loss(targets + 1, targets), guided.added_loss(targets + 1, targets))
 
 
-class Hearing(Regime):
+class Hearing(TrainingHooks):
     learning_rate_factor = 0.5
 
     def __init__(self):
@@ -154,12 +154,12 @@ class Hearing(Regime):
 
 def test_what_else_happens_still_happens(network, plan):
     inner = Hearing()
-    regime = FitSteps(inner, network, plan, 0.5)
-    assert regime.learning_rate_factor == 0.5
-    regime.epoch_begins(3, "optimizer")
-    regime.before_step()
-    regime.after_step()
-    regime.restore(regime.tensors())
+    hooks = FitSteps(inner, network, plan, 0.5)
+    assert hooks.learning_rate_factor == 0.5
+    hooks.epoch_begins(3, "optimizer")
+    hooks.before_step()
+    hooks.after_step()
+    hooks.restore(hooks.tensors())
     assert inner.heard[:3] == [("epoch_begins", 3, "optimizer"), "before_step", "after_step"]
     assert inner.heard[3][1]["kept"] == 1
 
@@ -169,13 +169,13 @@ def test_training_with_them_brings_the_slim_network_closer(small, plan):
     labels, losses = torch.arange(4) % 3, {}
     for share in (0.0, 0.5):
         network = small(1).train()
-        regime = FitSteps(Regime(), network, plan, share) if share else Regime()
+        hooks = FitSteps(TrainingHooks(), network, plan, share) if share else TrainingHooks()
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         for number in range(40):
             optimizer.zero_grad()
-            with regime.step(number):
+            with hooks.step(number):
                 cross_entropy(network(IMAGES), labels).backward()
-            regime.before_step()
+            hooks.before_step()
             optimizer.step()
         with torch.no_grad():
             losses[share] = float(cross_entropy(extract_slim(network, plan).eval()(IMAGES), labels))

@@ -10,7 +10,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
 from ke_metric.methods.teacher import Guided
 from ke_metric.split.planning import plan_split
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 class Small(nn.Module):
@@ -157,7 +157,7 @@ def test_same_as_init_draws_anew_in_every_generation(parent, plan, inherit):
 
 def test_the_parent_teaches_only_where_the_recipe_asks_for_it(parent, birth_of):
     method, network = KnowledgeEvolution(), build(2)
-    assert type(method.regime(network, birth_of(parent=parent))) is Regime
-    assert type(method.regime(network, birth_of(number=1, teacher_weight=0.5))) is Regime
+    assert type(method.hooks(network, birth_of(parent=parent))) is TrainingHooks
+    assert type(method.hooks(network, birth_of(number=1, teacher_weight=0.5))) is TrainingHooks
     taught = replace(birth_of(parent=parent, teacher_weight=0.5), parent_network=lambda: build(1))
-    assert isinstance(method.regime(network, taught), Guided)
+    assert isinstance(method.hooks(network, taught), Guided)

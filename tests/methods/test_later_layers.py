@@ -6,7 +6,7 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.forgetting import LaterLayerForgetting, unit_starts
 from ke_metric.methods.teacher import Guided
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 NAME = "later_layer_forgetting"
 FAN_IN = {
@@ -69,9 +69,9 @@ def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, 
 
 def test_the_parent_may_teach(small, birth_of):
     method = LaterLayerForgetting()
-    assert type(method.regime(small(2), birth_of(NAME, layers=("head",)))) is Regime
+    assert type(method.hooks(small(2), birth_of(NAME, layers=("head",)))) is TrainingHooks
     taught = birth_of(NAME, layers=("head",), teacher_weight=1.0)
-    assert isinstance(method.regime(small(2), taught), Guided)
+    assert isinstance(method.hooks(small(2), taught), Guided)
 
 
 WEIGHTS = ["backbone.layer1.0.weight", "backbone.layer1.1.weight", "backbone.layer2.0.weight", "head.weight"]

@@ -7,7 +7,7 @@ from torch import nn
 from ke_metric.errors import KeMetricError
 from ke_metric.methods.published.layer_wise import LayerWise, rescaled, units
 from ke_metric.methods.teacher import Guided
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 LAYERS = ("layer1", "layer2.0", "layer2.3", "head")
 
@@ -112,5 +112,5 @@ def test_a_misspelt_layer_shows_before_anything_is_trained(small, birth_of):
 
 
 def test_the_parent_may_teach(small, birth_of):
-    assert type(LayerWise().regime(small(2), birth_of("layer_wise"))) is Regime
-    assert isinstance(LayerWise().regime(small(2), birth_of("layer_wise", teacher_weight=1.0)), Guided)
+    assert type(LayerWise().hooks(small(2), birth_of("layer_wise"))) is TrainingHooks
+    assert isinstance(LayerWise().hooks(small(2), birth_of("layer_wise", teacher_weight=1.0)), Guided)

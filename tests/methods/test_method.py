@@ -6,7 +6,7 @@ import torch
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import load_whole
 from ke_metric.methods.method import Method
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_a_method_changes_nothing_of_itself(birth_of, small):
     method, network, birth = Method(), small(1), birth_of(number=1)
     assert method.architecture(network, birth.plan) is network
     assert method.check(network, birth.recipe) is None
-    assert type(method.regime(network, birth)) is Regime
+    assert type(method.hooks(network, birth)) is TrainingHooks
     with pytest.raises(NotImplementedError):
         method.inherit(network, birth)

@@ -9,7 +9,7 @@ from torch import nn
 from ke_metric.errors import KeMetricError
 from ke_metric.methods.regeneration import SHARE, NeuralRegeneration, least_salient, share_of
 from ke_metric.methods.teacher import Guided
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 NAME = "neural_regeneration"
 
@@ -150,5 +150,5 @@ def test_a_network_that_no_rule_covers_shows_at_once(small, birth_of):
 
 
 def test_the_parent_may_teach(small, birth_of):
-    assert type(NeuralRegeneration().regime(small(2), birth_of(NAME))) is Regime
-    assert isinstance(NeuralRegeneration().regime(small(2), birth_of(NAME, teacher_weight=1.0)), Guided)
+    assert type(NeuralRegeneration().hooks(small(2), birth_of(NAME))) is TrainingHooks
+    assert isinstance(NeuralRegeneration().hooks(small(2), birth_of(NAME, teacher_weight=1.0)), Guided)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.published.repr import SHARE, FilterCycles, RePr, is_dropped, most_redundant
-from ke_metric.training.hooks import Watch
+from ke_metric.training.hooks import TrainingObserver
 
 # Filters come and go in epochs 3, 4 and 7, 8 of 9.
 CYCLES = {"full_epochs": 2, "dropped_epochs": 2, "cycles": 2}
@@ -15,7 +15,7 @@ NORMS = {"layer1.conv1": "layer1.bn1", "layer2.0": "layer2.1"}
 READERS = {"layer1.conv1": "layer1.conv2", "layer2.0": "layer2.3", "layer2.3": "head"}
 
 
-class AtEpochs(Watch):
+class AtEpochs(TrainingObserver):
     """Keeps what the weights are after every epoch."""
 
     def __init__(self):
@@ -56,10 +56,10 @@ def zeros_in(weights):
     return {name: weight.flatten(1).eq(0).all(dim=1) for name, weight in filters_in(weights).items()}
 
 
-def train(training, watch=None):
-    watch = watch or AtEpochs()
-    training.train(watch)
-    return [state.weights for state in watch.states]
+def train(training, observer=None):
+    observer = observer or AtEpochs()
+    training.train(observer)
+    return [state.weights for state in observer.states]
 
 
 def test_the_schedule_is_cycles_of_full_and_dropped_epochs(birth_of):
@@ -80,8 +80,8 @@ def test_dropped_filters_are_0_throughout(optimizer, channels_last, small, birth
     def look(epoch):
         seen.setdefault(epoch, []).append(zeros_in(network.state_dict()))
 
-    regime = Steps(network, birth(birth_of, number=1), look)
-    train(training_of(network, regime, optimizer=optimizer, epochs=EPOCHS, channels_last=channels_last))
+    hooks = Steps(network, birth(birth_of, number=1), look)
+    train(training_of(network, hooks, optimizer=optimizer, epochs=EPOCHS, channels_last=channels_last))
     for epoch, looks in seen.items():
         counts = {sum(int(flags.sum()) for flags in zeros.values()) for zeros in looks}
         assert len(looks) == 1 + 3
@@ -103,7 +103,7 @@ def test_the_most_redundant_filters_are_dropped(small, birth_of, training_of):
 
 
 def dropped_network(small, birth_of, *, share=0.3, **facts):
-    """Return a network whose filters have just been dropped, its regime, the weights before, and the filters."""
+    """Return a network whose filters have just been dropped, its hooks, the weights before, and the filters."""
     network = small(1)
     with torch.no_grad():
         for value in network.parameters():
@@ -111,10 +111,10 @@ def dropped_network(small, birth_of, *, share=0.3, **facts):
         for value in network.buffers():
             if value.is_floating_point():
                 value.add_(0.5)
-    regime = FilterCycles(network, birth(birth_of, **{"number": 1, "share": share} | facts))
+    hooks = FilterCycles(network, birth(birth_of, **{"number": 1, "share": share} | facts))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    regime.epoch_begins(3, torch.optim.SGD(network.parameters()))
-    return network, regime, before, most_redundant(filters_in(before), share)
+    hooks.epoch_begins(3, torch.optim.SGD(network.parameters()))
+    return network, hooks, before, most_redundant(filters_in(before), share)
 
 
 def entries_of(network, chosen, *, running=False):
@@ -156,11 +156,11 @@ def test_a_dropped_channel_is_0_and_not_a_constant(small, birth_of):
 
 
 def test_nothing_but_what_is_dropped_is_held(small, birth_of):
-    network, regime, _, chosen = dropped_network(small, birth_of)
+    network, hooks, _, chosen = dropped_network(small, birth_of)
     entries = entries_of(network, chosen)
     network(torch.randn(4, 3, 8, 8)).square().sum().backward()
     gradients = {name: value.grad.clone() for name, value in network.named_parameters()}
-    regime.before_step()
+    hooks.before_step()
     for name, value in network.named_parameters():
         assert not value.grad[entries[name]].any()
         assert torch.equal(value.grad[~entries[name]], gradients[name][~entries[name]])
@@ -168,12 +168,12 @@ def test_nothing_but_what_is_dropped_is_held(small, birth_of):
         for value in network.parameters():
             value.add_(1)
     moved = {name: value.detach().clone() for name, value in network.named_parameters()}
-    regime.after_step()
+    hooks.after_step()
     for name, value in network.named_parameters():
         assert not value[entries[name]].any()
         assert torch.equal(value[~entries[name]], moved[name][~entries[name]])
     network.zero_grad(set_to_none=True)
-    regime.before_step()
+    hooks.before_step()
 
 
 @pytest.mark.parametrize(("kind", "moment"), [(torch.optim.SGD, "momentum_buffer"), (torch.optim.AdamW, "exp_avg")])
@@ -185,8 +185,8 @@ def test_the_momentum_of_dropped_filters_is_dropped(kind, moment, small, birth_o
         network(torch.randn(4, 3, 8, 8)).square().sum().backward()
         optimizer.step()
     moments = {name: optimizer.state[value][moment].clone() for name, value in network.named_parameters()}
-    regime = FilterCycles(network, birth(birth_of, number=1))
-    regime.epoch_begins(3, optimizer)
+    hooks = FilterCycles(network, birth(birth_of, number=1))
+    hooks.epoch_begins(3, optimizer)
     entries = entries_of(
         network, {name: flags for name, flags in zeros_in(network.state_dict()).items() if any(flags)}
     )
@@ -196,19 +196,19 @@ def test_the_momentum_of_dropped_filters_is_dropped(kind, moment, small, birth_o
         assert torch.equal(left[~entries[name]], moments[name][~entries[name]])
 
 
-def bring_back(network, regime):
-    regime.epoch_begins(5, torch.optim.SGD(network.parameters()))
+def bring_back(network, hooks):
+    hooks.epoch_begins(5, torch.optim.SGD(network.parameters()))
     return network.state_dict()
 
 
 def test_what_comes_back_and_what_stays(small, birth_of):
-    network, regime, _, chosen = dropped_network(small, birth_of)
+    network, hooks, _, chosen = dropped_network(small, birth_of)
     with torch.no_grad():
         for name, value in network.named_parameters():
             # As if other weights had trained.
             value.add_(torch.where(entries_of(network, chosen)[name], 0, 0.1))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    after = bring_back(network, regime)
+    after = bring_back(network, hooks)
     entries = entries_of(network, chosen, running=True)
     read = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in after.items()}
     for name, flags in chosen.items():
@@ -232,8 +232,8 @@ def test_what_comes_back_and_what_stays(small, birth_of):
 
 def test_filters_come_back_orthogonal(small, birth_of):
     """To what they were and to what stayed, where a filter has entries enough; and as long as the others were."""
-    network, regime, before, chosen = dropped_network(small, birth_of)
-    after, roomy = bring_back(network, regime), 0
+    network, hooks, before, chosen = dropped_network(small, birth_of)
+    after, roomy = bring_back(network, hooks), 0
     for name, flags in chosen.items():
         new, old = (nn.functional.normalize(each[name].flatten(1), dim=1) for each in (after, before))
         torch.testing.assert_close(
@@ -253,8 +253,8 @@ def test_filters_come_back_orthogonal(small, birth_of):
 
 def test_the_same_seed_brings_back_the_same(small, birth_of):
     def brought_back(**facts):
-        network, regime, *_ = dropped_network(small, birth_of, **facts)
-        return bring_back(network, regime)
+        network, hooks, *_ = dropped_network(small, birth_of, **facts)
+        return bring_back(network, hooks)
 
     one, again, other, seed = (brought_back(**facts) for facts in ({}, {}, {"number": 2}, {"seed": 1}))
     assert all(torch.equal(value, again[name]) for name, value in one.items())
@@ -267,8 +267,8 @@ def test_two_cycles_draw_differently(small, birth_of):
     """The filters that come back, and what reads them."""
     weights = []
     for epoch in (5, 9):
-        network, regime, _, chosen = dropped_network(small, birth_of, share=0.5)
-        regime.epoch_begins(epoch, torch.optim.SGD(network.parameters()))
+        network, hooks, _, chosen = dropped_network(small, birth_of, share=0.5)
+        hooks.epoch_begins(epoch, torch.optim.SGD(network.parameters()))
         weights.append(network.state_dict())
     for name, flags in chosen.items():
         module = name.removesuffix(".weight")
@@ -293,12 +293,12 @@ def test_a_resume_is_never_having_stopped(optimizer, small, birth_of, training_o
 
     def prepare():
         network = small(1)
-        regime = RePr().regime(network, birth(birth_of, number=1))
-        return training_of(network, regime, optimizer=optimizer, epochs=EPOCHS)
+        hooks = RePr().hooks(network, birth(birth_of, number=1))
+        return training_of(network, hooks, optimizer=optimizer, epochs=EPOCHS)
 
-    watch = AtEpochs()
-    expected = train(prepare(), watch)[-1]
-    for state in watch.states[:-1]:
+    observer = AtEpochs()
+    expected = train(prepare(), observer)[-1]
+    for state in observer.states[:-1]:
         again = prepare()
         again.restore(state)
         found = train(again)[-1]
@@ -306,19 +306,19 @@ def test_a_resume_is_never_having_stopped(optimizer, small, birth_of, training_o
 
 
 def test_a_state_is_a_copy(small, birth_of):
-    network, regime, *_ = dropped_network(small, birth_of)
-    tensors = regime.tensors()
+    network, hooks, *_ = dropped_network(small, birth_of)
+    tensors = hooks.tensors()
     kept = {name: value.clone() for name, value in tensors.items()}
     assert {name.partition("/")[0] for name in tensors} == {"norm", "dropped", "old"}
-    bring_back(network, regime)
-    regime.epoch_begins(7, torch.optim.SGD(network.parameters()))
+    bring_back(network, hooks)
+    hooks.epoch_begins(7, torch.optim.SGD(network.parameters()))
     assert all(torch.equal(value, kept[name]) for name, value in tensors.items())
 
 
 @pytest.mark.parametrize("missing", ["norm/layer2.0.weight", "old/"])
 def test_a_state_of_something_else_is_refused(missing, small, birth_of):
-    _, regime, *_ = dropped_network(small, birth_of)
-    tensors = {name: value for name, value in regime.tensors().items() if not name.startswith(missing)}
+    _, hooks, *_ = dropped_network(small, birth_of)
+    tensors = {name: value for name, value in hooks.tensors().items() if not name.startswith(missing)}
     with pytest.raises(KeMetricError, match="lacks what RePr keeps") as raised:
         FilterCycles(small(1), birth(birth_of, number=1)).restore(tensors)
     assert raised.value.exit_code == ExitCode.LINEAGE
@@ -327,10 +327,10 @@ def test_a_state_of_something_else_is_refused(missing, small, birth_of):
 def test_a_skipped_step_leaves_filters_dropped(small, birth_of, training_of, scaling):
     """As in fp16, where the scaler leaves steps out whose gradients are not finite."""
     network = small(1)
-    regime = FilterCycles(network, birth(birth_of, number=1))
-    training = training_of(network, regime, epochs=EPOCHS, engine=scaling)
+    hooks = FilterCycles(network, birth(birth_of, number=1))
+    training = training_of(network, hooks, epochs=EPOCHS, engine=scaling)
     batches = list(training.epochs.epoch(1))
-    regime.epoch_begins(3, training.optimizer)
+    hooks.epoch_begins(3, training.optimizer)
     dropped = zeros_in(network.state_dict())
     hook = training.loss.register_forward_hook(lambda *facts: 100 * facts[2])
     head = network.head.weight.detach().clone()
@@ -351,6 +351,6 @@ def test_a_child_inherits_everything(small, birth_of, parent):
 
 def test_what_cannot_be_dropped_shows_before_anything_is_trained(small, birth_of):
     with pytest.raises(KeMetricError, match=r"method\.share = 0\.01, of the 42 filters of this network that is none"):
-        RePr().regime(small(1), birth(birth_of, share=0.01))
+        RePr().hooks(small(1), birth(birth_of, share=0.01))
     with pytest.raises(KeMetricError, match="the network has none"):
-        RePr().regime(nn.Linear(2, 2), birth(birth_of))
+        RePr().hooks(nn.Linear(2, 2), birth(birth_of))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ke_metric.methods.teacher import BornAgain, Guided, divergence, guidance, similarities
-from ke_metric.training.hooks import Regime, Watch
+from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 
 def drawn(*shape, seed=0):
@@ -43,14 +43,14 @@ def test_similarities_are_those_to_the_others():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def regime_of(task="classification", *, teacher=None, weight=1.0, temperature=None):
+def hooks_of(task="classification", *, teacher=None, weight=1.0, temperature=None):
     return Guided(teacher or nn.Identity(), task, weight=weight, temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])
 def test_logits_have_temperature_1_and_its_square(temperature):
     outputs, targets = drawn(4, 5), drawn(4, 5, seed=1)
-    found = float(regime_of(weight=0.5, temperature=temperature).added_loss(outputs, targets))
+    found = float(hooks_of(weight=0.5, temperature=temperature).added_loss(outputs, targets))
     t = temperature or 1.0
     assert found == pytest.approx(0.5 * t**2 * by_loops(targets, outputs, t), rel=1e-4)
 
@@ -58,14 +58,14 @@ def test_logits_have_temperature_1_and_its_square(temperature):
 @pytest.mark.parametrize("temperature", [None, 0.5])
 def test_similarities_have_temperature_a_tenth(temperature):
     outputs, targets = normalize(drawn(5, 4), dim=1), normalize(drawn(5, 4, seed=1), dim=1)
-    found = float(regime_of("retrieval", weight=2.0, temperature=temperature).added_loss(outputs, targets))
+    found = float(hooks_of("retrieval", weight=2.0, temperature=temperature).added_loss(outputs, targets))
     expected = 2 * by_loops(similarities(targets), similarities(outputs), temperature or 0.1)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_of_two_images_there_is_nothing_to_compare():
     outputs = normalize(drawn(2, 4), dim=1).requires_grad_()
-    added = regime_of("retrieval").added_loss(outputs, normalize(drawn(2, 4, seed=1), dim=1))
+    added = hooks_of("retrieval").added_loss(outputs, normalize(drawn(2, 4, seed=1), dim=1))
     added.backward()
     assert float(added.detach()) == 0
     assert not outputs.grad.any()
@@ -75,7 +75,7 @@ def test_its_gradient_is_that_of_the_cross_entropy_with_the_teachers_probabiliti
     """CE(softmax(t), softmax(z)) of Furlanello et al., which has the teacher's entropy on top, a constant."""
     targets, logits = drawn(4, 5, seed=1), drawn(4, 5)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    regime_of().added_loss(ours, targets).backward()
+    hooks_of().added_loss(ours, targets).backward()
     cross_entropy(theirs, targets.softmax(dim=1)).backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
 
@@ -83,25 +83,25 @@ def test_its_gradient_is_that_of_the_cross_entropy_with_the_teachers_probabiliti
 def test_a_teacher_that_knows_nothing_smooths_labels():
     """Its share of the gradient is softmax(z) - 1 / C, whatever it is shown."""
     logits = drawn(4, 5).requires_grad_()
-    regime_of().added_loss(logits, torch.zeros(4, 5)).backward()
+    hooks_of().added_loss(logits, torch.zeros(4, 5)).backward()
     torch.testing.assert_close(logits.grad, (logits.detach().softmax(dim=1) - 1 / 5) / 4)
 
 
 def test_nothing_flows_into_the_targets():
-    targets = regime_of(teacher=nn.Linear(3, 5)).targets(drawn(4, 3))
+    targets = hooks_of(teacher=nn.Linear(3, 5)).targets(drawn(4, 3))
     assert not targets.requires_grad
     assert targets.grad_fn is None
 
 
 @pytest.mark.parametrize("name", ["knowledge_evolution", "restarts"])
 def test_only_what_the_recipe_asks_for(name, small, birth_of):
-    assert type(guidance(birth_of(name))) is Regime
-    assert type(guidance(birth_of(name, number=1, teacher_weight=1.0))) is Regime
+    assert type(guidance(birth_of(name))) is TrainingHooks
+    assert type(guidance(birth_of(name, number=1, teacher_weight=1.0))) is TrainingHooks
     birth = birth_of(name, teacher_weight=0.25, teacher_temperature=3.0, task="retrieval")
-    regime = guidance(birth)
+    hooks = guidance(birth)
     outputs, targets = normalize(drawn(5, 4), dim=1), normalize(drawn(5, 4, seed=1), dim=1)
-    expected = regime_of("retrieval", weight=0.25, temperature=3.0).added_loss(outputs, targets)
-    assert float(regime.added_loss(outputs, targets)) == float(expected)
+    expected = hooks_of("retrieval", weight=0.25, temperature=3.0).added_loss(outputs, targets)
+    assert float(hooks.added_loss(outputs, targets)) == float(expected)
 
 
 def test_born_again_inherits_nothing(small, birth_of, parent):
@@ -115,17 +115,17 @@ def test_born_again_inherits_nothing(small, birth_of, parent):
 
 def test_born_again_is_taught_by_its_parent_with_weight_1(small, birth_of, parent):
     method = BornAgain()
-    assert type(method.regime(small(1), birth_of("born_again", number=1))) is Regime
+    assert type(method.hooks(small(1), birth_of("born_again", number=1))) is TrainingHooks
     images, outputs = drawn(4, 3, 8, 8), drawn(4, 3, seed=1)
     for weight in (0.0, 0.5):
-        regime = method.regime(small(2), birth_of("born_again", parent=parent, teacher_weight=weight))
-        targets = regime.targets(images)
+        hooks = method.hooks(small(2), birth_of("born_again", parent=parent, teacher_weight=weight))
+        targets = hooks.targets(images)
         teacher = small(9)
         teacher.load_state_dict(parent)
         with torch.no_grad():
             assert torch.equal(targets, teacher.eval()(images))
         expected = (weight or 1.0) * by_loops(targets, outputs, 1.0)
-        assert float(regime.added_loss(outputs, targets)) == pytest.approx(expected, rel=1e-4)
+        assert float(hooks.added_loss(outputs, targets)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -134,9 +134,9 @@ def test_a_teacher_sees_the_same_views_and_stays_as_it_is(channels_last, small, 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     place = lambda placed: placed.to(memory_format=layout)  # noqa: E731  # one line says it
     teacher = birth_of("born_again", parent=parent, place=place).teacher()
-    training = training_of(network, regime_of(teacher=teacher), epochs=1, channels_last=channels_last)
+    training = training_of(network, hooks_of(teacher=teacher), epochs=1, channels_last=channels_last)
     teacher.seen.clear()
-    training.train(Watch())
+    training.train(TrainingObserver())
     assert len(teacher.seen) == len(network.seen) > 0
     assert all(a is b for a, b in zip(teacher.seen, network.seen, strict=True))
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -153,7 +153,7 @@ def test_a_student_comes_closer_to_its_teacher(small, birth_of, training_of, par
         network = small(2)
         birth = birth_of("restarts", parent=parent, teacher_weight=weight)
         training = training_of(network, guidance(birth), epochs=6)
-        training.train(Watch())
+        training.train(TrainingObserver())
         teacher = birth.teacher()
         images = next(training.epochs.epoch(1)).images
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The blueprint: everything that builds a lineage's networks builds the same ones."""
+"""Everything that builds a lineage's networks builds the same ones."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, weights_digest
 from ke_metric.networks import recipe_networks as module
 from ke_metric.networks.heads import Classifier, build_network
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.planning import plan_split
@@ -16,7 +16,7 @@ from ke_metric.split.slim import extract_slim
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def blueprint_of(classes=5, **sections):
+def networks_of(classes=5, **sections):
     fields = {
         "name": "x",
         "data": {"image_size": 32},
@@ -24,7 +24,7 @@ def blueprint_of(classes=5, **sections):
         | ({} if sections.get("task") == "classification" else {"embedding_size": 8}),
         "evaluation": {"resize": 32},
     }
-    return Blueprint(Recipe.model_validate(fields | sections), classes)
+    return LineageNetworks(Recipe.model_validate(fields | sections), classes)
 
 
 def digest(network):
@@ -33,38 +33,38 @@ def digest(network):
 
 def test_generations_begin_with_weights_of_their_own():
     one, again, two, seed = (
-        digest(blueprint_of(**facts).build(number)) for facts, number in (({}, 1), ({}, 1), ({}, 2), ({"seed": 1}, 1))
+        digest(networks_of(**facts).build(number)) for facts, number in (({}, 1), ({}, 1), ({}, 2), ({"seed": 1}, 1))
     )
     assert one == again
     assert len({one, two, seed}) == 3
 
 
 def test_an_embedding_network_is_built_by_the_stream_of_its_generation():
-    recipe = blueprint_of().recipe
+    recipe = networks_of().recipe
     with default_streams(recipe.seed, 3, "network"):
         expected = build_network(recipe.network, 32)
-    assert digest(blueprint_of().build(3)) == digest(expected)
+    assert digest(networks_of().build(3)) == digest(expected)
 
 
 def test_building_leaves_the_default_streams_alone():
     random = torch.get_rng_state()
-    blueprint_of().plan(blueprint_of().build(1), 1)
+    networks_of().plan(networks_of().build(1), 1)
     assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_a_classifier_has_as_many_outputs_as_classes():
-    network = blueprint_of(task="classification").build(1)
+    network = networks_of(task="classification").build(1)
     assert isinstance(network, Classifier)
     assert network(IMAGES).shape == (2, 5)
-    assert blueprint_of().build(1)(IMAGES).shape == (2, 8)
+    assert networks_of().build(1)(IMAGES).shape == (2, 8)
 
 
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
 def test_the_plan_is_the_recipes(task):
     split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
-    blueprint = blueprint_of(task=task, split=split)
-    network = blueprint.build(1)
-    plan = blueprint.plan(network, 1)
+    networks = networks_of(task=task, split=split)
+    network = networks.build(1)
+    plan = networks.plan(network, 1)
     expected = plan_split(network, torch.zeros(1, 3, 32, 32), **split)
     assert plan.to_json() == expected.to_json()
     assert plan.weights["head.weight"].outputs.count == (5 if task == "classification" else 8)
@@ -73,7 +73,7 @@ def test_the_plan_is_the_recipes(task):
 def test_the_masks_of_single_weights_go_by_the_seed_alone():
     masks = [
         weights_digest(
-            blueprint_of(split={"kind": "wels"}, seed=seed).plan(blueprint_of().build(number), number).to_tensors()
+            networks_of(split={"kind": "wels"}, seed=seed).plan(networks_of().build(number), number).to_tensors()
         )
         for seed, number in ((0, 1), (0, 2), (1, 1))
     ]
@@ -82,7 +82,7 @@ def test_the_masks_of_single_weights_go_by_the_seed_alone():
 
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
 def test_slim_alone_is_cut_from_the_dense_network_of_the_same_seed(task):
-    dense, alone = blueprint_of(task=task), blueprint_of(task=task, method={"name": "slim_alone"})
+    dense, alone = networks_of(task=task), networks_of(task=task, method={"name": "slim_alone"})
     for number in (1, 2):
         network = dense.build(number)
         expected = extract_slim(network, dense.plan(network, number))
@@ -96,7 +96,7 @@ def test_slim_alone_is_cut_from_the_dense_network_of_the_same_seed(task):
 
 def test_slim_alone_keeps_whole_what_the_recipe_keeps_whole():
     split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
-    alone = blueprint_of(split=split, method={"name": "slim_alone"})
+    alone = networks_of(split=split, method={"name": "slim_alone"})
     slim = alone.build(1)
     assert len(slim.get_parameter("backbone.layer1.0.conv1.weight")) == 24
     assert len(slim.get_parameter("backbone.layer4.0.conv1.weight")) == 96
@@ -104,8 +104,8 @@ def test_slim_alone_keeps_whole_what_the_recipe_keeps_whole():
 
 
 def test_the_channels_are_those_of_the_network():
-    graph = blueprint_of().channels()
-    weights = [name for name, value in blueprint_of().build(1).named_parameters() if value.ndim > 1]
+    graph = networks_of().channels()
+    weights = [name for name, value in networks_of().build(1).named_parameters() if value.ndim > 1]
     assert set(graph.layers) == set(weights)
 
 
@@ -117,50 +117,50 @@ def test_pretrained_weights_are_loaded_when_asked_for(monkeypatch):
         return build(*arguments, load_pretrained=False)
 
     monkeypatch.setattr(module, "build_network", note)
-    blueprint_of().build(1)
-    blueprint_of().build(1, load_pretrained=True)
+    networks_of().build(1)
+    networks_of().build(1, load_pretrained=True)
     assert asked == [False, True]
 
 
 def test_networks_that_cannot_be_built():
     with pytest.raises(KeMetricError, match="resnet81") as raised:
-        blueprint_of(network={"backbone": "resnet81"}).build(1)
+        networks_of(network={"backbone": "resnet81"}).build(1)
     assert raised.value.exit_code == ExitCode.RECIPE
     with pytest.raises(KeMetricError, match="2 classes or more"):
-        blueprint_of(1, task="classification").build(1)
+        networks_of(1, task="classification").build(1)
 
 
 def test_the_last_generation_may_be_the_slim_network():
-    blueprint = blueprint_of(method={"slim_last": True}, generations=3)
-    dense, slim = blueprint.build(2), blueprint.build(3)
-    expected = extract_slim(blueprint_of().build(3), blueprint.plan(dense, 2))
+    networks = networks_of(method={"slim_last": True}, generations=3)
+    dense, slim = networks.build(2), networks.build(3)
+    expected = extract_slim(networks_of().build(3), networks.plan(dense, 2))
     assert digest(slim) == digest(expected)
-    assert blueprint.plan(slim, 3).rate == 1.0
-    assert blueprint.plan(dense, 2).rate == 0.5
+    assert networks.plan(slim, 3).rate == 1.0
+    assert networks.plan(dense, 2).rate == 0.5
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_stored_generation_comes_back_as_it_was_scored(channels_last):
     """Its weights, not the random ones of its number; its plan; its layout in memory."""
-    blueprint = blueprint_of(training={"channels_last": channels_last})
-    network = blueprint.build(2)
-    plan = blueprint.plan(network, 2)
+    networks = networks_of(training={"channels_last": channels_last})
+    network = networks.build(2)
+    plan = networks.plan(network, 2)
     with torch.no_grad():
         network.head.weight.mul_(3)
-    restored, restored_plan = blueprint.restore(stored(network, plan))
-    assert digest(restored) == digest(network) != digest(blueprint.build(2))
+    restored, restored_plan = networks.restore(stored(network, plan))
+    assert digest(restored) == digest(network) != digest(networks.build(2))
     assert restored_plan == plan
     convolution = max((weight for weight in restored.parameters() if weight.ndim == 4), key=torch.Tensor.numel)
     assert convolution.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 def test_weights_of_another_network_are_refused():
-    blueprint = blueprint_of()
-    network = blueprint.build(1)
-    generation = stored(network, blueprint.plan(network, 1))
+    networks = networks_of()
+    network = networks.build(1)
+    generation = stored(network, networks.plan(network, 1))
     del generation.weights["head.weight"]
     with pytest.raises(KeMetricError, match="the stored weights do not fit the recipe's network"):
-        blueprint.restore(generation)
+        networks.restore(generation)
 
 
 def stored(network, plan):

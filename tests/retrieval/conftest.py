@@ -12,7 +12,7 @@ import pytest
 
 from ke_metric import Lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.stores.contract import Hits, Item
 from ke_metric.stores.faiss_store import FaissStore
@@ -35,10 +35,10 @@ def grow(folder: Path, **fields: object) -> Lineage:
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
     classes = ("crow", "jay") if recipe.task == "classification" else ()
-    blueprint = Blueprint(recipe, len(classes))
+    networks = LineageNetworks(recipe, len(classes))
     for number in range(1, recipe.generations + 1):
-        network = blueprint.build(number)
-        plan = blueprint.plan(network, number)
+        network = networks.build(number)
+        plan = networks.plan(network, number)
         has_slim = plan.kind == "kels"
         lineage.append(
             Generation(

@@ -22,7 +22,7 @@ from ke_metric.images.image_set import FolderSource, ImageSet
 from ke_metric.images.pixel_store import PixelStore
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.bundle_config import NetworkCard, Normalization
-from ke_metric.networks.recipe_networks import Blueprint
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.retrieval.embedder import BadPicture
 
 
@@ -54,7 +54,7 @@ def refused(code, function, *arguments, **options):
 def scored_vectors(lineage, number, network, paths):
     """What `Scorer` computes: the way of a training, not of the embedder."""
     recipe = lineage.recipe
-    dense, plan = Blueprint(recipe, 0).restore(lineage.load(number))
+    dense, plan = LineageNetworks(recipe, 0).restore(lineage.load(number))
     images = ImageSet(
         tuple(path.name for path in paths), np.zeros(len(paths), np.int64), ("x",), FolderSource(paths[0].parent)
     )
@@ -391,7 +391,7 @@ def test_a_last_generation_that_is_slim_already(grow_lineage, tmp_path, paths):
 def test_the_embedding_of_a_classifier_is_what_its_head_sees(network, grow_lineage, tmp_path, paths):
     lineage = grow_lineage(tmp_path / "l", task="classification", network={"backbone": "timm/test_resnet"})
     embedder = Embedder.load(lineage.folder, 2, network)
-    dense, plan = Blueprint(lineage.recipe, 2).restore(lineage.load(2))
+    dense, plan = LineageNetworks(lineage.recipe, 2).restore(lineage.load(2))
     classifier = (extract_slim(dense, plan) if network == "slim" else dense).eval()
     pixels = np.stack([embedder.prepare(path) for path in paths])
     with torch.no_grad():
@@ -418,7 +418,7 @@ def test_a_classifier_of_a_library_has_no_embeddings(tmp_path):
 
 
 def test_a_bundle_of_before_its_origin_was_recorded(grown, paths, tmp_path):
-    dense, plan = Blueprint(grown.recipe, 0).restore(grown.load(2))
+    dense, plan = LineageNetworks(grown.recipe, 0).restore(grown.load(2))
     architecture, slim = Architecture.of_recipe(grown.recipe), extract_slim(dense, plan)
     save_network(slim, tmp_path / "b", architecture=architecture, card=NetworkCard.of_recipe(grown.recipe))
     assert not {"origin", "logit_scale"} & set(json.loads((tmp_path / "b" / "config.json").read_text()))
@@ -430,7 +430,7 @@ def test_a_bundle_of_before_its_origin_was_recorded(grown, paths, tmp_path):
 
 
 def test_a_bundle_that_does_not_say_how_pictures_are_prepared(grown, tmp_path):
-    dense, _ = Blueprint(grown.recipe, 0).restore(grown.load(2))
+    dense, _ = LineageNetworks(grown.recipe, 0).restore(grown.load(2))
     save_network(dense, tmp_path / "b", architecture=Architecture.of_recipe(grown.recipe))
     assert "does not say how pictures are prepared" in refused(ExitCode.DATA, Embedder.load, tmp_path / "b")
 

@@ -1,14 +1,14 @@
-"""Watches pass everything on, in order."""
+"""Observers pass everything on, in order."""
 
 import pytest
 
-from ke_metric.training.hooks import Step, Watch, Watches
+from ke_metric.training.hooks import StepReport, TrainingObserver, TrainingObservers
 
-STEP = Step(generation=1, epoch=1, step=1, steps=2, images=4, loss=0.5, learning_rate=0.1)
+STEP = StepReport(generation=1, epoch=1, step=1, steps=2, images=4, loss=0.5, learning_rate=0.1)
 CALLS = [("note", "text"), ("warn", "text"), ("step_done", STEP), ("epoch_done", object())]
 
 
-class Listener(Watch):
+class Listener(TrainingObserver):
     def __init__(self, name, heard):
         for method in ("note", "warn", "step_done", "epoch_done"):
             setattr(self, method, lambda what, method=method: heard.append((name, method, what)))
@@ -17,21 +17,21 @@ class Listener(Watch):
 @pytest.mark.parametrize(("method", "what"), CALLS, ids=[method for method, _ in CALLS])
 def test_everything_is_passed_on_in_order(method, what):
     heard = []
-    getattr(Watches(Listener("first", heard), Listener("second", heard)), method)(what)
+    getattr(TrainingObservers(Listener("first", heard), Listener("second", heard)), method)(what)
     assert heard == [("first", method, what), ("second", method, what)]
 
 
 @pytest.mark.parametrize(("method", "what"), CALLS, ids=[method for method, _ in CALLS])
-def test_a_watch_need_not_listen(method, what):
-    assert getattr(Watch(), method)(what) is None
+def test_an_observer_need_not_listen(method, what):
+    assert getattr(TrainingObserver(), method)(what) is None
 
 
 def test_an_exception_reaches_the_caller_and_nobody_else():
-    class Stop(Watch):
+    class Stop(TrainingObserver):
         def step_done(self, step):
             raise KeyboardInterrupt
 
     heard = []
     with pytest.raises(KeyboardInterrupt):
-        Watches(Stop(), Listener("second", heard)).step_done(STEP)
+        TrainingObservers(Stop(), Listener("second", heard)).step_done(STEP)
     assert not heard

@@ -20,7 +20,7 @@ from ke_metric.losses.embedding import build_loss
 from ke_metric.randomness import default_streams, numpy_generator
 from ke_metric.recipe.schema import Loss, Miner, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Regime, Watch
+from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, embedding_spread, weights_of
 
 CLASSES, BATCHES, BATCH = 4, 3, 8
@@ -66,7 +66,7 @@ class ToyEpochs:
             yield DeviceBatch(images.contiguous(memory_format=torch.channels_last), labels, keys)
 
 
-class Recorder(Watch):
+class Recorder(TrainingObserver):
     def __init__(self):
         self.steps, self.states, self.warnings = [], [], []
 
@@ -91,14 +91,14 @@ def recipe_of(optimizer="sgd", *, loss=PROXIES, miner=None, learning_rate=0.05, 
     )
 
 
-def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None, regime=None):
+def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None, hooks=None):
     engine = Engine(recipe.training.precision, "cpu")
     with default_streams(seed, 1, "toy"):
         network = network or Toy()
         loss = loss or build_loss(recipe.loss, recipe.miner, classes=CLASSES, embedding_size=8)
     engine.place(network, channels_last=True)
     return GenerationTraining(
-        network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1, regime=regime
+        network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1, hooks=hooks
     )
 
 
@@ -148,7 +148,7 @@ def test_a_restored_training_goes_on_bit_for_bit(optimizer, on_disk):
     # Other starting weights: all that counts must come from the state.
     training = prepare(recipe, seed=1)
     training.restore(state)
-    assert_identical(contents(training.train(Watch())), contents(uninterrupted))
+    assert_identical(contents(training.train(TrainingObserver())), contents(uninterrupted))
 
 
 def test_a_state_of_a_loss_for_other_classes_is_refused_in_words():
@@ -176,7 +176,7 @@ def test_a_state_is_a_record():
     assert_identical(contents(keeper.states[0]), keeper.copies[0])
     training = prepare(recipe)
     training.restore(keeper.states[0])
-    training.train(Watch())
+    training.train(TrainingObserver())
     assert_identical(contents(keeper.states[0]), keeper.copies[0])
 
 
@@ -186,7 +186,7 @@ def test_epochs_draw_different_dropout():
     first = list(same_pictures.epoch(1))
     same_pictures.epoch = lambda number: iter(first)
     training = prepare(recipe_of(learning_rate=1e-30, epochs=2, warmup_epochs=0), epochs=same_pictures)
-    one, two = training.train(Watch()).training_log
+    one, two = training.train(TrainingObserver()).training_log
     assert one["loss"] != two["loss"]
 
 
@@ -224,7 +224,7 @@ def test_mined_tuples_are_logged():
     training = prepare(recipe)
     counts = []
     training.loss.register_forward_hook(lambda module, *_: counts.append(module.tuples))
-    record = training.train(Watch()).training_log[0]
+    record = training.train(TrainingObserver()).training_log[0]
     assert record["tuples"] == sum(counts[:BATCHES]) / BATCHES > 0
 
 
@@ -373,7 +373,7 @@ def test_partners_train_in_every_precision_and_after_a_resume(precision):
     expected = prepare(recipe, loss=CSKDLoss(), epochs=Pairs()).train(recorder)
     training = prepare(recipe, loss=CSKDLoss(), epochs=Pairs(), seed=1)
     training.restore(recorder.states[0])
-    assert_identical(contents(training.train(Watch())), contents(expected))
+    assert_identical(contents(training.train(TrainingObserver())), contents(expected))
 
 
 def test_the_log_of_a_classification_has_an_accuracy():
@@ -384,7 +384,7 @@ def test_the_log_of_a_classification_has_an_accuracy():
     assert 0.5 < record["top1"] <= 1
 
 
-class Listener(Regime):
+class Listener(TrainingHooks):
     """Writes down what it hears, and what a parameter is at that moment."""
 
     learning_rate_factor = 0.5
@@ -433,12 +433,12 @@ class Listener(Regime):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_regime_is_told_what_happens_when_it_happens(precision):
+def test_hooks_is_told_what_happens_when_it_happens(precision):
     with default_streams(0, 1, "network"):
         network = Toy()
     listener, recorder = Listener(network), Recorder()
     recipe = recipe_of(epochs=2, warmup_epochs=0, schedule="constant", precision=precision)
-    training = prepare(recipe, network=network, regime=listener)
+    training = prepare(recipe, network=network, hooks=listener)
     state = training.train(recorder)
     parts = ["targets", "added_loss", "end", "before_step", "after_step"]
     told = [each if isinstance(each, str) else each[0] for each in listener.heard]
@@ -451,30 +451,30 @@ def test_a_regime_is_told_what_happens_when_it_happens(precision):
         assert before[2] == complete[2] != after[2], "the weights had not changed"
     assert state.training_log[0]["learning_rate"] == pytest.approx(0.5 * 0.05)
     # Squares of L2-normalised embeddings: 1 for each image on top of the loss.
-    plain = prepare(recipe).train(Watch())
+    plain = prepare(recipe).train(TrainingObserver())
     assert state.training_log[0]["loss"] == pytest.approx(plain.training_log[0]["loss"] + BATCH, rel=0.05)
     assert [float(state.method_weights["steps"]) for state in recorder.states] == [BATCHES, 2 * BATCHES]
 
 
-def test_what_a_regime_keeps_is_there_after_a_resume():
+def test_what_hooks_keeps_is_there_after_a_resume():
     recipe, recorder = recipe_of(epochs=2, warmup_epochs=0), Recorder()
     network = Toy()
-    prepare(recipe, network=network, regime=Listener(network)).train(recorder)
+    prepare(recipe, network=network, hooks=Listener(network)).train(recorder)
     network = Toy()
     listener = Listener(network)
-    training = prepare(recipe, network=network, regime=listener)
+    training = prepare(recipe, network=network, hooks=listener)
     training.restore(recorder.states[0])
     assert float(listener.state["steps"]) == BATCHES
-    training.train(Watch())
+    training.train(TrainingObserver())
     assert float(listener.state["steps"]) == 2 * BATCHES
     assert listener.heard[0] == "epoch 2"
 
 
 @pytest.mark.parametrize("change", ["gradient", "weight"])
-def test_a_regime_may_change_what_it_is_told_of(change):
+def test_hooks_may_change_what_it_is_told_of(change):
     """A gradient before it is clipped, a weight after the optimizer has."""
 
-    class Freeze(Regime):
+    class Freeze(TrainingHooks):
         def before_step(self):
             if change == "gradient":
                 network.head.weight.grad.fill_(1e6)
@@ -485,7 +485,7 @@ def test_a_regime_may_change_what_it_is_told_of(change):
 
     network = Toy()
     recipe = recipe_of(gradient_clip=1e-3, warmup_epochs=0)
-    training = prepare(recipe, network=network, regime=Freeze())
+    training = prepare(recipe, network=network, hooks=Freeze())
     training.take_step(0, next(training.epochs.epoch(1)))
     if change == "gradient":
         total = sum(float(parameter.grad.square().sum()) for parameter in network.parameters()) ** 0.5
@@ -512,7 +512,7 @@ def test_an_exception_in_a_watch_stops_at_once():
 def test_random_streams_outside_stay_untouched():
     training = prepare(recipe_of())
     random = torch.get_rng_state()
-    training.train(Watch())
+    training.train(TrainingObserver())
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -533,7 +533,7 @@ def test_a_loss_draws_the_same_in_every_process():
     for rank, loss in enumerate(losses):
         training = prepare(recipe_of(epochs=2, learning_rate=1e-30), loss=loss)
         training.engine.rank = rank
-        training.train(Watch())
+        training.train(TrainingObserver())
     assert losses[0].drawn == losses[1].drawn
     assert len(set(losses[0].drawn)) == 2 * BATCHES
     assert losses[0].values != losses[1].values
@@ -550,7 +550,7 @@ def test_the_loss_sees_float32(network, precision):
             return embeddings.square().mean()
 
     recipe = recipe_of(precision=precision, epochs=1, warmup_epochs=0)
-    prepare(recipe, loss=Look(), network=copy.deepcopy(network)).train(Watch())
+    prepare(recipe, loss=Look(), network=copy.deepcopy(network)).train(TrainingObserver())
     assert set(seen) == {(torch.float32, False)}
 
 

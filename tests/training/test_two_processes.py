@@ -30,7 +30,7 @@ from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
-from ke_metric.training.hooks import Watch
+from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
 LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss")
@@ -134,7 +134,7 @@ def distilled(engine, kind=Network):
     with default_streams(0, 1, "two processes"):
         network = kind()
     training = GenerationTraining(network, CSKDLoss(), PairsInHalves(engine), recipe=recipe, engine=engine, number=1)
-    return dict(training.train(Watch()).weights)
+    return dict(training.train(TrainingObserver()).weights)
 
 
 def taught(engine, task):
@@ -142,7 +142,7 @@ def taught(engine, task):
     training = training_of("ProxyAnchorLoss", engine)
     with default_streams(0, 2, "teacher"):
         teacher = Network().requires_grad_(False)
-    training.regime = Guided(teacher, task, weight=5.0, temperature=None)
+    training.hooks = Guided(teacher, task, weight=5.0, temperature=None)
     value, _ = training.take_step(0, next(training.epochs.epoch(1)))
     return {"value": torch.tensor(value)} | {
         name: parameter.grad for name, parameter in training.network.named_parameters()
@@ -156,7 +156,7 @@ def saliency(engine, loss):
 
 
 def trained(loss, engine):
-    state = training_of(loss, engine).train(Watch())
+    state = training_of(loss, engine).train(TrainingObserver())
     images = {"images": torch.tensor(state.training_log[-1]["images"])}
     return {**state.weights, **state.loss_weights, **images}
 

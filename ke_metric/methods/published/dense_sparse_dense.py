@@ -23,7 +23,7 @@ from ke_metric.generation import load_whole
 from ke_metric.methods.method import Birth, Method
 from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 SHARE = 0.3
 DENSE_AGAIN_FACTOR = 0.1
@@ -43,14 +43,14 @@ class DenseSparseDense(Method):
         if _is_sparse(birth):
             _hold_at_zero(child, _smallest_of(child, birth))
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`."""
         if birth.parent is None:
-            return Regime()
+            return TrainingHooks()
         return Sparse(network, _smallest_of(network, birth)) if _is_sparse(birth) else DenseAgain()
 
 
-class Sparse(Regime):
+class Sparse(TrainingHooks):
     """Holds some weights at 0.
 
     Args:
@@ -74,7 +74,7 @@ class Sparse(Regime):
         _hold_at_zero(self._network, self._zeros)
 
 
-class DenseAgain(Regime):
+class DenseAgain(TrainingHooks):
     """A tenth of the learning rate, as in the paper."""
 
     learning_rate_factor = DENSE_AGAIN_FACTOR

@@ -23,7 +23,7 @@ from ke_metric.methods.method import Birth, Method
 from ke_metric.methods.teacher import guidance
 from ke_metric.recipe.schema import Method as MethodRecipe
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 
 class LayerWise(Method):
@@ -45,8 +45,8 @@ class LayerWise(Method):
             for index, (parameter, begun) in enumerate(zip(child.parameters(), origin.parameters(), strict=True)):
                 parameter.copy_(fresh[index] if index >= first else rescaled(parameter, begun.norm()))
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`; the parent teaches where the recipe asks for it."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`; the parent teaches where the recipe asks for it."""
         return guidance(birth)
 
 

@@ -42,7 +42,7 @@ from ke_metric.generation import Weights, load_whole
 from ke_metric.methods.forgetting import redraw_where
 from ke_metric.methods.method import Birth, Method
 from ke_metric.split.graph import ALWAYS, ChannelGraph
-from ke_metric.training.hooks import Regime
+from ke_metric.training.hooks import TrainingHooks
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # A share of a whole number of filters is that number, whatever rounding makes of the product.
@@ -197,12 +197,12 @@ class RePr(Method):
         assert birth.parent is not None, "generation 1 has no parent"
         load_whole(child, birth.parent, "the parent's weights")
 
-    def regime(self, network: nn.Module, birth: Birth) -> Regime:
-        """See `Method.regime`."""
+    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
+        """See `Method.hooks`."""
         return FilterCycles(network, birth)
 
 
-class FilterCycles(Regime):
+class FilterCycles(TrainingHooks):
     """Drops filters and brings them back.
 
     Args:
