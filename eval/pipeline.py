@@ -32,9 +32,9 @@ import numpy as np
 from circumstances import circumstances
 
 from ke_metric import Embedder, Index, Lineage, score_retrieval
+from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.datasets.export_pictures import INDEX, write_pictures
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.record import ONNX_FILE

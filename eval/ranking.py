@@ -31,8 +31,9 @@ from circumstances import circumstances
 from network_cost import peak_of_process
 
 from ke_metric import Lineage
+from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray
+from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.images.batches import Pictures, without_training
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.networks.recipe_networks import LineageNetworks

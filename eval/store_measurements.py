@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.stores.contract import Hits, Item, VectorStore
 from ke_metric.stores.opening import StoreSettings, open_store
 

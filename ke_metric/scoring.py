@@ -13,9 +13,10 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from ke_metric.arrays import FloatArray
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.classification import score_classes, score_classification
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray, embed
+from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.generation import ClassScores, Scorecard, Scores
 from ke_metric.images.batches import Pictures, evaluation_batches

@@ -10,9 +10,10 @@ from typing import cast
 
 import numpy as np
 
+from ke_metric.arrays import IntArray
 from ke_metric.benchmarks.own_splits import arrange_validation
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.images.image_set import Benchmark, ImageSet, IntArray
+from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.file import shown
 from ke_metric.recipe.schema import Data

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.chosen import open_lineage, tell_data_changes
 from ke_metric.cli.display import Result, counting, say
@@ -15,7 +16,6 @@ from ke_metric.cli.evaluate_store import StoreScoring, store_table
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
 from ke_metric.images.batches import Pictures, fingerprint, without_training
 from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document

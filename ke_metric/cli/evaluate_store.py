@@ -19,10 +19,11 @@ import torch
 from rich import box
 from rich.table import Table
 
+from ke_metric.arrays import FloatArray
 from ke_metric.cli.display import say
 from ke_metric.cli.index import read_settings
 from ke_metric.cli.options import ThroughChoice
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray, row_chunks
+from ke_metric.evaluation.embeddings import Embeddings, row_chunks
 from ke_metric.evaluation.neighbors import find_self_matches
 from ke_metric.evaluation.recall import count_relevant
 from ke_metric.images.image_set import Benchmark

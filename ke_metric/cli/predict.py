@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from ke_metric.arrays import FloatArray
 from ke_metric.cli.chosen import load_predictor
 from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.embed import list_chosen, require_some, warn_of
@@ -21,7 +22,6 @@ from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.disk import write_text
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.classification import score_classification
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.lineage.report import ACCURACIES, BASELINE, header
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.predictor import Prediction, Predictor

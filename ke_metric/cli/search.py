@@ -13,11 +13,11 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from ke_metric.arrays import FloatArray
 from ke_metric.cli.chosen import embedder_of
 from ke_metric.cli.display import Result, say
 from ke_metric.cli.embed import list_chosen, require_some, told
 from ke_metric.cli.options import ModelChoice, PictureChoice
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.images.decoding import Decoding
 from ke_metric.retrieval.embedding_files import embed_items
 from ke_metric.retrieval.index import Index, results_of

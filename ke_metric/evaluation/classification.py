@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import IntArray, as_array
+from ke_metric.evaluation.embeddings import as_array
 from ke_metric.generation import ClassScores
 
 FEWEST_CLASSES = {1: 2, 5: 10}

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import Backend, exact_products, load_faiss
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
+from ke_metric.evaluation.embeddings import row_chunks
 
 ITERATIONS = 25
 """Lloyd iterations of one k-means, the default of FAISS."""

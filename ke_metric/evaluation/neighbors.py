@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import Backend, exact_products, load_faiss
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, ItemIds, row_chunks
+from ke_metric.evaluation.embeddings import ItemIds, row_chunks
 
 FAISS_GPU_MAX_NEIGHBORS = 2048
 """Most neighbours per query that GPU FAISS returns (facebookresearch/faiss#2103)."""

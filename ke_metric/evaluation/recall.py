@@ -22,13 +22,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
+from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.evaluation.neighbors import Neighbors
-
-BoolArray = npt.NDArray[np.bool_]
-ScoreArray = npt.NDArray[np.float64]
 
 
 def count_relevant(query_labels: IntArray, gallery_labels: IntArray, self_match: IntArray | None) -> IntArray:
@@ -56,7 +53,7 @@ def find_hits(neighbors: Neighbors, query_labels: IntArray, gallery_labels: IntA
     return hits
 
 
-def recall_at_k(hits: BoolArray, k: int) -> ScoreArray:
+def recall_at_k(hits: BoolArray, k: int) -> DoubleArray:
     r"""Recall@K as metric learning uses the word: 1 if any of the first K neighbours is a hit, else 0.
 
     Formula: $\max_{i \le K} \mathrm{hit}_i$. Source: Jegou, Douze, Schmid, "Product quantization for nearest
@@ -75,7 +72,7 @@ def recall_at_k(hits: BoolArray, k: int) -> ScoreArray:
     return found.astype(np.float64)
 
 
-def map_at_r(hits: BoolArray, relevant: IntArray) -> ScoreArray:
+def map_at_r(hits: BoolArray, relevant: IntArray) -> DoubleArray:
     r"""Average precision over the first R neighbours (its mean over queries is MAP@R).
 
     Formula: $\frac{1}{R} \sum_{i=1}^{R} P(i)$ with $P(i)$ = precision at $i$ where rank $i$ is a hit, else 0.
@@ -92,11 +89,11 @@ def map_at_r(hits: BoolArray, relevant: IntArray) -> ScoreArray:
     counted = _within_r(hits, relevant)
     ranks = np.arange(1, counted.shape[1] + 1)
     precision = np.cumsum(counted, axis=1) / ranks
-    total: ScoreArray = (precision * counted).sum(axis=1) / relevant
+    total: DoubleArray = (precision * counted).sum(axis=1) / relevant
     return total
 
 
-def r_precision(hits: BoolArray, relevant: IntArray) -> ScoreArray:
+def r_precision(hits: BoolArray, relevant: IntArray) -> DoubleArray:
     r"""Share of hits among the first R neighbours.
 
     Formula: $\frac{1}{R} \sum_{i=1}^{R} \mathrm{hit}_i$. Source: Musgrave, Belongie, Lim, ECCV 2020, section 3.2.
@@ -108,7 +105,7 @@ def r_precision(hits: BoolArray, relevant: IntArray) -> ScoreArray:
     Returns:
         [Q] float64 in [0, 1].
     """
-    share: ScoreArray = _within_r(hits, relevant).sum(axis=1) / relevant
+    share: DoubleArray = _within_r(hits, relevant).sum(axis=1) / relevant
     return share
 
 
@@ -224,7 +221,7 @@ class Places:
         return Places(sizes, hits, np.zeros_like(self.tied))
 
 
-def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, ScoreArray]:
+def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, DoubleArray]:
     """Return `recall@K` for each K, `map@r` and `r_precision` of each query, [Q] each.
 
     Args:
@@ -236,7 +233,7 @@ def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth
     places = places.joined()
     starts = places.sizes.cumsum(axis=1) - places.sizes
     tied: BoolArray = np.any((places.sizes > 1) & (starts < depth), axis=1)
-    scores: dict[str, ScoreArray] = {}
+    scores: dict[str, DoubleArray] = {}
     parts = (
         (~tied, _scores_of_hits(places.at(~tied).hits[:, :depth] > 0, relevant[~tied], ranks)),
         (tied, _mean_scores(places.at(tied), relevant[tied], ranks, depth)),
@@ -247,13 +244,13 @@ def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth
     return scores
 
 
-def _scores_of_hits(hits: BoolArray, relevant: IntArray, ranks: Sequence[int]) -> dict[str, ScoreArray]:
+def _scores_of_hits(hits: BoolArray, relevant: IntArray, ranks: Sequence[int]) -> dict[str, DoubleArray]:
     """Return the scores of queries without ties, from [Q, W] whether each rank is a hit."""
     scores = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
     return scores | {"map@r": map_at_r(hits, relevant), "r_precision": r_precision(hits, relevant)}
 
 
-def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, ScoreArray]:
+def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, DoubleArray]:
     r"""Return the scores' means over all orders of the items that share a place.
 
     At a rank whose place has t items, h of them hits, with j items of the place before the rank and b hits before the
@@ -267,7 +264,7 @@ def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth
     fellows = at.nth * (at.hits - 1) / np.maximum(at.sizes - 1, 1)
     precise = chance * (at.before + 1 + fellows) / np.arange(1, depth + 1)
     within = np.arange(depth) < relevant[:, None]
-    scores: dict[str, ScoreArray] = {f"recall@{k}": at.any_hit(min(k, depth) - 1) for k in ranks}
+    scores: dict[str, DoubleArray] = {f"recall@{k}": at.any_hit(min(k, depth) - 1) for k in ranks}
     scores["map@r"] = (precise * within).sum(axis=1) / relevant
     scores["r_precision"] = (chance * within).sum(axis=1) / relevant
     return scores
@@ -313,12 +310,12 @@ class _Ranks:
             nth=np.arange(depth) - starts,
         )
 
-    def any_hit(self, rank: int) -> ScoreArray:
+    def any_hit(self, rank: int) -> DoubleArray:
         """Return [Q] the chance of a hit at the ranks up to `rank`, from 0."""
         sizes, hits, drawn = self.sizes[:, rank], self.hits[:, rank], self.nth[:, rank] + 1
         none = (self.before[:, rank] == 0).astype(np.float64)
         for item in range(int(drawn.max(initial=0))):
             left = np.maximum(sizes - item, 1)
             none *= np.where(item < drawn, np.clip((sizes - hits - item) / left, 0, None), 1)
-        chance: ScoreArray = 1 - none
+        chance: DoubleArray = 1 - none
         return chance

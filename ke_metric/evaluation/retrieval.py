@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import Backend, choose_backend
 from ke_metric.evaluation.clustering import score_clusters
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray, IntArray, row_chunks
+from ke_metric.evaluation.embeddings import Embeddings, row_chunks
 from ke_metric.evaluation.neighbors import FAISS_GPU_MAX_NEIGHBORS, find_self_matches, search
-from ke_metric.evaluation.recall import Places, ScoreArray, count_relevant, equally_similar, number_rows, score_places
+from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, number_rows, score_places
 
 ROWS_AT_A_TIME = 8192
 
@@ -248,7 +249,7 @@ def score_lists(
     if not len(scored):
         return counts
     depth = lengths_of_lists(relevant, ranks, gallery_size=gallery_size)
-    per_query: dict[str, ScoreArray] = {}
+    per_query: dict[str, DoubleArray] = {}
     for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
         deepest = int(depth[block].max())
         for queries, places in _settled(block, deepest, find, longest):

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from ke_metric.arrays import PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.onnx_file import (
     OPSET,
@@ -44,7 +45,6 @@ from ke_metric.export.record import (
 from ke_metric.export.verification import (
     TOLERANCE,
     Embed,
-    PixelArray,
     ScoredPictures,
     compare,
     recall_cost,

@@ -30,10 +30,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.export.record import ONNX_FILE, read_record
-from ke_metric.export.verification import PixelArray, unit_range
+from ke_metric.export.verification import unit_range
 from ke_metric.networks.heads import PictureModule
 
 INPUT = "images"

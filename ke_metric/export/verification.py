@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.classification import score_classification
-from ke_metric.evaluation.embeddings import Embeddings, FloatArray, IntArray
+from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.export.record import Agreement, RecallCost, TopCost
 
-PixelArray = npt.NDArray[np.uint8]
 Embed = Callable[[PixelArray], FloatArray]
 """Prepared pictures uint8 [B, S, S, 3] to embeddings, or logits, [B, D]."""
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ke_metric.images.pixel_store import PixelArray
+from ke_metric.arrays import DoubleArray, PixelArray
 from ke_metric.recipe.schema import Augmentation
-
-DrawArray = npt.NDArray[np.float64]
 
 COLOUR_DRAWS = 2
 """Numbers per picture of the colour step: brightness, contrast."""
@@ -48,7 +45,7 @@ class Augmenter:
         self._size = size
         self.geometry_draws = _CROP_DRAWS if augmentation.geometry == "crop" else _AFFINE_DRAWS
 
-    def __call__(self, picture: PixelArray, draws: DrawArray) -> PixelArray:
+    def __call__(self, picture: PixelArray, draws: DoubleArray) -> PixelArray:
         """Cut or move a picture, then flip it.
 
         Args:
@@ -125,7 +122,7 @@ class Augmenter:
         return (a, b, -a * centre_x - b * centre_y, c, d, -c * centre_x - d * centre_y), shrink
 
 
-def crop_box(shape: tuple[int, ...], draws: DrawArray, augmentation: Augmentation) -> tuple[int, int, int, int]:
+def crop_box(shape: tuple[int, ...], draws: DoubleArray, augmentation: Augmentation) -> tuple[int, int, int, int]:
     """Return the random resized crop of a picture, with the distribution of torchvision's RandomResizedCrop.
 
     The area's share is uniform, the ratio log-uniform; the first of CROP_TRIES pairs that fits is taken and placed

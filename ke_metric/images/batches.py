@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ke_metric.arrays import DoubleArray, IntArray
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint
-from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter, DrawArray
-from ke_metric.images.image_set import Benchmark, ImageSet, IntArray
+from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
+from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import (
     PixelStore,
     StoreShape,
@@ -58,7 +59,7 @@ class _Request(NamedTuple):
     """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS]."""
 
     indices: IntArray
-    draws: DrawArray
+    draws: DoubleArray
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
-
-IntArray = npt.NDArray[np.int64]
 
 # Of a SHA-256: changes are to be noticed, nobody forges a picture here.
 CONTENT_DIGITS = 16

@@ -17,15 +17,14 @@ from multiprocessing import reduction
 from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import MAX_PIXELS
-from ke_metric.images.image_set import ImageSet, IntArray
+from ke_metric.images.image_set import ImageSet
 
-PixelArray = npt.NDArray[np.uint8]
 StoreShape = Literal["keep", "square"]
 Source = TypeVar("Source")
 Decoded = TypeVar("Decoded")

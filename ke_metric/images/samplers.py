@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.image_set import IntArray
 from ke_metric.randomness import numpy_generator
 
 

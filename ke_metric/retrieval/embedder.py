@@ -12,9 +12,8 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
+from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
-from ke_metric.images.pixel_store import PixelArray
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import Classifier, ClassifierFeatures

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import Field, ValidationError
 
+from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.networks.bundle import FolderKind, require_free, whole_folder
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.recipe.file import dotted, shown

@@ -20,8 +20,8 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, ValidationError
 
+from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.networks.bundle import remove_new_folder, whole_folder
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.recipe.file import dotted, shown

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, embed
+from ke_metric.evaluation.embeddings import embed
 from ke_metric.generation import Generation, Scorecard, weights_digest
 from ke_metric.images.decoding import MAX_PIXELS
-from ke_metric.images.pixel_store import PixelArray, in_order, normalize
+from ke_metric.images.pixel_store import in_order, normalize
 from ke_metric.lineage.store import Lineage, holds_lineage
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network

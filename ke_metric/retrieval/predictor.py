@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.networks.architecture import Architecture, ClassifierArchitecture
 from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import ScaledLogits

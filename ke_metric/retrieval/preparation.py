@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ke_metric.arrays import PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, Decoding, as_rgb, read_picture
-from ke_metric.images.pixel_store import PixelArray, evaluation_picture, shorter_side, stored_picture
+from ke_metric.images.pixel_store import evaluation_picture, shorter_side, stored_picture
 from ke_metric.networks.bundle_config import Normalization
 
 # No picture is too long a strip whose longer side is so many times its shorter one.

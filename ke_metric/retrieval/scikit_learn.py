@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.preparation import Picture
 

@@ -13,10 +13,10 @@ from threading import RLock
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.picture_network import PictureNetwork
@@ -24,8 +24,6 @@ from ke_metric.retrieval.predictor import Prediction, Predictor
 from ke_metric.stores.contract import Item
 from ke_metric.stores.where import Where
 
-Pixels = npt.NDArray[np.uint8]
-Vectors = npt.NDArray[np.float32]
 Answer = TypeVar("Answer")
 
 FAST_SECONDS = 0.001
@@ -42,11 +40,11 @@ class Answerer(Protocol):
         """Of the network."""
         ...
 
-    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+    def prepare(self, picture: Image.Image, max_pixels: int) -> PixelArray:
         """Return what the network sees of a picture, uint8 [S, S, 3]; KeMetricError where it cannot be used."""
         ...
 
-    def embed(self, pixels: Pixels) -> Vectors:
+    def embed(self, pixels: PixelArray) -> FloatArray:
         """Return what the network gives for prepared pictures [B, S, S, 3]: embeddings [B, D], or logits [B, C]."""
         ...
 
@@ -58,7 +56,7 @@ class Answerer(Protocol):
 class Searcher(Answerer, Protocol):
     """An embedder and the gallery that it searches."""
 
-    def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
+    def search(self, queries: FloatArray, k: int, where: Where | None) -> list[list[Result]]:
         """Return the results of each query [Q, D]."""
         ...
 
@@ -70,7 +68,7 @@ class Searcher(Answerer, Protocol):
 class Labeller(Answerer, Protocol):
     """A classifier."""
 
-    def likeliest(self, logits: Vectors, k: int) -> list[list[Prediction]]:
+    def likeliest(self, logits: FloatArray, k: int) -> list[list[Prediction]]:
         """Return the k likeliest classes of each row of logits [B, C]."""
         ...
 
@@ -92,7 +90,7 @@ class NetworkLabeller:
         """Of the network."""
         return self._predictor.digest
 
-    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+    def prepare(self, picture: Image.Image, max_pixels: int) -> PixelArray:
         """Return what the network sees of a picture, uint8 [S, S, 3].
 
         Raises:
@@ -100,11 +98,11 @@ class NetworkLabeller:
         """
         return self._predictor.prepare(picture, max_pixels=max_pixels)
 
-    def embed(self, pixels: Pixels) -> Vectors:
+    def embed(self, pixels: PixelArray) -> FloatArray:
         """Return the logits [B, C] of prepared pictures [B, S, S, 3]."""
         return self._predictor.compute(pixels)
 
-    def likeliest(self, logits: Vectors, k: int) -> list[list[Prediction]]:
+    def likeliest(self, logits: FloatArray, k: int) -> list[list[Prediction]]:
         """Return the k likeliest classes of each row of logits [B, C]."""
         return self._predictor.likeliest(logits, k)
 
@@ -140,7 +138,7 @@ class IndexSearcher:
         """Of the network that makes the vectors."""
         return self._embedder.digest
 
-    def prepare(self, picture: Image.Image, max_pixels: int) -> Pixels:
+    def prepare(self, picture: Image.Image, max_pixels: int) -> PixelArray:
         """Return what the network sees of a picture, uint8 [S, S, 3].
 
         Raises:
@@ -148,11 +146,11 @@ class IndexSearcher:
         """
         return self._embedder.prepare(picture, max_pixels=max_pixels)
 
-    def embed(self, pixels: Pixels) -> Vectors:
+    def embed(self, pixels: PixelArray) -> FloatArray:
         """Return the embeddings [B, D] of prepared pictures [B, S, S, 3]."""
         return self._embedder.embed_pixels(pixels)
 
-    def search(self, queries: Vectors, k: int, where: Where | None) -> list[list[Result]]:
+    def search(self, queries: FloatArray, k: int, where: Where | None) -> list[list[Result]]:
         """Return the results of each query [Q, D]."""
         return self._undisturbed(lambda: results_of(self._index.search(queries, k, digest=self.digest, where=where)))
 

@@ -22,13 +22,14 @@ import numpy as np
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import KeMetricError
 from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.predictor import Prediction
 from ke_metric.serving.batching import STOPPING, Batcher, Job
 from ke_metric.serving.exchange import Refused, Reply, Uploads, busy
 from ke_metric.serving.pictures import decode, read_picture
-from ke_metric.serving.searcher import Answerer, Labeller, Pixels, Searcher, Vectors
+from ke_metric.serving.searcher import Answerer, Labeller, Searcher
 from ke_metric.serving.settings import Limits
 from ke_metric.stores.where import Where
 
@@ -315,7 +316,7 @@ class Service:
         if self._searcher is not None and finished:
             self._searcher.close()
 
-    def _prepare(self, body: bytes, kind: str) -> Pixels:
+    def _prepare(self, body: bytes, kind: str) -> PixelArray:
         picture = decode(body, kind, self.limits.max_pixels)
         assert self._searcher is not None
         try:
@@ -336,7 +337,7 @@ class Service:
                 answers[position] = answer
         return answers
 
-    def _documents(self, question: Question | ClassQuestion | None, vectors: Vectors) -> list[bytes | Exception]:
+    def _documents(self, question: Question | ClassQuestion | None, vectors: FloatArray) -> list[bytes | Exception]:
         """Return the documents of pictures that ask the same; those that fail together are tried one by one."""
         assert self._searcher is not None
         digest = self._searcher.digest

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.stores.where import FIELDS, LONGEST_TEXT, Where
 
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ke_metric.arrays import BoolArray, FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.randomness import numpy_generator
 from ke_metric.stores.faiss_kinds import is_graph, make_index, training_counts
 from ke_metric.stores.gallery import Gallery
 
-BoolArray = npt.NDArray[np.bool_]
 BLOCK_BYTES = 32 << 20
 CELLS = 1 << 20
 """Items that candidates stand for, held at a time in about 60 bytes each."""

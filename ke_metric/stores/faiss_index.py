@@ -24,9 +24,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from ke_metric.arrays import BoolArray, FloatArray, IntArray
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
-from ke_metric.stores.faiss_build import BoolArray, Copies, Unfolding
+from ke_metric.stores.faiss_build import Copies, Unfolding
 from ke_metric.stores.faiss_kinds import apply_settings, is_exact, is_whole
 from ke_metric.stores.gallery import VECTORS, Gallery
 from ke_metric.stores.gallery_files import disk_error, reach_disk

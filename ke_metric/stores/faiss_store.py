@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.stores.contract import Hits, Item, check_queries, most_found
 from ke_metric.stores.faiss_build import Copies, build_index, extend_index, find_copies, linked_rows
 from ke_metric.stores.faiss_index import Found, State, best, look, read_records, record_no_copies, save_derived

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.stores.contract import Item, check_addition, check_count, texts_of
 from ke_metric.stores.gallery_files import OWN_FACTS, ItemTable, VectorFile, disk_error, missing, reach_disk
 from ke_metric.stores.where import Where

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import FloatArray, IntArray
 from ke_metric.stores.contract import Item, is_unicode
 from ke_metric.stores.where import Where, check_where
 

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import exact_products
-from ke_metric.evaluation.embeddings import FloatArray, IntArray, row_chunks
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, Item, check_queries, most_found
 from ke_metric.stores.gallery import Gallery
 from ke_metric.stores.where import Where

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.evaluation.embeddings import IntArray
 from ke_metric.stores.contract import Item, is_unicode
 from ke_metric.stores.where import LONGEST_TEXT, Condition, Where, check_where
 
