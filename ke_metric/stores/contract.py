@@ -1,6 +1,6 @@
 """The vector store: where the embeddings of a gallery lie with their items, and are searched.
 
-One small interface; every kind of store passes the same contract tests (tests/retrieval/test_store_contract.py).
+One small interface; every kind of store passes the same contract tests (tests/stores/test_contract.py).
 
 Shapes: N items, B batch, D embedding, Q queries, K neighbours.
 """

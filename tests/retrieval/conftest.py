@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +13,7 @@ from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.stores.contract import Hits, Item
-from ke_metric.stores.faiss_store import FaissStore
 from ke_metric.stores.where import Where
-
-sys.path.append(str(Path(__file__).parent))  # store_kinds, store_twin
 
 FIELDS = {
     "name": "x",
@@ -109,19 +104,3 @@ def holds(where: Where, item: Item) -> bool:
 def memory_store() -> Callable[..., MemoryStore]:
     """The slow, obvious store: `memory_store(items, vectors)`."""
     return MemoryStore
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Callable[..., FaissStore]]:
-    """Open a FAISS store in the test's folder; it is closed when the test ends."""
-    from faiss_filled import D  # beside this file
-
-    stores: list[FaissStore] = []
-
-    def make(factory: str = "Flat", *, writing: bool = True, **settings: Any) -> FaissStore:
-        stores.append(FaissStore(tmp_path / "store", D, writing=writing, factory=factory, **settings))
-        return stores[-1]
-
-    yield make
-    for store in reversed(stores):
-        store.close()

@@ -1,4 +1,4 @@
-"""Every kind of store that must pass the contract (test_store_contract.py) and survive being killed (test_kills.py).
+"""Every kind of store that must pass the contract (test_contract.py) and survive being killed (test_kills.py).
 
 A new kind is one line in `STORES`.
 """

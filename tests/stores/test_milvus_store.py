@@ -1,4 +1,4 @@
-"""The store in Milvus, on Milvus Lite; what holds for every kind of store is in test_store_contract.py.
+"""The store in Milvus, on Milvus Lite; what holds for every kind of store is in test_contract.py.
 
 No Milvus server is to be had here: what only a server does is not tested.
 """
