@@ -170,10 +170,12 @@ def search(as_json: bool, **options: Any) -> None:
     ke-metric search queries --index photos.index -k 5 --montage found.png
     ke-metric search new.jpg --index photos.index --where 'label in ["crow", "jay"]' --json
     """
-    from ke_metric.cli.search import How, search_index
+    from ke_metric.cli.search import search_index
+    from ke_metric.retrieval.query import SearchOptions
 
-    how = How.of(**{name: options.pop(name) for name in ("k", "where", "expand", "rerank", "keep_self")})
-    search_index(how=how, **options).print(as_json)
+    asked = {name: options.pop(name) for name in ("k", "expand", "rerank", "keep_self")}
+    how = SearchOptions.parse(where=options["where"], **asked)
+    search_index(options=how, **options).print(as_json)
 
 
 @click.command()
