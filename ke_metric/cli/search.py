@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from ke_metric.arrays import FloatArray
 from ke_metric.cli.chosen import embedder_of
 from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.embed import list_chosen, require_some, warn_of

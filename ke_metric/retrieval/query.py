@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ke_metric.evaluation.embeddings import FloatArray
+from ke_metric.arrays import FloatArray
 from ke_metric.retrieval.embedder import BadPicture, Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.preparation import Picture, name_of, pictures_of
