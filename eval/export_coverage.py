@@ -24,8 +24,9 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.errors import KeMetricError
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.record import versions
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import build_network
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
@@ -109,7 +110,7 @@ def embedders(name: str) -> Iterator[tuple[str, Embedder]]:
     recipe = recipe_of(name)
     torch.manual_seed(0)
     network = build_network(recipe.network, SIZE).eval()
-    card = NetworkCard(normalization=Normalization.of_recipe(recipe))
+    card = NetworkCard(normalization=Preparation.of_recipe(recipe))
     architecture = Architecture.of_recipe(recipe)
     yield "dense", Embedder(network, architecture=architecture, card=card)
     plan = plan_split(network, torch.zeros(2, 3, SIZE, SIZE), rate=RATE, kind="kels")

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.images.preparation import Preparation
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
@@ -63,7 +64,7 @@ def of_lineage(folder: str) -> tuple[Embedder, list[tuple[str, Image.Image]]]:
 def photographs() -> tuple[Embedder, list[tuple[str, Image.Image]]]:
     """Return a ResNet50 with random weights, and pictures as large and as smooth as photographs."""
     recipe, generator = Recipe.model_validate(LARGE), np.random.default_rng(0)
-    card = NetworkCard(split=None, normalization=Normalization.of_recipe(recipe))
+    card = NetworkCard(split=None, normalization=Preparation.of_recipe(recipe))
     network = LineageNetworks(recipe, 0).build(1).eval()
     embedder = Embedder(network, architecture=Architecture.of_recipe(recipe), card=card, description="a ResNet50")
     pictures = []

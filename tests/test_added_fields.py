@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from ke_metric import Embedder, Lineage, load_recipe
 from ke_metric.cli.commands import main
 from ke_metric.errors import KeMetricError
-from ke_metric.networks.bundle_config import CONFIG, Normalization
+from ke_metric.images.preparation import Preparation
+from ke_metric.networks.bundle_config import CONFIG
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.picture_list import list_pictures
@@ -49,7 +50,7 @@ def test_every_field_that_was_added_says_what_it_was_before():
 
 def test_every_added_field_of_the_preparation_too():
     before = {"store_size", "store_shape", "resize", "image_size", "mean", "std"}
-    assert set(Normalization.model_fields) - before == set(PREPARATION_FIELDS)
+    assert set(Preparation.model_fields) - before == set(PREPARATION_FIELDS)
 
 
 def test_filling_and_leaving_out_are_opposites():

@@ -18,7 +18,6 @@ from ke_metric.retrieval.embedder import BadPicture
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.retrieval.preparation import decoding_of
 from ke_metric.retrieval.query import Answer, SearchOptions, has_any, search_pictures
 
 TABLES = 20
@@ -78,7 +77,7 @@ def search_index(
                 progress(len(answers) + len(left_out) - len(listed.left_out), len(listed.items))
     require_some(len(answers), len(listed.items))
     if montage is not None:
-        _draw(answers, montage, decoding_of(embedder.normalization))
+        _draw(answers, montage, embedder.normalization.decoding)
     return Result(_document(folder, answers, left_out, montage), _tables(answers))
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from ke_metric.benchmarks.archives import new_folder, refuse_occupied
 from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS
+from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import in_order
 
 Progress = Callable[[int, int], None]
 

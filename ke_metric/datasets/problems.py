@@ -5,23 +5,18 @@ What can be wrong with a benchmark: one function per thing to look for, each giv
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.decoding import FileTraits, traits_of
-from ke_metric.images.image_set import Benchmark, ImageSet, ImageSource, parts_of
+from ke_metric.images.decoding import FileTraits, in_order, processors, traits_of
+from ke_metric.images.image_set import Benchmark, ImageSet, ImageSource, parts_of, pixel_digest
 from ke_metric.recipe.schema import Batches
 
-# Pictures wait decoded to a few bytes only, but the queue itself must not grow to the size of the data set.
-QUEUED_PER_WORKER = 4
 MOST_WORKERS = 8
 
 Progress = Callable[[int, int], None]
@@ -74,39 +69,29 @@ def take_fingerprints(
         workers: Threads, at least 1; the number of processors, at most 8, when left out.
         progress: Called with the number of pictures done and their total after each, from the calling thread.
     """
-    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     seen: dict[str, Seen] = {}
     unreadable: dict[str, str] = {}
-    waiting: deque[tuple[str, Future[Seen]]] = deque()
-
-    def collect() -> None:
-        key, future = waiting.popleft()
-        try:
-            seen[key] = future.result()
-        except KeMetricError as error:
-            unreadable[key] = str(error)
+    threads = workers or min(processors(), MOST_WORKERS)
+    for done, (key, found) in enumerate(in_order(_look, sources.items(), threads=threads), start=1):
+        if isinstance(found, KeMetricError):
+            unreadable[key] = str(found)
+        else:
+            seen[key] = found
         if progress:
-            progress(len(seen) + len(unreadable), len(sources))
-
-    with ThreadPoolExecutor(workers) as pool:
-        for key, source in sources.items():
-            waiting.append((key, pool.submit(_look, source, key)))
-            if len(waiting) >= QUEUED_PER_WORKER * workers:
-                collect()
-        while waiting:
-            collect()
+            progress(done, len(sources))
     by_key = {key: picture.fingerprint for key, picture in seen.items() if not picture.vanished}
     return Fingerprints(by_key, unreadable, seen)
 
 
-def _look(source: ImageSource, key: str) -> Seen:
-    image = source.read(key)
-    # The size too: a 2x8 and an 8x2 picture can have the same bytes.
-    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    digest.update(image.tobytes())
+def _look(item: tuple[str, ImageSource]) -> tuple[str, Seen | KeMetricError]:
+    key, source = item
+    try:
+        image = source.read(key)
+    except KeMetricError as error:
+        return key, error
     pixels = np.asarray(image)
-    return Seen(
-        digest.hexdigest(),
+    return key, Seen(
+        pixel_digest(image),
         brightest=int(pixels.max()),
         blank=bool((pixels == pixels[0, 0]).all()),
         traits=traits_of(image),

@@ -38,7 +38,6 @@ from ke_metric.export.record import (
     TopCost,
     Verification,
     file_facts,
-    preparation_steps,
     this_machine,
     versions,
 )
@@ -253,7 +252,7 @@ def _record(
         dimension=network.dimension,
         image_size=network.normalization.image_size,
         preparation=network.normalization,
-        steps=preparation_steps(network.normalization),
+        steps=network.normalization.steps,
         opset=OPSET if settings.format == "onnx" else None,
         versions=versions(),
         verification=verification,

@@ -33,7 +33,7 @@ import torch
 from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.record import ONNX_FILE, read_record
-from ke_metric.export.verification import unit_range
+from ke_metric.images.preparation import unit_range
 from ke_metric.networks.heads import PictureModule
 
 INPUT = "images"
@@ -175,7 +175,7 @@ class OnnxNetwork:
                 "standardisation is inside the file",
                 ExitCode.DATA,
             )
-        batch = unit_range(images.astype(np.uint8, copy=False)) if images.dtype == np.uint8 else images
+        batch = unit_range(images.astype(np.uint8, copy=False)).numpy() if images.dtype == np.uint8 else images
         vectors: npt.NDArray[np.float32] = self._session.run([self.output], {INPUT: batch})[0]
         return vectors
 
@@ -280,7 +280,7 @@ def _reader(pictures: PixelArray) -> Any:
         def get_next(self) -> dict[str, Any] | None:
             """Return the next batch."""
             batch = next(self._batches, None)
-            return None if batch is None else {INPUT: unit_range(batch)}
+            return None if batch is None else {INPUT: unit_range(batch).numpy()}
 
     return Reader()
 
@@ -332,7 +332,7 @@ def run_program(path: Path) -> Callable[[PixelArray], FloatArray]:
 
     def embed(pixels: PixelArray) -> FloatArray:
         with torch.no_grad():
-            vectors: FloatArray = network(torch.from_numpy(unit_range(pixels))).numpy()
+            vectors: FloatArray = network(unit_range(pixels)).numpy()
         return vectors
 
     return embed

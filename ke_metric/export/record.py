@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError
 
 from ke_metric.environment import describe_processor, package_versions
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.bundle import FolderKind
-from ke_metric.networks.bundle_config import Normalization, Sha256, WeightsFile, with_preparation
+from ke_metric.networks.bundle_config import Sha256, WeightsFile, with_preparation
 from ke_metric.recipe.file import dotted
 from ke_metric.schema import Names, Section
 
@@ -126,7 +127,7 @@ class ExportRecord(Section):
     """D, or C of a classifier."""
     image_size: int
     """S; the input is float32 [B, 3, S, S], red, green, blue, in [0, 1]."""
-    preparation: Normalization
+    preparation: Preparation
     """How a picture becomes the input; mean and std are applied inside the file."""
     steps: Names
     """The preparation in words."""
@@ -162,31 +163,6 @@ def _drop_absent(document: dict[str, Any], names: Iterable[str]) -> dict[str, An
         if document[name] is None:
             del document[name]
     return document
-
-
-def preparation_steps(how: Normalization) -> tuple[str, ...]:
-    """Return in words what becomes of a picture before the file sees it."""
-    steps = ["decode"]
-    if how.exif_orientation:
-        steps.append("turn upright as the EXIF orientation says")
-    steps.append(
-        "convert to RGB; transparency is thrown away"
-        if how.background == "keep"
-        else f"convert to RGB; put what is transparent on {how.background}"
-    )
-    if how.store_size is not None:
-        shape = (
-            f"to {how.store_size} x {how.store_size} pixels"
-            if how.store_shape == "square"
-            else f"so that the shorter side has {how.store_size} pixels"
-        )
-        steps.append(f"resize {shape} (bicubic, antialiased)")
-    steps += [
-        f"resize so that the shorter side has {how.resize or how.image_size} pixels (bilinear, antialiased)",
-        f"cut {how.image_size} x {how.image_size} pixels out of the centre",
-        "divide by 255, put the colours first: float32 [B, 3, S, S]",
-    ]
-    return tuple(steps)
 
 
 def file_facts(path: Path) -> WeightsFile:

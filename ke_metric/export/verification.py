@@ -48,11 +48,6 @@ def require_enough(count: int, source: str) -> None:
         )
 
 
-def unit_range(pixels: PixelArray) -> FloatArray:
-    """Return pictures uint8 [B, S, S, 3] as a file takes them, float32 [B, 3, S, S] in [0, 1]."""
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-
-
 def compare(network: Embed, exported: Embed, pictures: PixelArray, *, classes: bool = False) -> tuple[Agreement, ...]:
     """Compare a file with the network it was made of, at every size of `BATCHES`.
 

@@ -25,15 +25,8 @@ from ke_metric.arrays import DoubleArray, IntArray
 from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import (
-    PixelStore,
-    StoreShape,
-    UnreadableError,
-    evaluation_pixels,
-    normalize,
-    standardize,
-    unit_range,
-)
+from ke_metric.images.pixel_store import PixelStore, UnreadableError
+from ke_metric.images.preparation import Preparation, StoreShape, unit_range
 from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.schema import Recipe
@@ -313,12 +306,12 @@ class TrainingEpochs:
 
     def epoch(self, number: int) -> Iterator[DeviceBatch]:
         """Yield the batches of epoch `number` (from 1); the same ones whenever it is asked."""
-        data, channels_last = self._recipe.data, self._recipe.training.channels_last
+        how, channels_last = Preparation.of_recipe(self._recipe), self._recipe.training.channels_last
         for batch in self._batches.epoch(number - 1):
             images = unit_range(batch.pixels, device=self._device, channels_last=channels_last)
             images = self._augmenter.colour(images, batch.colour_draws.to(self._device))
             yield DeviceBatch(
-                images=standardize(images, mean=data.mean, std=data.std),
+                images=how.standardize(images),
                 labels=batch.labels.to(self._device),
                 keys=tuple(self._images.keys[index] for index in batch.indices.tolist()),
             )
@@ -401,14 +394,7 @@ def evaluation_batches(
     Yields:
         float32 [B, 3, S, S], standardised.
     """
-    data, evaluation = recipe.data, recipe.evaluation
-    for start in range(0, len(indices), evaluation.batch_size):
-        part = indices[start : start + evaluation.batch_size]
-        pixels = evaluation_pixels(store, part, resize=evaluation.resize, size=data.image_size)
-        yield normalize(
-            torch.from_numpy(pixels),
-            mean=data.mean,
-            std=data.std,
-            device=device,
-            channels_last=recipe.training.channels_last,
-        )
+    how, size = Preparation.of_recipe(recipe), recipe.evaluation.batch_size
+    for start in range(0, len(indices), size):
+        pixels = np.stack([how.cut(store.picture(index)) for index in indices[start : start + size]])
+        yield how.tensor(pixels, device=device, channels_last=recipe.training.channels_last)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.recipe.schema import Data
+
+if TYPE_CHECKING:
+    from ke_metric.recipe.schema import Data
+
+Source = TypeVar("Source")
+Decoded = TypeVar("Decoded")
 
 # Pillow warns above 89.5 million pixels; a photograph of a data set is far below, a decompression bomb is not.
 MAX_PIXELS = 100_000_000
+
+# Pictures per thread that are decoded ahead of the one asked for next: enough to even out slow files.
+LOOK_AHEAD = 4
 
 KEEP = "keep"
 TRANSPARENCY = "transparency"
@@ -199,3 +211,29 @@ def _fits_a_byte(image: Image.Image) -> bool:
 
 def _undecodable(name: str, error: Exception) -> KeMetricError:
     return KeMetricError(f"{name}: cannot be decoded as an image: {error}", ExitCode.DATA)
+
+
+def in_order(
+    decode: Callable[[Source], Decoded], sources: Iterable[Source], *, threads: int | None = None
+) -> Iterator[Decoded]:
+    """Yield every source decoded, in order, by a few threads that run ahead by at most LOOK_AHEAD sources each.
+
+    Args:
+        decode: Called in the threads; what it raises is raised where its source is due.
+        sources: Read as far as is needed.
+        threads: As many as this process has processors, where left out.
+    """
+    threads = threads or processors()
+    waiting: deque[Future[Decoded]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for source in sources:
+            waiting.append(pool.submit(decode, source))
+            if len(waiting) >= LOOK_AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -105,15 +105,19 @@ class ImageSet:
         """
         if isinstance(self.source, StoredSource):
             return self.source.content(self.keys[index])
-        # The size too: a 2x8 and an 8x2 picture can have the same bytes.
-        digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-        digest.update(image.tobytes())
-        return digest.hexdigest()[:CONTENT_DIGITS]
+        return pixel_digest(image)[:CONTENT_DIGITS]
 
     def at(self, indices: IntArray) -> ImageSet:
         """Return the items at some positions [n], in the order given; classes and labels stay."""
         keys = tuple(self.keys[index] for index in indices)
         return ImageSet(keys, self.labels[indices], self.class_names, self.source)
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Return the SHA-256 of a picture's size and pixels: a 2x8 and an 8x2 picture can have the same bytes."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

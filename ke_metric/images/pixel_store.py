@@ -1,6 +1,6 @@
-"""Decoded pictures, kept once: one flat buffer of uint8 pixels, and what the network sees of it.
+"""Decoded pictures, kept once: one flat buffer of uint8 pixels, in memory or in a file without a name.
 
-Shapes: N pictures, B batch, H and W height and width in pixels.
+Shapes: N pictures, H and W height and width in pixels.
 """
 
 from __future__ import annotations
@@ -9,34 +9,24 @@ import io
 import mmap
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing import reduction
-from typing import Any, BinaryIO, Literal, Self, TypeVar
+from typing import Any, BinaryIO, Self
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.decoding import MAX_PIXELS
+from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import ImageSet
-
-StoreShape = Literal["keep", "square"]
-Source = TypeVar("Source")
-Decoded = TypeVar("Decoded")
+from ke_metric.images.preparation import StoreShape, kept_pixels
 
 MEMORY_LIMIT = 2 * 1024**3
 """Bytes of pixels that are kept in memory; a larger store lies in a memory-mapped temporary file."""
 
 # Pictures that an error names.
 MOST_NAMED = 20
-
-# Pictures per thread that are decoded ahead of the one written next: enough to even out slow files.
-LOOK_AHEAD = 4
 
 
 class UnreadableError(KeMetricError):
@@ -205,19 +195,6 @@ def _mapped(file: BinaryIO) -> PixelArray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def in_order(decode: Callable[[Source], Decoded], sources: Iterable[Source]) -> Iterator[Decoded]:
-    """Yield every source decoded, in order, by a few threads that run ahead by a bounded number of them."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    waiting: deque[Future[Decoded]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for source in sources:
-            waiting.append(pool.submit(decode, source))
-            if len(waiting) > LOOK_AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _decode(
     images: ImageSet, index: int, *, store_size: int, shape: StoreShape
 ) -> tuple[PixelArray, str] | KeMetricError:
@@ -225,115 +202,6 @@ def _decode(
     try:
         image = images.read(index)
         content = images.content(index, image)
-        return stored_picture(image, images.keys[index], store_size=store_size, shape=shape), content
+        return kept_pixels(image, images.keys[index], store_size=store_size, shape=shape), content
     except KeMetricError as error:
         return error
-
-
-def stored_picture(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:
-    """Return what is kept of a picture: resized, up or down (antialiased bicubic).
-
-    Args:
-        image: RGB.
-        name: What an error calls it.
-        store_size: Shorter side in pixels.
-        shape: See `PixelStore.build`.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        KeMetricError: DATA, for a strip so long that too many pixels would be kept.
-    """
-    width = height = store_size
-    if shape == "keep":
-        width, height = shorter_side(image.width, image.height, store_size)
-    if width * height > MAX_PIXELS:
-        raise KeMetricError(
-            f"{name}: {image.width}x{image.height} pixels is too long a strip: with the shorter side "
-            f"at data.store_size = {store_size} it has {width}x{height} pixels, at most {MAX_PIXELS:,} are allowed",
-            ExitCode.DATA,
-        )
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def shorter_side(width: int, height: int, target: int) -> tuple[int, int]:
-    """Return width and height of the same aspect ratio whose smaller one is `target`."""
-    scale = target / min(width, height)
-    return max(target, round(width * scale)), max(target, round(height * scale))
-
-
-def evaluation_pixels(store: PixelStore, indices: Sequence[int] | IntArray, *, resize: int, size: int) -> PixelArray:
-    """Return what the network sees of some pictures when it is scored: resized, then cut in the centre.
-
-    Args:
-        store: N pictures.
-        indices: [B] numbers of the pictures.
-        resize: Shorter side in pixels after resizing (antialiased bilinear); a picture that has it stays as it is.
-        size: Height and width in pixels of the cut, at most `resize`.
-
-    Returns:
-        uint8 [B, size, size, 3].
-    """
-    batch = np.empty((len(indices), size, size, 3), np.uint8)
-    for row, index in zip(batch, indices, strict=True):
-        row[:] = evaluation_picture(store.picture(int(index)), resize=resize, size=size)
-    return batch
-
-
-def evaluation_picture(picture: PixelArray, *, resize: int, size: int) -> PixelArray:
-    """Return what the network sees of one kept picture [H, W, 3] when it is scored: see `evaluation_pixels`."""
-    assert size <= resize, (size, resize)
-    width, height = shorter_side(picture.shape[1], picture.shape[0], resize)
-    if picture.shape[:2] != (height, width):
-        resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-        picture = np.asarray(resized)
-    top, left = (height - size) // 2, (width - size) // 2
-    return picture[top : top + size, left : left + size]
-
-
-def unit_range(pixels: torch.Tensor, *, device: torch.device, channels_last: bool) -> torch.Tensor:
-    """Move pixels to the device as bytes and make them numbers in [0, 1] there.
-
-    Args:
-        pixels: uint8 [B, H, W, 3].
-        device: Where the result lies.
-        channels_last: Memory format of the result: NHWC, else NCHW.
-
-    Returns:
-        float32 [B, 3, H, W] in [0, 1].
-    """
-    moved = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return moved.to(torch.float32, memory_format=memory_format).div_(255)
-
-
-def standardize(
-    batch: torch.Tensor, *, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> torch.Tensor:
-    """Subtract the mean and divide by the standard deviation of each channel.
-
-    Args:
-        batch: float32 [B, 3, H, W] in [0, 1].
-        mean: Of red, green, blue in [0, 1].
-        std: Of red, green, blue in [0, 1], positive.
-
-    Returns:
-        float32 [B, 3, H, W] in the memory format of `batch`.
-    """
-    centre = torch.tensor(mean, device=batch.device).view(3, 1, 1)
-    return (batch - centre) / torch.tensor(std, device=batch.device).view(3, 1, 1)
-
-
-def normalize(
-    pixels: torch.Tensor,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    device: torch.device,
-    channels_last: bool,
-) -> torch.Tensor:
-    """Turn pixels, uint8 [B, H, W, 3], into what the network takes, float32 [B, 3, H, W]: all of the above."""
-    return standardize(unit_range(pixels, device=device, channels_last=channels_last), mean=mean, std=std)

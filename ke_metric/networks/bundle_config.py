@@ -17,10 +17,11 @@ from pydantic_core import ErrorDetails
 
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import AnyArchitecture, Architecture
 from ke_metric.recipe.file import dotted, shown
 from ke_metric.recipe.schema import Recipe
-from ke_metric.schema import PREPARATION_FIELDS, Ground, Names, Section, Triple, WholeNumbers, with_values_before
+from ke_metric.schema import PREPARATION_FIELDS, Names, Section, WholeNumbers, with_values_before
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -42,48 +43,12 @@ class StoredSplit(Section):
     """Split rate."""
 
 
-class Normalization(Section):
-    """What becomes of a picture before the network sees it, as float32 [B, 3, image_size, image_size]."""
-
-    background: Ground = "white"
-    """What transparent parts are put on: white, or a colour "#rrggbb". keep: the colours hidden under them show."""
-    exif_orientation: bool = True
-    """Whether a picture is turned upright as its EXIF orientation says."""
-    store_size: int | None = Field(None, ge=1)
-    """Pixels that the shorter side is resized to (bicubic) right after decoding; None: it is left as it is."""
-    store_shape: Literal["keep", "square"] = "keep"
-    """keep: the aspect ratio stays. square: the picture is squashed to store_size x store_size."""
-    resize: int | None = Field(None, ge=1)
-    """Pixels that the shorter side is resized to (bilinear) before the centre crop; None: nobody said."""
-    image_size: int = Field(ge=1)
-    """Height and width of the centre crop in pixels."""
-    mean: Triple
-    """Mean of red, green, blue in [0, 1] that is subtracted."""
-    std: Triple
-    """Standard deviation of red, green, blue in [0, 1] that is divided by."""
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> Self:
-        """Return what a recipe does to the pictures that it scores."""
-        data = recipe.data
-        return cls(
-            background=data.background,
-            exif_orientation=data.exif_orientation,
-            store_size=data.store_size,
-            store_shape=data.store_shape,
-            resize=recipe.evaluation.resize,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
-        )
-
-
 class NetworkCard(Section):
     """What a user has to know of a network besides its tensors."""
 
     split: StoredSplit | None = None
     """The split it was cut by: a split plan, a recipe's split section; None for a network that was not split."""
-    normalization: Normalization | None = None
+    normalization: Preparation | None = None
     """How its images are prepared; None: nobody said."""
     class_names: Names | None = None
     """Names of the classes in the order of its logits; None for embeddings."""
@@ -103,7 +68,7 @@ class NetworkCard(Section):
         """
         return cls(
             split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate),
-            normalization=Normalization.of_recipe(recipe),
+            normalization=Preparation.of_recipe(recipe),
             class_names=None if class_names is None else tuple(class_names),
         )
 
@@ -139,7 +104,7 @@ class Description(Section):
     architecture: AnyArchitecture
     """How the dense network is built."""
     split: StoredSplit | None
-    normalization: Normalization | None
+    normalization: Preparation | None
     embedding_size: int | None
     """Length D of the embedding; None for a classifier."""
     class_names: Names | None
@@ -235,7 +200,7 @@ def read_description(folder: Path) -> Description:
 
 
 def with_preparation(document: dict[str, Any], field: str) -> dict[str, Any]:
-    """Return a stored document whose field with a `Normalization` is complete, whichever version wrote it.
+    """Return a stored document whose field with a `Preparation` is complete, whichever version wrote it.
 
     Args:
         document: As read.

@@ -14,11 +14,11 @@ from torch import nn
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Picture
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import Classifier, ClassifierFeatures
 from ke_metric.retrieval.picture_network import BATCH_SIZE, BadPicture, PictureNetwork
-from ke_metric.retrieval.preparation import Picture
 
 __all__ = ["BadPicture", "EmbeddedBatch", "Embedder"]
 

@@ -21,22 +21,22 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import embed
 from ke_metric.generation import Generation, Scorecard, weights_digest
-from ke_metric.images.decoding import MAX_PIXELS
-from ke_metric.images.pixel_store import in_order, normalize
+from ke_metric.images.decoding import MAX_PIXELS, in_order
+from ke_metric.images.preparation import Picture, Preparation, as_image, pictures_of
 from ke_metric.lineage.store import Lineage, holds_lineage
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network
-from ke_metric.networks.bundle_config import NetworkCard, Normalization, StoredSplit, read_description
+from ke_metric.networks.bundle_config import NetworkCard, StoredSplit, read_description
 from ke_metric.networks.heads import PictureModule
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
-from ke_metric.retrieval.preparation import Picture, name_of, pictures_of, prepare, taken
 from ke_metric.schema import PREPARATION_FIELDS, without_values_before
 from ke_metric.split.slim import extract_slim
 from ke_metric.stores.contract import check_count
@@ -287,7 +287,7 @@ class PictureNetwork:
         return next(self.network.parameters()).device
 
     @property
-    def normalization(self) -> Normalization:
+    def normalization(self) -> Preparation:
         """What becomes of a picture before the network sees it."""
         return self._normalization
 
@@ -308,13 +308,7 @@ class PictureNetwork:
 
     def compute(self, pixels: PixelArray) -> FloatArray:
         """Return what the network gives for prepared pictures uint8 [B, S, S, 3], float32 [B, D], in one pass."""
-        batch = normalize(
-            torch.from_numpy(pixels),
-            mean=self._normalization.mean,
-            std=self._normalization.std,
-            device=self.device,
-            channels_last=self._channels_last,
-        )
+        batch = self._normalization.tensor(pixels, device=self.device, channels_last=self._channels_last)
         return embed(self.network, [batch])
 
     def prepare(self, picture: Picture, name: str = "picture", max_pixels: int = MAX_PIXELS) -> PixelArray:
@@ -328,7 +322,7 @@ class PictureNetwork:
         Raises:
             KeMetricError: DATA, naming the picture: it cannot be used.
         """
-        return prepare(picture, name, self._normalization, max_pixels)
+        return self._normalization.pixels(picture, name, max_pixels)
 
     def compute_all(
         self,
@@ -355,7 +349,7 @@ class PictureNetwork:
         """
         size = self.batch_size if batch_size is None else batch_size
         check_count("batch_size", size)
-        numbered = map(partial(taken, how=self._normalization), enumerate(pictures_of(images)))
+        numbered = map(partial(_taken, how=self._normalization), enumerate(pictures_of(images)))
         prepared = in_order(partial(self._prepare, skip_bad=skip_bad), numbered)
         while batch := list(islice(prepared, size)):
             good = [(position, pixels) for position, pixels in batch if not isinstance(pixels, BadPicture)]
@@ -369,7 +363,7 @@ class PictureNetwork:
         self, numbered: tuple[int, Picture | KeMetricError], *, skip_bad: bool
     ) -> tuple[int, PixelArray | BadPicture]:
         position, picture = numbered
-        name = name_of(position, picture)
+        name = _name_of(position, picture)
         try:
             if isinstance(picture, KeMetricError):
                 raise picture
@@ -389,6 +383,22 @@ class PictureNetwork:
         )
 
 
+def _taken(numbered: tuple[int, Picture], how: Preparation) -> tuple[int, Picture | KeMetricError]:
+    """Return a picture as it is now: a PIL image decoded, since it may become another one, or is not thread-safe."""
+    position, picture = numbered
+    if not isinstance(picture, Image.Image):
+        return numbered
+    try:
+        return position, as_image(picture, _name_of(position, picture), how.decoding)
+    except KeMetricError as error:
+        return position, error
+
+
+def _name_of(position: int, picture: Picture | KeMetricError) -> str:
+    """Return what an error calls the picture of a number: its path where it has one."""
+    return str(picture) if isinstance(picture, str | Path) else f"picture {position}"
+
+
 def card_of(choice: NetworkChoice, generation: Generation, *, slim: bool) -> NetworkCard:
     """Return what a bundle says of a network of a lineage.
 
@@ -400,7 +410,7 @@ def card_of(choice: NetworkChoice, generation: Generation, *, slim: bool) -> Net
     recipe = choice.lineage.recipe
     return NetworkCard(
         split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate) if slim else None,
-        normalization=Normalization.of_recipe(recipe),
+        normalization=Preparation.of_recipe(recipe),
         class_names=tuple(generation.provenance.class_names) or None,
         logit_scale=_logit_scale(recipe, generation),
         origin=f"{choice.lineage.folder.absolute().name}, {choice.words}",
@@ -428,7 +438,7 @@ def _find_device(device: torch.device | str | None) -> torch.device:
     return place
 
 
-def _digest(network: nn.Module, architecture: Architecture, normalization: Normalization) -> str:
+def _digest(network: nn.Module, architecture: Architecture, normalization: Preparation) -> str:
     """Return the SHA-256 of what vectors depend on."""
     facts = {
         "architecture": architecture.model_dump(mode="json"),

@@ -15,11 +15,11 @@ from torch import nn
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Picture
 from ke_metric.networks.architecture import Architecture, ClassifierArchitecture
 from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import ScaledLogits
 from ke_metric.retrieval.picture_network import BATCH_SIZE, BadPicture, PictureNetwork
-from ke_metric.retrieval.preparation import Picture
 from ke_metric.stores.contract import check_count
 
 

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Picture
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.preparation import Picture
 
 
 class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

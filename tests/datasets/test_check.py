@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ke_metric.datasets.check import check_images, check_text, load_for_check
-from ke_metric.datasets.problems import QUEUED_PER_WORKER, take_fingerprints, unbalanced_classes
+from ke_metric.datasets.problems import take_fingerprints, unbalanced_classes
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.decoding import LOOK_AHEAD
 from ke_metric.images.image_set import Benchmark, FolderSource, ImageSet, labelled_set
 
 
@@ -334,7 +335,7 @@ def test_look_ahead_is_bounded():
     sources = Watched(dict.fromkeys(map(str, range(100)), CountingSource()))
     take_fingerprints(sources, workers=2, progress=lambda done, _: ahead.append(len(submitted) - done))
     assert len(ahead) == 100
-    assert max(ahead) < 2 * QUEUED_PER_WORKER
+    assert max(ahead) < 2 * LOOK_AHEAD
 
 
 def test_fingerprints_do_not_depend_on_the_number_of_workers(pets):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import build_network
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
@@ -41,7 +42,7 @@ def make_embedder(backbone=None, *, seed=0):
         network = (build_network(recipe.network, SIZE) if backbone else Tiny()).train()
         for _ in range(20):
             network(torch.randn(16, 3, SIZE, SIZE) * 2)
-    normalization = Normalization(resize=40, image_size=SIZE, mean=MEAN, std=STD)
+    normalization = Preparation(resize=40, image_size=SIZE, mean=MEAN, std=STD)
     card = NetworkCard(normalization=normalization)
     return Embedder(network.eval(), architecture=Architecture.of_recipe(recipe), card=card)
 
@@ -67,7 +68,7 @@ def make_predictor(*, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = TinyClassifier().eval()
-    normalization = Normalization(resize=40, image_size=SIZE, mean=MEAN, std=STD)
+    normalization = Preparation(resize=40, image_size=SIZE, mean=MEAN, std=STD)
     card = NetworkCard(normalization=normalization, class_names=CLASS_NAMES)
     return Predictor(network, architecture=Architecture.of_recipe(recipe, classes=8), card=card)
 

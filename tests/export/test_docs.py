@@ -9,9 +9,7 @@ from made import MEAN, STD, make_embedder, make_pictures
 from PIL import Image
 
 from ke_metric.export.export import Evidence, ExportSettings, export
-from ke_metric.export.record import preparation_steps
-from ke_metric.networks.bundle_config import Normalization
-from ke_metric.retrieval.preparation import prepare
+from ke_metric.images.preparation import Preparation
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 
@@ -34,11 +32,11 @@ def picture(path, width, height):
 @pytest.mark.parametrize("resize", [None, 32, 40])
 @pytest.mark.parametrize("shape", [(32, 32), (63, 41), (20, 77), (48, 48)])
 def test_pixels_are_those_that_are_scored(stored, resize, shape, code, tmp_path):
-    how = Normalization.model_validate({"image_size": 32, "resize": resize, "mean": MEAN, "std": STD} | stored)
+    how = Preparation.model_validate({"image_size": 32, "resize": resize, "mean": MEAN, "std": STD} | stored)
     path = picture(tmp_path / "p.png", *shape)
-    ours = prepare(path, "p", how).transpose(2, 0, 1).astype(np.float32) / 255
+    ours = how.pixels(path).transpose(2, 0, 1).astype(np.float32) / 255
     np.testing.assert_array_equal(code["prepare"](path, how.model_dump(mode="json")), ours)
-    assert len(preparation_steps(how)) == (7 if stored else 6)
+    assert len(how.steps) == (7 if stored else 6)
 
 
 def test_embeddings_are_the_embedders(code, tmp_path):
@@ -52,7 +50,7 @@ def test_embeddings_are_the_embedders(code, tmp_path):
 @pytest.mark.parametrize("upright", [True, False])
 def test_transparent_and_turned_pictures_too(background, upright, code, tmp_path):
     fields = {"image_size": 32, "resize": 32, "mean": MEAN, "std": STD}
-    how = Normalization.model_validate(fields | {"background": background, "exif_orientation": upright})
+    how = Preparation.model_validate(fields | {"background": background, "exif_orientation": upright})
     layers = np.random.default_rng(0).integers(0, 256, (40, 60, 4)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -60,8 +58,8 @@ def test_transparent_and_turned_pictures_too(background, upright, code, tmp_path
     Image.fromarray(layers).quantize(32).save(tmp_path / "q.png")
     # Of a palette's hidden colours Pillow itself would warn.
     for path in [tmp_path / "p.png"] if background == "keep" else [tmp_path / "p.png", tmp_path / "q.png"]:
-        ours = prepare(path, "p", how).transpose(2, 0, 1).astype(np.float32) / 255
+        ours = how.pixels(path).transpose(2, 0, 1).astype(np.float32) / 255
         np.testing.assert_array_equal(code["prepare"](path, how.model_dump(mode="json")), ours)
-    said = " ".join(preparation_steps(how))
+    said = " ".join(how.steps)
     assert ("transparency is thrown away" if background == "keep" else f"transparent on {background}") in said
     assert ("EXIF" in said) == upright

@@ -17,7 +17,7 @@ from ke_metric.export import onnx_file
 from ke_metric.export.export import Evidence, ExportSettings, export, portable_module
 from ke_metric.export.onnx_file import OnnxNetwork, run_program
 from ke_metric.export.record import ExportRecord, read_record
-from ke_metric.export.verification import unit_range
+from ke_metric.images.preparation import unit_range
 
 ONNX, PROGRAM = ExportSettings("onnx"), ExportSettings("torch-export")
 SLOW = ("resnet18", "googlenet", "squeezenet1_1", "mobilenet_v3_small", "timm/test_vit", "timm/test_convnext")
@@ -253,14 +253,19 @@ def test_the_network_knows_its_digest_and_refuses_other_pictures(embedder, expor
     assert (network.digest, network.dimension, network.image_size) == (embedder.digest, 8, SIZE)
     assert OnnxNetwork(exported / "onnx" / "model.onnx").digest is None
     pixels = make_pictures(3)
-    np.testing.assert_array_equal(network(pixels), network(unit_range(pixels)))
-    for wrong in (pixels[:, :16], unit_range(pixels).astype(np.float64), pixels[0], unit_range(pixels)[:, :1]):
+    np.testing.assert_array_equal(network(pixels), network(unit_range(pixels).numpy()))
+    for wrong in (
+        pixels[:, :16],
+        unit_range(pixels).numpy().astype(np.float64),
+        pixels[0],
+        unit_range(pixels).numpy()[:, :1],
+    ):
         with pytest.raises(KeMetricError, match="must be uint8"):
             network(wrong)
 
 
 def test_numbers_that_are_no_pictures_are_refused(exported):
-    network, images = OnnxNetwork(exported / "onnx"), unit_range(make_pictures(2))
+    network, images = OnnxNetwork(exported / "onnx"), unit_range(make_pictures(2)).numpy()
     for wrong in (images * 255, images - 0.5, np.full_like(images, np.nan)):
         with pytest.raises(KeMetricError, match=r"must lie in \[0, 1\]") as caught:
             network(wrong)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.export.verification import BATCHES, compare, in_batches, require_agreement, unit_range
+from ke_metric.export.verification import BATCHES, compare, in_batches, require_agreement
+from ke_metric.images.preparation import unit_range
 
 COUNT, DIMENSION = 40, 6
 WEIGHTS = np.random.default_rng(3).normal(size=(12, DIMENSION))
@@ -124,7 +125,7 @@ def test_the_last_batch_may_be_smaller():
 def test_pixels_become_numbers_up_to_one():
     pixels = np.zeros((1, 2, 3, 3), np.uint8)
     pixels[0, 1, 2] = (51, 102, 255)
-    images = unit_range(pixels)
+    images = unit_range(pixels).numpy()
     assert images.dtype == np.float32
     assert images.shape == (1, 3, 2, 3)
     np.testing.assert_array_equal(images[0, :, 1, 2], np.float32([0.2, 0.4, 1]))

@@ -9,9 +9,8 @@ from PIL import Image, PngImagePlugin
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images import decoding
-from ke_metric.images.decoding import Decoding, as_rgb
+from ke_metric.images.decoding import Decoding, as_rgb, in_order
 from ke_metric.images.image_set import Benchmark, FolderSource, ImageSet, labelled_set
-from ke_metric.images.pixel_store import in_order
 
 
 @pytest.fixture

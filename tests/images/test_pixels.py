@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from dataclasses import dataclass, field
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images import pixel_store as pixels_module
+from ke_metric.images.decoding import LOOK_AHEAD
 from ke_metric.images.image_set import FolderSource, labelled_set
-from ke_metric.images.pixel_store import PixelStore, evaluation_pixels, normalize, standardize, unit_range
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.preparation import Preparation, unit_range
 
 SIZES = ((64, 48), (30, 30), (20, 90), (33, 32), (40, 41))
 
@@ -34,6 +37,12 @@ def images(tmp_path):
 def resized(image, size, filter_):
     scale = size / min(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), filter_)
+
+
+def seen(store, index, *, resize, size):
+    """What a scoring shows the network of a picture of the store."""
+    how = Preparation(resize=resize, image_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return how.cut(store.picture(index))
 
 
 def contents(store):
@@ -66,12 +75,12 @@ def test_a_strip_that_would_explode_is_no_problem_when_it_is_squashed(tmp_path):
 @pytest.mark.parametrize("resize", [32, 24])
 def test_evaluation_sees_the_centre_of_the_square(images, resize):
     store = PixelStore.build(images, 32, shape="square")
-    cut = evaluation_pixels(store, [2], resize=resize, size=20)
+    cut = seen(store, 2, resize=resize, size=20)
     square = images.read(2).resize((32, 32), Image.Resampling.BICUBIC)
     if resize != 32:
         square = square.resize((resize, resize), Image.Resampling.BILINEAR)
     edge = (resize - 20) // 2
-    assert np.array_equal(cut[0], np.asarray(square)[edge : edge + 20, edge : edge + 20])
+    assert np.array_equal(cut, np.asarray(square)[edge : edge + 20, edge : edge + 20])
 
 
 def test_a_picture_is_a_read_only_view(images):
@@ -126,7 +135,7 @@ class CountingSource:
 
 
 def test_decoding_runs_ahead_by_a_bounded_number_and_stops_on_interruption(monkeypatch):
-    monkeypatch.setattr(pixels_module.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     source = CountingSource()
     images = labelled_set([str(number) for number in range(200)], [0] * 200, {0: "grey"}, source)
 
@@ -136,7 +145,7 @@ def test_decoding_runs_ahead_by_a_bounded_number_and_stops_on_interruption(monke
 
     with pytest.raises(KeyboardInterrupt):
         PixelStore.build(images, 8, progress=interrupted)
-    assert len(source.asked) <= 3 + 2 * pixels_module.LOOK_AHEAD + 1
+    assert len(source.asked) <= 3 + 2 * LOOK_AHEAD + 1
 
 
 def test_an_empty_set_gives_an_empty_store():
@@ -170,24 +179,25 @@ def test_a_spawned_process_reads_the_store(images):
 
 def test_evaluation_sees_the_central_cut_of_the_resized_picture(images):
     store = PixelStore.build(images, 32)
-    cut = evaluation_pixels(store, [4, 0, 2], resize=24, size=20)
-    assert cut.shape == (3, 20, 20, 3)
-    for row, index in zip(cut, [4, 0, 2], strict=True):
+    for index in (4, 0, 2):
+        cut = seen(store, index, resize=24, size=20)
+        assert cut.shape == (20, 20, 3)
         whole = resized(Image.fromarray(store.picture(index)), 24, Image.Resampling.BILINEAR)
         left, top = (whole.width - 20) // 2, (whole.height - 20) // 2
-        assert np.array_equal(row, np.asarray(whole)[top : top + 20, left : left + 20])
+        assert np.array_equal(cut, np.asarray(whole)[top : top + 20, left : left + 20])
 
 
 def test_evaluation_at_the_stored_size_takes_the_stored_pixels(images):
     store = PixelStore.build(images, 32)
-    assert np.array_equal(evaluation_pixels(store, [1], resize=32, size=32)[0], store.picture(1))
+    assert np.array_equal(seen(store, 1, resize=32, size=32), store.picture(1))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalize_is_the_formula_in_the_memory_format_asked_for(channels_last):
     pixels = torch.randint(0, 256, (4, 8, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std, device = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), torch.device("cpu")
-    result = normalize(pixels, mean=mean, std=std, device=device, channels_last=channels_last)
+    how = Preparation(image_size=8, mean=mean, std=std)
+    result = how.tensor(pixels.numpy(), device=device, channels_last=channels_last)
     expected = (pixels.numpy() / 255 - np.array(mean)) / np.array(std)
     assert result.dtype == torch.float32
     assert np.allclose(result.permute(0, 2, 3, 1), expected, atol=1e-6)
@@ -196,4 +206,4 @@ def test_normalize_is_the_formula_in_the_memory_format_asked_for(channels_last):
     unit = unit_range(pixels, device=device, channels_last=channels_last)
     assert unit.min() >= 0
     assert unit.max() <= 1
-    assert torch.equal(standardize(unit, mean=mean, std=std), result)
+    assert torch.equal(how.standardize(unit), result)

@@ -20,8 +20,9 @@ from ke_metric.evaluation.embeddings import embed
 from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import FolderSource, ImageSet
 from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.preparation import Preparation
 from ke_metric.lineage.store import Lineage
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.retrieval.embedder import BadPicture
 
@@ -135,7 +136,7 @@ def test_the_digest_is_of_what_the_vectors_depend_on(embedder, tmp_path):
     assert digest_of() == embedder.digest
     how = embedder.normalization.model_dump()
     for field, value in {"mean": (0, 0, 0), "resize": 33, "store_size": 41, "store_shape": "square"}.items():
-        card = NetworkCard(normalization=Normalization(**(how | {field: value})))
+        card = NetworkCard(normalization=Preparation(**(how | {field: value})))
         assert digest_of(card=card) != embedder.digest, field
     # The split says where a network came from, not what it computes.
     assert digest_of(card=NetworkCard(normalization=embedder.normalization)) == embedder.digest
@@ -412,7 +413,7 @@ def test_the_embedding_of_a_classifier_is_what_its_head_sees(network, grow_linea
 def test_a_classifier_of_a_library_has_no_embeddings(tmp_path):
     architecture = Architecture.timm("test_resnet", num_classes=3)
     network = timm.create_model("test_resnet", num_classes=3).eval()
-    card = NetworkCard(normalization=Normalization(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)))
+    card = NetworkCard(normalization=Preparation(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)))
     save_network(network, tmp_path / "b", architecture=architecture, card=card)
     assert "a classifier of a library has logits" in refused(ExitCode.DATA, Embedder.load, tmp_path / "b")
 

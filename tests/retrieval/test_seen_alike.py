@@ -19,7 +19,6 @@ from ke_metric.recipe.schema import Data
 from ke_metric.retrieval.embedding_files import ITEMS
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.montage import MontageRow, draw_montage
-from ke_metric.retrieval.preparation import decoding_of
 from ke_metric.serving.pictures import decode
 
 GROUNDS = {"white": (255, 255, 255), "#ff8000": (255, 128, 0)}
@@ -83,7 +82,7 @@ def test_one_flattened_beforehand_is_the_same_picture(embedder, drawings):
 
 def test_every_reader_sees_the_same_pixels(embedder, drawings, tmp_path):
     ground = embedder.normalization.background
-    decoding = decoding_of(embedder.normalization)
+    decoding = embedder.normalization.decoding
     parts = {}
     for root in ("raw", ground):
         data = Data(benchmark="folder", root=str(drawings / root), background=ground, store_size=40, image_size=32)

@@ -12,8 +12,9 @@ from live_service import LIMITS, Running, encode, picture_of
 
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import build_classifier
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.predictor import Predictor
@@ -30,7 +31,7 @@ def predictor():
     fields = {"name": "x", "task": "classification", "data": {"image_size": 32}}
     recipe = Recipe.model_validate(fields | {"network": {"backbone": "timm/test_resnet"}})
     network = build_classifier(recipe.network, 32, 4).eval()
-    card = NetworkCard(normalization=Normalization.of_recipe(recipe), class_names=NAMES)
+    card = NetworkCard(normalization=Preparation.of_recipe(recipe), class_names=NAMES)
     return Predictor(network, architecture=Architecture.of_recipe(recipe, classes=4), card=card)
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from ke_metric.networks.bundle_config import Normalization
+from ke_metric.images.preparation import Preparation
 from ke_metric.serving import searcher
 
 
 class Slow:
     """An embedder that notes its threads and takes processor time."""
 
-    normalization = Normalization(image_size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    normalization = Preparation(image_size=8, mean=(0, 0, 0), std=(1, 1, 1))
 
     def __init__(self, work):
         self._work, self.threads, self.shapes = work, [], []

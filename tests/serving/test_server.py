@@ -18,8 +18,9 @@ from live_service import encode, picture_of
 
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, Normalization
+from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
@@ -38,7 +39,7 @@ QUERIES = [picture_of(200 + number, (40, 30)) for number in range(24)]
 
 def make_embedder():
     network = LineageNetworks(RECIPE, 0).build(1).eval()
-    card = NetworkCard(split=None, normalization=Normalization.of_recipe(RECIPE))
+    card = NetworkCard(split=None, normalization=Preparation.of_recipe(RECIPE))
     return Embedder(network, architecture=Architecture.of_recipe(RECIPE), card=card)
 
 

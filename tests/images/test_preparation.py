@@ -9,14 +9,13 @@ from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import FolderSource, ImageSet
-from ke_metric.images.pixel_store import PixelStore, evaluation_pixels
-from ke_metric.networks.bundle_config import Normalization
-from ke_metric.retrieval.preparation import as_image, prepare
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.preparation import Preparation, as_image
 
 
 def how(**fields):
     defaults = {"store_size": 40, "resize": 36, "image_size": 32, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    return Normalization(**(defaults | fields))
+    return Preparation(**(defaults | fields))
 
 
 def noise(height, width, seed=0):
@@ -25,16 +24,15 @@ def noise(height, width, seed=0):
 
 def refused(picture, name="given"):
     with pytest.raises(KeMetricError) as caught:
-        prepare(picture, name, how())
+        how().pixels(picture, name)
     assert caught.value.exit_code == ExitCode.DATA
     return str(caught.value)
 
 
-def evaluated(path, *, store_size, shape, resize, size):
+def evaluated(path, sizes):
     """What scoring makes of a file."""
     images = ImageSet((path.name,), np.zeros(1, np.int64), ("x",), FolderSource(path.parent))
-    store = PixelStore.build(images, store_size, shape=shape)
-    return evaluation_pixels(store, [0], resize=resize, size=size)[0]
+    return sizes.cut(PixelStore.build(images, sizes.store_size, shape=sizes.store_shape).picture(0))
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,15 +49,14 @@ def test_a_file_looks_as_it_did_when_it_was_scored(height, width, store_size, re
     path = tmp_path_factory.mktemp("p") / "p.png"
     Image.fromarray(noise(height, width)).save(path)
     sizes = how(store_size=store_size, store_shape=shape, resize=resize, image_size=size)
-    wanted = evaluated(path, store_size=store_size, shape=shape, resize=resize, size=size)
-    assert np.array_equal(prepare(path, "p", sizes), wanted)
+    assert np.array_equal(sizes.pixels(path), evaluated(path, sizes))
 
 
 @pytest.mark.parametrize("size", [(50, 41), (41, 50), (40, 40), (36, 36), (20, 300)])
 def test_every_kind_of_picture_gives_the_same_pixels(size, tmp_path):
     pixels = noise(*size)
     Image.fromarray(pixels).save(tmp_path / "p.png")
-    wanted = prepare(tmp_path / "p.png", "p", how())
+    wanted = how().pixels(tmp_path / "p.png")
     assert wanted.shape == (32, 32, 3)
     assert wanted.dtype == np.uint8
     chw = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -67,20 +64,20 @@ def test_every_kind_of_picture_gives_the_same_pixels(size, tmp_path):
         str(tmp_path / "p.png"), Image.fromarray(pixels), pixels, pixels[:, ::1], np.asfortranarray(pixels), chw,
         chw.contiguous(), chw.float() / 255, chw.double() / 255, (chw.float() / 255).requires_grad_(),
     ):  # fmt: skip
-        assert np.array_equal(prepare(picture, "p", how()), wanted)
+        assert np.array_equal(how().pixels(picture), wanted)
 
 
 def test_views_and_other_strides(tmp_path):
     pixels = noise(60, 60)
-    wanted = prepare(np.ascontiguousarray(pixels[::-1, ::2]), "p", how())
-    assert np.array_equal(prepare(pixels[::-1, ::2], "p", how()), wanted)
+    wanted = how().pixels(np.ascontiguousarray(pixels[::-1, ::2]))
+    assert np.array_equal(how().pixels(pixels[::-1, ::2]), wanted)
 
 
 def test_grey_pictures():
     grey = noise(50, 40)[:, :, 0]
-    wanted = prepare(np.stack([grey] * 3, axis=2), "p", how())
-    assert np.array_equal(prepare(grey, "p", how()), wanted)
-    assert np.array_equal(prepare(Image.fromarray(grey), "p", how()), wanted)
+    wanted = how().pixels(np.stack([grey] * 3, axis=2))
+    assert np.array_equal(how().pixels(grey), wanted)
+    assert np.array_equal(how().pixels(Image.fromarray(grey)), wanted)
 
 
 def test_other_modes_become_rgb():
@@ -90,13 +87,13 @@ def test_other_modes_become_rgb():
         Image.fromarray(pixels).convert("CMYK"), Image.new("I", (9, 9)), Image.new("LA", (9, 9)),
     ):  # fmt: skip
         assert as_image(image, "p").mode == "RGB"
-        assert prepare(image, "p", how()).shape == (32, 32, 3)
+        assert how().pixels(image).shape == (32, 32, 3)
 
 
 def test_without_sizes_of_training():
     # A bundle may say only how large the network's pictures are.
     pixels = noise(50, 41)
-    direct = prepare(pixels, "p", how(store_size=None, resize=None))
+    direct = how(store_size=None, resize=None).pixels(pixels)
     assert direct.shape == (32, 32, 3)
     resized = Image.fromarray(pixels).resize((32, 39), Image.Resampling.BILINEAR)
     assert np.array_equal(direct, np.asarray(resized)[3:35])
@@ -149,14 +146,14 @@ def test_a_strip_that_would_become_too_large_is_refused():
 @pytest.mark.parametrize(("store_size", "resize"), [(None, 36), (None, None), (2, 36), (40, 36)])
 def test_a_strip_is_measured_as_it_is_at_its_largest(store_size, resize):
     sizes, taken = how(store_size=store_size, resize=resize), np.zeros((1, 16), np.uint8)
-    assert prepare(taken, "p", sizes, 1).shape == (32, 32, 3)
+    assert sizes.pixels(taken, "p", 1).shape == (32, 32, 3)
     strip = np.zeros((2000, 1), np.uint8)
     enlarged = 2000 * max(store_size or 0, resize or 32) ** 2
-    assert prepare(strip, "p", sizes, enlarged).shape == (32, 32, 3)
+    assert sizes.pixels(strip, "p", enlarged).shape == (32, 32, 3)
     with pytest.raises(KeMetricError, match=r"^p: 1x2000 pixels is too long a strip") as caught:
-        prepare(strip, "p", sizes, enlarged - 1)
+        sizes.pixels(strip, "p", enlarged - 1)
     assert caught.value.exit_code == ExitCode.DATA
 
 
 def test_a_strip_that_is_squashed_is_never_too_long():
-    assert prepare(np.zeros((1, 70_000), np.uint8), "p", how(store_shape="square"), 1).shape == (32, 32, 3)
+    assert how(store_shape="square").pixels(np.zeros((1, 70_000), np.uint8), "p", 1).shape == (32, 32, 3)
