@@ -218,6 +218,11 @@ def pictures_of(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
     return [images] if single else images  # type: ignore[list-item, return-value]
 
 
+def name_of(position: int, picture: object) -> str:
+    """Return what an error calls the picture of a number: its path where it has one."""
+    return str(picture) if isinstance(picture, str | Path) else f"picture {position}"
+
+
 def as_image(picture: Picture, name: str, decoding: Decoding = UPRIGHT_ON_WHITE) -> Image.Image:
     """Return a picture as RGB.
 

@@ -29,7 +29,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import embed
 from ke_metric.generation import Generation, Scorecard, weights_digest
 from ke_metric.images.decoding import MAX_PIXELS, in_order
-from ke_metric.images.preparation import Picture, Preparation, as_image, pictures_of
+from ke_metric.images.preparation import Picture, Preparation, as_image, name_of, pictures_of
 from ke_metric.lineage.store import Lineage, holds_lineage
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network
@@ -363,7 +363,7 @@ class PictureNetwork:
         self, numbered: tuple[int, Picture | KeMetricError], *, skip_bad: bool
     ) -> tuple[int, PixelArray | BadPicture]:
         position, picture = numbered
-        name = _name_of(position, picture)
+        name = name_of(position, picture)
         try:
             if isinstance(picture, KeMetricError):
                 raise picture
@@ -389,14 +389,9 @@ def _taken(numbered: tuple[int, Picture], how: Preparation) -> tuple[int, Pictur
     if not isinstance(picture, Image.Image):
         return numbered
     try:
-        return position, as_image(picture, _name_of(position, picture), how.decoding)
+        return position, as_image(picture, name_of(position, picture), how.decoding)
     except KeMetricError as error:
         return position, error
-
-
-def _name_of(position: int, picture: Picture | KeMetricError) -> str:
-    """Return what an error calls the picture of a number: its path where it has one."""
-    return str(picture) if isinstance(picture, str | Path) else f"picture {position}"
 
 
 def card_of(choice: NetworkChoice, generation: Generation, *, slim: bool) -> NetworkCard:
