@@ -154,6 +154,30 @@ class VectorStore(Protocol):
         """Return all items for which `where` holds, in the order of `read`."""
         ...
 
+    def count(self, where: Where) -> int:
+        """Return the number of items for which `where` holds.
+
+        Raises:
+            KeMetricError: USAGE: `where` is no condition.
+        """
+        ...
+
+    def known_labels(self, labels: Collection[str]) -> set[str]:
+        """Return those of the labels that an item has; the empty one is that of an item without.
+
+        Raises:
+            KeMetricError: DATA, as `known`.
+        """
+        ...
+
+    def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
+        """Return the items of each of the paths that has some, in the order of `read`.
+
+        Raises:
+            KeMetricError: DATA, as `known`.
+        """
+        ...
+
     def known(self, ids: Collection[str]) -> set[str]:
         """Return those of the ids that are in the store.
 

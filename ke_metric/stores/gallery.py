@@ -161,6 +161,21 @@ class Gallery:
         with self._table.reading():
             return self.items(self._table.matching(where))
 
+    def count(self, where: Where) -> int:
+        """Return the number of items for which `where` holds."""
+        return self._table.count(where)
+
+    def known_labels(self, labels: Collection[str]) -> set[str]:
+        """Return those of the labels that an item has."""
+        return self._table.known_labels(texts_of(labels, "labels"))
+
+    def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
+        """Return the items of each of the paths that has some, in the order of their rows."""
+        found: dict[str, list[Item]] = {}
+        for item in self._table.items_at(list(dict.fromkeys(texts_of(paths, "paths")))):
+            found.setdefault(item.path, []).append(item)
+        return found
+
     def blocks(self, first: int, last: int, rows_at_a_time: int) -> Iterator[tuple[int, FloatArray]]:
         """Yield the vectors of rows, holes among them, from `first` to before `last`; see `VectorFile.blocks`."""
         return self._vectors.blocks(first, last, rows_at_a_time)

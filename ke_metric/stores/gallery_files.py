@@ -287,14 +287,13 @@ class ItemTable:
 
     def matching(self, where: Where) -> IntArray:
         """Return the rows of the items for which `where` holds, int64, ascending."""
-        check_where(where)
-        assert all(part.field in ("id", "path", "label") for part in where.conditions), where
-        conditions = " AND ".join(
-            f"{part.field} {'IN' if part.within else 'NOT IN'} (SELECT value FROM json_each(?))"
-            for part in where.conditions
-        )
-        values = [_json_texts(part.values) for part in where.conditions]
+        conditions, values = _in_sql(where)
         return self._numbers(f"SELECT row FROM items WHERE {conditions} ORDER BY row", values)
+
+    def count(self, where: Where) -> int:
+        """Return the number of items for which `where` holds."""
+        conditions, values = _in_sql(where)
+        return int(self._numbers(f"SELECT count(*) FROM items WHERE {conditions}", values)[0])
 
     def _numbers(self, query: str, values: Sequence[str]) -> IntArray:
         with self.reading():
@@ -318,6 +317,18 @@ class ItemTable:
                 for row, *texts in self._connection.execute(query, (json.dumps(rows[start : start + AT_A_TIME]),)):
                     found[row] = Item(*texts)
         return found
+
+    def known_labels(self, labels: Sequence[str]) -> set[str]:
+        """Return those of the labels that an item has."""
+        query = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM items WHERE label = value)"
+        with self.reading():
+            return {label for (label,) in self._connection.execute(query, (_json_texts(labels),))}
+
+    def items_at(self, paths: Sequence[str]) -> list[Item]:
+        """Return the items of paths, in the order of their rows."""
+        query = "SELECT id, path, label FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY row"
+        with self.reading():
+            return [Item(*texts) for texts in self._connection.execute(query, (_json_texts(paths),))]
 
     def everything(self, at_a_time: int) -> Iterator[tuple[IntArray, list[Item]]]:
         """Yield rows and items of this moment, whatever changes meanwhile, in order, [M] at a time."""
@@ -404,6 +415,17 @@ def _in_words(path: Path, error: sqlite3.Error) -> KeMetricError:
             f"{path}: cannot be read or written: {error}; what was acknowledged before still is", ExitCode.ENVIRONMENT
         )
     return KeMetricError(f"{path}: is damaged, or no gallery: {error}; {REPAIR}", ExitCode.DATA)
+
+
+def _in_sql(where: Where) -> tuple[str, list[str]]:
+    """Return a condition on a row of `items`, and the values for its question marks."""
+    check_where(where)
+    assert all(part.field in ("id", "path", "label") for part in where.conditions), where
+    conditions = " AND ".join(
+        f"{part.field} {'IN' if part.within else 'NOT IN'} (SELECT value FROM json_each(?))"
+        for part in where.conditions
+    )
+    return conditions, [_json_texts(part.values) for part in where.conditions]
 
 
 def _json_texts(texts: Sequence[str]) -> str:

@@ -306,6 +306,18 @@ class MemmapStore:
         """Return all items for which `where` holds, in the order of `read`."""
         return self._gallery.items_matching(where)
 
+    def count(self, where: Where) -> int:
+        """Return the number of items for which `where` holds."""
+        return self._gallery.count(where)
+
+    def known_labels(self, labels: Collection[str]) -> set[str]:
+        """Return those of the labels that an item has."""
+        return self._gallery.known_labels(labels)
+
+    def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
+        """Return the items of each of the paths that has some."""
+        return self._gallery.items_at(paths)
+
     def known(self, ids: Collection[str]) -> set[str]:
         """Return those of the ids that are in the store."""
         return self._gallery.known(ids)

@@ -198,6 +198,10 @@ class Collection:
         """Return the number of rows for which an expression holds."""
         return int(self._query(expression, ["count(*)"])[0]["count(*)"])
 
+    def has(self, expression: str) -> bool:
+        """Return whether an expression holds for any row."""
+        return bool(self._query(expression, ["id"], limit=1))
+
     def put(self, rows: list[Row]) -> None:
         """Write rows, in place of those of the same ids; one request: all or none."""
         with explained(self.place):

@@ -40,6 +40,7 @@ from ke_metric.stores.milvus_collection import (
     kind_of,
     one_of,
     parts,
+    possible,
     quoted,
     size_of,
 )
@@ -353,6 +354,29 @@ class MilvusStore:
         self._settle()
         pages = self._main.pages(TEXTS, width=1024, expression=expression_of(where))
         return [_item(row) for page in pages for row in page]
+
+    def count(self, where: Where) -> int:
+        """Return the number of items for which `where` holds."""
+        expression = expression_of(where)
+        self._settle()
+        return self._main.count(expression)
+
+    def known_labels(self, labels: Many[str]) -> set[str]:
+        """Return those of the labels that an item has."""
+        asked = possible(texts_of(labels, "labels"))
+        self._settle()
+        return {label for label in asked if self._main.has(one_of("label", [label]))}
+
+    def items_at(self, paths: Many[str]) -> dict[str, list[Item]]:
+        """Return the items of each of the paths that has some, in the order of `read`."""
+        asked = possible(dict.fromkeys(texts_of(paths, "paths")))
+        self._settle()
+        found: dict[str, list[Item]] = {}
+        for part in parts(asked, lambda text: len(quoted(text).encode())):
+            for page in self._main.pages(TEXTS, width=1024, expression=one_of("path", part)):
+                for row in page:
+                    found.setdefault(row["path"], []).append(_item(row))
+        return found
 
     def known(self, ids: Many[str]) -> set[str]:
         """Return those of the ids that are in the store."""

@@ -108,6 +108,9 @@ def test_an_empty_store(kind, store, open_store):
         store.remove([])
         store.flush()
         assert store.known([]) == set()
+        assert store.known_labels(["crow", ""]) == store.known_labels([]) == set()
+        assert store.items_at(["crow.jpg", ""]) == store.items_at([]) == {}
+        assert store.count(Where.parse('label != "crow"')) == 0
         assert store.get([]) == []
         assert list(store.read()) == []
         store.close()
@@ -283,7 +286,7 @@ def test_an_unknown_id_is_refused_and_changes_nothing(kind, store):
 def test_a_text_is_no_collection_of_texts(store):
     store.add([Item(name) for name in ("1", "2", "12")], np.eye(3, D, dtype=np.float32))
     for wrong in ("12", b"12", 1, [1, 2], ["1", 2], "", None):
-        for ask in (store.remove, store.known, store.get):
+        for ask in (store.remove, store.known, store.get, store.known_labels, store.items_at):
             with refused("must be a collection of texts|must be text"):
                 ask(wrong)
     for wrong in ("12", b"12", 1, [1], [b"12"], [["1", 2]], "", ["1", "2"]):
@@ -320,8 +323,9 @@ def test_more_neighbours_than_items_take_no_memory(kind, store, k):
 
 def test_a_condition_must_be_one(store):
     text = 'label == "class-1"'
-    with refused("is str, must be a Where", ExitCode.USAGE):
-        store.matching(text)
+    for ask in (store.matching, store.count):
+        with refused("is str, must be a Where", ExitCode.USAGE):
+            ask(text)
     with refused("is str, must be a Where", ExitCode.USAGE):
         store.search(np.eye(1, D, dtype=np.float32), 1, where=text)
 
@@ -353,6 +357,52 @@ def test_the_items_for_which_a_condition_holds(store):
         found = store.matching(condition)
         assert {item.id for item in found} == set(twin.matching(condition))
         assert found == [item for items, _ in store.read() for item in items if item.id in twin.matching(condition)]
+        assert store.count(condition) == len(found)
+
+
+def test_which_labels_there_are(store):
+    filled(store)
+    asked = [
+        "class-1",
+        "class-1",
+        "class-2",
+        "class-3",
+        "class-9",
+        "",
+        "CLASS-1",
+        "class-%",
+        "a\0b",
+        "\ud800",
+        "x" * 2000,
+    ]
+    assert store.known_labels(asked) == {"class-1", "class-2", "class-3"}
+    store.add([Item("unlabelled")], unit_vectors(1, D, seed=1))
+    store.remove([f"id-{n}" for n in range(1, 60, 7)])
+    assert store.known_labels(asked) == {"class-2", "class-3", ""}
+
+
+def test_which_items_have_a_path(store):
+    filled(store)
+    again = [Item(name, "folder/3.jpg", "jay") for name in ("id-33", "a", "z")]
+    store.add([*again, Item("nowhere")], unit_vectors(4, D, seed=1), replace=True)
+    store.remove(["id-5"])
+    asked = ["folder/3.jpg", "folder/7.jpg", "folder/7.jpg", "folder/5.jpg", "", "folder/33.jpg", "a\0b", "\ud800"]
+    found = store.items_at(asked)
+    assert found.keys() == {"folder/3.jpg", "folder/7.jpg", ""}
+    assert [item.id for item in found["folder/7.jpg"]] == ["id-7"]
+    assert found[""] == [Item("nowhere")]
+    read = [item for items, _ in store.read() for item in items]
+    assert found["folder/3.jpg"] == [item for item in read if item.path == "folder/3.jpg"]
+    assert {item.id for item in found["folder/3.jpg"]} == {"id-3", "id-33", "a", "z"}
+
+
+def test_more_paths_than_a_request_holds(store, monkeypatch):
+    monkeypatch.setattr("ke_metric.stores.milvus_collection.REQUEST_BYTES", 4096)
+    filled(store, 400)
+    found = store.items_at([f"folder/{n}.jpg" for n in range(100, 1000)])
+    assert {path: [item.id for item in items] for path, items in found.items()} == {
+        f"folder/{n}.jpg": [f"id-{n}"] for n in range(100, 400)
+    }
 
 
 def test_get_keeps_the_order(store):
@@ -611,6 +661,17 @@ class Sequence(RuleBasedStateMachine):
     @rule(ids=st.lists(IDS, max_size=4))
     def known(self, ids):
         assert self.store.known(ids) == set(ids) & set(self.twin.content)
+
+    @rule(texts=st.lists(TEXTS, max_size=4), where=FILTERS)
+    def ask(self, texts, where):
+        items = [item for item, _ in self.twin.content.values()]
+        assert self.store.known_labels(texts) == {item.label for item in items} & set(texts)
+        at = {path: {item for item in items if item.path == path} for path in texts}
+        assert {path: set(found) for path, found in self.store.items_at(texts).items()} == {
+            path: there for path, there in at.items() if there
+        }
+        if where:
+            assert self.store.count(where) == len(self.twin.matching(where))
 
     @rule(batch_size=st.integers(1, 5))
     def read(self, batch_size):
