@@ -43,7 +43,7 @@ format: $(INSTALLED)
 
 # Seconds and megabytes of splitting, search and scoring on this machine.
 bench: $(INSTALLED)
-	$(BIN)/python eval/speed.py
+	$(BIN)/python -m eval.speed.run
 
 clean:
 	rm -rf .venv .lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

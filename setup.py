@@ -54,7 +54,7 @@ setup(
             "uvloop>=0.20; sys_platform != 'win32'",
         ],
         "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6.2"],
-        # For eval/coverage.py only.
+        # For eval/coverage/run.py only.
         "compare": ["torch-pruning>=1.6.1"],
         "test": [
             "hypothesis>=6.100",

@@ -182,7 +182,7 @@ def apply_settings(index: Any, search: Mapping[str, int]) -> dict[str, int]:
     return used
 
 
-# Numbers N x D up to which a kind is chosen, as N at D = 128; measured on two cores (eval/results/stores.md).
+# Numbers N x D up to which a kind is chosen, as N at D = 128; measured on two cores (eval/stores/results.md).
 # Flat: an exact search for one query takes a few milliseconds.
 FLAT_NUMBERS = 100_000 * 128
 # A graph needs no training and takes new vectors as they come, but is built at a few thousand vectors a second, and

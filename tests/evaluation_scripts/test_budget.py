@@ -2,18 +2,18 @@
 
 import re
 
-import budget
 import pytest
-import tables
 import torch
 import yaml
-from averages import Ensemble, mean_of_weights, score_average
-from budget import ROOT, counted, equal_compute, markdown, read_grid, recipes_of
-from budget import grow as grow_and_keep
-from operations import training_pictures
-from stored_results import Results
 from torch import nn
 
+from eval.budget import run as budget
+from eval.budget.averages import Ensemble, mean_of_weights, score_average
+from eval.budget.operations import training_pictures
+from eval.budget.run import ROOT, counted, equal_compute, markdown, read_grid, recipes_of
+from eval.budget.run import grow as grow_and_keep
+from eval.shared import lineages
+from eval.shared.lineages import Results
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.train import train_lineage
@@ -22,7 +22,7 @@ from ke_metric.images.batches import Pictures, without_training
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.file import load_recipe
 
-SHIPPED = sorted((ROOT / "eval" / "budgets").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "eval" / "budget" / "grids").glob("*.yaml"))
 GRID = {
     "recipe": "recipes/glyphs_resnet18.yaml", "epochs": 12, "reference": "plain", "slim_reference": "alone",
     "strategies": {
@@ -127,10 +127,10 @@ def test_a_lineage_killed_before_the_word_finished_gets_it(grid_of, grow, monkey
     (recipe,) = recipes_of(grid_of(), "g", [0])["ke"]
     lineage = grow(recipe, [0.1, 0.2, 0.3])
     calls = []
-    monkeypatch.setattr(tables, "train_lineage", lambda recipe, **options: calls.append(options["resume"]))
-    tables.train(recipe, ROOT / "recipes" / "emoji_resnet18.yaml", tmp_path)
+    monkeypatch.setattr(lineages, "train_lineage", lambda recipe, **options: calls.append(options["resume"]))
+    lineages.train(recipe, ROOT / "recipes" / "emoji_resnet18.yaml", tmp_path)
     lineage.set_status("finished")
-    tables.train(recipe, ROOT / "recipes" / "emoji_resnet18.yaml", tmp_path)
+    lineages.train(recipe, ROOT / "recipes" / "emoji_resnet18.yaml", tmp_path)
     assert calls == [True]
 
 
@@ -308,7 +308,7 @@ def test_what_was_trained_is_written_down_once(grown, tmp_path, monkeypatch):
     assert found.averages["outputs"].dense_parameters == 3 * size
     assert found.averages["weights"].dense_parameters == size
     assert found.averages["outputs"].dense["recall@1"] != found.averages["weights"].dense["recall@1"]
-    monkeypatch.setattr("budget.train", None)
+    monkeypatch.setattr("eval.budget.run.train", None)
     grow_and_keep(recipe, path, {"outputs"}, lineages=tmp_path / "gone", results=Results(path))
     content = path.read_text()
     assert [found.scorecard(number) for number in found.numbers] == [lineage.scorecard(n) for n in (1, 2, 3)]
@@ -318,11 +318,11 @@ def test_what_was_trained_is_written_down_once(grown, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["emoji_classes", "emoji_retrieval", "glyphs_retrieval"])
 def test_tables_that_are_committed_are_those_of_the_results(name, monkeypatch, capsys):
     """And docs/what-to-use.md has its figures from them."""
-    grid = ROOT / "eval" / "budgets" / f"{name}.yaml"
+    grid = ROOT / "eval" / "budget" / "grids" / f"{name}.yaml"
     monkeypatch.setattr("sys.argv", ["budget.py", str(grid), "--seeds", "0,1,2", "--show"])
     budget.main()
     shown = capsys.readouterr().out
-    assert (ROOT / "eval" / "results" / f"budget_{name}.md").read_text(encoding="utf-8").endswith(shown)
+    assert (ROOT / "eval" / "budget" / "results" / f"{name}.md").read_text(encoding="utf-8").endswith(shown)
     told = (ROOT / "docs" / "what-to-use.md").read_text(encoding="utf-8")
     for strategy in ("plain", "ke_3", "shrink_3", "slim_alone"):
         (row,) = (line for line in shown.splitlines() if line.startswith(f"| {strategy} |"))

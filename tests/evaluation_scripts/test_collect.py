@@ -3,10 +3,10 @@
 import json
 import sys
 
-import collect
 import pytest
 import torch
 
+from eval.shared import collect
 from ke_metric import Lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe.schema import Recipe
@@ -47,8 +47,8 @@ def test_a_file_a_lineage_or_a_line_a_lineage(lineages, tmp_path, monkeypatch):
 
 
 def test_a_command_leaves_its_machine_behind():
-    command = "budget.py eval/budgets/x.yaml --results '/some where/results' --set a=[1,2]"
-    assert collect.portable(command) == "budget.py eval/budgets/x.yaml --results results --set 'a=[1,2]'"
+    command = "budget.py eval/budget/grids/x.yaml --results '/some where/results' --set a=[1,2]"
+    assert collect.portable(command) == "budget.py eval/budget/grids/x.yaml --results results --set 'a=[1,2]'"
 
 
 def test_two_of_one_name_are_not_one_file(lineages, tmp_path, monkeypatch):

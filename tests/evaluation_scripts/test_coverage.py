@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from threading import Event
 
-import coverage
-import coverage_torch_pruning
 import pytest
-from coverage import OURS, THEIRS, ChildLostError, Limits, answers, document, examine_network, read, run, table
-from coverage_verdict import CRASHED, EXACT, EXACT_NORMS, EXACT_PASTED, NO_ANSWER, REFUSED, WRONG
 
+from eval.coverage import run as coverage
+from eval.coverage import torch_pruning as coverage_torch_pruning
+from eval.coverage.document import OURS, THEIRS, document, read, table
+from eval.coverage.run import ChildLostError, Limits, answers, examine_network, run
+from eval.coverage.verdict import CRASHED, EXACT, EXACT_NORMS, EXACT_PASTED, NO_ANSWER, REFUSED, WRONG
 from ke_metric.errors import KeMetricError
 
 LIMITS = Limits(seconds=60, threads=1, memory=None)
@@ -30,7 +31,7 @@ def row(network, tool=OURS, rate=0.5, verdict=EXACT, **more):
 
 def begun(**more):
     chosen = {
-        "command": "python eval/coverage.py run",
+        "command": "python -m eval.coverage.run run",
         "made_by": {"ke_metric": "now", "torch-pruning": "now"},
         "jobs": 2,
         "threads": 1,
@@ -101,8 +102,8 @@ def test_more_time_is_another_chance(asked, tmp_path):
 
 
 def test_the_fingerprints_cover_what_rows_depend_on(tmp_path, monkeypatch):
-    assert {path.name for path in coverage.SOURCES} == {"coverage_networks.py", "coverage_verdict.py"}
-    assert [path.name for path in coverage.OWN_SOURCES[THEIRS]] == ["coverage_torch_pruning.py"]
+    assert {path.name for path in coverage.SOURCES} == {"networks.py", "verdict.py"}
+    assert [path.name for path in coverage.OWN_SOURCES[THEIRS]] == ["torch_pruning.py"]
     ours = {path.name for path in coverage.OWN_SOURCES[OURS]}
     assert {"planning.py", "operations.py", "rehearsal.py", "slim.py"} < ours
     before = {tool: coverage.fingerprint(tool) for tool in (OURS, THEIRS)}
@@ -281,7 +282,7 @@ def test_reasons():
 
 def test_how_it_was_made():
     text = document([begun(), begun(made_by={"ke_metric": "before"}, commit="old")], made_up())
-    assert "python eval/coverage.py table FILE.jsonl --out docs/coverage.md" in text
+    assert "python -m eval.coverage.run table FILE.jsonl --out docs/coverage.md" in text
     for said in ("commit abc", "2026-11-24", "Some, 2 cores", "torch 2.14.1", "180 s", "10 GB", "random.Random(0)"):
         assert said in text
     assert "commit old" not in text
@@ -311,10 +312,11 @@ def test_the_last_row_counts_and_the_document_is_written(tmp_path):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     pytest.importorskip("torch_pruning")
-    script, rows, out = Path(coverage.__file__), tmp_path / "rows.jsonl", tmp_path / "coverage.md"
+    root, rows, out = Path(coverage.__file__).parents[2], tmp_path / "rows.jsonl", tmp_path / "coverage.md"
     given = ["run", "--out", rows, "--networks", "timm/test_resnet", "timm/test_vit", "--rates", "0.5", "--jobs", "2"]
     for arguments in (given, given, ["table", rows, "--out", out]):
-        done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "eval.coverage.run", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert [found["verdict"] for found in read(rows)[1] if found["tool"] == OURS] in (
         [EXACT, EXACT_NORMS],

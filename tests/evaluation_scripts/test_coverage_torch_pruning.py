@@ -1,11 +1,21 @@
 """Torch-Pruning is asked fairly, and its answers are told apart; skipped where it is not installed."""
 
-import coverage_torch_pruning
 import pytest
 import torch
-from coverage_torch_pruning import FORWARD, NOTHING, OTHER, SAME, SHAPE, TRACING, Removed, ask, require_torch_pruning
 from torch import nn
 
+from eval.coverage import torch_pruning as coverage_torch_pruning
+from eval.coverage.torch_pruning import (
+    FORWARD,
+    NOTHING,
+    OTHER,
+    SAME,
+    SHAPE,
+    TRACING,
+    Removed,
+    ask,
+    require_torch_pruning,
+)
 from ke_metric.errors import KeMetricError
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -3,10 +3,12 @@
 from copy import deepcopy
 from dataclasses import replace
 
-import coverage_verdict
 import pytest
 import torch
-from coverage_verdict import (
+from torch import nn
+
+from eval.coverage import verdict as coverage_verdict
+from eval.coverage.verdict import (
     EXACT,
     EXACT_FP64,
     EXACT_NORMS,
@@ -23,8 +25,6 @@ from coverage_verdict import (
     trained_with,
     wels_problem,
 )
-from torch import nn
-
 from ke_metric import extract_slim, plan_split
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.plan import ChannelSet, Narrowing

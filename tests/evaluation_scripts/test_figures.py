@@ -3,11 +3,11 @@
 import json
 import statistics
 
-import figures
 import pytest
 from click.testing import CliRunner
-from figures import Curve, fit_values, grouped, magnitude_curves, score_curves
 
+from eval.figures import run as figures
+from eval.figures.run import Curve, fit_values, grouped, magnitude_curves, score_curves
 from ke_metric import Lineage
 from ke_metric.cli import main
 from ke_metric.errors import KeMetricError

@@ -7,27 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import network_cost
 import pytest
 import torch
 import torchvision
-from network_cost import (
+from torch import nn
+
+from eval.network_cost import run as network_cost
+from eval.network_cost.run import (
     Cost,
     SplitCost,
     Times,
     compare_times,
-    count_flops,
     dense_and_slim,
-    limit_memory,
-    peak_of_process,
-    peak_of_tensors,
     report,
 )
-from torch import nn
-
+from eval.shared import memory
+from eval.shared.memory import limit_memory, peak_of_process, peak_of_tensors
+from eval.shared.networks import count_flops
 from ke_metric import plan_split, redraw_reset
 
-SCRIPT = Path(network_cost.__file__)
+SCRIPT = ["-m", "eval.network_cost.run"]
+ROOT = Path(network_cost.__file__).parents[2]
 
 
 class Token(nn.Module):
@@ -98,7 +98,7 @@ def test_they_take_turns_in_being_first(monkeypatch):
 
 
 def test_what_does_not_fit_is_no_time(monkeypatch):
-    monkeypatch.setattr(network_cost, "free_memory", lambda: 50_000_000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 50_000_000)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     network = nn.Conv2d(3, 64, 3)
     assert compare_times(network, network, lambda: torch.ones(64, 3, 256, 256), rounds=1) is None
@@ -159,7 +159,9 @@ def test_tables():
 
 
 def started(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *SCRIPT, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.slow

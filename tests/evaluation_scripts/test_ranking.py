@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import ranking
 
+from eval.ranking import run as ranking
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.images.image_set import ImageSet
@@ -93,7 +93,7 @@ def test_thinned_classes_have_so_many_pictures_and_their_scores_are_those_of_a_s
 
 def test_tables_of_class_sizes_stand_without_the_rest():
     sizes = {"1": {"dense": {"": scores(90, 50), "rerank 5:3:0.3": scores(80, 51)}}}
-    found = {"classes": 300, "draws": 5, "circumstances": ["- here"], "sizes": sizes}
+    found = {"classes": 300, "draws": 5, "provenance": ["- here"], "sizes": sizes}
     lines = ranking.report([{"lineage": "x", "class_sizes": found}])
     assert "#### 1 a class, queried by another picture of each class" in lines
     assert "| rerank 5:3:0.3 | -10.0 | +1.0 | +1.0 |" in lines

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import store_measurements
-import stores
-from store_measurements import BLOCK, Task, blocks, in_turns, items_from, queries_of, recall_of, synthetic
 
-SCRIPT = Path(stores.__file__)
+from eval.stores import measurements as store_measurements
+from eval.stores import run as stores
+from eval.stores.measurements import BLOCK, Task, blocks, in_turns, items_from, queries_of, recall_of, synthetic
+
+SCRIPT = ["-m", "eval.stores.run"]
+ROOT = Path(stores.__file__).parents[2]
 LINE = {
     "store": "faiss Flat",
     "count": 1_000_000,
@@ -164,9 +166,9 @@ def test_the_last_line_of_a_store_is_shown_the_most_vectors_first():
 
 @pytest.mark.slow
 def test_the_script(tmp_path):
-    command = [sys.executable, str(SCRIPT), "faiss Flat", "--count", "500", "--dimension", "8", "--queries", "20"]
+    command = [sys.executable, *SCRIPT, "faiss Flat", "--count", "500", "--dimension", "8", "--queries", "20"]
     command += ["--rounds", "2", "--results", str(tmp_path / "stores")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     line = json.loads((tmp_path / "stores.jsonl").read_text(encoding="utf-8"))
     assert line["count"] == 500

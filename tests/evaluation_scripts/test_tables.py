@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stored_results import Results
-from table_cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrides_of, recipe_of, variants
-from tables import Cell, cells_of, folder_of, markdown, published_figures
 
+from eval.shared.lineages import Results, folder_of
+from eval.tables.cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrides_of, recipe_of, variants
+from eval.tables.run import Cell, cells_of, markdown, published_figures
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.train import rehearse
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe.file import load_recipe
 
-FIGURES = yaml.safe_load((ROOT / "eval" / "published.yaml").read_text(encoding="utf-8"))
+FIGURES = yaml.safe_load((ROOT / "eval" / "tables" / "published.yaml").read_text(encoding="utf-8"))
 # Small enough for a test: everything else is what the recipe says.
 SMALL = (
     "data.image_size=32", "data.store_size=40", "data.workers=0", "data.verify_counts=false", "evaluation.resize=32",
