@@ -14,15 +14,15 @@ from itertools import zip_longest
 
 # What comes from a training, and from the embeddings of a trained network.
 CALCULATED = {"base", "stores", "bundles", "commands", "errors", "lineages", "exports"}
-# A score is a mean over 40 pictures, each of which may move. Other kernels moved scores by 0.23 at most, where the slim
-# part of a redrawn network is scored, which is next to random. k-means ends elsewhere when one picture moves.
+# A score is a mean over 40 pictures, each of which may move. Other kernels moved scores by 0.23 at most, where the
+# slim part of a redrawn network is scored, which is next to random. k-means ends elsewhere when one picture moves.
 SCORE = re.compile(
     r"recall|map@r|r_precision|precision|top|accuracy|mean|difference|spread|share|same_nearest|similarity|probab"
 )
 SCORE_TOLERANCE = 0.3
 UNSTABLE = {"nmi", "ami", "nmi_std", "ami_std"}
-# Training magnifies a last bit from step to step: with other kernels losses came out up to 5 % apart, and most of them
-# below a thousandth.
+# Training magnifies a last bit from step to step: with other kernels losses came out up to 5 % apart, and most of
+# them below a thousandth.
 RELATIVE, ABSOLUTE = 0.1, 0.01
 # Which item is found, and what a table looks like, can hang on a last bit.
 LEFT_OUT = {"table", "id", "path", "label", "help"}

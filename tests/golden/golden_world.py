@@ -1,4 +1,4 @@
-"""What every part of the record stands on: small pictures, recipes, the command line, and values without what changes.
+"""What every part of the record stands on: pictures, recipes, the command line, values without what changes.
 
 A part is a function without arguments that runs in the folder which `make_world` has filled, and returns JSON. All
 paths are relative to that folder, because the digest of a recipe includes where its pictures lie.
@@ -65,7 +65,7 @@ VOLATILE = frozenset(
     | {"estimated_training_seconds", "milliseconds", "images_per_second", "threads"}
 )
 CLOCK = re.compile(r"\b\d+:\d\d(?::\d\d)?\b(?!:)")
-SPEED = re.compile(r"  \d+ images/s|^.*(?:seconds per step|estimated).*$", re.MULTILINE)
+SPEED = re.compile(r"  \d+ images/s|^.*(?:seconds per step|estimated|│ bytes ).*$", re.MULTILINE)
 EVENTS = re.compile(r"events\.out\.tfevents\S*")
 
 
@@ -185,25 +185,28 @@ def _sha256(content: str | bytes) -> str:
 
 def described(path: Path) -> object:
     """Return what a file holds, as JSON where it is text and as digests where it is numbers."""
-    if path.suffix == ".safetensors":
-        return _tensors(path.read_bytes())
     if path.suffix in (".npy", ".f32", ".faiss"):
         return {"bytes": path.stat().st_size, "content": bits(path.read_bytes())}
-    if path.name == "split.json":
-        return digest(path.read_bytes())
-    if path.name == "data.json":
-        return _fingerprint(json.loads(path.read_text(encoding="utf-8")))
-    if path.name == "log.jsonl":
-        lines = [cleaned(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {"events": [line["event"] for line in lines], "content": bits(json.dumps(lines))}
-    if path.name == "config.json":
-        facts = cleaned(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".safetensors":
+        return _tensors(path.read_bytes())
+    text = path.read_text(encoding="utf-8")
+    if path.name != "split.json" and path.suffix in (".json", ".jsonl"):
+        return _facts(path.name, text)
+    return digest(plain(text))
+
+
+def _facts(name: str, text: str) -> object:
+    """Return the JSON of a file, with digests in place of what is long."""
+    if name.endswith(".jsonl"):
+        lines = [cleaned(json.loads(line)) for line in text.splitlines()]
+        is_log = name == "log.jsonl"
+        return {"events": [line["event"] for line in lines], "content": bits(json.dumps(lines))} if is_log else lines
+    facts = cleaned(json.loads(text))
+    if name == "data.json":
+        return _fingerprint(facts)
+    if name == "config.json":
         return facts | {"settings": digest(json.dumps(facts["settings"]))}
-    if path.suffix == ".jsonl":
-        return [cleaned(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    if path.suffix == ".json":
-        return cleaned(json.loads(path.read_text(encoding="utf-8")))
-    return digest(plain(path.read_text(encoding="utf-8")))
+    return facts
 
 
 def _fingerprint(facts: dict) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from golden_world import call, contents, must
 
-# Methods that are not of one generation's weights only; what a method needs beside its name.
+# What a method needs beside its name.
 METHODS = {
     "knowledge_evolution": (),
     "born_again": (),
@@ -78,7 +78,7 @@ def base_lineages() -> dict:
 
 
 def lineages() -> dict:
-    """Every method, and every other way, that is."""
+    """Every method for both tasks, and every other way to grow a lineage."""
     found = {}
     for task, recipe, ways in (
         ("retrieval", "base.yaml", RETRIEVAL),

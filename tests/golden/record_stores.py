@@ -1,4 +1,4 @@
-"""The parts of the record that hold embeddings: indexes of every store, searches through them, bundles and exports."""
+"""The parts of the record that hold embeddings: indexes of every store, searches, bundles and exports."""
 
 from __future__ import annotations
 

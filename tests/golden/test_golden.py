@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
+sys.path.append(str(Path(__file__).parent))  # this folder's own modules
 
 import written_set
-from compare import differences, is_same_machine
+from compare_records import differences, is_same_machine
 
+HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text(encoding="utf-8"))
 QUICK = ("recipes", "masks", "options", "base", "stores", "bundles", "commands", "errors")
 LONG = ("lineages", "exports")
@@ -90,8 +90,8 @@ def changed(record, path, value):
     [
         (("recipes", "cub_resnet50.yaml", "fields", "split", "rate"), 0.51, True),
         (("masks", "googlenet", "kels", "masks"), "0" * 32, True),
-        (("options", "ke-metric eval", "parameters", "device", "words"), ["--on-device"], True),
-        (("options", "ke-metric eval", "help"), ["another"], False),
+        (("options", "ke-metric eval", "parameters", "device", "words", 0), "--on-device", True),
+        (("options", "ke-metric eval", "help", 0), "another", False),
         (("base", "base", "files", "generation-002/weights.safetensors", "content"), "bits:0", False),
         (("base", "base", "files", "generation-002/scorecard.json", "dense", "recall@1"), -1.0, True),
         (("base", "base", "files", "generation-002/split.json"), "sha256:0", True),
