@@ -33,8 +33,9 @@ import numpy as np
 from eval.shared.provenance import provenance_lines
 from ke_metric import Embedder, Index, Lineage, score_retrieval
 from ke_metric.arrays import FloatArray
+from ke_metric.benchmarks.listings import OWN_LIST
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.datasets.export_pictures import INDEX, write_pictures
+from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.record import ONNX_FILE
@@ -111,7 +112,7 @@ def measure(lineage: Lineage, number: int, *, rounds: int, folder: Path) -> str:
             f"{benchmark.name}: query and gallery differ; this script is for benchmarks where they do not"
         )
     write_pictures(benchmark, folder / "pictures")
-    files = Files(list_pictures([folder / "pictures" / INDEX]).items, benchmark.query.labels)
+    files = Files(list_pictures([folder / "pictures" / OWN_LIST]).items, benchmark.query.labels)
     assert len(files.items) == len(files.labels), (len(files.items), len(files.labels))
     embedders = {network: Embedder.load(lineage.folder, number, network) for network in NETWORKS}
     stored = lineage.scorecard(number)

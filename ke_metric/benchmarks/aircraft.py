@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from ke_metric.benchmarks.layout import Layout, ListRow, find_layout, read_rows
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_classification, key_below
+from ke_metric.benchmarks.listings import key_below
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_classification
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.images.decoding import Decoding
 from ke_metric.images.image_set import Benchmark, FolderSource

@@ -20,15 +20,8 @@ from ke_metric.benchmarks.layout import (
     read_strings,
     read_text,
 )
-from ke_metric.benchmarks.table import (
-    Item,
-    PublishedCounts,
-    Table,
-    build_benchmark,
-    build_classification,
-    key_below,
-    split_at,
-)
+from ke_metric.benchmarks.listings import key_below
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, build_classification, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data

@@ -6,16 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import Layout, ListRow, find_layout, parse_whole, read_rows, whole_number
-from ke_metric.benchmarks.table import (
-    Item,
-    PublishedCounts,
-    Table,
-    build_benchmark,
-    build_classification,
-    key_below,
-    some_of,
-    split_at,
-)
+from ke_metric.benchmarks.listings import key_below, some_of
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, build_classification, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data

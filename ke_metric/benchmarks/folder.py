@@ -10,11 +10,12 @@ from ke_metric.benchmarks.listings import (
     RETRIEVAL,
     ClassFolders,
     Columns,
+    LabelledPath,
     read_csv_rows,
     scan_class_folders,
 )
 from ke_metric.benchmarks.own_splits import draw_of_every_class, split_classes
-from ke_metric.benchmarks.table import Item, LabelledPath, Table, build_benchmark, build_classification
+from ke_metric.benchmarks.table import Item, Table, build_benchmark, build_classification
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import Layout, ListRow, find_layout, parse_whole, read_counted_rows
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, key_below
+from ke_metric.benchmarks.listings import key_below
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data

@@ -12,13 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ke_metric.benchmarks.table import LabelledPath, key_below, some_of
 from ke_metric.errors import ExitCode, KeMetricError, closest
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 SPLIT_FOLDERS = ("train", "test")
 VALIDATION_FOLDER = "val"
+NAMED_IN_ERRORS = 5
 SKIPPED = " skipped"
+OWN_LIST = "pictures.csv"
+OWN_LIST_COLUMNS = ("path", "label", "split", "key")
+"""The list that `ke-metric data pictures` writes beside its pictures."""
+
+
+class LabelledPath(NamedTuple):
+    """One of the user's own pictures: path relative to their folder, class name, part (None: not yet divided)."""
+
+    path: str
+    label: str
+    split: str | None
 
 
 class FolderContent(NamedTuple):
@@ -181,6 +192,30 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def key_below(path: str, where: str) -> str:
+    """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder.
+
+    Args:
+        path: As the list has it.
+        where: File and line, for the error.
+    """
+    # By hand, since pathlib would take longer over the 120,053 paths of a large list than everything else together.
+    parts = path.replace("\\", "/").split("/")
+    if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
+        raise KeMetricError(
+            f"{where}: the path {path!r} leaves the data folder; paths must be relative to it and without '..' (the "
+            "folder of a list of your own is the one that it lies in)",
+            ExitCode.DATA,
+        )
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first few names for an error message, and how many more there are."""
+    more = len(names) - NAMED_IN_ERRORS
+    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more:,} more" if more > 0 else "")
+
+
 Divisions = Sequence[Sequence[str]]
 """The sets of parts that a split column may divide the pictures into."""
 
@@ -250,6 +285,16 @@ def read_csv_rows(
     _refuse_contradictions(path, rows)
     _refuse_mixed_splits(path, rows, divisions=divisions)
     return rows
+
+
+def is_own_list(path: Path) -> bool:
+    """Return whether a file is a list that `ke-metric data pictures` wrote beside its pictures."""
+    header = ",".join(OWN_LIST_COLUMNS) + "\n"
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(len(header)) == header
+    except (OSError, ValueError):
+        return False
 
 
 def _delimiter(lines: TextIO, columns: Columns) -> str:

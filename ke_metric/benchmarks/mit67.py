@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import Layout, find_layout, read_rows
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_classification, key_below
+from ke_metric.benchmarks.listings import key_below
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_classification
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data

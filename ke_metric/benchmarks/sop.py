@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import Layout, ListRow, find_layout, read_rows, whole_number
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, key_below
+from ke_metric.benchmarks.listings import key_below
+from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
 

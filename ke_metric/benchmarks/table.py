@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ke_metric.benchmarks.listings import some_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import Decoding
 from ke_metric.images.image_set import Benchmark, FolderSource, ImageSet, ImageSource
 from ke_metric.recipe.schema import Data
-
-NAMED_IN_ERRORS = 5
 
 
 class Item(NamedTuple):
@@ -26,14 +25,6 @@ class Item(NamedTuple):
 
     key: str
     class_id: int
-
-
-class LabelledPath(NamedTuple):
-    """One of the user's own pictures: path relative to their folder, class name, part (None: not yet divided)."""
-
-    path: str
-    label: str
-    split: str | None
 
 
 @dataclass(frozen=True)
@@ -130,30 +121,6 @@ def split_at(items: Iterable[Item], last_train_class: int) -> tuple[list[Item], 
     for item in items:
         (train if item.class_id <= last_train_class else test).append(item)
     return train, test
-
-
-def key_below(path: str, where: str) -> str:
-    """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder.
-
-    Args:
-        path: As the list has it.
-        where: File and line, for the error.
-    """
-    # By hand, since pathlib would take longer over the 120,053 paths of a large list than everything else together.
-    parts = path.replace("\\", "/").split("/")
-    if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":
-        raise KeMetricError(
-            f"{where}: the path {path!r} leaves the data folder; paths must be relative to it and without '..' (the "
-            "folder of a list of your own is the one that it lies in)",
-            ExitCode.DATA,
-        )
-    return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Return the first few names for an error message, and how many more there are."""
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _class_ids(items: Iterable[Item]) -> list[int]:

@@ -18,7 +18,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ke_metric.benchmarks.table import some_of
+from ke_metric.benchmarks.listings import some_of
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage.report import BASELINE, is_share
 from ke_metric.training.hooks import StepReport, TrainingObserver

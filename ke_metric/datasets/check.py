@@ -8,9 +8,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from ke_metric.benchmarks.listings import SKIPPED
+from ke_metric.benchmarks.listings import SKIPPED, some_of
 from ke_metric.benchmarks.registry import NAMES, default_task, load_benchmark
-from ke_metric.benchmarks.table import some_of
 from ke_metric.datasets.problems import (
     Problem,
     Progress,

@@ -15,15 +15,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ke_metric.benchmarks.archives import new_folder, refuse_occupied
-from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS
+from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS, OWN_LIST, OWN_LIST_COLUMNS
+from ke_metric.datasets.archives import new_folder, refuse_occupied
 from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import Benchmark, ImageSet
 
 Progress = Callable[[int, int], None]
 
-INDEX = "pictures.csv"
-COLUMNS = ("path", "label", "split", "key")
 LONGEST_NAME = 80
 """Characters of a name made here: with four bytes each, and a number against doubles, still within 255 + suffix."""
 
@@ -81,18 +79,9 @@ def write_pictures(
         for done, _ in enumerate(in_order(partial(_write, folder), rows), start=1):
             if progress is not None:
                 progress(done, len(rows))
-        _write_index(rows, folder / INDEX)
+        _write_index(rows, folder / OWN_LIST)
     counts = {name: sum(row.part == name for row in rows) for name in dict.fromkeys(row.part for row in rows)}
     return WrittenPictures(counts, len({PurePosixPath(row.path).parts[1] for row in rows}))
-
-
-def is_own_list(path: Path) -> bool:
-    """Return whether a file is a list that `write_pictures` wrote beside its pictures."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline(len(",".join(COLUMNS)) + 1) == ",".join(COLUMNS) + "\n"
-    except (OSError, ValueError):
-        return False
 
 
 def _write(folder: Path, row: _Row) -> None:
@@ -102,7 +91,7 @@ def _write(folder: Path, row: _Row) -> None:
 def _write_index(rows: list[_Row], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(OWN_LIST_COLUMNS)
         writer.writerows((row.path, row.label, row.part, row.key) for row in rows)
 
 

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ke_metric.benchmarks import aircraft, cars, cub, dogs, flowers, inshop, mit67, sop
-from ke_metric.benchmarks.archives import archive_format, extract_into, new_folder, refuse_occupied
 from ke_metric.benchmarks.layout import Layout
+from ke_metric.benchmarks.listings import some_of
 from ke_metric.benchmarks.registry import default_task, load_benchmark
-from ke_metric.benchmarks.table import some_of
+from ke_metric.datasets.archives import archive_format, extract_into, new_folder, refuse_occupied
 from ke_metric.datasets.published_files import (
     DISTRIBUTIONS,
     Distribution,

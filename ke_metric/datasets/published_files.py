@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ke_metric.benchmarks.archives import file_checksum, verify_checksum
+from ke_metric.datasets.archives import file_checksum, verify_checksum
 from ke_metric.errors import ExitCode, KeMetricError
 
 

@@ -7,9 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS, PATH_AND_LABEL, Columns, look_into, read_csv_rows
-from ke_metric.benchmarks.table import LabelledPath
-from ke_metric.datasets.export_pictures import INDEX, is_own_list
+from ke_metric.benchmarks.listings import (
+    IMAGE_EXTENSIONS,
+    OWN_LIST,
+    PATH_AND_LABEL,
+    Columns,
+    LabelledPath,
+    is_own_list,
+    look_into,
+    read_csv_rows,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.contract import Item, is_unicode
 from ke_metric.stores.where import LONGEST_TEXT
@@ -133,7 +140,7 @@ def _of_folder(root: Path) -> tuple[list[Item], list[str]]:
         Item(relative, _absolute(root / relative), own.get(relative, relative.rpartition("/")[0]))
         for relative in sorted(pictures)
     ]
-    return items, sorted(other for other in others if not (own and other == INDEX))
+    return items, sorted(other for other in others if not (own and other == OWN_LIST))
 
 
 def _own_labels(folder: Path) -> dict[str, str]:
@@ -150,9 +157,9 @@ def _own_labels(folder: Path) -> dict[str, str]:
     """
     place = folder.absolute()
     for above in (place, *place.parents)[: 1 + LEVELS]:
-        if is_own_list(above / INDEX):
+        if is_own_list(above / OWN_LIST):
             prefix = "".join(f"{part}/" for part in place.relative_to(above).parts)
-            rows = read_csv_rows(above / INDEX, divisions=())
+            rows = read_csv_rows(above / OWN_LIST, divisions=())
             return {row.path[len(prefix) :]: row.label for row in rows if row.path.startswith(prefix)}
     return {}
 

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from ke_metric.benchmarks.listings import scan_class_folders
-from ke_metric.benchmarks.table import LabelledPath
+from ke_metric.benchmarks.listings import LabelledPath, scan_class_folders
 from ke_metric.errors import ExitCode, KeMetricError
 
 

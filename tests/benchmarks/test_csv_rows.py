@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks.listings import CLASSIFICATION, Columns, read_csv_rows
-from ke_metric.benchmarks.table import LabelledPath
+from ke_metric.benchmarks.listings import CLASSIFICATION, Columns, LabelledPath, read_csv_rows
 from ke_metric.errors import ExitCode, KeMetricError
 
 

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks.table import (
-    Item,
-    Table,
-    build_benchmark,
-    build_classification,
-    key_below,
-    some_of,
-    split_at,
-)
+from ke_metric.benchmarks.listings import key_below, some_of
+from ke_metric.benchmarks.table import Item, Table, build_benchmark, build_classification, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks.archives import (
+from ke_metric.datasets.archives import (
     ExtractionLimits,
     archive_format,
     file_checksum,

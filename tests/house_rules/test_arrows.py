@@ -21,7 +21,7 @@ ARROWS = {
     "methods": {"networks", "split", "training"},
     "scoring": {"evaluation", "images", "networks", "split", "training"},
     "evolution": {"evaluation", "images", "losses", "methods", "networks", "scoring", "split", "training"},
-    "retrieval": {"benchmarks", "datasets", "evaluation", "images", "lineage", "networks", "split", "stores"},
+    "retrieval": {"benchmarks", "evaluation", "images", "lineage", "networks", "split", "stores"},
     "export": {"evaluation", "images", "networks", "retrieval"},
     "serving": {"images", "retrieval", "stores"},
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from ke_metric.benchmarks.archives import LARGEST_READ, archive_members
+from ke_metric.datasets.archives import LARGEST_READ, archive_members
 from ke_metric.errors import ExitCode, KeMetricError
 
 MEMBERS = ("package.json", "info.json", "icons.json", "chars.json")

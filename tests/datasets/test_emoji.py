@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ke_metric.benchmarks import emoji
-from ke_metric.benchmarks.emoji import prepare_emoji
-from ke_metric.benchmarks.emoji_artwork import STYLES
+from ke_metric.datasets import emoji as preparing
+from ke_metric.datasets.emoji import prepare_emoji
+from ke_metric.datasets.emoji_artwork import STYLES
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -223,7 +224,7 @@ def test_an_interruption_while_writing_leaves_nothing_behind(tmp_path: Path, mon
         raise KeyboardInterrupt
 
     source = write_packages(tmp_path / "packages")
-    monkeypatch.setattr(emoji, "_write_licences", interrupted)
+    monkeypatch.setattr(preparing, "_write_licences", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare_emoji(tmp_path / "emoji", source=source)
     assert [path.name for path in tmp_path.iterdir()] == ["packages"]

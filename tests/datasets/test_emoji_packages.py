@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ke_metric.benchmarks import emoji_artwork as emoji_packages
-from ke_metric.benchmarks.emoji_artwork import STYLES, Style, fetch_packages, read_icon_set
+from ke_metric.datasets import emoji_artwork as emoji_packages
+from ke_metric.datasets.emoji_artwork import STYLES, Style, fetch_packages, read_icon_set
 from ke_metric.errors import ExitCode, KeMetricError
 
 NOTO_V1 = Style("noto-v1", "1.2.5")

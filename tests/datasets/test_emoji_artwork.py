@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ke_metric.benchmarks.emoji_artwork import DEFAULT_BOX, DrawingError, IconSet, Style, join_styles, render
+from ke_metric.datasets.emoji_artwork import DEFAULT_BOX, DrawingError, IconSet, Style, join_styles, render
 
 RED_LEFT_TOP = '<path fill="#f00" d="M0 0h8v4H0z"/>'
 
