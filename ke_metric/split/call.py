@@ -1,14 +1,14 @@
-"""One aten operation of a followed run, as the rules see it.
+"""One aten operation of a followed run, as the rules see it, and what they share: how labels of operands meet.
 
-What the rules for aten operations share: the last resort, and how labels of several operands meet.
+`mix` is the last resort: where labels cannot be passed on exactly, all of them are demanded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ke_metric.split.graph import (
     ALWAYS,
     ChannelGraph,
-    Follower,
-    Layer,
-    Seen,
+    Labelled,
     always,
     broadcast,
     collapse,
@@ -33,30 +31,18 @@ from ke_metric.split.graph import (
 LARGEST_LABELLED = 1 << 21
 
 
-@dataclass(frozen=True)
-class Owned:
-    """A parameter or buffer of the followed network.
-
-    Attributes:
-        name: Its name.
-        module: The module that it belongs to.
-        is_parameter: Whether it is a parameter.
-    """
+class Owned(NamedTuple):
+    """A parameter or buffer of the followed network, with its name and the module that it belongs to."""
 
     name: str
     module: nn.Module
     is_parameter: bool
 
 
-@dataclass(frozen=True)
-class Place:
-    """The innermost module that is running.
+class Place(NamedTuple):
+    """The innermost module that is running, and the first tensor it was given.
 
-    Attributes:
-        name: Its name in the network; the class of the network for the network itself.
-        module: The module.
-        root: Whether it is the network itself.
-        given: The first tensor it was called with, if any.
+    The network itself, the `root`, goes by the name of its class.
     """
 
     name: str
@@ -69,10 +55,6 @@ class Place:
         """Whether the module holds no other modules with parameters: a norm, say, rather than a block of layers."""
         inside = (parameter for child in self.module.children() for parameter in child.parameters())
         return not self.root and next(inside, None) is None
-
-
-def _is_matrix(owned: Owned, sizes: Sequence[int]) -> bool:
-    return isinstance(owned.module, nn.Linear) and len(sizes) > 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +72,7 @@ class Call:
         graph: Where layers, followers, ties and demands are recorded.
         place: The module that is running.
         standardised: Tensor computed from a weight alone, row by row -> the weight it comes from.
-        depends_on_input: Whether an argument depends on the network's input.
+        from_input: Tensors that depend on the network's input.
         recorded: Names of the parameters and buffers that a rule has recorded as layer or follower.
     """
 
@@ -103,7 +85,7 @@ class Call:
     graph: ChannelGraph
     place: Place
     standardised: MutableMapping[Tensor, Owned]
-    depends_on_input: bool
+    from_input: Mapping[Tensor, bool]
     recorded: set[str] = field(default_factory=set)
 
     @property
@@ -116,6 +98,11 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @cached_property
+    def depends_on_input(self) -> bool:
+        """Whether an argument depends on the network's input, before the operation changes it."""
+        return any(tensor in self.from_input for tensor in self.tensors)
 
     @property
     def labelled(self) -> list[tuple[Tensor, Tensor]]:
@@ -130,9 +117,9 @@ class Call:
     @property
     def used_at_full_size(self) -> set[str]:
         """Those of the names in `used` whose tensors have no labels."""
-        return self._names_of([tensor for tensor in self.tensors if tensor not in self.labels])
+        return self._names_of(tensor for tensor in self.tensors if tensor not in self.labels)
 
-    def _names_of(self, tensors: Sequence[Tensor]) -> set[str]:
+    def _names_of(self, tensors: Iterable[Tensor]) -> set[str]:
         bases = (tensor if tensor._base is None else tensor._base for tensor in tensors)
         return {self.owned[id(base)].name for base in bases if id(base) in self.owned}
 
@@ -163,17 +150,15 @@ class Call:
             if owned is None or tensor in self.labels or not tensor.is_floating_point():
                 continue
             sizes = [size for size in tensor.shape if size > 1]
+            is_matrix = isinstance(owned.module, nn.Linear) and len(sizes) > 1
             if isinstance(owned.module, _ConvNd) and owned.name.endswith("weight") and len(sizes) > 1:
-                self._label_rows(tensor, owned)
-            elif sizes and tensor.numel() <= LARGEST_LABELLED and not _is_matrix(owned, sizes):
-                self.labels[tensor] = self.graph.new_follower(owned.name, tuple(tensor.shape))
+                # A weight that is computed with before it is used as one: its rows are the output channels.
+                rows = self.graph.new_outputs(owned.name, tensor.size(0))
+                self.labels[tensor] = rows.view(-1, *(1,) * (tensor.ndim - 1))
+                self.standardised[tensor] = owned
+            elif sizes and tensor.numel() <= LARGEST_LABELLED and not is_matrix:
+                self.labels[tensor] = self.graph.new_follower(owned.name, tensor.shape)
                 self.recorded.add(owned.name)
-
-    def _label_rows(self, weight: Tensor, owned: Owned) -> None:
-        """Label the output channels of a weight that is computed with before it is used as a weight."""
-        rows = self.graph.new_outputs(owned.name, weight.size(0))
-        self.labels[weight] = rows.view(-1, *(1,) * (weight.ndim - 1))
-        self.standardised[weight] = owned
 
     def along(self, tensor: Tensor, dims: Sequence[int], *, alone: bool = False) -> Tensor | None:
         """Return the labels of a tensor without the dimensions `dims`, which become size 1.
@@ -212,21 +197,18 @@ class Call:
         self.graph.tie(labels, first)
         return first.flatten().expand(tensor.size(dim))
 
-    def add_layer(self, name: str, layer: Layer) -> None:
-        """Record a convolution or linear layer under the name of its weight."""
-        self.graph.add_layer(name, layer)
-        self.recorded.add(name)
-
-    def follow(self, tensor: Tensor, labels: Tensor, axis: int = 0) -> None:
-        """Let a parameter or buffer follow labels [tensor.shape[axis]]; another constant cannot be narrowed."""
-        along = collapse(labels.view([-1 if dim == axis else 1 for dim in range(tensor.ndim)]))
+    def follow(self, tensor: Tensor | None, labels: Tensor) -> None:
+        """Let a bias, scale, ... follow labels [channels] by its first axis; another constant cannot be narrowed."""
+        if tensor is None:
+            return
+        along = along_channels(labels, tensor.ndim, 0)
         name = self.name_of(tensor)
         if tensor in self.labels:
             self.graph.tie(self.labels[tensor], along)
         elif name is not None:
-            self.graph.add_follower(name, Follower(tuple(tensor.shape), along))
+            self.graph.add_follower(name, Labelled(tuple(tensor.shape), along))
             self.recorded.add(name)
-        elif tensor.size(axis) > 1 and tensor.stride(axis) > 0:
+        elif tensor.size(0) > 1 and tensor.stride(0) > 0:
             self.demand(labels, "meets a constant that has a value for every channel")
 
     def add_norm(self, tensor: Tensor, dim: int) -> None:
@@ -238,7 +220,7 @@ class Call:
         across = varying(self.labels[given]) if given is not None and given in self.labels else []
         if given is not None and len(across) == 1:
             tensor, dim = given, across[0]
-        self.graph.add_norm(self.place.name, Seen(tuple(tensor.shape), self.labels[tensor]), dim)
+        self.graph.add_norm(self.place.name, Labelled(tuple(tensor.shape), self.labels[tensor]), dim)
 
 
 Rule = Callable[[Call], list[Tensor]]
@@ -267,13 +249,16 @@ def along_channels(labels: Tensor, dimensions: int, dim: int = 1) -> Tensor:
     return collapse(labels.view([-1 if each == dim else 1 for each in range(dimensions)]))
 
 
+def is_wide(tensor: Tensor, across: Sequence[int], output: Tensor) -> bool:
+    """Tell whether a tensor has several values along dimensions of the output that it is broadcast to."""
+    axes = [dim - output.ndim + tensor.ndim for dim in across]
+    return any(axis >= 0 and tensor.size(axis) > 1 and tensor.stride(axis) > 0 for axis in axes)
+
+
 def meet(call: Call, operands: Sequence[tuple[Tensor, Tensor]], output: Tensor) -> Tensor:
     """Tie the channels of operands that meet element by element; return the labels of the result.
 
-    Args:
-        call: The operation.
-        operands: Tensors and their collapsed labels, aligned to the dimensions of the output.
-        output: The result.
+    The operands are tensors and their collapsed labels, aligned to the dimensions of the output.
     """
     if not operands:
         return collapsed_always(output.ndim)
@@ -283,10 +268,8 @@ def meet(call: Call, operands: Sequence[tuple[Tensor, Tensor]], output: Tensor) 
     for tensor, labels in operands:
         # A tensor that is broadcast over some of the channels' dimensions has one value for many of them; those that
         # share a value are kept or dropped together, unless it is the same for all: then it must be there.
-        axes = [dim - output.ndim + tensor.ndim for dim in across]
-        is_spread = not any(axis >= 0 and tensor.size(axis) > 1 and tensor.stride(axis) > 0 for axis in axes)
         is_one = bool((labels != ALWAYS).all()) and call.graph.are_one(labels, together)
-        if across and is_spread and not is_one:
+        if across and not is_wide(tensor, across, output) and not is_one:
             call.demand(labels, "spreads one channel over many")
         else:
             partners.append(labels)

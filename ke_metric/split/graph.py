@@ -1,26 +1,26 @@
-"""Arithmetic on labels: which channel every element of a tensor belongs to.
+"""The channels of a network: labels, which say what channel every element of a tensor belongs to, and their ties.
 
 While a network is followed, every tensor has a companion of integers, its labels. A label names one channel of the
-layer that made it; label `ALWAYS` is given to what can never be dropped, such as the network's input. A companion has
-as many dimensions as its tensor and is kept collapsed: a dimension along which the label does not change has size 1,
-so that the labels of a feature map [B, C, H, W] are stored as [1, C, 1, 1]. Labels live on the CPU, wherever the
-network is.
-
-What following a network yields: its layers by the labels of their channels, and what ties labels together.
-
-Nothing here depends on the split rate. `kels.py` decides, from this record, which labels are kept.
+layer that made it; `ALWAYS` is the label of what can never be dropped, such as the network's input. A companion has
+as many dimensions as its tensor and is kept collapsed: a dimension along which it does not change has size 1, so
+that the labels of a feature map [B, C, H, W] are stored as [1, C, 1, 1]. Labels live on the CPU, wherever the network
+is, and do not depend on the split rate: `kels.py` decides afterwards which of them are kept.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 ALWAYS = 0
+# So many pairs are worth sorting, to keep each only once.
+MANY_PAIRS = 4096
+# More labels than any layer has channels.
+LARGEST_SEEN = 1 << 16
 
 
 def always(*sizes: int) -> Tensor:
@@ -52,18 +52,18 @@ def align(labels: Tensor, dimensions: int) -> Tensor:
     return labels.reshape((1,) * (dimensions - labels.ndim) + labels.shape)
 
 
+def broadcast(*labels: Tensor) -> list[Tensor]:
+    """Expand labels [...] to the shape they have together."""
+    return list(torch.broadcast_tensors(*labels))  # type: ignore[no-untyped-call]  # untyped in torch
+
+
 def meetings(first: Tensor, second: Tensor, *, through_one: bool = False) -> Tensor:
-    """Return the pairs of different labels that meet when two label tensors are broadcast: [2, n].
+    """Return the pairs of different labels that meet when two label tensors [...] are broadcast: [2, n].
 
     Where one of them does not change along a dimension, all labels of the other along it meet the same one, and so
     each other: they are paired with the first of them, which alone is paired with the other tensor's. That ties the
-    same labels together with far fewer pairs.
-
-    Args:
-        first: Labels [...].
-        second: Labels [...] of a broadcastable shape.
-        through_one: Whether labels are paired through one of them even if the other tensor has a single label; by
-            default they are paired with that one.
+    same labels together with far fewer pairs. With `through_one` it is done so even if the other tensor has a single
+    label, with which all are paired by default.
     """
     dimensions = max(first.ndim, second.ndim)
     both = [align(first, dimensions), align(second, dimensions)]
@@ -81,20 +81,11 @@ def _flat(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([labels.flatten() for labels in broadcast(first, second)])
 
 
-def broadcast(*labels: Tensor) -> list[Tensor]:
-    """Expand labels [...] to the shape they have together."""
-    return list(torch.broadcast_tensors(*labels))  # type: ignore[no-untyped-call]  # untyped in torch
-
-
 def restrict(labels: Tensor, kept: Tensor) -> Tensor | None:
-    """Return the labels that the narrow tensor has, in the order of the wide one; None if they make no tensor.
+    """Return the collapsed labels that the narrow tensor has, in the order of the wide one.
 
-    What is kept of a tensor is a tensor again where, in every dimension, the same positions are kept all over the
-    others.
-
-    Args:
-        labels: Collapsed labels of the wide tensor.
-        kept: For every label whether it is kept, bool [labels].
+    None if they make no tensor: that needs the same positions of a dimension to be kept all over the others. `kept`
+    says of every label whether it is kept, bool [labels].
     """
     flags = kept[labels]
     if not bool(flags.any()):
@@ -106,13 +97,8 @@ def restrict(labels: Tensor, kept: Tensor) -> Tensor | None:
     return labels if bool(flags.all()) else None
 
 
-def narrow_shape(shape: Sequence[int], labels: Tensor, narrow: Tensor) -> tuple[int, ...]:
-    """Return the shape of the narrow tensor, from the wide one's and the labels of both."""
-    return tuple(narrow.size(dim) if labels.size(dim) > 1 else size for dim, size in enumerate(shape))
-
-
 def families(pairs: Tensor, labels: int) -> Tensor:
-    """Return for every label the smallest label that it is tied to, directly or over others: int64 [labels].
+    """Return for every label the smallest that it is tied to, directly or over others: int64 [labels].
 
     Args:
         pairs: Labels that are tied, [2, n].
@@ -127,12 +113,6 @@ def families(pairs: Tensor, labels: int) -> Tensor:
         if torch.equal(spread, smallest):
             return smallest
         smallest = spread
-
-
-# So many pairs are worth sorting, to keep each only once.
-MANY_PAIRS = 4096
-# More labels than any layer has channels.
-LARGEST_SEEN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -152,40 +132,8 @@ class Layer:
     transposed: bool = False
 
 
-@dataclass(frozen=True)
-class Follower:
-    """A bias, norm parameter, norm statistic, embedding, ...: narrowed with the channels it meets, never reset.
-
-    Attributes:
-        shape: Shape of the parameter or buffer.
-        labels: Its collapsed labels.
-    """
-
-    shape: tuple[int, ...]
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Demand:
-    """Labels that an operation can only serve if all of them are kept.
-
-    Attributes:
-        labels: The labels, [channels].
-        reason: Where and why, for the error message.
-    """
-
-    labels: Tensor
-    reason: str
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A tensor whose channels can be narrowed, as it came by.
-
-    Attributes:
-        shape: Its shape.
-        labels: Its collapsed labels.
-    """
+class Labelled(NamedTuple):
+    """Shape and collapsed labels of a tensor: an activation, or a parameter or buffer that follows channels."""
 
     shape: tuple[int, ...]
     labels: Tensor
@@ -195,15 +143,26 @@ class Seen:
         """What two equal records have in common."""
         return self.shape, tuple(self.labels.shape), self.labels.numpy().tobytes()
 
+    def narrowed(self, kept: Tensor) -> Self | None:
+        """Return what is left of the tensor when the labels in `kept`, bool [labels], are; None if it is none."""
+        narrow = restrict(self.labels, kept)
+        if narrow is None:
+            return None
+        sizes = enumerate(self.shape)
+        return type(self)(tuple(narrow.size(d) if self.labels.size(d) > 1 else size for d, size in sizes), narrow)
 
-@dataclass(frozen=True)
-class Step:
-    """One operation that computes something.
 
-    Attributes:
-        module: Where.
-        kind: Name of the operation.
-        labels: Labels of the one tensor with labels that it computes with; None where there are several or none.
+class Demand(NamedTuple):
+    """Labels [channels] that an operation can only serve if all of them are kept; the reason is for the message."""
+
+    labels: Tensor
+    reason: str
+
+
+class Step(NamedTuple):
+    """One operation that computes something: the module, its name, and the labels of what it computes with.
+
+    Without labels where it computes with several tensors that have some, or with none.
     """
 
     module: str
@@ -213,31 +172,31 @@ class Step:
 
 @dataclass
 class ChannelGraph:
-    """All channels of a network.
+    """All channels of a network, as following it records them; modules, weights and tensors go by their names.
 
     Attributes:
         root: What the network itself is called where a module's name is asked for: the name of its class. The slim
             network goes by it too, though a copy of a traced network is of another class.
-        layers: Weight name -> layer, in the order of first use.
-        calls: Weight name -> the layer as each of its calls saw it.
-        followers: Parameter or buffer name -> follower.
-        origins: First label of the channels a layer made -> (weight name, number of channels).
-        made: Weight name -> the labels of its output channels, [channels].
+        layers: Weight -> layer, in the order of first use.
+        calls: Weight -> the layer as each of its calls saw it.
+        followers: Parameter or buffer that is narrowed with the channels it meets, and never reset -> its labels.
+        origins: First label of the channels that a layer made -> (weight, number of channels).
+        made: Weight -> the labels of its output channels, [channels].
         labels: How many labels were given out, `ALWAYS` included.
         ties: Pairs of labels, each [2, n]: both are kept or both are dropped.
         demands: What operations need of the labels.
         parts: Module -> channels that it splits: label tensors of the parts, of which each keeps a prefix of its own.
         boxes: Module -> collapsed labels that vary along more than one dimension, such as heads x channels of a head.
         norms: Module -> what it takes a statistic over that is along channels, and the dimension of the channels.
-        grouped: Names of the weights of grouped convolutions: a narrow one may have a single group left.
-        fixed: Name of a parameter or buffer that is used at its full size -> the place where it is.
-        used: Names of the parameters and buffers that the network computes with.
-        multiplied: Name of a parameter of two or more dimensions -> a place where activations meet it, or what is
-            computed from it, in another way than one that leaves it beside them: see `uses.py`.
-        beside: Names of those that activations meet as a table, token or scale.
-        computed_with: Names of those from which something is computed alone, before activations meet it.
+        grouped: Weights of grouped convolutions: a narrow one may have a single group left.
+        fixed: Parameter or buffer that is used at its full size -> the place where it is.
+        used: Parameters and buffers that the network computes with.
+        multiplied: Parameter of two or more dimensions -> a place where activations meet it, or what is computed
+            from it, in another way than one that leaves it beside them.
+        beside: Those that activations meet as a table, token or scale.
+        computed_with: Those from which something is computed alone, before activations meet it.
         strangers: Places that compute with a parameter that no module has registered.
-        seen: Module -> tensors that came by while it was the innermost one that ran.
+        seen: Module -> tensors that can be narrowed and came by while it was the innermost one that ran.
         unseen: Modules in which more came by than is in `seen`.
         steps: Everything that was computed, in order.
         returned: Module -> what each of its calls returned.
@@ -246,7 +205,7 @@ class ChannelGraph:
     root: str = ""
     layers: dict[str, Layer] = field(default_factory=dict)
     calls: dict[str, list[Layer]] = field(default_factory=lambda: defaultdict(list))
-    followers: dict[str, Follower] = field(default_factory=dict)
+    followers: dict[str, Labelled] = field(default_factory=dict)
     origins: dict[int, tuple[str, int]] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
     labels: int = 1
@@ -254,7 +213,7 @@ class ChannelGraph:
     demands: list[Demand] = field(default_factory=list)
     parts: dict[str, list[list[Tensor]]] = field(default_factory=lambda: defaultdict(list))
     boxes: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    norms: dict[str, tuple[Seen, int]] = field(default_factory=dict)
+    norms: dict[str, tuple[Labelled, int]] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
     fixed: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
@@ -262,23 +221,26 @@ class ChannelGraph:
     beside: set[str] = field(default_factory=set)
     computed_with: set[str] = field(default_factory=set)
     strangers: list[str] = field(default_factory=list)
-    seen: dict[str, dict[tuple[object, ...], Seen]] = field(default_factory=lambda: defaultdict(dict))
+    seen: dict[str, dict[tuple[object, ...], Labelled]] = field(default_factory=lambda: defaultdict(dict))
     unseen: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
-    returned: dict[str, list[list[Seen]]] = field(default_factory=lambda: defaultdict(list))
+    returned: dict[str, list[list[Labelled]]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def tied_pairs(self) -> Tensor:
+        """All ties as one tensor of pairs, [2, n]."""
+        return torch.cat([*self.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Keep or drop the channels of two broadcastable label tensors together, element by element."""
         if first is second:
             return
         pairs = meetings(first, second)
+        if pairs.size(1) > MANY_PAIRS:
+            codes = torch.unique(pairs[0] * self.labels + pairs[1])
+            pairs = torch.stack([codes // self.labels, codes % self.labels])
         if pairs.numel():
-            self.ties.append(self._once(pairs) if pairs.size(1) > MANY_PAIRS else pairs)
-
-    def _once(self, pairs: Tensor) -> Tensor:
-        """Return each of the pairs [2, n] once."""
-        codes = torch.unique(pairs[0] * self.labels + pairs[1])
-        return torch.stack([codes // self.labels, codes % self.labels])
+            self.ties.append(pairs)
 
     def are_one(self, _labels: Tensor, _first: Tensor) -> bool:
         """Tell whether labels are known to be one group or head; one that is left alone does not show it."""
@@ -287,10 +249,6 @@ class ChannelGraph:
     def is_norm(self, _module: str) -> bool:
         """Tell whether a module is known to take a statistic over channels, before it does."""
         return False
-
-    def keep_whole(self, labels: Tensor) -> None:
-        """Never drop any of the labels [...]."""
-        self.tie(labels, always())
 
     def demand(self, labels: Tensor, reason: str) -> None:
         """Note that all of the labels [...] are needed."""
@@ -313,16 +271,18 @@ class ChannelGraph:
         """Give every output channel of a layer a label of its own; return them as [channels]."""
         if weight not in self.made:
             self.origins[self.labels] = (weight, channels)
-            self.made[weight] = torch.arange(self.labels, self.labels + channels, device="cpu")
-            self.labels += channels
+            self.made[weight] = self._new_labels(channels)
         return self.made[weight]
 
-    def new_follower(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def new_follower(self, name: str, shape: Size) -> Tensor:
         """Give every entry of a parameter or buffer a label of its own; return them, [shape]."""
-        labels = torch.arange(self.labels, self.labels + torch.Size(shape).numel(), device="cpu").view(shape)
-        self.labels += labels.numel()
-        self.add_follower(name, Follower(shape, labels))
+        labels = self._new_labels(shape.numel()).view(shape)
+        self.add_follower(name, Labelled(tuple(shape), labels))
         return labels
+
+    def _new_labels(self, count: int) -> Tensor:
+        self.labels += count
+        return torch.arange(self.labels - count, self.labels, device="cpu")
 
     def add_layer(self, weight: str, layer: Layer) -> None:
         """Record a layer; one that is called again ties the channels of its calls together."""
@@ -331,25 +291,18 @@ class ChannelGraph:
         self.tie(known.inputs, layer.inputs)
         self.calls[weight].append(layer)
 
-    def add_follower(self, name: str, follower: Follower) -> None:
+    def add_follower(self, name: str, follower: Labelled) -> None:
         """Record a follower; one that is used again ties the channels of its uses together."""
         self.tie(self.followers.setdefault(name, follower).labels, follower.labels)
 
-    def add_parts(self, module: str, parts: list[Tensor]) -> None:
-        """Record that a module splits channels into parts, each a label tensor."""
-        self.parts[module].append(parts)
-
-    def add_norm(self, module: str, tensor: Seen, dim: int) -> None:
+    def add_norm(self, module: str, tensor: Labelled, dim: int) -> None:
         """Record that a module takes a statistic over the channels of a tensor, along a dimension."""
         self.norms.setdefault(module, (tensor, dim))
 
-    def see(self, module: str, tensor: Seen, *, from_input: bool) -> None:
+    def see(self, module: str, tensor: Labelled, *, from_input: bool) -> None:
         """Record a tensor that came by in a module, unless it has a label for every position of a large table.
 
-        Args:
-            module: Name of the module.
-            tensor: What came by.
-            from_input: Whether it depends on the network's input; what is computed from parameters alone does not.
+        What is computed from parameters alone is not `from_input`, the network's.
         """
         if tensor.labels.numel() > LARGEST_SEEN:
             self.unseen.add(module)
@@ -358,6 +311,6 @@ class ChannelGraph:
             if len(varying(tensor.labels)) > 1:
                 self.boxes[module].append(tensor.labels)
 
-    def leave(self, module: str, outputs: list[Seen]) -> None:
+    def leave(self, module: str, outputs: list[Labelled]) -> None:
         """Record what a call of a module returned."""
         self.returned[module].append(outputs)

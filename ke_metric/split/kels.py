@@ -9,13 +9,14 @@ ceil(rate x channels) of its output channels. Where a network ties channels toge
   concatenation and a plain layer have one section for every chunk.
 - Channels that the network itself takes apart (a split into halves) are sections, too: each half keeps a prefix.
 
-The words for what kels cannot split, with advice that holds when it is followed.
+What kels cannot split is refused here as well, with advice that holds when it is followed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.graph import ALWAYS, ChannelGraph, Demand, families, varying
+from ke_metric.split.admission import and_more, refusal
+from ke_metric.split.graph import ALWAYS, ChannelGraph, collapse, families, varying
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.rehearsal import MisfitError
 from ke_metric.split.wels import Role, owner_of, remover_of, role_by_kind
@@ -38,10 +40,6 @@ class CutError(KeMetricError):
     Args:
         place: Where, why, and how many of the channels are fit.
         weights: Names of the weights whose channels are dropped.
-
-    Attributes:
-        place: See above.
-        weights: See above.
     """
 
     def __init__(self, place: str, weights: list[str]) -> None:
@@ -78,8 +76,7 @@ def fit_labels(
     Raises:
         CutError: An operation needs channels that would be dropped.
     """
-    pairs = torch.cat([*graph.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
-    family = _make_boxes(graph, families(pairs, graph.labels))
+    family = _make_boxes(graph, families(graph.tied_pairs, graph.labels))
     needed = [torch.zeros(1, dtype=torch.int64, device="cpu"), *(labels.flatten() for labels in whole)]
     needed += [layer.outputs for name, layer in graph.layers.items() if name in keep_whole]
     needed += [labels for name, labels in graph.made.items() if name in keep_whole]
@@ -87,7 +84,7 @@ def fit_labels(
     _cut(graph, family, kept, rate, multiple)
     kept[family[torch.cat(needed)]] = True
     kept = kept[family]
-    _refuse_cut(graph, family, kept, rate)
+    _require_demands(graph, family, kept, rate)
     return kept
 
 
@@ -102,28 +99,16 @@ def _make_boxes(graph: ChannelGraph, family: Tensor) -> Tensor:
     while more:
         more = False
         for labels in boxes:
-            members = family[labels]
-            across = varying(_collapsed(members))
+            across = varying(collapse(family[labels]))
             if len(across) > 1:
                 first = labels
                 for dim in across[:-1]:
                     first = first.narrow(dim, 0, 1)
-                pairs = torch.stack([labels.flatten(), first.expand(labels.shape).flatten()])
-                family = families(torch.cat([pairs, _pairs_of(family)], dim=1), graph.labels)
+                inside = torch.stack([labels.flatten(), first.expand(labels.shape).flatten()])
+                known = torch.stack([torch.arange(len(family), device="cpu"), family])
+                family = families(torch.cat([inside, known], dim=1), graph.labels)
                 more = True
     return family
-
-
-def _collapsed(members: Tensor) -> Tensor:
-    for dim in range(members.ndim):
-        first = members.narrow(dim, 0, 1)
-        if bool((members == first).all()):
-            members = first
-    return members
-
-
-def _pairs_of(family: Tensor) -> Tensor:
-    return torch.stack([torch.arange(len(family), device="cpu"), family])
 
 
 def _cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float, multiple: int) -> None:
@@ -145,7 +130,7 @@ def _cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float, multipl
     sizes = torch.zeros_like(family).scatter_add(0, family[counted], torch.ones_like(counted))
     heads = family[made].unique()  # type: ignore[no-untyped-call]  # untyped in torch
     heads = heads[(heads != ALWAYS) & (heads != family[ALWAYS])]
-    for _, members in _grouped(section[heads], heads):
+    for members in _grouped(section[heads], heads):
         total = int(sizes[members].sum())
         before = torch.cumsum(sizes[members], 0) - sizes[members]
         kept[members[before >= prefix(rate, total, multiple)]] = False
@@ -157,14 +142,14 @@ def _mark(section: Tensor, members: Tensor, number: Tensor) -> None:
     section.scatter_add_(0, unique[0], (unique[1] * _MIXER) ^ ((unique[1] * _MIXER) >> 29))
 
 
-def _grouped(keys: Tensor, values: Tensor) -> list[tuple[int, Tensor]]:
+def _grouped(keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
     """Return the values (ascending) of every key, keys in any order."""
     order = torch.argsort(keys, stable=True)
-    found, counts = torch.unique_consecutive(keys[order], return_counts=True)
-    return list(zip(found.tolist(), values[order].split(counts.tolist()), strict=True))  # type: ignore[no-untyped-call]  # untyped in torch
+    _, counts = torch.unique_consecutive(keys[order], return_counts=True)
+    return values[order].split(counts.tolist())  # type: ignore[no-any-return, no-untyped-call]  # untyped in torch
 
 
-def _refuse_cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float) -> None:
+def _require_demands(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float) -> None:
     """Raise if an operation needs labels that are not kept; name every layer that would have to be kept whole."""
     cut = [demand for demand in graph.all_demands() if not bool(kept[demand.labels].all())]
     if cut:
@@ -173,16 +158,12 @@ def _refuse_cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float) 
         first = kept[cut[0].labels]
         raise CutError(
             f"{cut[0].reason}; at rate {rate} only {int(first.sum())} of these {first.numel()} channels are fit"
-            f"{_and_more(cut)}",
-            sources(graph, set(dropped.tolist())),
+            f"{and_more(cut, 'places')}",
+            _sources(graph, set(dropped.tolist())),
         )
 
 
-def _and_more(cut: list[Demand]) -> str:
-    return f" (and {len(cut) - 1} more such places)" if len(cut) > 1 else ""
-
-
-def sources(graph: ChannelGraph, labels: Collection[int]) -> list[str]:
+def _sources(graph: ChannelGraph, labels: Collection[int]) -> list[str]:
     """Return the names of the weights whose layers made the labels."""
     return [
         weight
@@ -208,38 +189,37 @@ class Wish:
     multiple: int
 
     def fit(self, graph: ChannelGraph, whole: Collection[Tensor] = (), more: Collection[str] = ()) -> Tensor:
-        """Return for every label whether its channel is fit; `more` weights are kept whole as well.
-
-        Raises:
-            CutError: An operation needs channels that would be dropped.
-        """
+        """Return `fit_labels` of what was asked; `more` weights are kept whole as well."""
         return fit_labels(graph, self.rate, self.weights | set(more), multiple=self.multiple, whole=whole)
-
-
-def resets_something(graph: ChannelGraph, fit: Tensor) -> bool:
-    """Tell whether any weight has a reset part."""
-    return any(
-        not bool(fit[labels].all()) for layer in graph.layers.values() for labels in (layer.outputs, layer.inputs)
-    )
 
 
 def refuse_cut(graph: ChannelGraph, wish: Wish, cut: CutError) -> KeMetricError:
     """Return the error for operations that need channels that would be dropped."""
-    leave = _keep_whole(graph, wish, cut.weights)
-    advice = f"Leave the layers they come from whole ({leave}), or split" if leave else "Split"
-    return _error(f"{cut.place}. {advice} single weights (kind='wels')")
+    return refusal(f"{cut.place}. {_leave_whole_or_split(graph, wish, cut.weights)}")
 
 
 def refuse_misfit(graph: ChannelGraph, wish: Wish, fit: Tensor, misfit: MisfitError) -> KeMetricError:
     """Return the error for a slim network that does not do what the dense one does."""
     around = [misfit.module.rsplit(".", depth)[0] for depth in range(misfit.module.count(".") + 1)]
     cut = next((found for module in (*around, graph.root) if (found := _cut_layers(graph, fit, module))), [])
-    leave = _keep_whole(graph, wish, cut) if cut else ""
-    advice = f"Leave the layers they come from whole ({leave}), or split" if leave else "Split"
-    return _error(
+    return refusal(
         f"{misfit.module}: the slim network does not work on the channels that are kept ({misfit}): what is done "
-        f"with them depends on how many there are. {advice} single weights (kind='wels')"
+        f"with them depends on how many there are. {_leave_whole_or_split(graph, wish, cut)}"
     )
+
+
+def _leave_whole_or_split(graph: ChannelGraph, wish: Wish, weights: Collection[str]) -> str:
+    leave = _keep_whole(graph, wish, weights) if weights else ""
+    advice = f"Leave the layers they come from whole ({leave}), or split" if leave else "Split"
+    return f"{advice} single weights (kind='wels')"
+
+
+def _cut_layers(graph: ChannelGraph, fit: Tensor, module: str) -> list[str]:
+    """Return the weights whose channels come by in a module and are not all kept."""
+    returned = (tensor for call in graph.returned[module] for tensor in call)
+    here = itertools.chain(graph.seen[module].values(), returned)
+    labels = {label for tensor in here for label in tensor.labels.flatten().tolist()}
+    return _sources(graph, {label for label in labels if not fit[label]})
 
 
 def refuse_left_out(network: nn.Module, graph: ChannelGraph, wish: Wish) -> None:
@@ -249,7 +229,7 @@ def refuse_left_out(network: nn.Module, graph: ChannelGraph, wish: Wish) -> None
         KeMetricError: One is a weight of no layer, and `keep_whole` does not name it; or it belongs to no module.
     """
     if graph.strangers:
-        raise _error(
+        raise refusal(
             f"{graph.strangers[0]} computes with a parameter that no module has registered, so that it is neither "
             "trained nor split with the network: hold it in an nn.Parameter of the module, an nn.ParameterList or "
             "nn.ParameterDict, and modules in an nn.ModuleList or nn.ModuleDict"
@@ -261,16 +241,49 @@ def refuse_left_out(network: nn.Module, graph: ChannelGraph, wish: Wish) -> None
     module, own_name = owner_of(network, name)
     path = name.rpartition(".")[0]
     where = f"module {path!r}, a {type(module).__name__}" if path else f"this {type(module).__name__}"
-    others = f" (and {len(left_out) - 1} more such parameters)" if len(left_out) > 1 else ""
-    leave = _keep_whole(graph, wish, list(left_out))
+    leave = _keep_whole(graph, wish, left_out)
+    is_for_wels = all(_known_role(network, each) is Role.WEIGHT for each in left_out)
     advice = [
         _remedy(module, own_name),
         *([f"{leave} leaves what is none as it is, never reset"] if leave else []),
-        *(["kind='wels' splits single weights"] if _is_for_wels(network, left_out) else []),
+        *(["kind='wels' splits single weights"] if is_for_wels else []),
     ]
-    raise _error(
-        f"kels splits the weights of layers, and {name} {list(module.get_parameter(own_name).shape)} of {where}, "
-        f"is computed with in another way{others}: {why}. {'; '.join(advice)}"
+    raise refusal(
+        f"kels splits the weights of layers, and {name} {list(module.get_parameter(own_name).shape)} of {where}, is "
+        f"computed with in another way{and_more(left_out, 'parameters')}: {why}. {'; '.join(advice)}"
+    )
+
+
+def _left_out(network: nn.Module, graph: ChannelGraph) -> Iterable[tuple[str, str]]:
+    """Yield the names of parameters that may be weights and are in no layer, and why each may be one."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if parameter.ndim >= 2 and parameter.numel():
+            names[id(parameter)].append(name)
+    for several in names.values():
+        name = several[0]
+        if name not in graph.used or name in graph.layers:
+            continue
+        roles = {_known_role(network, each) for each in several}
+        may_be = name in graph.multiplied or name not in graph.beside
+        if Role.WEIGHT in roles or (Role.WHOLE not in roles and may_be):
+            yield name, graph.multiplied.get(name, "no activations meet it")
+
+
+def _known_role(network: nn.Module, name: str) -> Role | None:
+    module, own_name = owner_of(network, name)
+    return None if remover_of(module, own_name) else role_by_kind(module, own_name)
+
+
+def _remedy(module: nn.Module, own_name: str) -> str:
+    remover = remover_of(module, own_name)
+    if remover:
+        return f"{remover} makes it an ordinary weight again"
+    if hasattr(module, "weight_fake_quant"):
+        return "Split the network before it is prepared for quantisation (prepare_qat)"
+    return (
+        "Merge what a weight is computed from (low rank, normalisation) into one parameter, and compute with that as "
+        "nn.Linear, functional.linear or a convolution does"
     )
 
 
@@ -279,7 +292,7 @@ def refuse_undefined(graph: ChannelGraph, wish: Wish, plan: SplitPlan) -> KeMetr
     weights = [name for name in plan.weights if name in graph.computed_with]
     leave = _keep_whole(graph, wish, weights)
     advice = f"Leave what it is computed from whole ({leave}), or merge" if leave else "Merge"
-    return _error(
+    return refusal(
         f"with its reset hypothesis at zero, the network returns numbers that are not finite: it divides by what it "
         f"computes from weights alone ({', '.join(weights)}), such as the length of a channel's weights in weight "
         f"normalisation and DoRA, and that of a reset channel is 0. {advice} it into ordinary weights"
@@ -291,14 +304,10 @@ def refuse_nothing(network: str, plan: SplitPlan, keep_whole: Collection[str]) -
     kept = f" beside keep_whole={list(keep_whole)}" if keep_whole else ""
     why = "".join(f"; {module} keeps all of its channels ({reason})" for module, reason in plan.kept_whole.items())
     instead = ", or split single weights (kind='wels')" if plan.kind == "kels" else ""
-    return _error(
+    return refusal(
         f"nothing of this {network} would be reset at split rate {plan.rate}{kept}{why}: every generation would be "
         f"the same network, trained on. Lower the rate, keep less whole{instead}; rate=1 keeps a network as it is"
     )
-
-
-def _error(message: str) -> KeMetricError:
-    return KeMetricError(message, ExitCode.RECIPE)
 
 
 def _keep_whole(graph: ChannelGraph, wish: Wish, weights: Iterable[str]) -> str:
@@ -319,50 +328,5 @@ def _keep_whole(graph: ChannelGraph, wish: Wish, weights: Iterable[str]) -> str:
             break
     # A layer goes by its name, any other parameter by its own.
     names = [*wish.names, *(each.removesuffix(".weight") if each in graph.layers else each for each in whole)]
-    return f"keep_whole={list(dict.fromkeys(names))}" if resets_something(graph, fit) else ""
-
-
-def _cut_layers(graph: ChannelGraph, fit: Tensor, module: str) -> list[str]:
-    """Return the weights whose channels come by in a module and are not all kept."""
-    returned = (seen for call in graph.returned[module] for seen in call)
-    here = itertools.chain(graph.seen[module].values(), returned)
-    labels = {label for seen in here for label in seen.labels.flatten().tolist()}
-    return sources(graph, {label for label in labels if not fit[label]})
-
-
-def _left_out(network: nn.Module, graph: ChannelGraph) -> Iterable[tuple[str, str]]:
-    """Yield the names of parameters that may be weights and are in no layer, and why each may be one."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        if parameter.ndim >= 2 and parameter.numel():
-            names.setdefault(id(parameter), []).append(name)
-    for several in names.values():
-        name = several[0]
-        if name not in graph.used or name in graph.layers:
-            continue
-        roles = {_known_role(network, each) for each in several}
-        if Role.WEIGHT in roles or (
-            Role.WHOLE not in roles and (name in graph.multiplied or name not in graph.beside)
-        ):
-            yield name, graph.multiplied.get(name, "no activations meet it")
-
-
-def _known_role(network: nn.Module, name: str) -> Role | None:
-    module, own_name = owner_of(network, name)
-    return None if remover_of(module, own_name) else role_by_kind(module, own_name)
-
-
-def _is_for_wels(network: nn.Module, names: Iterable[str]) -> bool:
-    return all(_known_role(network, name) is Role.WEIGHT for name in names)
-
-
-def _remedy(module: nn.Module, own_name: str) -> str:
-    remover = remover_of(module, own_name)
-    if remover:
-        return f"{remover} makes it an ordinary weight again"
-    if hasattr(module, "weight_fake_quant"):
-        return "Split the network before it is prepared for quantisation (prepare_qat)"
-    return (
-        "Merge what a weight is computed from (low rank, normalisation) into one parameter, and compute with that as "
-        "nn.Linear, functional.linear or a convolution does"
-    )
+    is_cut = any(not bool(fit[torch.cat([each.outputs, each.inputs])].all()) for each in graph.layers.values())
+    return f"keep_whole={list(dict.fromkeys(names))}" if is_cut else ""

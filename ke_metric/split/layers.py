@@ -1,6 +1,4 @@
-"""Rules for what has weights, or multiplies matrices: where channels begin and end.
-
-Rules for norms and statistics.
+"""Rules for what has weights, multiplies matrices or takes statistics: where channels begin and end.
 
 A norm whose statistics are those of one channel, or of groups that are kept as a whole, computes the same in the slim
 network. Over all channels of a narrowed tensor (layer norm, RMS norm, response normalisation) the slim network takes
@@ -14,6 +12,8 @@ from torch import Tensor
 
 from ke_metric.split.call import Call, along_channels, meet, mix
 from ke_metric.split.graph import ALWAYS, Layer, align, always, collapse, collapsed_always, varying
+
+STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"}
 
 
 def convolution(call: Call) -> list[Tensor]:
@@ -66,16 +66,14 @@ def _filter(call: Call) -> list[Tensor]:
     image, weight, bias = call.args[:3]
     channels = call.vector(image, 1)
     for constant in (weight, bias):
-        if constant is None:
-            continue
-        if constant in call.labels:
-            rows = call.along(constant, range(1, constant.ndim))
-            if rows is None:
-                call.demand(call.labels[constant], "filters with it")
-            elif varying(rows):
-                call.graph.tie(rows.flatten(), channels)
-        else:
+        if constant is None or constant not in call.labels:
             call.follow(constant, channels)
+            continue
+        rows = call.along(constant, range(1, constant.ndim))
+        if rows is None:
+            call.demand(call.labels[constant], "filters with it")
+        elif varying(rows):
+            call.graph.tie(rows.flatten(), channels)
     return [along_channels(channels, call.outputs[0].ndim)]
 
 
@@ -96,10 +94,10 @@ def _is_transposed(weight: Tensor, matrix: Tensor) -> bool:
 
 
 def _record(call: Call, name: str, bias: Tensor | None, layer: Layer, outputs: Tensor | None = None) -> list[Tensor]:
-    call.add_layer(name, layer)
+    call.graph.add_layer(name, layer)
+    call.recorded.add(name)
     outputs = layer.outputs if outputs is None else outputs
-    if bias is not None:
-        call.follow(bias, outputs)
+    call.follow(bias, outputs)
     return [along_channels(outputs, call.outputs[0].ndim)]
 
 
@@ -137,9 +135,6 @@ def pixel_unshuffle(call: Call) -> list[Tensor]:
     return [along_channels(channels, tensor.ndim, tensor.ndim - 3)]
 
 
-STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"}
-
-
 def batch_norm(call: Call) -> list[Tensor]:
     """Batch norm: scale, shift and running statistics follow the channels of the input."""
     image, *vectors = call.args[:5]
@@ -147,29 +142,25 @@ def batch_norm(call: Call) -> list[Tensor]:
         return mix(call)
     channels = call.vector(image, 1)
     for vector in vectors:
-        if vector is not None:
-            call.follow(vector, channels)
-    normalized, *statistics = call.outputs
-    return [along_channels(channels, normalized.ndim), *(collapsed_always(each.ndim) for each in statistics)]
+        call.follow(vector, channels)
+    return _with_statistics(call, along_channels(channels, image.ndim))
 
 
 def layer_norm(call: Call) -> list[Tensor]:
     """Layer and RMS norm over the last dimensions."""
     tensor, shape, *vectors = call.args[:4]
-    vectors = [vector for vector in vectors if isinstance(vector, Tensor)]
     if tensor not in call.labels:
         return mix(call)
-    dims = range(tensor.ndim - len(shape), tensor.ndim)
-    labels = call.along(tensor, dims)
+    labels = call.along(tensor, range(tensor.ndim - len(shape), tensor.ndim))
     if labels is None:
         labels = call.labels[tensor]
         if varying(labels) != [tensor.ndim - 1] or len(shape) > 1 or not call.place.is_leaf:
             return mix(call)
         call.add_norm(tensor, tensor.ndim - 1)
         for vector in vectors:
-            call.follow(vector, labels.flatten())
-    _normalized, *statistics = call.outputs
-    return [labels, *(collapsed_always(each.ndim) for each in statistics)]
+            if isinstance(vector, Tensor):
+                call.follow(vector, labels.flatten())
+    return _with_statistics(call, labels)
 
 
 def group_norm(call: Call) -> list[Tensor]:
@@ -186,10 +177,13 @@ def group_norm(call: Call) -> list[Tensor]:
     else:
         call.graph.tie(groups, groups[:, :1])
     for vector in vectors:
-        if vector is not None:
-            call.follow(vector, channels)
-    normalized, *statistics = call.outputs
-    return [along_channels(channels, normalized.ndim), *(collapsed_always(each.ndim) for each in statistics)]
+        call.follow(vector, channels)
+    return _with_statistics(call, along_channels(channels, image.ndim))
+
+
+def _with_statistics(call: Call, labels: Tensor) -> list[Tensor]:
+    """Return the labels of a normalised tensor, and those of the statistics that torch returns beside it."""
+    return [labels, *(collapsed_always(each.ndim) for each in call.outputs[1:])]
 
 
 def reduce(call: Call) -> list[Tensor]:

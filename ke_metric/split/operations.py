@@ -1,23 +1,22 @@
 """What each family of aten operations does to the labels of its operands.
 
-Layers give out new labels (`layers.py`), norms and statistics are in `norms.py`; spatial operations, rearrangements,
-concatenations and elementwise operations, which pass labels on, are here. Everything else demands that all of the
-channels of its operands are kept, which is so where nothing is dropped, and a clear error where something is. No
-family guesses: where labels cannot be passed on exactly, it demands. Whether a narrow network moves its channels as
-the wide one does is not decided here: `rehearsal.py` runs it and compares.
+Layers, norms and statistics are in `layers.py`; spatial operations, rearrangements, concatenations and elementwise
+operations, which pass labels on, are here. Everything else demands that all of the channels of its operands are kept,
+which is so where nothing is dropped, and a clear error where something is. No family guesses: where labels cannot be
+passed on exactly, it demands. Whether a narrow network moves its channels as the wide one does is not decided here:
+`rehearsal.py` runs it and compares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ke_metric.split.call import Call, Rule, along_channels, meet, mix
+from ke_metric.split.call import Call, Rule, along_channels, is_wide, meet, mix
 from ke_metric.split.graph import ALWAYS, align, collapse, collapsed_always, varying
 from ke_metric.split.layers import (
     batch_norm,
@@ -31,6 +30,24 @@ from ke_metric.split.layers import (
     reduce,
     softmax,
 )
+
+SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z_]+|reflection_pad|replication_pad)(\d)d\w*")
+REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll", "split_with_sizes_copy"}
+# Rearrangements that take channels apart.
+PARTS = {"slice", "split", "split_with_sizes", "narrow", "chunk", "unsafe_chunk", "unsafe_split"}
+COLUMNS_IN_PLACE = {"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias", "detach"}
+# Views that say nothing about channels: they name strides, or pair elements.
+BY_STRIDES = {"as_strided", "_reshape_alias", "view_as_real", "view_as_complex"}
+# Elementwise operations that torch does not tag as pointwise: at all, in place, or in its oldest version allowed.
+ELEMENTWISE = {
+    "hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "clone",
+    "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
+    "celu", "elu", "gelu", "hardsigmoid", "hardtanh", "ldexp", "leaky_relu", "mish", "rrelu_with_noise", "selu",
+    "threshold",
+}  # fmt: skip
+COPIES = {
+    "clone", "_to_copy", "copy", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like", "as_strided",
+}  # fmt: skip
 
 
 def follow(call: Call) -> list[Tensor | None]:
@@ -57,8 +74,7 @@ def follow(call: Call) -> list[Tensor | None]:
 
 def computes(call: Call) -> bool:
     """Tell whether an operation computes something, rather than moving or copying it."""
-    rule = rule_of(call)
-    return rule not in (rearrange, blank, mix) and call.kind not in COPIES
+    return rule_of(call) not in (rearrange, blank, mix) and call.kind not in COPIES
 
 
 def rule_of(call: Call) -> Rule:
@@ -86,9 +102,6 @@ def _keep_track_of_weights(call: Call, rule: Rule) -> None:
             call.standardised[output] = sources[0]
 
 
-# --- what leaves channels as they are -----------------------------------------------------------------------------
-
-
 def spatial(call: Call) -> list[Tensor]:
     """Pooling, resizing, reflecting: acts on the last dimensions, on each channel by itself."""
     [(tensor, _)] = call.labelled
@@ -96,9 +109,6 @@ def spatial(call: Call) -> list[Tensor]:
     assert found is not None
     labels = call.along(tensor, range(tensor.ndim - int(found[1]), tensor.ndim))
     return mix(call) if labels is None else [labels for _ in call.outputs]
-
-
-# --- what moves elements ------------------------------------------------------------------------------------------
 
 
 def rearrange(call: Call) -> list[Tensor]:
@@ -137,7 +147,7 @@ def _note_parts(call: Call, labels: Tensor, parts: list[Tensor]) -> None:
     rest = labels.flatten()[~torch.isin(labels.flatten(), present)]
     parts = [part.flatten() for part in parts] + ([rest] if rest.numel() else [])
     if any(not torch.equal(parts[0], part) for part in parts):
-        call.graph.add_parts(call.place.name, parts)
+        call.graph.parts[call.place.name].append(parts)
 
 
 def pad(call: Call) -> list[Tensor]:
@@ -170,8 +180,7 @@ def stack(call: Call) -> list[Tensor]:
     if len(call.labelled) < len(call.tensors):
         return mix(call)
     output = call.outputs[0].select(call.argument("dim", 0), 0)
-    labels = meet(call, [(tensor, labels) for tensor, labels in call.labelled], output)
-    return [labels.unsqueeze(call.argument("dim", 0))]
+    return [meet(call, call.labelled, output).unsqueeze(call.argument("dim", 0))]
 
 
 def channel_shuffle(call: Call) -> list[Tensor]:
@@ -190,16 +199,13 @@ def gated_halves(call: Call) -> list[Tensor]:
         return [labels]
     halves = labels.chunk(2, dim)
     call.graph.tie(*halves)
-    call.graph.add_parts(call.place.name, [half.flatten() for half in halves])
+    call.graph.parts[call.place.name].append([half.flatten() for half in halves])
     return [halves[0]]
 
 
 def blank(call: Call) -> list[Tensor]:
     """New tensors filled with one value: nothing of their operand is in them."""
     return [collapsed_always(output.ndim) for output in call.outputs]
-
-
-# --- elementwise --------------------------------------------------------------------------------------------------
 
 
 def elementwise(call: Call) -> list[Tensor]:
@@ -210,15 +216,9 @@ def elementwise(call: Call) -> list[Tensor]:
     merged = meet(call, operands, output)
     across = varying(merged)
     for tensor in call.tensors:
-        if tensor not in call.labels and tensor.numel() and _is_wide(tensor, across, output):
+        if tensor not in call.labels and tensor.numel() and is_wide(tensor, across, output):
             call.demand(merged, "meets a constant that has a value for every channel")
     return [merged for _ in call.outputs]
-
-
-def _is_wide(constant: Tensor, across: Sequence[int], output: Tensor) -> bool:
-    """Tell whether a constant has several values along the channels of the output."""
-    axes = [dim - output.ndim + constant.ndim for dim in across]
-    return any(axis >= 0 and constant.size(axis) > 1 and constant.stride(axis) > 0 for axis in axes)
 
 
 RULES: dict[str, Rule] = {
@@ -240,55 +240,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), blank),
 }
-
+# Rules that look for weights among the parameters themselves.
 LAYERS = (convolution, linear)
-"""Rules that look for weights among the parameters themselves."""
-
+# Rules that let parameters follow the channels they are given.
 CONSUMERS = (*LAYERS, batch_norm, layer_norm, group_norm)
-"""Rules that let parameters follow the channels they are given."""
-
-SEVERAL = (
-    elementwise,
-    concatenate,
-    stack,
-    convolution,
-    linear,
-    matrix_product,
-    batch_norm,
-    layer_norm,
-    group_norm,
-    mix,
-)
-"""Rules that take several operands with labels."""
-
-SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z_]+|reflection_pad|replication_pad)(\d)d\w*")
-
-REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll", "split_with_sizes_copy"}
-
-PARTS = {"slice", "split", "split_with_sizes", "narrow", "chunk", "unsafe_chunk", "unsafe_split"}
-"""Rearrangements that take channels apart."""
-
-COLUMNS_IN_PLACE = {"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias", "detach"}
-
-BY_STRIDES = {"as_strided", "_reshape_alias", "view_as_real", "view_as_complex"}
-"""Views that say nothing about channels: they name strides, or pair elements."""
-
-ELEMENTWISE = {
-    "hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "clone",
-    "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
-    "celu", "elu", "gelu", "hardsigmoid", "hardtanh", "ldexp", "leaky_relu", "mish", "rrelu_with_noise", "selu",
-    "threshold",
-}  # fmt: skip
-"""Elementwise operations that torch does not tag as pointwise: at all, in place, or in its oldest version allowed."""
-
-COPIES = {
-    "clone",
-    "_to_copy",
-    "copy",
-    "lift_fresh",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "empty_like",
-    "as_strided",
-}
+# Rules that take several operands with labels.
+SEVERAL = (*CONSUMERS, elementwise, concatenate, stack, matrix_product, mix)

@@ -1,8 +1,7 @@
-"""Masks: compact records of which entries of a parameter are fit. True = fit, False = reset.
+"""The split plan: which part of every weight of a network is the fit hypothesis, and how it is stored.
 
-A split plan as a table to read.
-
-The split plan: which part of every weight of a network is the fit hypothesis.
+A mask says of every entry of a weight whether it is fit (True) or reset (False); a plan holds masks in a compact
+form, whole channels as ranges (KELS) and single weights as bits (WELS).
 """
 
 from __future__ import annotations
@@ -17,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.split.admission import KINDS, unwrapped
+from ke_metric.split.admission import KINDS, refusal, tensors_of, unwrapped
+
+FORMAT = 1
+# Why a module or weight is kept whole that `keep_whole` names.
+ASKED_FOR = "keep_whole names it"
+_PLACES = torch.arange(8, dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class ChannelMask:
         return plane.view(*plane.shape, *(1,) * (len(self.shape) - 2)).expand(self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mask as JSON values; `from_json` reads them."""
+        """Return the mask as JSON values."""
         entry = {"shape": self.shape, "outputs": self.outputs.ranges, "inputs": self.inputs.ranges}
         return entry | {"transposed": True} if self.transposed else entry
 
@@ -105,12 +109,8 @@ class ChannelMask:
         """Return the mask that `to_json` wrote."""
         shape, transposed = tuple(entry["shape"]), bool(entry.get("transposed", False))
         inputs, outputs = shape[:2] if transposed else (shape[1], shape[0])
-        return cls(
-            shape,
-            ChannelSet.of_ranges(outputs, entry["outputs"]),
-            ChannelSet.of_ranges(inputs, entry["inputs"]),
-            transposed,
-        )
+        kept_outputs = ChannelSet.of_ranges(outputs, entry["outputs"])
+        return cls(shape, kept_outputs, ChannelSet.of_ranges(inputs, entry["inputs"]), transposed)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Narrowing:
     channels: ChannelSet
 
     def to_json(self) -> dict[str, Any]:
-        """Return the narrowing as JSON values; `from_json` reads them."""
+        """Return the narrowing as JSON values."""
         return {"shape": self.shape, "axis": self.axis, "channels": self.channels.ranges}
 
     @classmethod
@@ -192,58 +192,6 @@ class WeightMask:
         return cls(shape, bits.cpu().numpy().tobytes())
 
 
-_PLACES = torch.arange(8, dtype=torch.uint8, device="cpu")
-
-
-# Why a module or weight is kept whole that `keep_whole` names.
-ASKED_FOR = "keep_whole names it"
-
-
-def split_table(plan: SplitPlan) -> str:
-    """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit.
-
-    Below the table: what is kept whole and why, what is frozen, and which norms see the fit channels only.
-    """
-    rows = [("weight", "outputs", "inputs", "fit")]
-    rows += [
-        (name, *_channels(mask), _share(mask.fit_count, prod(mask.shape))) for name, mask in plan.weights.items()
-    ]
-    rows.append(("all", "", "", _share(plan.fit_count, plan.fit_count + plan.reset_count)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    asked_for = [name for name, reason in plan.kept_whole.items() if reason == ASKED_FOR]
-    notes = [
-        f"{module} keeps all of its channels: {reason}"
-        for module, reason in plan.kept_whole.items()
-        if module not in asked_for
-    ]
-    if asked_for:
-        notes.append(f"kept whole by request: {', '.join(asked_for)}")
-    if plan.frozen:
-        notes.append(f"frozen (requires_grad=False), and so never redrawn: {', '.join(plan.frozen)}")
-    if plan.norms:
-        notes.append(f"statistics over the fit channels only: {', '.join(plan.norms)}")
-    return "\n".join([f"{plan.kind} at split rate {plan.rate}", *lines, *notes])
-
-
-def _channels(mask: ChannelMask | WeightMask) -> tuple[str, str]:
-    if isinstance(mask, WeightMask):
-        return str(mask.shape[0]), str(mask.shape[1])
-    return f"{mask.outputs.count} / {mask.outputs.size}", f"{mask.inputs.count} / {mask.inputs.size}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-FORMAT = 1
-
-
 @dataclass(frozen=True)
 class SplitPlan:
     """Which part of every weight is fit; a parameter that no entry names is fit as a whole.
@@ -295,18 +243,17 @@ class SplitPlan:
         Raises:
             KeMetricError: A parameter or buffer of the plan is missing or has another shape.
         """
-        network = unwrapped(network)
-        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        start = f"the split plan belongs to another network than this {type(network).__name__}"
+        tensors = tensors_of(unwrapped(network))
+        start = f"the split plan belongs to another network than this {type(unwrapped(network)).__name__}"
         for name, entry in {**self.weights, **self.narrowings}.items():
             if name not in tensors:
-                raise KeMetricError(f"{start}: there is no {name!r} in it{closest(name, tensors)}", ExitCode.RECIPE)
+                raise refusal(f"{start}: there is no {name!r} in it{closest(name, tensors)}")
             shape = tuple(tensors[name].shape)
             if shape != entry.shape:
-                raise KeMetricError(f"{start}: {name} is {shape}, in the plan {entry.shape}", ExitCode.RECIPE)
+                raise refusal(f"{start}: {name} is {shape}, in the plan {entry.shape}")
 
     def to_json(self) -> str:
-        """Return the plan as JSON; channels are stored as ranges, and the bits of wels are left to `to_tensors`."""
+        """Return the plan as JSON; the bits of wels are left to `to_tensors`."""
         document = {
             "format": FORMAT,
             "kind": self.kind,
@@ -327,11 +274,7 @@ class SplitPlan:
 
     @classmethod
     def from_json(cls, text: str, tensors: Mapping[str, Tensor] | None = None) -> Self:
-        """Return the plan that `to_json` wrote.
-
-        Args:
-            text: What `to_json` returned.
-            tensors: What `to_tensors` returned, for a wels plan.
+        """Return the plan that `to_json` wrote, and `to_tensors` for a wels plan.
 
         Raises:
             KeMetricError: The text is no split plan, or one of another format, or tensors are missing.
@@ -371,7 +314,7 @@ class SplitPlan:
         )
 
     def __str__(self) -> str:
-        return split_table(self)
+        return f"{self.kind} at split rate {self.rate}\n" + "\n".join([*_table(self), *_notes(self)])
 
 
 def _settings(document: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | list[int]]]:
@@ -379,10 +322,37 @@ def _settings(document: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     for name, attributes in document.items():
         for attribute, value in attributes.items():
             values = value if isinstance(value, list) else [value]
-            if (
-                not attribute.isidentifier()
-                or attribute.startswith("_")
-                or not all(type(each) is int for each in values)
-            ):
+            is_public = attribute.isidentifier() and not attribute.startswith("_")
+            if not is_public or any(type(each) is not int for each in values):
                 raise ValueError(f"settings of {name}: {attribute} = {value!r} is no width")
     return {name: dict(attributes) for name, attributes in document.items()}
+
+
+def _table(plan: SplitPlan) -> list[str]:
+    """Return one line for every weight: kept / all outputs, kept / all inputs (kels only), share that is fit."""
+    rows = [("weight", "outputs", "inputs", "fit")]
+    for name, mask in plan.weights.items():
+        if isinstance(mask, WeightMask):
+            channels = [str(size) for size in mask.shape[:2]]
+        else:
+            channels = [f"{each.count} / {each.size}" for each in (mask.outputs, mask.inputs)]
+        rows.append((name, channels[0], channels[1], _share(mask.fit_count, prod(mask.shape))))
+    rows.append(("all", "", "", _share(plan.fit_count, plan.fit_count + plan.reset_count)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _notes(plan: SplitPlan) -> list[str]:
+    """Return what is kept whole and why, what is frozen, and which norms see the fit channels only."""
+    reasons = {name: reason for name, reason in plan.kept_whole.items() if reason != ASKED_FOR}
+    notes = [f"{module} keeps all of its channels: {reason}" for module, reason in reasons.items()]
+    lists = {
+        "kept whole by request": [name for name in plan.kept_whole if name not in reasons],
+        "frozen (requires_grad=False), and so never redrawn": plan.frozen,
+        "statistics over the fit channels only": list(plan.norms),
+    }
+    return notes + [f"{what}: {', '.join(names)}" for what, names in lists.items() if names]

@@ -1,7 +1,4 @@
-"""Parameters over one memory: what one of them keeps, another must not reset.
-
-Plan a split: follow the channels of a network, decide which are fit, and prove it in a rehearsal.
-"""
+"""Plan a split: follow the channels of a network, decide which are fit, and prove it in a rehearsal."""
 
 from __future__ import annotations
 
@@ -12,17 +9,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import closest
 from ke_metric.split.admission import (
     ExampleInput,
     check_arguments,
     check_network,
     check_ordinary,
+    refusal,
     run_network,
     tensors_in,
+    tensors_of,
+    undisturbed,
     unwrapped,
 )
-from ke_metric.split.following import follow_channels, undisturbed
+from ke_metric.split.following import follow_channels
 from ke_metric.split.graph import ChannelGraph, restrict, varying
 from ke_metric.split.kels import (
     CutError,
@@ -34,64 +34,10 @@ from ke_metric.split.kels import (
     refuse_undefined,
 )
 from ke_metric.split.plan import ASKED_FOR, ChannelMask, ChannelSet, Narrowing, SplitPlan, WeightMask
-from ke_metric.split.rehearsal import MisfitError, Settings, rehearse
+from ke_metric.split.rehearsal import MisfitError, rehearse
 from ke_metric.split.reset import frozen_weights, zero_reset
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import plan_wels
-
-
-def refuse_conflicts(network: nn.Module, plan: SplitPlan) -> None:
-    """Demand that no number is fit in one parameter or buffer of a network and reset in another one.
-
-    A parameter that several modules hold is one parameter and has one mask; several parameters can be views of one
-    memory, and have masks of their own.
-
-    Raises:
-        KeMetricError: A plan keeps in one what it resets in another.
-    """
-    sharing: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta":
-            storage = tensor.untyped_storage()
-            sharing.setdefault((storage.device, storage.data_ptr()), []).append((name, tensor))
-    for tensors in sharing.values():
-        if len(tensors) > 1 and any(name in plan.weights for name, _ in tensors):
-            _compare(_without_other_views(tensors, plan), plan)
-
-
-def _without_other_views(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> list[tuple[str, Tensor]]:
-    """Leave out what wels takes for the same weight: what starts where one of its weights does."""
-    if plan.kind != "wels":
-        return tensors
-    starts = {tensor.data_ptr() for name, tensor in tensors if name in plan.weights}
-    return [(name, tensor) for name, tensor in tensors if name in plan.weights or tensor.data_ptr() not in starts]
-
-
-def _compare(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> None:
-    """Write into a copy of the memory who keeps or resets each number; raise where two do not agree."""
-    size = min(tensor.element_size() for _, tensor in tensors)
-    # Twice the number of a tensor, and 1 where it resets; below 0 where nobody has been.
-    marks = torch.full((tensors[0][1].untyped_storage().nbytes() // size,), -1, device="cpu")
-    for number, (name, tensor) in enumerate(tensors):
-        mine = 2 * number + _resets(plan.weights.get(name), tensor)
-        ratio = tensor.element_size() // size
-        strides = [ratio * stride for stride in tensor.stride()]
-        place = marks.as_strided(tensor.shape, strides, ratio * tensor.storage_offset())
-        wrong = (place >= 0) & (place % 2 != mine % 2)
-        if bool(wrong.any()):
-            other = tensors[int(place[wrong][0]) // 2][0]
-            raise KeMetricError(
-                f"{other} and {name} are two parameters over one memory, and what is reset in one of them is kept in "
-                f"the other: let both modules hold one parameter (the same object), or give {name} memory of its own "
-                "(torch.nn.Parameter(weight.detach().clone()))",
-                ExitCode.RECIPE,
-            )
-        place.copy_(mine)
-
-
-def _resets(mask: ChannelMask | WeightMask | None, tensor: Tensor) -> Tensor:
-    fit = torch.ones(tensor.shape, dtype=torch.bool, device="cpu") if mask is None else mask.expand()
-    return (~fit).long()
 
 
 def plan_split(  # noqa: PLR0913  # the one public function of a split
@@ -138,12 +84,12 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
         masks = plan_wels(network, rate=rate, keep_whole=whole, seed=seed, embeddings=embeddings)
         plan = SplitPlan("wels", rate, masks)
     elif embeddings:
-        raise KeMetricError("embeddings=True is for kind='wels'; kels leaves embedding tables whole", ExitCode.RECIPE)
+        raise refusal("embeddings=True is for kind='wels'; kels leaves embedding tables whole")
     else:
         plan = _plan_kels(network, example_input, Wish(rate, tuple(keep_whole), frozenset(whole), channel_multiple))
     if rate < 1 and not plan.reset_count:
         raise refuse_nothing(type(network).__name__, plan, keep_whole)
-    refuse_conflicts(network, plan)
+    _refuse_conflicts(network, plan)
     left_out = [name for name, _ in network.named_parameters() if name in whole and name not in plan.weights]
     kept_whole = dict.fromkeys([*keep_whole, *left_out], ASKED_FOR) | dict(plan.kept_whole)
     return replace(plan, kept_whole=kept_whole, frozen=tuple(frozen_weights(network, plan)))
@@ -169,7 +115,7 @@ def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> S
         try:
             settings = rehearse(extract_slim(network, plan), example_input, graph, fit)
         except MisfitError as misfit:
-            kind = _kind_of(network, misfit.module)
+            kind = type(dict(network.named_modules()).get(misfit.module, network))
             ties = [] if kind in as_wide else _inside_to_outside(network, graph, kind)
             as_wide.add(kind)
             if ties and _stays_narrow(graph, ties, wish, labels):
@@ -188,17 +134,13 @@ def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> S
                 raise refuse_misfit(graph, wish, fit, misfit) from misfit
         else:
             _refuse_undefined(network, example_input, graph, wish, plan)
-            return replace(plan, settings=_as_json(settings))
+            return replace(plan, settings=settings)
 
 
 def _refuse_undefined(
     network: nn.Module, example_input: ExampleInput, graph: ChannelGraph, wish: Wish, plan: SplitPlan
 ) -> None:
-    """Demand that a network in which layers divide by what is computed from weights alone does not divide by 0.
-
-    Raises:
-        KeMetricError: With its reset hypothesis at zero the network returns numbers that are not finite.
-    """
+    """Demand that a network in which layers divide by what is computed from weights alone does not divide by 0."""
     has_values = not any(parameter.is_meta for parameter in network.parameters())
     if has_values and not graph.computed_with.isdisjoint(plan.weights):
         zeroed = deepcopy(network)
@@ -219,10 +161,6 @@ def _fit(graph: ChannelGraph, wish: Wish, whole: Collection[Tensor]) -> Tensor:
         return wish.fit(graph, whole)
     except CutError as cut:
         raise refuse_cut(graph, wish, cut) from None
-
-
-def _kind_of(network: nn.Module, name: str) -> type[nn.Module]:
-    return type(dict(network.named_modules()).get(name, network))
 
 
 def _inside_to_outside(network: nn.Module, graph: ChannelGraph, kind: type[nn.Module]) -> list[Tensor]:
@@ -289,10 +227,9 @@ def _narrowings(graph: ChannelGraph, fit: Tensor) -> dict[str, Narrowing]:
         if len(cut) > 1:
             cut = [dim for dim in cut if not bool(_along(flags, dim).all())]
         if len(cut) > 1 or restrict(follower.labels, fit) is None:
-            raise KeMetricError(
+            raise refusal(
                 f"{name} {list(follower.shape)} would be cut along several dimensions; leave the layers it meets "
-                "whole (keep_whole=...), or split single weights (kind='wels')",
-                ExitCode.RECIPE,
+                "whole (keep_whole=...), or split single weights (kind='wels')"
             )
         if cut or len(follower.shape) == 1:
             axis = cut[0] if cut else 0
@@ -314,35 +251,71 @@ def _along(flags: Tensor, dim: int) -> Tensor:
     return flags.movedim(dim, 0).flatten(1).any(dim=1) if flags.ndim > 1 else flags
 
 
-def _as_json(settings: Settings) -> dict[str, dict[str, int | list[int]]]:
-    return {
-        module: {name: value if isinstance(value, int) else list(value) for name, value in attributes.items()}
-        for module, attributes in settings.items()
-    }
-
-
-def _weights_inside(network: nn.Module, modules: Collection[str]) -> set[str]:
+def _weights_inside(network: nn.Module, names: Collection[str]) -> set[str]:
     """Return the names of the weights (two or more dimensions) in the named modules, and of the named parameters."""
-    known = dict(network.named_modules())
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    inside: set[str] = set()
+    modules = dict(network.named_modules())
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    for module in modules:
-        if module in parameters:
-            inside.add(names[parameters[module]])
+    first_names = {parameter: name for name, parameter in network.named_parameters()}
+    inside: set[str] = set()
+    for name in names:
+        if name in parameters:
+            inside.add(first_names[parameters[name]])
             continue
-        if module not in known:
-            raise KeMetricError(
-                f"keep_whole names {module!r}; {type(network).__name__} has no such module"
-                f"{closest(module, {**known, **parameters})}",
-                ExitCode.RECIPE,
-            )
-        weights = {names[parameter] for parameter in known[module].parameters() if parameter.ndim >= 2}
+        if name not in modules:
+            near = closest(name, {**modules, **parameters})
+            raise refusal(f"keep_whole names {name!r}; {type(network).__name__} has no such module{near}")
+        weights = {first_names[parameter] for parameter in modules[name].parameters() if parameter.ndim >= 2}
         if not weights:
-            raise KeMetricError(
-                f"keep_whole names {module!r}, a {type(known[module]).__name__} without weights: there is nothing in "
-                "it to split or keep; name the convolution or linear layer before it",
-                ExitCode.RECIPE,
+            raise refusal(
+                f"keep_whole names {name!r}, a {type(modules[name]).__name__} without weights: there is nothing in "
+                "it to split or keep; name the convolution or linear layer before it"
             )
         inside |= weights
     return inside
+
+
+def _refuse_conflicts(network: nn.Module, plan: SplitPlan) -> None:
+    """Demand that no number is fit in one parameter or buffer of a network and reset in another one.
+
+    A parameter that several modules hold is one parameter and has one mask; several parameters can be views of one
+    memory, and have masks of their own.
+    """
+    sharing: dict[tuple[torch.device, int], list[tuple[str, Tensor]]] = {}
+    for name, tensor in tensors_of(network).items():
+        if tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta":
+            storage = tensor.untyped_storage()
+            sharing.setdefault((storage.device, storage.data_ptr()), []).append((name, tensor))
+    for tensors in sharing.values():
+        if len(tensors) > 1 and any(name in plan.weights for name, _ in tensors):
+            _compare(_without_other_views(tensors, plan), plan)
+
+
+def _without_other_views(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> list[tuple[str, Tensor]]:
+    """Leave out what wels takes for the same weight: what starts where one of its weights does."""
+    if plan.kind != "wels":
+        return tensors
+    starts = {tensor.data_ptr() for name, tensor in tensors if name in plan.weights}
+    return [(name, tensor) for name, tensor in tensors if name in plan.weights or tensor.data_ptr() not in starts]
+
+
+def _compare(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> None:
+    """Write into a copy of the memory who keeps or resets each number; raise where two do not agree."""
+    size = min(tensor.element_size() for _, tensor in tensors)
+    # Twice the number of a tensor, and 1 where it resets; below 0 where nobody has been.
+    marks = torch.full((tensors[0][1].untyped_storage().nbytes() // size,), -1, device="cpu")
+    for number, (name, tensor) in enumerate(tensors):
+        mask = plan.weights.get(name)
+        fit = torch.ones(tensor.shape, dtype=torch.bool, device="cpu") if mask is None else mask.expand()
+        mine = 2 * number + (~fit).long()
+        ratio = tensor.element_size() // size
+        strides = [ratio * stride for stride in tensor.stride()]
+        place = marks.as_strided(tensor.shape, strides, ratio * tensor.storage_offset())
+        wrong = (place >= 0) & (place % 2 != mine % 2)
+        if bool(wrong.any()):
+            other = tensors[int(place[wrong][0]) // 2][0]
+            raise refusal(
+                f"{other} and {name} are two parameters over one memory, and what is reset in one of them is kept in "
+                f"the other: let both modules hold one parameter (the same object), or give {name} memory of its own "
+                "(torch.nn.Parameter(weight.detach().clone()))"
+            )
+        place.copy_(mine)

@@ -1,11 +1,15 @@
-"""Rehearse a slim network: run it once and prove that it moves its channels as the dense network moves its own.
+"""What decides that a slim network is right: it is run once, and proved to move its channels as the dense one does.
 
 A network is written for its full width: it may cut channels in halves, regroup them as heads, or hold numbers that
-say how wide it is. The plan keeps channels by label; here the narrow network is run with the labels of the channels
-that it kept, and every layer must be fed with the channels it was fed with before, every sum must add the channels
-that were added before, and every module must return what it returned, all but the dropped ones. Where a module holds
-a number that equals the width of a tensor it handles (heads, split sizes), the narrow width is tried
-in its place, and what works is part of the plan.
+say how wide it is. A plan keeps channels by label; here the narrow network is run with the labels of the channels
+that it kept (`_Expectation`), and every layer must be fed with the channels it was fed with before, every sum must
+add the channels that were added before, every module must compute as often and with the same channels, and return
+what it returned, all but the dropped ones. Where that holds, each value of the slim network is computed as in the
+dense network with its reset hypothesis at zero, of which the dropped channels contribute nothing: the invariant that
+`tests/split/test_invariant.py` checks in numbers. `SplitPlan.norms` lists the one exception, norms over channels.
+
+Where a module holds a number that equals the width of a tensor it handles (heads, split sizes), the narrow width is
+tried in its place (`_Rehearsal`), and what works is part of the plan.
 """
 
 from __future__ import annotations
@@ -20,26 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ke_metric.split.admission import ExampleInput, run_network
-from ke_metric.split.following import ChannelMode, undisturbed
-from ke_metric.split.graph import (
-    ChannelGraph,
-    Follower,
-    Layer,
-    Seen,
-    Step,
-    collapse,
-    meetings,
-    narrow_shape,
-    restrict,
-    varying,
-)
+from ke_metric.split.admission import ExampleInput, run_network, undisturbed
+from ke_metric.split.following import ChannelMode
+from ke_metric.split.graph import ChannelGraph, Labelled, Layer, Step, collapse, meetings, restrict, varying
 
-Settings = dict[str, dict[str, Any]]
+Settings = dict[str, dict[str, int | list[int]]]
 
 # What a network raises when the numbers it holds do not fit the tensors it is given.
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
-
 MOST_ATTEMPTS = 600
 MOST_CHANGES = 64
 
@@ -47,8 +39,9 @@ MOST_CHANGES = 64
 class MisfitError(Exception):
     """The narrow network does not do with its channels what the dense one does.
 
-    Attributes:
+    Args:
         module: Name of the innermost module in which it showed.
+        message: What it does instead.
     """
 
     def __init__(self, module: str, message: str) -> None:
@@ -77,42 +70,45 @@ class _Expectation(ChannelGraph):
     def __init__(self, dense: ChannelGraph, kept: Tensor) -> None:
         super().__init__(dense.root)
         self.dense, self.kept, self.grouped = dense, kept, dense.grouped
-        self.returns: Counter[str] = Counter()
         self.place = ""
+        self.returns: Counter[str] = Counter()
         self.passed: set[str] = set()
-        self._shapes: dict[str, set[tuple[int, ...]] | None] = {}
-        pairs = torch.cat([*dense.ties, torch.empty(2, 0, dtype=torch.int64, device="cpu")], dim=1)
-        self._ties = _encoded(pairs, dense.labels).unique()  # type: ignore[no-untyped-call]  # untyped in torch
+        self._shapes: dict[str, set[tuple[int, ...]]] = {}
+        self._ties = _encoded(dense.tied_pairs, dense.labels).unique()  # type: ignore[no-untyped-call]  # untyped in torch
 
     def new_outputs(self, weight: str, channels: int) -> Tensor:
         """Return the labels of the channels that the narrow layer has kept."""
         made = self.dense.made.get(weight)
-        labels = None if made is None else _kept_only(made, self.kept)
-        return self._demand_fit(labels, (channels,), weight)
+        return self._require_shape(None if made is None else self._kept_of(made), (channels,), weight)
 
     def new_follower(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the labels of what is kept of a parameter or buffer."""
-        follower = self.dense.followers.get(name)
-        labels = None if follower is None else restrict(follower.labels, self.kept)
-        return self._demand_fit(None if labels is None else labels.expand(shape), shape, name)
+        labels = self._kept_of_follower(name)
+        return self._require_shape(None if labels is None else labels.expand(shape), shape, name)
 
-    def _demand_fit(self, labels: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor:
-        if labels is None or tuple(labels.shape) != shape:
+    def _require_shape(self, labels: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor:
+        if labels is None or labels.shape != shape:
             raise MisfitError(self.place, f"{name} is {list(shape)} in the slim network")
         return labels
+
+    def _kept_of(self, labels: Tensor) -> Tensor:
+        return labels[self.kept[labels]]
+
+    def _kept_of_follower(self, name: str) -> Tensor | None:
+        follower = self.dense.followers.get(name)
+        return None if follower is None else restrict(follower.labels, self.kept)
 
     def add_layer(self, weight: str, layer: Layer) -> None:
         """Compare what a layer is fed with."""
         for call in self.dense.calls.get(weight, []):
-            wide = [_kept_only(labels, self.kept) for labels in (call.inputs, call.outputs)]
-            if torch.equal(wide[0], layer.inputs) and torch.equal(wide[1], layer.outputs):
+            same_inputs = torch.equal(self._kept_of(call.inputs), layer.inputs)
+            if same_inputs and torch.equal(self._kept_of(call.outputs), layer.outputs):
                 return
         raise MisfitError(self.place, f"{weight} is fed with other channels")
 
-    def add_follower(self, name: str, follower: Follower) -> None:
+    def add_follower(self, name: str, follower: Labelled) -> None:
         """Compare the channels that a parameter or buffer meets."""
-        known = self.dense.followers.get(name)
-        expected = None if known is None else restrict(known.labels, self.kept)
+        expected = self._kept_of_follower(name)
         if expected is None or expected.numel() < follower.labels.numel():
             raise MisfitError(self.place, f"{name} meets other channels")
         self.tie(expected, follower.labels)
@@ -137,7 +133,7 @@ class _Expectation(ChannelGraph):
     def demand(self, labels: Tensor, reason: str) -> None:
         """Demand nothing more: that all of these are kept was decided before, and they are compared elsewhere."""
 
-    def see(self, module: str, tensor: Seen, *, from_input: bool) -> None:
+    def see(self, module: str, tensor: Labelled, *, from_input: bool) -> None:
         """Demand that a tensor is as large as one of the dense network's is in this module when it is narrowed.
 
         A reshape that leaves one dimension open takes any number of channels: what it makes of them shows here. What
@@ -145,29 +141,21 @@ class _Expectation(ChannelGraph):
         """
         if not from_input:
             return
-        shapes = self._shapes_in(module)
-        if shapes and _sizes(tensor.shape) not in shapes:
+        if module not in self._shapes:
+            self._shapes[module] = self._narrow_shapes(module)
+        if self._shapes[module] and _sizes(tensor.shape) not in self._shapes[module]:
             raise MisfitError(module, f"computes with {list(tensor.shape)}, as nothing does of what is kept")
 
-    def _shapes_in(self, module: str) -> set[tuple[int, ...]] | None:
-        """Return the sizes that are left of all tensors that came by in a module; None where that is not known."""
-        if module not in self._shapes:
-            narrow = [(seen, restrict(seen.labels, self.kept)) for seen in self.dense.seen[module].values()]
-            known = module not in self.dense.unseen and all(labels is not None for _, labels in narrow)
-            self._shapes[module] = (
-                {
-                    _sizes(narrow_shape(seen.shape, seen.labels, labels))
-                    for seen, labels in narrow
-                    if labels is not None
-                }
-                if known
-                else None
-            )
-        return self._shapes[module]
+    def _narrow_shapes(self, module: str) -> set[tuple[int, ...]]:
+        """Return the sizes that are left of all tensors that came by in a module; none where that is not known."""
+        narrow = [tensor.narrowed(self.kept) for tensor in self.dense.seen[module].values()]
+        if module in self.dense.unseen or None in narrow:
+            return set()
+        return {_sizes(tensor.shape) for tensor in narrow if tensor is not None}
 
-    def add_norm(self, module: str, tensor: Seen, dim: int) -> None:
+    def add_norm(self, module: str, tensor: Labelled, dim: int) -> None:
         """Demand that the dense network takes the same statistic."""
-        if module not in self.dense.norms:
+        if not self.is_norm(module):
             raise MisfitError(module, "takes a statistic over channels")
 
     def is_norm(self, module: str) -> bool:
@@ -177,7 +165,7 @@ class _Expectation(ChannelGraph):
         """
         return module in self.dense.norms
 
-    def leave(self, module: str, outputs: list[Seen]) -> None:
+    def leave(self, module: str, outputs: list[Labelled]) -> None:
         """Compare what a module returns."""
         calls = self.dense.returned[module]
         if not calls:
@@ -188,13 +176,12 @@ class _Expectation(ChannelGraph):
         if len(outputs) != len(calls[number]):
             raise MisfitError(module, f"returns {len(outputs)} tensors instead of {len(calls[number])}")
         for wide, narrow in zip(calls[number], outputs, strict=True):
-            labels = restrict(wide.labels, self.kept)
-            if labels is None:
+            expected = wide.narrowed(self.kept)
+            if expected is None:
                 raise MisfitError(module, "what is kept of its channels is no tensor")
-            shape = narrow_shape(wide.shape, wide.labels, labels)
-            if shape != narrow.shape:
-                raise MisfitError(module, f"returns {list(narrow.shape)} instead of {list(shape)}")
-            if not torch.equal(collapse(labels), collapse(narrow.labels)):
+            if expected.shape != narrow.shape:
+                raise MisfitError(module, f"returns {list(narrow.shape)} instead of {list(expected.shape)}")
+            if not torch.equal(collapse(expected.labels), collapse(narrow.labels)):
                 raise MisfitError(module, "returns other channels")
         self.passed.add(module)
 
@@ -240,41 +227,40 @@ def _encoded(pairs: Tensor, labels: int) -> Tensor:
     return pairs.amin(0) * labels + pairs.amax(0)
 
 
-def _kept_only(labels: Tensor, kept: Tensor) -> Tensor:
-    return labels[kept[labels]]
-
-
 class _Rehearsal:
     """One slim network, its modules wrapped so that one that fails can be changed and tried again."""
 
     def __init__(self, slim: nn.Module, example_input: ExampleInput, dense: ChannelGraph, kept: Tensor) -> None:
         self._slim, self._dense, self._kept = slim, dense, kept
+        self._names = {module: name for name, module in slim.named_modules()}
         self._expectation = _Expectation(dense, kept)
         self._mode = ChannelMode(slim, example_input, self._expectation)
         self._given_up: set[nn.Module] = set()
         # Attributes that had to be changed in another module of the same class.
         self._habits: dict[type[nn.Module], tuple[str, ...]] = {}
         self._attempts = 0
-        self.settings: Settings = {}
+        self._changed: dict[str, dict[str, Any]] = {}
 
     def run(self, example_input: ExampleInput) -> Settings:
-        names = {module: name for name, module in self._slim.named_modules()}
-        for module, name in names.items():
-            module.forward = self._watched(module, name, module.forward)
+        for module in self._names:
+            module.forward = self._watched(module, module.forward)
         try:
             with undisturbed(self._slim), self._mode:
                 run_network(self._slim, example_input)
         finally:
             # A module that holds its own wrapper would live, with its weights, until the next garbage collection.
-            for module in names:
+            for module in self._names:
                 del module.__dict__["forward"]
         self._expectation.compare_steps()
-        return self.settings
+        return {
+            module: {name: value if isinstance(value, int) else list(value) for name, value in attributes.items()}
+            for module, attributes in self._changed.items()
+        }
 
-    def _watched(self, module: nn.Module, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            depth, returns = len(self._mode.places), self._expectation.returns.copy()
-            steps = len(self._expectation.steps)
+            name, expectation = self._names[module], self._expectation
+            depth, returns, steps = len(self._mode.places), expectation.returns.copy(), len(expectation.steps)
             # Not the error itself: its traceback would lead back here, and keep the slim network alive.
             furthest: tuple[int, str, str] | None = None
             for changes in self._possible_changes(module):
@@ -283,16 +269,16 @@ class _Rehearsal:
                 try:
                     result = self._once(module, forward, args, kwargs)
                 except MisfitError as misfit:
-                    progress = len(self._expectation.passed)
+                    progress = len(expectation.passed)
                     if furthest is None or progress > furthest[0]:
                         furthest = progress, misfit.module, str(misfit)
                     module.__dict__.update(before)
                     del self._mode.places[depth:]
-                    self._expectation.returns = returns.copy()
-                    del self._expectation.steps[steps:]
+                    expectation.returns = returns.copy()
+                    del expectation.steps[steps:]
                     continue
                 if changes:
-                    self.settings[name] = self.settings.get(name, {}) | changes
+                    self._changed[name] = self._changed.get(name, {}) | changes
                     self._habits[type(module)] = tuple(changes)
                 return result
             self._given_up.add(module)
@@ -312,9 +298,8 @@ class _Rehearsal:
         except MisfitError:
             raise
         except _MISFITS as error:
-            raise MisfitError(
-                place, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            ) from error
+            first_line = next(iter(str(error).splitlines()), "")
+            raise MisfitError(place, f"{type(error).__name__}: {first_line}") from error
         self._expectation.place = self._mode.places[-1].name
         return result
 
@@ -326,14 +311,12 @@ class _Rehearsal:
         habit = self._habits.get(type(module), ())
         options = self._options(module) if habit else {}
         if habit and set(habit) <= set(options):
-            for values in itertools.islice(itertools.product(*(options[each] for each in habit)), MOST_CHANGES):
-                yield dict(zip(habit, values, strict=True))
+            yield from _combined({attribute: options[attribute] for attribute in habit})
         yield {}
         if module in self._given_up or self._attempts > MOST_ATTEMPTS:
             return
         options = options or self._options(module)
-        every = itertools.islice(itertools.product(*options.values()), MOST_CHANGES)
-        combined = [dict(zip(options, values, strict=True)) for values in every] if len(options) > 1 else []
+        combined = list(_combined(options)) if len(options) > 1 else []
         single = [{attribute: value} for attribute, values in options.items() for value in values]
         pairs = [first | second for first, second in itertools.combinations(single, 2) if len(first | second) == 2]
         for changes in [*combined, *single, *pairs[:MOST_CHANGES]]:
@@ -351,17 +334,21 @@ class _Rehearsal:
 
     def _widths(self, module: nn.Module) -> Mapping[int, list[int]]:
         """Return width of the dense network -> widths in the slim one, for what came by in a module."""
-        name = next(name for name, each in self._slim.named_modules() if each is module)
         widths: dict[int, dict[int, None]] = {}
-        for tensor in self._dense.seen[name or self._dense.root].values():
-            labels = restrict(tensor.labels, self._kept)
-            if labels is None:
+        for tensor in self._dense.seen[self._names[module] or self._dense.root].values():
+            narrow = tensor.narrowed(self._kept)
+            if narrow is None:
                 continue
-            shape = narrow_shape(tensor.shape, tensor.labels, labels)
             for dim in varying(tensor.labels):
-                if shape[dim] != tensor.shape[dim]:
-                    widths.setdefault(tensor.shape[dim], {})[shape[dim]] = None
+                if narrow.shape[dim] != tensor.shape[dim]:
+                    widths.setdefault(tensor.shape[dim], {})[narrow.shape[dim]] = None
         return {width: list(narrow) for width, narrow in widths.items()}
+
+
+def _combined(options: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield changes of all attributes at once, to one of the values of each."""
+    for values in itertools.islice(itertools.product(*options.values()), MOST_CHANGES):
+        yield dict(zip(options, values, strict=True))
 
 
 def _narrowed(value: Any, widths: Mapping[int, list[int]]) -> Iterator[Any]:

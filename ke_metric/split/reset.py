@@ -1,7 +1,4 @@
-"""Redraw the reset hypothesis of a network, in place; the fit hypothesis stays bit-identical.
-
-How large the two hypotheses are: mean weight magnitudes, layer by layer.
-"""
+"""Redraw the reset hypothesis of a network, in place; the fit hypothesis stays bit-identical."""
 
 from __future__ import annotations
 
@@ -12,15 +9,16 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import closest
 from ke_metric.randomness import default_streams
-from ke_metric.split.admission import check_network, unwrapped
+from ke_metric.split.admission import check_network, refusal, unwrapped
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.wels import owner_of
+
+INITS = ("official", "same_as_init", "orthogonal", "zero")
 
 # New values for a whole weight, from its name, the module that owns it and its present values.
 _Values = Callable[[str, nn.Module, Tensor], Tensor]
-
-INITS = ("official", "same_as_init", "orthogonal", "zero")
 
 
 def redraw_reset(
@@ -34,7 +32,8 @@ def redraw_reset(
     """Give the reset hypothesis new values; the fit hypothesis, biases, norms and buffers stay bit-identical.
 
     So do frozen weights (requires_grad=False), the whole of them: random values that never train would stay random.
-    The other weights get the values that they would get if none were frozen.
+    The other weights get the values that they would get if none were frozen. So does the row of an embedding table
+    that stands for padding.
 
     - `official` draws from U(-b, b) with b = 1 / sqrt(fan_in) and the dense layer's fan_in, as the code of Taha et
       al. does (kaiming_uniform_ with a = sqrt(5)) whatever the network was initialised with; fan_in is the product
@@ -47,8 +46,6 @@ def redraw_reset(
       `torch.nn.init.orthogonal_` draws it (Saxe et al., ICLR 2014): one matrix for every gate of a recurrent weight
       and for each of the stacked query, key and value weights of nn.MultiheadAttention.
     - `zero` sets them to 0.
-
-    The row of an embedding table that stands for padding stays as it is.
 
     Args:
         network: The network, wrapped (DistributedDataParallel, torch.compile) or not; changed in place, its
@@ -66,19 +63,33 @@ def redraw_reset(
         KeMetricError: The plan is of another network, what `init` needs is missing, every weight with a reset part is
             frozen, or the network is sharded or was made in inference mode.
     """
-    check_network(network)
-    network = unwrapped(network)
-    plan.check(network)
+    network = _network_of(network, plan)
     frozen = frozen_weights(network, plan)
     if frozen and len(frozen) == sum(mask.fit_count < prod(mask.shape) for mask in plan.weights.values()):
-        raise KeMetricError(
+        raise refusal(
             f"every weight of this {type(network).__name__} with a reset part is frozen (requires_grad=False), "
             f"{frozen[0]} for one: there is nothing to redraw that could train; unfreeze what is to be trained "
-            "(requires_grad_(True))",
-            ExitCode.RECIPE,
+            "(requires_grad_(True))"
         )
     _redraw(network, plan, _values(network, plan, generator, init, fresh), frozen)
     return frozen
+
+
+def zero_reset(network: nn.Module, plan: SplitPlan) -> None:
+    """Set the reset hypothesis to 0, in place: in eval mode the network then computes what its slim network does.
+
+    Frozen weights too: the slim network has no reset channels of theirs either.
+    """
+    network = _network_of(network, plan)
+    _redraw(network, plan, _values(network, plan, None, "zero", None), ())
+
+
+def _network_of(network: nn.Module, plan: SplitPlan) -> nn.Module:
+    """Return the network without its wrappers, once it is seen to be that of the plan."""
+    check_network(network)
+    network = unwrapped(network)
+    plan.check(network)
+    return network
 
 
 def frozen_weights(network: nn.Module, plan: SplitPlan) -> list[str]:
@@ -94,7 +105,7 @@ def frozen_weights(network: nn.Module, plan: SplitPlan) -> list[str]:
 def _redraw(network: nn.Module, plan: SplitPlan, values: _Values, frozen: Collection[str]) -> None:
     with torch.no_grad():
         for name, mask in plan.weights.items():
-            owner, old = _owner(network, name), network.get_parameter(name)
+            (owner, _), old = owner_of(network, name), network.get_parameter(name)
             new = values(name, owner, old).to(device=old.device, dtype=old.dtype)
             if name in frozen:
                 continue
@@ -105,29 +116,18 @@ def _redraw(network: nn.Module, plan: SplitPlan, values: _Values, frozen: Collec
             old.copy_(torch.where(fit, old, new))
 
 
-def zero_reset(network: nn.Module, plan: SplitPlan) -> None:
-    """Set the reset hypothesis to 0, in place: in eval mode the network then computes what its slim network does.
-
-    Frozen weights too: the slim network has no reset channels of theirs either.
-    """
-    check_network(network)
-    network = unwrapped(network)
-    plan.check(network)
-    _redraw(network, plan, _values(network, plan, None, "zero", None), ())
-
-
 def _values(
     network: nn.Module, plan: SplitPlan, generator: torch.Generator | None, init: str, fresh: nn.Module | None
 ) -> _Values:
     if init not in INITS:
-        raise KeMetricError(f"reset {init!r} is none of {', '.join(INITS)}{closest(init, INITS)}", ExitCode.RECIPE)
+        raise refusal(f"reset {init!r} is none of {', '.join(INITS)}{closest(init, INITS)}")
     if init == "zero":
         return lambda _, __, old: torch.zeros_like(old)
     if init == "same_as_init" and fresh is not None:
         return _of_fresh(network, plan, unwrapped(fresh))
     if generator is None:
         instead = ", or fresh=, a newly built network of the same architecture" if init == "same_as_init" else ""
-        raise KeMetricError(f"init={init!r} draws random values and needs generator={instead}", ExitCode.RECIPE)
+        raise refusal(f"init={init!r} draws random values and needs generator={instead}")
     if init == "same_as_init":
         drawn = _by_own_rules(network, plan, generator)
         return lambda name, _, __: drawn[name]
@@ -138,10 +138,9 @@ def _values(
 
 def _of_fresh(network: nn.Module, plan: SplitPlan, fresh: nn.Module) -> _Values:
     if fresh is network:
-        raise KeMetricError(
+        raise refusal(
             "init='same_as_init' takes its values from fresh=, a newly built network of the same architecture; it "
-            "was given the network itself",
-            ExitCode.RECIPE,
+            "was given the network itself"
         )
     plan.check(fresh)
     return lambda name, _, __: fresh.get_parameter(name).detach()
@@ -180,10 +179,9 @@ def _by_own_rules(network: nn.Module, plan: SplitPlan, generator: torch.Generato
             drawn |= {prefix + name: new for name, new in _initialised(module, rule, own_names, generator).items()}
     for name in plan.weights:
         if name not in drawn:
-            raise KeMetricError(
-                f"init='same_as_init': {name} belongs to a {type(_owner(network, name)).__name__}, and no "
-                "reset_parameters() draws it; pass fresh=, a newly built network of the same architecture",
-                ExitCode.RECIPE,
+            raise refusal(
+                f"init='same_as_init': {name} belongs to a {type(owner_of(network, name)[0]).__name__}, and no "
+                "reset_parameters() draws it; pass fresh=, a newly built network of the same architecture"
             )
     return drawn
 
@@ -200,17 +198,12 @@ def _initialised(module: nn.Module, rule: str, names: list[str], generator: torc
         with default_streams(seed, 0, "weights by their module's rule"):
             getattr(copy, rule)()
     except TypeError as error:
-        raise KeMetricError(
+        raise refusal(
             f"init='same_as_init': {rule}() of {type(module).__name__} failed: {error}; pass fresh=, a newly built "
-            "network of the same architecture",
-            ExitCode.RECIPE,
+            "network of the same architecture"
         ) from error
     new = {name: copy.get_parameter(name).detach() for name in names}
     return {name: weight for name, weight in new.items() if bool(weight.isfinite().all())}
-
-
-def _owner(network: nn.Module, name: str) -> nn.Module:
-    return network.get_submodule(name.rpartition(".")[0])
 
 
 def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[float | None, float | None]]:
@@ -224,10 +217,9 @@ def mean_magnitudes(network: nn.Module, plan: SplitPlan) -> dict[str, tuple[floa
     """
     network = unwrapped(network)
     plan.check(network)
-    parameters = dict(network.named_parameters())
     means = {}
     for name, mask in plan.weights.items():
-        magnitudes = parameters[name].detach().abs().double()
+        magnitudes = network.get_parameter(name).detach().abs().double()
         fit = mask.expand().to(magnitudes.device)
         means[name] = (_mean(magnitudes[fit]), _mean(magnitudes[~fit]))
     return means

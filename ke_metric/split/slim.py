@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.split.admission import unwrapped
+from ke_metric.split.admission import refusal, tensors_of, unwrapped
 from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
@@ -28,10 +29,9 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
         KeMetricError: The plan is of kind wels, or of another network.
     """
     if plan.kind != "kels":
-        raise KeMetricError(
+        raise refusal(
             f"a split of kind {plan.kind!r} keeps single weights of every channel: there is no slim network in it "
-            "(kind='kels' has one)",
-            ExitCode.RECIPE,
+            "(kind='kels' has one)"
         )
     network = unwrapped(network)
     plan.check(network)
@@ -52,7 +52,7 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
 
 def _narrow_tensors(network: nn.Module, plan: SplitPlan) -> list[tuple[Tensor, Tensor]]:
     """Return every parameter and buffer that the plan narrows, with its narrow version."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    tensors = tensors_of(network)
     narrow = []
     for name, mask in plan.weights.items():
         assert isinstance(mask, ChannelMask)
@@ -67,18 +67,21 @@ def _narrow(tensor: Tensor, kept: list[tuple[int, ChannelSet]]) -> Tensor:
     for axis, channels in kept:
         if channels.count < channels.size:
             values = values.index_select(axis, channels.index.to(tensor.device))
-    values = values.clone(memory_format=_memory_format(tensor))
+    values = values.clone(memory_format=memory_format_of(tensor))
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    """Return the memory format a tensor is laid out in; of two that fit, the one that its strides spell out."""
-    for memory_format, dimensions in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if tensor.ndim == dimensions:
-            laid_out = torch.empty(tensor.shape, device="meta", memory_format=memory_format)
-            if tensor.stride() == laid_out.stride():
-                return memory_format
-    return torch.contiguous_format
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Return the memory format that the strides of a tensor spell out, contiguous where they spell out both or none.
+
+    By its sizes a 1x1 convolution is contiguous in both; torch goes by the strides.
+    """
+    channels_last = CHANNELS_LAST.get(tensor.ndim, torch.contiguous_format)
+    strides, contiguous = (
+        torch.empty(tensor.shape, device="meta", memory_format=each).stride()
+        for each in (channels_last, torch.contiguous_format)
+    )
+    return channels_last if tensor.stride() == strides != contiguous else torch.contiguous_format
 
 
 def _state_widths(module: nn.Module) -> None:
@@ -95,16 +98,15 @@ def _state_widths(module: nn.Module) -> None:
         module.in_channels = module.weight.size(1) * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        module.num_features = len(
-            next(tensor for tensor in (module.weight, module.running_mean) if tensor is not None)
-        )
     else:
         _state_norm_widths(module)
 
 
 def _state_norm_widths(module: nn.Module) -> None:
-    if isinstance(module, nn.GroupNorm):
+    if isinstance(module, _NormBase):
+        tensors = (module.weight, module.running_mean)
+        module.num_features = len(next(tensor for tensor in tensors if tensor is not None))
+    elif isinstance(module, nn.GroupNorm):
         if module.num_groups > 1:
             module.num_groups = module.num_groups * len(module.weight) // module.num_channels
         module.num_channels = len(module.weight)

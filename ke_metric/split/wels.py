@@ -1,8 +1,4 @@
-"""What the parameters of known layers are: multiplicative weights, embedding tables, or whole.
-
-Which is which is read from the kind of the layer, never from the name of a parameter alone.
-
-WELS, weight-level splitting: decides which parameters of a network are multiplicative weights, and masks those.
+"""WELS, weight-level splitting: decides which parameters of a network are multiplicative weights, and masks those.
 
 Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021. What multiplies activations is split;
 biases, norms, scales and position tables belong to the fit hypothesis as a whole. Which is which is read from the
@@ -18,12 +14,11 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import KeMetricError
 from ke_metric.randomness import torch_generator
-from ke_metric.split.admission import class_names
+from ke_metric.split.admission import and_more, check_network, class_names, refusal
 from ke_metric.split.plan import WeightMask
 
 
@@ -38,7 +33,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Kind:
-    """What the parameters of one kind of layer are, as name patterns separated by spaces."""
+    """What the parameters of one kind of layer are, as patterns of their names separated by spaces."""
 
     weights: str = ""
     tables: str = ""
@@ -53,51 +48,43 @@ class Kind:
         return None
 
 
-_NORM = Kind(whole="weight bias")
-_RECURRENT = Kind("weight_*", whole="bias_*")
-_ATTENTION = Kind("att att_src att_dst att_edge")
-_POSITIONS = Kind(whole="relative_position_bias_table rel_pos_? pos_embedding spatial_pos temporal_pos")
-
 # (top-level package, class) -> its parameters. A class is also what it inherits from; "*" is any class of a package.
 # Layers that own no parameter of two or more dimensions themselves (GCNConv, SAGEConv, ...) need no entry: their
 # weights are those of the linear layers in them.
-KINDS = {
-    ("torch", "Linear"): Kind("weight"),
-    ("torch", "Bilinear"): Kind("weight"),
-    ("torch", "_ConvNd"): Kind("weight"),
-    ("torch", "RNNBase"): _RECURRENT,
-    ("torch", "RNNCellBase"): _RECURRENT,
-    ("torch", "MultiheadAttention"): Kind("in_proj_weight ?_proj_weight", whole="in_proj_bias bias_k bias_v"),
-    ("torch", "Embedding"): Kind(tables="weight"),
-    ("torch", "EmbeddingBag"): Kind(tables="weight"),
-    ("torch", "_NormBase"): _NORM,
-    ("torch", "GroupNorm"): _NORM,
-    ("torch", "LayerNorm"): _NORM,
-    ("torch", "RMSNorm"): _NORM,
-    ("torch", "PReLU"): Kind(whole="weight"),
-    ("torchvision", "Encoder"): _POSITIONS,
-    ("torchvision", "ShiftedWindowAttention"): _POSITIONS,
-    ("torchvision", "ShiftedWindowAttention3d"): _POSITIONS,
-    ("torchvision", "RelativePositionalMultiHeadAttention"): _POSITIONS,
-    ("torchvision", "MultiscaleAttention"): _POSITIONS,
-    ("torchvision", "PositionalEncoding"): _POSITIONS,
-    ("timm", "CondConv2d"): Kind("weight"),
-    ("timm", "EfficientAdditiveAttention"): Kind("w_g"),
-    ("timm", "MultiQueryAttentionV2"): Kind("query_proj key_proj value_proj out_proj"),
-    ("timm", "EfficientViMBlock"): Kind(whole="alpha"),
-    ("timm", "*"): Kind(
-        whole="pos_embed* pos_emb patch_pos pixel_pos position_embedding_table relative_position_bias_table "
-        "attention_biases rel_pos_? height_rel width_rel freqs cls_token* reg_token dist_token latent"
-    ),
-    ("torch_geometric", "Linear"): Kind("weight"),
-    ("torch_geometric", "HeteroLinear"): Kind("weight"),
-    ("torch_geometric", "GATConv"): _ATTENTION,
-    ("torch_geometric", "GATv2Conv"): _ATTENTION,
-    ("torch_geometric", "RGCNConv"): Kind("weight comp root"),
-    ("torch_geometric", "ARMAConv"): Kind("weight init_weight root_weight"),
-    ("torch_geometric", "GatedGraphConv"): Kind("weight"),
-    ("torch_geometric", "HeteroBatchNorm"): _NORM,
-    ("torch_geometric", "HeteroLayerNorm"): _NORM,
+LAYER_KINDS = {
+    (package, name): kind
+    for package, names, kind in (
+        ("torch", "Linear Bilinear _ConvNd", Kind("weight")),
+        ("torch", "RNNBase RNNCellBase", Kind("weight_*", whole="bias_*")),
+        ("torch", "MultiheadAttention", Kind("in_proj_weight ?_proj_weight", whole="in_proj_bias bias_k bias_v")),
+        ("torch", "Embedding EmbeddingBag", Kind(tables="weight")),
+        ("torch", "_NormBase GroupNorm LayerNorm RMSNorm", Kind(whole="weight bias")),
+        ("torch", "PReLU", Kind(whole="weight")),
+        (
+            "torchvision",
+            "Encoder ShiftedWindowAttention ShiftedWindowAttention3d RelativePositionalMultiHeadAttention "
+            "MultiscaleAttention PositionalEncoding",
+            Kind(whole="relative_position_bias_table rel_pos_? pos_embedding spatial_pos temporal_pos"),
+        ),
+        ("timm", "CondConv2d", Kind("weight")),
+        ("timm", "EfficientAdditiveAttention", Kind("w_g")),
+        ("timm", "MultiQueryAttentionV2", Kind("query_proj key_proj value_proj out_proj")),
+        ("timm", "EfficientViMBlock", Kind(whole="alpha")),
+        (
+            "timm",
+            "*",
+            Kind(
+                whole="pos_embed* pos_emb patch_pos pixel_pos position_embedding_table relative_position_bias_table "
+                "attention_biases rel_pos_? height_rel width_rel freqs cls_token* reg_token dist_token latent"
+            ),
+        ),
+        ("torch_geometric", "Linear HeteroLinear GatedGraphConv", Kind("weight")),
+        ("torch_geometric", "GATConv GATv2Conv", Kind("att att_src att_dst att_edge")),
+        ("torch_geometric", "RGCNConv", Kind("weight comp root")),
+        ("torch_geometric", "ARMAConv", Kind("weight init_weight root_weight")),
+        ("torch_geometric", "HeteroBatchNorm HeteroLayerNorm", Kind(whole="weight bias")),
+    )
+    for name in names.split()
 }
 
 # Hook of torch.nn.utils that computes a weight from other parameters -> what makes it an ordinary weight again.
@@ -135,7 +122,7 @@ def role_by_kind(module: nn.Module, name: str) -> Role | None:
     """Return the role of a parameter by its module's kind; None where no kind covers it."""
     for package, class_name in class_names(module):
         for key in ((package, class_name), (package, "*")):
-            if key in KINDS and (role := KINDS[key].role(name)):
+            if key in LAYER_KINDS and (role := LAYER_KINDS[key].role(name)):
                 return role
     return None
 
@@ -176,7 +163,7 @@ def plan_wels(
         KeMetricError: No seed, or a parameter of which no rule says what it is.
     """
     if seed is None:
-        raise KeMetricError("kind='wels' draws its masks at random and needs seed=", ExitCode.RECIPE)
+        raise refusal("kind='wels' draws its masks at random and needs seed=")
     weights = multiplicative_weights(network, embeddings=embeddings, keep_whole=keep_whole)
     return {
         name: WeightMask.draw(weight.shape, rate, torch_generator(seed, 0, f"wels mask of {name}"))
@@ -192,10 +179,8 @@ def multiplicative_weights(
     By kind of layer, subclasses included: the weights of linear and bilinear layers, convolutions (transposed too),
     recurrent layers and cells, nn.MultiheadAttention, and torch_geometric's convolutions with their attention
     vectors. Left whole are biases, norms, PReLU, and the tokens, scales and position tables of torchvision and timm.
-
-    A parameter that no kind covers is left whole where it can be a bias or scale only: no or one dimension, or three
-    and more of which at most one is larger than 1, such as a class token [1, 1, C] or a layer scale [C, 1, 1]. Any
-    other is an error, never skipped in silence; `keep_whole` lists what is to be left as it is.
+    A parameter that no kind covers is left whole where it can be a bias or scale only (`is_vector`). Any other is an
+    error, never skipped in silence.
 
     A weight that several layers share appears once, under its first name, and is a weight if one of them makes it
     one; an embedding table is left alone unless asked for, even where a linear layer shares it.
@@ -209,6 +194,7 @@ def multiplicative_weights(
         KeMetricError: A parameter that no rule covers, that has no shape yet, that is computed from others
             (torch.nn.utils.parametrize, weight_norm, prune) or that holds no floating-point numbers.
     """
+    check_network(network)
     weights, unknown = {}, {}
     for names in _names_of_parameters(network):
         parameter = network.get_parameter(names[0])
@@ -220,8 +206,14 @@ def multiplicative_weights(
             weights[names[0]] = parameter
         elif Role.UNKNOWN in roles and Role.TABLE not in roles:
             unknown[names[0]] = parameter
-    _refuse_unknown(network, unknown)
-    _refuse_whole_numbers(weights)
+    if unknown:
+        raise _refuse_unknown(network, unknown)
+    wrong = [name for name, weight in weights.items() if not weight.is_floating_point()]
+    if wrong:
+        raise refusal(
+            f"{wrong[0]} is {weights[wrong[0]].dtype}: only real floating-point weights can be redrawn; "
+            f"keep_whole={wrong} leaves such weights as they are"
+        )
     return weights
 
 
@@ -229,41 +221,21 @@ def _names_of_parameters(network: nn.Module) -> list[list[str]]:
     """Return the names of every parameter, in parameter order; several where modules share it or its memory."""
     names: dict[tuple[torch.device, int, int], list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        if is_lazy(parameter):
-            raise KeMetricError(
-                f"{name} of this {type(network).__name__} has no shape before the first forward pass: run the "
-                "network once before it is split",
-                ExitCode.RECIPE,
-            )
         # Where memory is not allocated (no entries, device "meta") the address is 0 for all.
         pointer = parameter.data_ptr()
         names.setdefault((parameter.device, pointer, 0 if pointer else id(parameter)), []).append(name)
     return list(names.values())
 
 
-def _refuse_unknown(network: nn.Module, unknown: dict[str, nn.Parameter]) -> None:
-    if not unknown:
-        return
+def _refuse_unknown(network: nn.Module, unknown: dict[str, nn.Parameter]) -> KeMetricError:
     name, parameter = next(iter(unknown.items()))
     module, own_name = owner_of(network, name)
     path = name.rpartition(".")[0]
     where = f"module {path!r}" if path else "the network itself"
-    kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    others = f" (and {len(unknown) - 1} more such parameters)" if len(unknown) > 1 else ""
     remover = remover_of(module, own_name)
     advice = f"{remover} makes it an ordinary weight again; " if remover else ""
-    raise KeMetricError(
+    return refusal(
         f"kind='wels' splits what multiplies activations, and no rule says whether {name} {list(parameter.shape)} of "
-        f"{where}, a {kind}, does{others}. {advice}keep_whole={list(unknown)} leaves what is unknown as it is",
-        ExitCode.RECIPE,
+        f"{where}, a {type(module).__module__}.{type(module).__qualname__}, does{and_more(unknown, 'parameters')}. "
+        f"{advice}keep_whole={list(unknown)} leaves what is unknown as it is"
     )
-
-
-def _refuse_whole_numbers(weights: dict[str, nn.Parameter]) -> None:
-    wrong = [name for name, weight in weights.items() if not weight.is_floating_point()]
-    if wrong:
-        raise KeMetricError(
-            f"{wrong[0]} is {weights[wrong[0]].dtype}: only real floating-point weights can be redrawn; "
-            f"keep_whole={wrong} leaves such weights as they are",
-            ExitCode.RECIPE,
-        )
