@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evolution import Nursery, Start, evolve
+from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.generation import weights_digest
 from ke_metric.images.batches import Pictures
 from ke_metric.images.image_set import Benchmark, ImageSet
@@ -89,14 +89,14 @@ def lineage(pictures):
 
 
 @pytest.fixture
-def nursery(pictures):
-    return lambda **sections: Nursery(recipe_of(**sections), pictures, Engine("fp32", "cpu"))
+def training_of(pictures):
+    return lambda **sections: LineageTraining(recipe_of(**sections), pictures, Engine("fp32", "cpu"))
 
 
-def child_of(nursery, number, parent):
+def child_of(training, number, parent):
     """Return a generation's starting network and its split plan."""
-    birth = nursery.birth(number, parent)
-    return nursery.build_child(birth), birth.plan
+    inheritance = training.inheritance(number, parent)
+    return training.assemble(inheritance, rehearsed=False).network, inheritance.plan
 
 
 def masks_of(generation):
@@ -163,9 +163,9 @@ def test_training_moves_both_hypotheses(lineage):
         assert not (~mask).any() or changed[~mask].any()
 
 
-def test_a_child_starts_with_its_parents_fit_hypothesis(nursery, lineage):
+def test_a_child_starts_with_its_parents_fit_hypothesis(training_of, lineage):
     parent = lineage[0][0]
-    child, plan = child_of(nursery(), 2, parent)
+    child, plan = child_of(training_of(), 2, parent)
     masks = plan.masks
     assert sum(int((~mask).sum()) for mask in masks.values()) > 0
     for name, value in child.state_dict().items():
@@ -174,58 +174,57 @@ def test_a_child_starts_with_its_parents_fit_hypothesis(nursery, lineage):
         assert (value[~mask] != parent.weights[name][~mask]).all(), name
 
 
-def test_every_generation_draws_its_own_reset_hypothesis(nursery, lineage):
+def test_every_generation_draws_its_own_reset_hypothesis(training_of, lineage):
     parent = lineage[0][0]
     older = replace(parent, number=2, provenance=replace(parent.provenance, parent_digest="0" * 64))
     for reset in ("official", "same_as_init"):
-        grower = nursery(method={"reset": reset})
-        one, plan = child_of(grower, 2, parent)
-        again, _ = child_of(grower, 2, parent)
-        other, _ = child_of(grower, 3, older)
+        training = training_of(method={"reset": reset})
+        one, plan = child_of(training, 2, parent)
+        again, _ = child_of(training, 2, parent)
+        other, _ = child_of(training, 3, older)
         for name, mask in plan.masks.items():
             drawn = [network.state_dict()[name][~mask] for network in (one, again, other)]
             assert torch.equal(drawn[0], drawn[1])
             assert (drawn[0] != drawn[2]).float().mean() > 0.99 or not len(drawn[0])
 
 
-def test_every_generation_draws_its_own_batches(nursery):
-    grower, drawn = nursery(), []
-    birth = grower.birth(1, None)
-    network, loss = grower.build_child(birth), grower.build_loss(1, None)
+def test_every_generation_draws_its_own_batches(training_of):
+    training, drawn = training_of(), []
+    inheritance = training.inheritance(1, None)
     for number in (1, 1, 2):
-        training = grower.prepare(network, loss, replace(birth, number=number))
-        drawn.append([batch.keys for batch in training.epochs.epoch(1)])
+        epochs = training.assemble(replace(inheritance, number=number), rehearsed=False).epochs
+        drawn.append([batch.keys for batch in epochs.epoch(1)])
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_generation_1_knows_nothing_of_the_split(nursery):
+def test_generation_1_knows_nothing_of_the_split(training_of):
     """It is the plain baseline: the same for every split rate and kind."""
     starts = [
-        child_of(nursery(split=split), 1, None)[0].state_dict()
+        child_of(training_of(split=split), 1, None)[0].state_dict()
         for split in ({"rate": 0.5}, {"rate": 0.8}, {"kind": "wels", "rate": 0.5})
     ]
     assert len({weights_digest(start) for start in starts}) == 1
 
 
-def test_seeds_give_other_networks(nursery):
-    starts = [child_of(nursery(seed=seed), 1, None)[0].state_dict() for seed in (0, 0, 1)]
+def test_seeds_give_other_networks(training_of):
+    starts = [child_of(training_of(seed=seed), 1, None)[0].state_dict() for seed in (0, 0, 1)]
     digests = [weights_digest(start) for start in starts]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_split_rate_of_1_changes_nothing(nursery):
-    grower = nursery(split={"rate": 1.0}, training={"epochs": 1, "precision": "fp32"})
-    parent = grower.grow(1, None, state=None, observer=TrainingObserver())
-    child, plan = child_of(grower, 2, parent)
+def test_a_split_rate_of_1_changes_nothing(training_of):
+    training = training_of(split={"rate": 1.0}, training={"epochs": 1, "precision": "fp32"})
+    parent = training.grow(1, None, state=None, observer=TrainingObserver())
+    child, plan = child_of(training, 2, parent)
     assert plan.reset_count == 0
     assert weights_digest(child.state_dict()) == weights_digest(parent.weights)
 
 
-def test_proxies_are_redrawn_or_inherited(nursery, lineage):
+def test_proxies_are_redrawn_or_inherited(training_of, lineage):
     parent = lineage[0][0]
     [name] = parent.loss_weights
-    first, redrawn = (nursery().build_loss(*of).state_dict()[name] for of in ((1, None), (2, parent)))
-    inherited = nursery(method={"reset_loss": False}).build_loss(2, parent).state_dict()[name]
+    first, redrawn = (training_of().loss(*of).state_dict()[name] for of in ((1, None), (2, parent)))
+    inherited = training_of(method={"reset_loss": False}).loss(2, parent).state_dict()[name]
     assert torch.equal(inherited, parent.loss_weights[name])
     assert (redrawn != parent.loss_weights[name]).all()
     assert (redrawn != first).all()
@@ -259,9 +258,9 @@ def test_going_on_after_the_last_epoch_scores(pictures, lineage):
 
 
 @pytest.mark.parametrize(("number", "with_parent"), [(2, False), (3, True), (1, True)])
-def test_without_its_parent_there_is_no_child(number, with_parent, nursery, lineage):
+def test_without_its_parent_there_is_no_child(number, with_parent, training_of, lineage):
     with pytest.raises(KeMetricError, match=rf"generation {number} needs generation {number - 1}") as raised:
-        child_of(nursery(), number, lineage[0][0] if with_parent else None)
+        child_of(training_of(), number, lineage[0][0] if with_parent else None)
     assert raised.value.exit_code == ExitCode.LINEAGE
 
 
@@ -277,9 +276,9 @@ def test_without_its_parent_there_is_no_child(number, with_parent, nursery, line
         ({"method": {"name": "born_again"}, "network": {"backbone": "timm/test_efficientnet"}}, "another network"),
     ],
 )
-def test_a_parent_of_another_recipe(sections, words, nursery, lineage):
+def test_a_parent_of_another_recipe(sections, words, training_of, lineage):
     with pytest.raises(KeMetricError, match=words):
-        child_of(nursery(**sections), 2, lineage[0][0])
+        child_of(training_of(**sections), 2, lineage[0][0])
 
 
 def test_pictures_are_decoded_once_and_nothing_is_written(tmp_path, monkeypatch):
@@ -300,15 +299,15 @@ def test_a_lineage_of_single_weights(pictures):
     one, two = evolve(recipe, pictures, device="cpu")
     assert one.scorecard.slim is None
     assert weights_digest(one.split_bits) == weights_digest(two.split_bits)
-    child, plan = child_of(Nursery(recipe, pictures, Engine("fp32", "cpu")), 2, one)
+    child, plan = child_of(LineageTraining(recipe, pictures, Engine("fp32", "cpu")), 2, one)
     for name, mask in plan.masks.items():
         assert int(mask.sum()) == round(0.7 * mask.numel())
         assert torch.equal(child.state_dict()[name][mask], one.weights[name][mask])
 
 
-def test_modules_the_recipe_keeps_whole(nursery):
+def test_modules_the_recipe_keeps_whole(training_of):
     split = {"rate": 0.5, "keep_whole": ["backbone.layer4"], "channel_multiple": 12}
-    _, plan = child_of(nursery(split=split), 1, None)
+    _, plan = child_of(training_of(split=split), 1, None)
     assert plan.weights["backbone.layer1.0.conv1.weight"].outputs.count == 24  # of 32: 16 rounded up
     kept = {name: mask.outputs.count == mask.shape[0] for name, mask in plan.weights.items()}
     assert kept.pop("head.weight")
@@ -329,14 +328,14 @@ def test_modules_the_recipe_keeps_whole(nursery):
         ),
     ],
 )
-def test_what_cannot_be_built_shows_before_any_harm(sections, words, nursery):
-    nursery().require_buildable()
+def test_what_cannot_be_built_shows_before_any_harm(sections, words, training_of):
+    training_of().require_buildable()
     with pytest.raises(KeMetricError, match=words) as raised:
-        nursery(**sections).require_buildable()
+        training_of(**sections).require_buildable()
     assert raised.value.exit_code == ExitCode.RECIPE
 
 
-def test_only_generation_1_asks_for_pretrained_weights(nursery, lineage, monkeypatch):
+def test_only_generation_1_asks_for_pretrained_weights(training_of, lineage, monkeypatch):
     asked, build = [], recipe_networks.build_network
 
     def note(*arguments, load_pretrained):
@@ -344,13 +343,15 @@ def test_only_generation_1_asks_for_pretrained_weights(nursery, lineage, monkeyp
         return build(*arguments, load_pretrained=False)
 
     monkeypatch.setattr(recipe_networks, "build_network", note)
-    one, two = nursery().birth(1, None), nursery().birth(2, lineage[0][0])
+    one, two = training_of().inheritance(1, None), training_of().inheritance(2, lineage[0][0])
     asked.clear()
-    nursery().build_child(one)
-    nursery().build_child(two)
+    training_of().assemble(one)
+    training_of().assemble(two)
     assert asked == [True, False]
-    two.build(1)
-    assert asked == [True, False, True], "a method that looks back at the first weights sees others"
+    child = training_of(method={"name": "layer_wise"}).inheritance(2, lineage[0][0])
+    asked.clear()
+    training_of(method={"name": "layer_wise"}).assemble(child)
+    assert asked == [False, True], "a method that looks back at the first weights sees others"
 
 
 def test_a_test_set_in_which_nothing_can_be_found():

@@ -9,7 +9,7 @@ from torch import nn
 
 from ke_metric import Lineage
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evolution import Nursery, Start, evolve
+from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.generation import weights_digest
 from ke_metric.images.batches import Pictures, TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
@@ -109,14 +109,18 @@ def grown(recipe, pictures, observer=None):
     return list(evolve(recipe, pictures, device="cpu", observer=observer))
 
 
-def nursery_of(recipe, pictures):
-    return Nursery(recipe, pictures, Engine("fp32", "cpu"))
+def training_of(recipe, pictures):
+    return LineageTraining(recipe, pictures, Engine("fp32", "cpu"))
+
+
+def child_by(training, parent):
+    number = parent.number + 1 if parent else 1
+    return training.assemble(training.inheritance(number, parent), rehearsed=False).network.state_dict()
 
 
 def child_of(recipe, pictures, parent):
     """Return the network that the generation after `parent` begins with."""
-    nursery = nursery_of(recipe, pictures)
-    return nursery.build_child(nursery.birth(parent.number + 1, parent)).state_dict()
+    return child_by(training_of(recipe, pictures), parent)
 
 
 def test_every_method_has_a_case():
@@ -126,14 +130,11 @@ def test_every_method_has_a_case():
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"repr", "slim_alone"}))
 def test_generation_1_is_the_plain_baseline_of_every_method(name, pictures):
     recipe = recipe_of(name, "classification")
-    nursery = nursery_of(recipe, pictures)
-    birth = nursery.birth(1, None)
-    network = nursery.build_child(birth)
-    assert type(METHODS[name].hooks(network, birth)) is TrainingHooks
-    plain = nursery_of(recipe_of("restarts", "classification"), pictures)
-    assert weights_digest(network.state_dict()) == weights_digest(
-        plain.build_child(plain.birth(1, None)).state_dict()
-    )
+    training = training_of(recipe, pictures)
+    first = training.assemble(training.inheritance(1, None))
+    assert type(first.hooks) is TrainingHooks
+    plain = child_by(training_of(recipe_of("restarts", "classification"), pictures), None)
+    assert weights_digest(first.network.state_dict()) == weights_digest(plain)
 
 
 def assert_same(found, expected):
@@ -218,15 +219,15 @@ def test_regeneration_redraws_other_weights_in_every_generation(pictures):
 def test_saliency_is_measured_on_the_parent_and_its_loss(task, pictures, ancestors):
     """On the first fifth of an epoch that it was not trained on."""
     recipe, parent = recipe_of("neural_regeneration", task), ancestors[task, "wels"]
-    nursery = nursery_of(recipe, pictures)
-    network, loss = nursery.networks.build(7).eval(), nursery.build_loss(7, None)
+    training = training_of(recipe, pictures)
+    network, loss = training.networks.build(7).eval(), training.loss(7, None)
     network.load_state_dict(parent.weights)
     loss.load_state_dict(parent.loss_weights)
     epochs = TrainingEpochs(pictures, recipe, generation=1, device=torch.device("cpu"))
     assert len(epochs) == 2
     batch = next(epochs.epoch(recipe.training.epochs + 1))
     loss(network(batch.images), batch.labels).backward()
-    found = nursery.birth(2, parent).gradients()
+    found = training.gradients(parent)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad.abs(), msg=name, rtol=1e-4, atol=1e-6)
 
@@ -238,19 +239,18 @@ class Drawing(nn.Module):
         return (outputs * torch.rand(outputs.shape)).sum()
 
 
-class DrawingNursery(Nursery):
-    def build_loss(self, number, parent, **_):
+class DrawingTraining(LineageTraining):
+    def loss(self, number, parent, **_):
         return Drawing()
 
 
 def test_saliency_does_not_depend_on_what_was_drawn_before(pictures, ancestors):
     # A large share: the smallest one is of weights without gradient, whatever the loss.
     recipe = recipe_of("neural_regeneration", "classification", method={"name": "neural_regeneration", "share": 0.8})
-    nursery, children = DrawingNursery(recipe, pictures, Engine("fp32", "cpu")), []
+    training, children = DrawingTraining(recipe, pictures, Engine("fp32", "cpu")), []
     for _ in range(2):
         torch.rand(7)
-        child = nursery.build_child(nursery.birth(2, ancestors["classification", "wels"]))
-        children.append(weights_digest(child.state_dict()))
+        children.append(weights_digest(child_by(training, ancestors["classification", "wels"])))
     assert children[0] == children[1]
 
 
@@ -279,11 +279,10 @@ def test_repeats_are_what_other_first_generations_would_be(pictures):
 
 def test_slim_alone_grows_the_slim_architecture(pictures):
     recipe = recipe_of("slim_alone")
-    dense = nursery_of(recipe_of("knowledge_evolution", "classification"), pictures)
-    birth = dense.birth(1, None)
-    slim = extract_slim(dense.build_child(birth), birth.plan)
-    nursery = nursery_of(recipe, pictures)
-    begun = nursery.build_child(nursery.birth(1, None)).state_dict()
+    dense = training_of(recipe_of("knowledge_evolution", "classification"), pictures)
+    inheritance = dense.inheritance(1, None)
+    slim = extract_slim(dense.assemble(inheritance).network, inheritance.plan)
+    begun = child_by(training_of(recipe, pictures), None)
     assert weights_digest(begun) == weights_digest(slim.state_dict())
     one, two = grown(recipe, pictures)
     for generation in (one, two):
@@ -312,11 +311,10 @@ def test_slim_alone_of_another_rate_is_refused(pictures):
 def test_every_method_begins_on_both_tasks(name, task, pictures, ancestors):
     """With a first generation and with a second one; slim_alone has a parent of another size."""
     recipe = recipe_of(name, task)
-    nursery, parent = nursery_of(recipe, pictures), ancestors[task, recipe.split.kind]
-    nursery.require_buildable()
+    lineage, parent = training_of(recipe, pictures), ancestors[task, recipe.split.kind]
+    lineage.require_buildable()
     number = 1 if name == "slim_alone" else 2
-    birth = nursery.birth(number, parent if number == 2 else None)
-    training = nursery.prepare(nursery.build_child(birth), nursery.build_loss(2, parent), birth)
+    training = lineage.assemble(lineage.inheritance(number, parent if number == 2 else None))
     loss, _ = training.take_step(0, next(training.epochs.epoch(1)))
     assert np.isfinite(loss)
 
@@ -331,13 +329,13 @@ def test_the_last_generation_is_the_slim_network_of_its_parent_and_taught_by_it(
     assert_same(
         one, grown(recipe_of("knowledge_evolution", task, generations=1, split=SLIM_LAST["split"]), pictures)[0]
     )
-    nursery = nursery_of(recipe, pictures)
-    dense = nursery.networks.build(2)
+    training = training_of(recipe, pictures)
+    dense = training.networks.build(2)
     dense.load_state_dict(two.weights)
     expected = extract_slim(dense, SplitPlan.from_json(two.split, two.split_bits))
     child = child_of(recipe, pictures, two)
     assert weights_digest(child) == weights_digest(expected.state_dict())
-    hooks = method_of(recipe, 3).hooks(expected, nursery.birth(3, two))
+    hooks = method_of(recipe, 3).hooks(expected, training.inheritance(3, two))
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(hooks.targets(images), dense.eval()(images))
@@ -364,10 +362,9 @@ def test_the_teacher_of_a_slim_network_has_weight_1_unless_told(weight, expected
     section = {"name": "restarts", "slim_last": True, "teacher_weight": weight}
     recipe = recipe_of("restarts", "classification", split={"kind": "kels"}, method=section)
     one = next(evolve(recipe, pictures, device="cpu"))
-    assert (
-        type(method_of(recipe, 1).hooks(nn.Identity(), nursery_of(recipe, pictures).birth(1, None))) is TrainingHooks
-    )
-    hooks = method_of(recipe, 2).hooks(nn.Identity(), nursery_of(recipe, pictures).birth(2, one))
+    training = training_of(recipe, pictures)
+    assert type(method_of(recipe, 1).hooks(nn.Identity(), training.inheritance(1, None))) is TrainingHooks
+    hooks = method_of(recipe, 2).hooks(nn.Identity(), training.inheritance(2, one))
     outputs, targets = torch.eye(4), torch.ones(4, 4)
     plain = divergence(targets, outputs, 1.0)
     assert float(hooks.added_loss(outputs, targets)) == pytest.approx(expected * float(plain))

@@ -11,19 +11,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from torch import nn
 
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Result, TrainingDisplay, counting, say, say_skipped
 from ke_metric.cli.recording import Interrupts, Keeper, interruptible, resume_command, together, warn_of_changes
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evolution import Nursery, Start, evolve
+from ke_metric.evolution import LineageTraining, Start
 from ke_metric.images.batches import Pictures, fingerprint, first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
 from ke_metric.lineage.comparison import told_ties
@@ -37,7 +37,7 @@ from ke_metric.lineage.report import (
 )
 from ke_metric.lineage.store import Lineage, default_folder
 from ke_metric.recipe.schema import Recipe
-from ke_metric.scoring import Scorer, count_parameters
+from ke_metric.scoring import count_parameters
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
@@ -61,14 +61,12 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         say_skipped(kind, paths)
     require_scorable(benchmark)
     engine = Engine(recipe.training.precision, device)
-    undecoded = Pictures.undecoded(benchmark)
-    nursery = Nursery(recipe, undecoded, engine)
-    birth = nursery.birth(1, None)
-    network, plan = nursery.build_child(birth), birth.plan
-    loss = nursery.build_loss(1, None)
-    search = {} if recipe.task == "classification" else {"search_backend": Scorer(undecoded, recipe, engine).backend}
+    lineage_training = LineageTraining(recipe, Pictures.undecoded(benchmark), engine)
+    inheritance = lineage_training.inheritance(1, None)
+    training = lineage_training.assemble(inheritance)
+    backend = lineage_training.search_backend()
     pictures, batches = first_pictures(benchmark, recipe)
-    training = Nursery(recipe, pictures, engine).prepare(network, loss, birth)
+    training.epochs = replace(lineage_training, pictures=pictures).epochs(1)
     repeated = repeated_pictures(benchmark, recipe)
     value, seconds = _try(training, batches)
     document: dict[str, Any] = {
@@ -76,13 +74,13 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         **_count_images(benchmark),
         "batches_per_epoch": batches,
         **({"repeated_pictures": repeated} if repeated and recipe.task == "retrieval" else {}),
-        **_count_parameters(network, loss, plan, alone=recipe.method.name == "slim_alone"),
-        "expected_disk_bytes": expected_disk(recipe, network, loss),
+        **_count_parameters(training, inheritance.plan),
+        "expected_disk_bytes": expected_disk(training),
         "first_loss": value,
         "seconds_per_step": round(seconds, 4),
         "estimated_training_seconds": round(seconds * batches * recipe.training.epochs * recipe.generations),
         **engine.describe(),
-        **search,
+        **({"search_backend": backend} if backend else {}),
     }
     return Result(document, _table(document))
 
@@ -103,29 +101,27 @@ def _count_images(benchmark: Benchmark) -> dict[str, Any]:
     return {name: {"images": len(images), "classes": len(images.class_names)} for name, images in parts.items()}
 
 
-def _count_parameters(network: nn.Module, loss: nn.Module, plan: SplitPlan, *, alone: bool) -> dict[str, int]:
-    total = count_parameters(network)
+def _count_parameters(training: GenerationTraining, plan: SplitPlan) -> dict[str, int]:
+    total = count_parameters(training.network)
     counts = {
         "parameters": total,
         "parameters_fit": total - plan.reset_count,
         "parameters_reset": plan.reset_count,
-        "parameters_loss": count_parameters(loss),
+        "parameters_loss": count_parameters(training.loss),
     }
-    if alone or plan.kind != "kels":
+    if training.recipe.trains_slim(1) or plan.kind != "kels":
         return counts
-    return counts | {"parameters_slim": count_parameters(extract_slim(network, plan))}
+    return counts | {"parameters_slim": count_parameters(extract_slim(training.network, plan))}
 
 
-def expected_disk(recipe: Recipe, network: nn.Module, loss: nn.Module, *, kept: int | None = None) -> int:
-    """Return the most bytes the lineage will hold: kept weights, and two resume states while one is written.
+def expected_disk(training: GenerationTraining, *, kept: int | None = None) -> int:
+    """Return the most bytes a lineage will hold: kept weights, and two resume states while one is written.
 
     Args:
-        recipe: Of the lineage.
-        network: Its network.
-        loss: Its loss.
+        training: Of its first generation.
         kept: Generations that are kept; as many as the recipe keeps when left out.
     """
-    weights = count_parameters(network) + count_parameters(loss)
+    recipe, weights = training.recipe, count_parameters(training.network) + count_parameters(training.loss)
     kept = kept or {"last": 2, "best": 3, "all": recipe.generations}[recipe.keep]
     states = 2 * (1 + MOMENTS[recipe.optimizer.name])
     return BYTES_PER_WEIGHT * weights * (kept + states)
@@ -185,18 +181,19 @@ def train_lineage(
             start = _start(Lineage(folder))
         elif engine.is_main:
             require_room(folder, overwrite=overwrite)
-        pictures = _decode(_checked_benchmark(recipe, engine, folder, start=start, resume=resume), recipe)
-        if resume and (unchecked := Lineage(folder).require_data(pictures.fingerprint)):
+        training = _decoded(_checked_training(recipe, engine, folder, start=start, resume=resume))
+        data = training.pictures.fingerprint
+        if resume and (unchecked := Lineage(folder).require_data(data)):
             say(f"warning: {unchecked}", style="yellow")
         if engine.is_main:
             if resume:
                 Lineage(folder).continue_with(recipe)
             else:
                 stack.enter_context(_create(folder, recipe, text, overwrite).writing())
-            Lineage(folder).record_data(pictures.fingerprint)
+            Lineage(folder).record_data(data)
         engine.wait()
         lineage = Lineage(folder)
-        _grow(lineage, pictures, start=start, engine=engine, device=device)
+        _grow(lineage, training, start=start, device=device)
         # The first process has stored the last generation when the others read it.
         engine.wait()
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
@@ -221,7 +218,7 @@ def _idle_lines(idle: Mapping[int, Mapping[str, int]]) -> Iterator[str]:
             )
 
 
-def _checked_benchmark(recipe: Recipe, engine: Engine, folder: Path, *, start: Start, resume: bool) -> Benchmark:
+def _checked_training(recipe: Recipe, engine: Engine, folder: Path, *, start: Start, resume: bool) -> LineageTraining:
     """Load the benchmark and find out whatever recipe, labels and folder can tell before the pictures are decoded.
 
     Raises:
@@ -232,15 +229,15 @@ def _checked_benchmark(recipe: Recipe, engine: Engine, folder: Path, *, start: S
         say_skipped(kind, paths)
     if resume:
         Lineage(folder).require_data(fingerprint(benchmark))
-    nursery = Nursery(recipe, Pictures.undecoded(benchmark), engine)
+    training = LineageTraining(recipe, Pictures.undecoded(benchmark), engine)
     if start.parent or start.state:
-        _warn_of_refusals(Lineage(folder), nursery.require_resumable(start), engine)
-        return benchmark
+        _warn_of_refusals(Lineage(folder), training.require_resumable(start), engine)
+        return training
     require_scorable(benchmark)
-    network, loss = nursery.require_buildable()
+    first = training.require_buildable()
     if not resume and engine.is_main and not folder.exists():
-        _require_space(folder, expected_disk(recipe, network, loss, kept=1))
-    return benchmark
+        _require_space(folder, expected_disk(first, kept=1))
+    return training
 
 
 def _warn_of_refusals(lineage: Lineage, refusals: Sequence[str], engine: Engine) -> None:
@@ -264,11 +261,11 @@ def _require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _decode(benchmark: Benchmark, recipe: Recipe) -> Pictures:
+def _decoded(training: LineageTraining) -> LineageTraining:
+    benchmark, data = training.pictures.benchmark, training.recipe.data
     with counting(f"decoding {benchmark.name}") as progress:
-        return Pictures.decode(
-            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
-        )
+        pictures = Pictures.decode(benchmark, data.store_size, store_shape=data.store_shape, progress=progress)
+    return replace(training, pictures=pictures)
 
 
 def _start(lineage: Lineage) -> Start:
@@ -313,12 +310,12 @@ def _create(folder: Path, recipe: Recipe, text: str, overwrite: bool) -> Lineage
     return Lineage.create(folder, recipe, text=text, command=command, overwrite=overwrite)
 
 
-def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine, device: str | None) -> None:
-    recipe = lineage.recipe
+def _grow(lineage: Lineage, training: LineageTraining, *, start: Start, device: str | None) -> None:
+    recipe, engine = training.recipe, training.engine
     interrupts = Interrupts(engine, recipe.training.epochs, resume_command(lineage.folder, device))
     if not engine.is_main:
         with interruptible(interrupts):
-            for _ in evolve(recipe, pictures, start=start, device=device, observer=interrupts):
+            for _ in training.evolve(start, interrupts):
                 pass
         return
     say(f"lineage {lineage.folder}: {_where(start)}")
@@ -332,7 +329,7 @@ def _grow(lineage: Lineage, pictures: Pictures, *, start: Start, engine: Engine,
         together(engine, lineage.folder, device),
     ):
         observer = TrainingObservers(display, keeper, interrupts)
-        for generation in evolve(recipe, pictures, start=start, device=device, observer=observer):
+        for generation in training.evolve(start, observer):
             lineage.append(generation)
             keeper.generation_done(generation)
             display.generation_done(generation)

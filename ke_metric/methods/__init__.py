@@ -1,1 +1,1 @@
-"""Methods: what a child takes from its parent. Imports layer 0 and the split room."""
+"""Methods: what a child takes from its parent, and what else happens while it trains; one table names them all."""

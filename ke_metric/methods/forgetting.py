@@ -1,12 +1,7 @@
-"""Redrawing any set of weights, by the rules that redraw a reset hypothesis.
+"""Methods that redraw other weights than the reset hypothesis: the later layers, or the least salient weights.
 
-Later-Layer Forgetting: every layer from a certain one on is redrawn, the classifier included.
-
-Zhou, Vani, Larochelle, Courville: Fortuitous Forgetting in Connectionist Networks, ICLR 2022 (LLF). The mask is 1 for
-layers below L and 0 from L on; norm layers and biases are inherited, new values are drawn in every generation (their
-paper finds fixed ones much worse), and all layers train. Their published L: `layer3` or `layer4` of ResNet18,
-`layer3` of ResNet50, layers 40 or 68 of DenseNet169. Their N_k counts generations on top of the first one: N_10 is
-our generation 11.
+Both inherit norm layers and biases, draw new values in every generation by the rules of `split.reset`, and train all
+layers.
 """
 
 from __future__ import annotations
@@ -17,14 +12,84 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.generation import load_whole
-from ke_metric.methods.method import Birth, Method
-from ke_metric.methods.teacher import guidance
-from ke_metric.recipe.schema import Method as MethodRecipe
+from ke_metric.methods.method import Inheritance, LineageMethod
+from ke_metric.methods.teacher import taught
+from ke_metric.recipe.schema import Method
 from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import multiplicative_weights
 from ke_metric.training.hooks import TrainingHooks
+
+# Share of the weights that Dynamic Neural Regeneration redraws when the recipe names none.
+SHARE = 0.2
+
+
+class LaterLayerForgetting(LineageMethod):
+    """Inherits everything but the weights of `method.layers` and of all layers after it, in parameter order.
+
+    Zhou, Vani, Larochelle, Courville: Fortuitous Forgetting in Connectionist Networks, ICLR 2022 (LLF): the mask is 1
+    for layers below L and 0 from L on, the classifier included; their paper finds fixed new values much worse. Their
+    published L: `layer3` or `layer4` of ResNet18, `layer3` of ResNet50, layers 40 or 68 of DenseNet169. Their N_k
+    counts generations on top of the first one: N_10 is our generation 11.
+    """
+
+    def check(self, network: nn.Module, recipe: Method) -> None:
+        """Refuse a layer that the network does not have."""
+        later_weights(network, recipe)
+
+    def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
+        """Load the parent and redraw the later layers."""
+        inheritance.load_parent(child)
+        redraw_for(inheritance, child, all_of(later_weights(child, inheritance.method)))
+
+    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
+        """Return a teacher where the recipe asks for one."""
+        return taught(inheritance)
+
+
+class NeuralRegeneration(LineageMethod):
+    """Inherits the salient weights and redraws the others by `method.reset`.
+
+    Ramakrishnan and others: Dynamic Neural Regeneration, NeurIPS 2024 (DNR). After each generation every weight gets
+    the saliency |w * g|, g its gradient accumulated in absolute value over mini-batches, the network in eval mode
+    (SNIP: Lee et al., ICLR 2019); the `share` of all weights that is least salient, 20 % as in the paper, over all
+    layers together, is redrawn, the others are inherited.
+
+    Their released code cannot run this method (names it uses are defined nowhere), so this follows the paper. Their
+    threshold also counts norm parameters, which are never redrawn; ours counts the weights that can be redrawn, so
+    that the share is exact. Shortcut convolutions, which their code skips by name, count as any other.
+    """
+
+    needs_gradients = True
+
+    def check(self, network: nn.Module, recipe: Method) -> None:
+        """Refuse a network with a weight that no rule covers."""
+        multiplicative_weights(network)
+
+    def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
+        """Load the parent and redraw what matters least to its loss."""
+        inheritance.load_parent(child)
+        assert inheritance.gradients is not None, "the gradients were not computed"
+        saliency = {
+            name: weight.detach().abs() * inheritance.gradients[name]
+            for name, weight in multiplicative_weights(child).items()
+        }
+        redraw_for(inheritance, child, least_salient(saliency, share_of(inheritance)))
+
+    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
+        """Return a teacher where the recipe asks for one."""
+        return taught(inheritance)
+
+
+def redraw_for(inheritance: Inheritance, child: nn.Module, redrawn: Mapping[str, Tensor]) -> None:
+    """Redraw entries of a child's weights by `method.reset`, new ones in every generation."""
+    redraw_where(
+        child,
+        redrawn,
+        rule=inheritance.method.reset,
+        generator=inheritance.generator("reset"),
+        fresh=inheritance.fresh(),
+    )
 
 
 def redraw_where(
@@ -40,7 +105,7 @@ def redraw_where(
     Args:
         network: The network.
         redrawn: Weight name -> bool tensor of its shape on the CPU, True where it is redrawn.
-        rule: `official`, `same_as_init`, `orthogonal` or `zero`, see `split.reset.redraw_reset`.
+        rule: The `init` of `split.reset.redraw_reset`.
         generator: Gives the random numbers; another one whenever values are drawn.
         fresh: A newly built network, whose weights are the new values of `same_as_init`.
     """
@@ -55,31 +120,7 @@ def all_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.ones(weight.shape, dtype=torch.bool, device="cpu") for name, weight in weights.items()}
 
 
-class LaterLayerForgetting(Method):
-    """Inherits everything but the weights of `method.layers` and of all layers after it, in parameter order."""
-
-    def check(self, network: nn.Module, recipe: MethodRecipe) -> None:
-        """See `Method.check`."""
-        later_weights(network, recipe)
-
-    def inherit(self, child: nn.Module, birth: Birth) -> None:
-        """See `Method.inherit`."""
-        assert birth.parent is not None, "generation 1 has no parent"
-        load_whole(child, birth.parent, "the parent's weights")
-        redraw_where(
-            child,
-            all_of(later_weights(child, birth.recipe)),
-            rule=birth.recipe.reset,
-            generator=birth.generator("reset"),
-            fresh=birth.fresh(),
-        )
-
-    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
-        """See `Method.hooks`; the parent teaches where the recipe asks for it."""
-        return guidance(birth)
-
-
-def later_weights(network: nn.Module, recipe: MethodRecipe) -> dict[str, nn.Parameter]:
+def later_weights(network: nn.Module, recipe: Method) -> dict[str, nn.Parameter]:
     """Return the weights of `method.layers` and of every layer after it, name -> parameter.
 
     Raises:
@@ -121,3 +162,30 @@ def _modules(weight: str) -> list[str]:
     """Return the names of all modules that a weight lies in, with and without what leads to them."""
     parts = weight.split(".")[:-1]
     return [".".join(parts[start:end]) for start in range(len(parts)) for end in range(start + 1, len(parts) + 1)]
+
+
+def share_of(inheritance: Inheritance) -> float:
+    """Return the share of weights that a generation redraws; with `final_share` it changes in equal steps."""
+    method = inheritance.method
+    first = SHARE if method.share is None else method.share
+    if method.final_share is None:
+        return first
+    progress = (inheritance.number - 2) / (inheritance.generations - 2)
+    return first + (method.final_share - first) * progress
+
+
+def least_salient(saliency: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return which entries are the least salient ones: exactly round(share x entries) of all together.
+
+    Args:
+        saliency: Weight name -> saliency of its entries.
+        share: Share of all entries.
+
+    Returns:
+        Weight name -> bool tensor of its shape; of equals the earlier ones in the order of names and entries.
+    """
+    flat = torch.cat([values.flatten() for values in saliency.values()])
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[torch.argsort(flat, stable=True)[: round(share * len(flat))]] = True
+    parts = torch.split(chosen, [values.numel() for values in saliency.values()])
+    return {name: part.view(saliency[name].shape) for name, part in zip(saliency, parts, strict=True)}

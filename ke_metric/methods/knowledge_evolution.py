@@ -1,19 +1,8 @@
-"""Steps in which the fit hypothesis computes alone: dense and slim network trained together, in one set of weights.
-
-In a share of the steps the reset hypothesis is 0 while the loss and its gradient are computed, and norm layers use
-their running statistics, as `extract_slim` inherits them; so those steps train just what the slim network computes,
-but for statistics over channels (`SplitPlan.norms`), which the slim network takes over fewer. The gradient of the
-reset hypothesis is dropped, and its weights are back before the optimizer moves; momentum and weight decay move them
-on, as in any other step.
-
-The idea is that of slimmable networks (Yu et al., ICLR 2019), which give every width norm statistics of its own; here
-there is one set of them, the dense network's, because the slim network is to be cut out of it as it is. Ours.
-
-Knowledge Evolution: the child inherits its parent's fit hypothesis and draws a new reset hypothesis.
+"""Knowledge Evolution: the child inherits its parent's fit hypothesis and draws a new reset hypothesis.
 
 Taha, Shrivastava, Davis: Knowledge Evolution in Neural Networks, CVPR 2021 (arXiv 2103.05152). For every layer,
 W <- M * W + (1 - M) * R with the split mask M and R drawn anew in each generation; norm layers (affine and running
-statistics) and biases are inherited whole.
+statistics) and biases are inherited whole. While it trains, the fit hypothesis may compute alone in some steps.
 """
 
 from __future__ import annotations
@@ -26,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ke_metric.generation import Weights, load_whole
-from ke_metric.methods.method import Birth, Method
-from ke_metric.methods.teacher import guidance
+from ke_metric.generation import Weights
+from ke_metric.methods.method import Inheritance, LineageMethod
+from ke_metric.methods.teacher import taught
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import redraw_reset
 from ke_metric.training.hooks import TrainingHooks
@@ -36,8 +25,43 @@ from ke_metric.training.hooks import TrainingHooks
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
+class KnowledgeEvolution(LineageMethod):
+    """Inherits the fit hypothesis of the lineage's split plan and redraws the reset hypothesis by `method.reset`."""
+
+    def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
+        """Load the parent and redraw the reset hypothesis."""
+        inheritance.load_parent(child)
+        redraw_reset(
+            child,
+            inheritance.plan,
+            generator=inheritance.generator("reset"),
+            init=inheritance.method.reset,
+            fresh=inheritance.fresh(),
+        )
+
+    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
+        """Return a teacher, and steps of the fit hypothesis alone, where the recipe asks for them."""
+        return with_fit_steps(taught(inheritance), network, inheritance)
+
+
+def with_fit_steps(inner: TrainingHooks, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
+    """Return hooks with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
+    share = inheritance.method.fit_steps
+    return FitSteps(inner, network, inheritance.plan, share) if share else inner
+
+
 class FitSteps(TrainingHooks):
     """Lets the fit hypothesis compute alone in some steps, spread evenly over the generation.
+
+    In those steps the reset hypothesis is 0 while the loss and its gradient are computed, and norm layers use their
+    running statistics, as `extract_slim` inherits them; so they train just what the slim network computes, but for
+    statistics over channels (`SplitPlan.norms`), which the slim network takes over fewer. The gradient of the reset
+    hypothesis is dropped, and its weights are back before the optimizer moves; momentum and weight decay move them
+    on, as in any other step.
+
+    The idea is that of slimmable networks (Yu et al., ICLR 2019), which give every width norm statistics of its own;
+    here there is one set of them, the dense network's, because the slim network is to be cut out of it as it is.
+    Ours.
 
     Args:
         inner: What else happens while the generation trains.
@@ -55,7 +79,7 @@ class FitSteps(TrainingHooks):
         self._is_fit = False
 
     def epoch_begins(self, epoch: int, optimizer: Optimizer) -> None:
-        """See `TrainingHooks.epoch_begins`."""
+        """Pass it on."""
         self._inner.epoch_begins(epoch, optimizer)
 
     @contextmanager
@@ -83,11 +107,11 @@ class FitSteps(TrainingHooks):
                         self._network.get_parameter(name).copy_(weight)
 
     def targets(self, images: Tensor) -> Tensor | None:
-        """See `TrainingHooks.targets`."""
+        """Return those of the inner hooks."""
         return self._inner.targets(images)
 
     def added_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `TrainingHooks.added_loss`."""
+        """Return that of the inner hooks."""
         return self._inner.added_loss(outputs, targets)
 
     def before_step(self) -> None:
@@ -99,38 +123,13 @@ class FitSteps(TrainingHooks):
                 gradient.masked_fill_(reset, 0)
 
     def after_step(self) -> None:
-        """See `TrainingHooks.after_step`."""
+        """Pass it on."""
         self._inner.after_step()
 
     def tensors(self) -> Weights:
-        """See `TrainingHooks.tensors`."""
+        """Return those of the inner hooks."""
         return self._inner.tensors()
 
     def restore(self, tensors: Weights) -> None:
-        """See `TrainingHooks.restore`."""
+        """Pass it on."""
         self._inner.restore(tensors)
-
-
-def with_fit_steps(inner: TrainingHooks, network: nn.Module, birth: Birth) -> TrainingHooks:
-    """Return hooks with the steps of the fit hypothesis that the recipe asks for (`method.fit_steps`)."""
-    method = birth.recipe
-    return FitSteps(inner, network, birth.plan, method.fit_steps) if method.fit_steps else inner
-
-
-class KnowledgeEvolution(Method):
-    """Inherits the fit hypothesis of the lineage's split plan and redraws the reset hypothesis by `method.reset`."""
-
-    def inherit(self, child: nn.Module, birth: Birth) -> None:
-        """See `Method.inherit`.
-
-        Raises:
-            KeMetricError: A tensor of the parent is missing, left over or of another shape.
-        """
-        assert birth.parent is not None, "generation 1 has no parent"
-        load_whole(child, birth.parent, "the parent's weights")
-        generator = birth.generator("reset")
-        redraw_reset(child, birth.plan, generator=generator, init=birth.recipe.reset, fresh=birth.fresh())
-
-    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
-        """See `Method.hooks`; a teacher and steps of the fit hypothesis alone where the recipe asks for them."""
-        return with_fit_steps(guidance(birth), network, birth)

@@ -2,85 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ke_metric.generation import Weights
+from ke_metric.generation import Generation, Weights, load_whole
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import torch_generator
-from ke_metric.recipe.schema import Method as MethodRecipe
-from ke_metric.split.graph import ChannelGraph
+from ke_metric.recipe.schema import Method, Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.hooks import TrainingHooks
 
 
 @dataclass(frozen=True)
-class Birth:
-    """What there is to make generation `number` of.
+class Inheritance:
+    """What there is to begin generation `number` with.
 
     Attributes:
         number: Number of the generation, counted from 1.
-        generations: How many the recipe's method grows.
-        seed: Seed of the lineage.
-        task: `retrieval` or `classification`.
-        recipe: The recipe's section on the method.
+        networks: Builds the networks of the lineage.
         plan: The split plan of this generation.
-        parent: State dict of generation number - 1 after its last epoch; None for generation 1.
-        parent_plan: The split plan of generation number - 1; None for generation 1.
-        parent_network: Builds the parent as a network of its own, on the CPU; only where there is one.
-        build: Builds the network of the generation with this number, with the random weights that it begins with, on
-            the CPU.
-        place: Puts a network where the generation is trained, and lays it out as the generation's.
-        channels: Returns the channels of the lineage's networks, and which layers share them.
-        gradients: Returns weight name -> mean absolute gradient of the parent's loss over some of the training
-            images, on the CPU; costly, and only where there is a parent.
+        device: Where it is trained.
+        parent: Generation number - 1; None for generation 1.
+        gradients: Weight name -> mean absolute gradient of the parent's loss over some of the training images, on
+            the CPU; only for a method that `needs_gradients`, and only where there is a parent.
     """
 
     number: int
-    generations: int
-    seed: int
-    task: str
-    recipe: MethodRecipe
+    networks: LineageNetworks
     plan: SplitPlan
-    parent: Weights | None
-    parent_plan: SplitPlan | None
-    parent_network: Callable[[], nn.Module]
-    build: Callable[[int], nn.Module]
-    place: Callable[[nn.Module], nn.Module]
-    channels: Callable[[], ChannelGraph]
-    gradients: Callable[[], Mapping[str, Tensor]]
+    device: torch.device
+    parent: Generation | None = None
+    gradients: Mapping[str, Tensor] | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the lineage."""
+        return self.networks.recipe
+
+    @property
+    def method(self) -> Method:
+        """The recipe's section on the method."""
+        return self.recipe.method
+
+    @property
+    def generations(self) -> int:
+        """How many generations the recipe's method grows."""
+        return self.recipe.generations - self.method.slim_last
+
+    @property
+    def parent_weights(self) -> Weights:
+        """State dict of the parent after its last epoch."""
+        assert self.parent is not None, "generation 1 has no parent"
+        return self.parent.weights
+
+    def load_parent(self, child: nn.Module) -> None:
+        """Give a child all of its parent's weights and nothing else.
+
+        Raises:
+            KeMetricError: A tensor is missing, left over or of another shape.
+        """
+        load_whole(child, self.parent_weights, "the parent's weights")
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a stream of random numbers of its own for this generation and purpose."""
-        return torch_generator(self.seed, self.number, purpose)
+        return torch_generator(self.recipe.seed, self.number, purpose)
 
     def fresh(self) -> nn.Module | None:
         """Return a newly built network for `method.reset: same_as_init`; None for rules that need none."""
-        return self.build(self.number) if self.recipe.reset == "same_as_init" else None
+        return self.networks.build(self.number) if self.method.reset == "same_as_init" else None
 
-    def teacher(self) -> nn.Module:
-        """Return the parent as a network of its own, frozen and in eval mode, placed."""
+    def parent_network(self, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
+        """Return the parent as a network of its own, and its split plan."""
         assert self.parent is not None, "generation 1 has no parent"
-        return self.place(self.parent_network()).requires_grad_(False).eval()
+        return self.networks.restore(self.parent, device=device, what="the parent's weights")
 
 
-class Method:
+class LineageMethod:
     """A method: what a child takes from its parent, and the hooks of every generation.
 
     Attributes:
-        changes_architecture: Whether `architecture` gives another network than the recipe's; its own split plan
-            keeps all of it.
+        needs_gradients: Whether `inherit` reads `Inheritance.gradients`, which are costly.
     """
 
-    changes_architecture: bool = False
+    needs_gradients: bool = False
 
-    def architecture(self, network: nn.Module, plan: SplitPlan) -> nn.Module:
-        """Return the network that is trained, given the recipe's network and its split plan: that network itself."""
-        return network
-
-    def check(self, network: nn.Module, recipe: MethodRecipe) -> None:
+    def check(self, network: nn.Module, recipe: Method) -> None:
         """Find out whether the method can be used on a network, before hours go by until it is.
 
         Args:
@@ -91,20 +100,15 @@ class Method:
             KeMetricError: It cannot, or a field of the section does not fit the network.
         """
 
-    def inherit(self, child: nn.Module, birth: Birth) -> None:
-        """Make a newly built network the child of `birth.parent`, in place.
-
-        Args:
-            child: A network with new random weights.
-            birth: What there is to make it of; it has a parent.
-        """
+    def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
+        """Make a newly built network, with new random weights, the child of its parent, in place."""
         raise NotImplementedError
 
-    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
-        """Return what happens while a generation trains.
+    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
+        """Return what happens while a generation trains: nothing.
 
         Args:
             network: The generation's network as it begins, on its device.
-            birth: As for `inherit`; without a parent for generation 1.
+            inheritance: As for `inherit`; without a parent for generation 1.
         """
         return TrainingHooks()

@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone, SlimLast
-from ke_metric.methods.forgetting import LaterLayerForgetting
+from ke_metric.methods.forgetting import LaterLayerForgetting, NeuralRegeneration
 from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
-from ke_metric.methods.method import Method
-from ke_metric.methods.published.dense_sparse_dense import DenseSparseDense
-from ke_metric.methods.published.layer_wise import LayerWise
+from ke_metric.methods.method import LineageMethod
+from ke_metric.methods.published.generations import BornAgain, DenseSparseDense, LayerWise
 from ke_metric.methods.published.repr import RePr
-from ke_metric.methods.regeneration import NeuralRegeneration
-from ke_metric.methods.teacher import BornAgain
 from ke_metric.recipe.schema import Recipe
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+METHODS: Mapping[str, LineageMethod] = MappingProxyType(
     {
         "knowledge_evolution": KnowledgeEvolution(),
         "born_again": BornAgain(),
@@ -36,7 +33,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 _SLIM_LAST = SlimLast()
 
 
-def method_of(recipe: Recipe, number: int) -> Method:
+def method_of(recipe: Recipe, number: int) -> LineageMethod:
     """Return the method that generation `number` (from 1) of a lineage is grown by."""
     is_slim = recipe.method.slim_last and number == recipe.generations
     return _SLIM_LAST if is_slim else METHODS[recipe.method.name]

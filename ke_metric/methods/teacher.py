@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from ke_metric.methods.method import Birth, Method
+from ke_metric.methods.method import Inheritance
 from ke_metric.training.hooks import TrainingHooks
 
 LOGITS_TEMPERATURE = 1.0
@@ -63,32 +63,22 @@ def similarities(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T)[others].view(count, count - 1)
 
 
-def guidance(birth: Birth) -> TrainingHooks:
-    """Return the hooks of a method whose recipe may ask for the parent as a teacher (`method.teacher_weight`)."""
-    recipe = birth.recipe
-    if birth.parent is None or recipe.teacher_weight == 0:
-        return TrainingHooks()
-    return Guided(birth.teacher(), birth.task, weight=recipe.teacher_weight, temperature=recipe.teacher_temperature)
+def taught(inheritance: Inheritance, *, least: float = 0.0) -> TrainingHooks:
+    """Return the hooks of a generation whose parent teaches it, if it has one, with `method.teacher_weight`.
 
-
-def taught_by_parent(birth: Birth) -> TrainingHooks:
-    """Return the hooks of a generation that always has its parent as a teacher, with a weight of 1 where it is 0."""
-    weight = birth.recipe.teacher_weight or 1.0
-    return Guided(birth.teacher(), birth.task, weight=weight, temperature=birth.recipe.teacher_temperature)
-
-
-class BornAgain(Method):
-    """Born-Again Networks: a student from new random weights, its parent the teacher.
-
-    Furlanello, Lipton, Tschannen, Itti, Anandkumar: Born Again Neural Networks, ICML 2018. Generation k learns from
-    CE(y, z_k) + CE(softmax(z_(k-1)), softmax(z_k)), equally weighted, T = 1; the teacher is frozen, in eval mode, and
-    sees the same augmented views. No weight is inherited. N_10 is the tenth network of the chain. How Taha et al. set
-    it up for their tables is not published.
+    Args:
+        inheritance: Of the generation.
+        least: The weight where the recipe's is 0; with 0 nobody teaches then.
     """
+    method = inheritance.method
+    weight = method.teacher_weight or least
+    if inheritance.parent is None or not weight:
+        return TrainingHooks()
+    teacher = frozen_parent(inheritance)
+    return Guided(teacher, inheritance.recipe.task, weight=weight, temperature=method.teacher_temperature)
 
-    def inherit(self, child: nn.Module, birth: Birth) -> None:
-        """See `Method.inherit`."""
 
-    def hooks(self, network: nn.Module, birth: Birth) -> TrainingHooks:
-        """Return the teacher's hooks; a weight of 1 unless the recipe names another."""
-        return TrainingHooks() if birth.parent is None else taught_by_parent(birth)
+def frozen_parent(inheritance: Inheritance) -> nn.Module:
+    """Return the parent as a network of its own, frozen and in eval mode, where the generation is trained."""
+    network, _ = inheritance.parent_network(inheritance.device)
+    return network.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""Builds the networks of a lineage, and its split plan, from the recipe alone.
+"""The networks of a lineage, and their split plan, built from the recipe alone.
 
 Training, scoring again and cutting out all build them here, so that they are the same.
 """
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.generation import Generation, load_whole
-from ke_metric.methods.table import method_of
 from ke_metric.networks.heads import build_classifier, build_network
 from ke_metric.randomness import default_streams, derive_seed
 from ke_metric.recipe.schema import Recipe
@@ -19,11 +18,12 @@ from ke_metric.split.following import follow_channels
 from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.planning import plan_split
+from ke_metric.split.slim import extract_slim
 
 
 @dataclass(frozen=True)
 class LineageNetworks:
-    """How the networks of a lineage are built.
+    """Builds the networks of a lineage.
 
     Attributes:
         recipe: The recipe of the lineage.
@@ -34,10 +34,10 @@ class LineageNetworks:
     classes: int
 
     def build(self, number: int, *, load_pretrained: bool = False) -> nn.Module:
-        """Return a network with the random weights that generation `number` begins with, on the CPU.
+        """Return a network with the random weights that generation `number` (from 1) begins with, on the CPU.
 
         Args:
-            number: Number of the generation, counted from 1.
+            number: Of the generation, which may be one that trains the slim network.
             load_pretrained: Whether a recipe that asks for pretrained weights gets them.
 
         Raises:
@@ -45,10 +45,9 @@ class LineageNetworks:
         """
         with default_streams(self.recipe.seed, number, "network"):
             network = self._dense(load_pretrained)
-        method = method_of(self.recipe, number)
-        if not method.changes_architecture:
+        if not self.recipe.trains_slim(number):
             return network
-        return method.architecture(network, self._plan(network, self.recipe.split.rate))
+        return extract_slim(network, self._plan(network, self.recipe.split.rate))
 
     def channels(self) -> ChannelGraph:
         """Return the channels of the lineage's networks, which layers share them and where they meet.
@@ -66,17 +65,23 @@ class LineageNetworks:
         Raises:
             KeMetricError: The network cannot be split.
         """
-        changed = method_of(self.recipe, number).changes_architecture
-        return self._plan(network, 1.0 if changed else self.recipe.split.rate)
+        return self._plan(network, 1.0 if self.recipe.trains_slim(number) else self.recipe.split.rate)
 
-    def restore(self, generation: Generation, *, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
-        """Return the dense network of a stored generation, laid out in memory as it was scored, and its split plan.
+    def restore(
+        self, generation: Generation, *, device: torch.device | str = "cpu", what: str = "the stored weights"
+    ) -> tuple[nn.Module, SplitPlan]:
+        """Return the dense network of a generation, laid out in memory as it was scored, and its split plan.
+
+        Args:
+            generation: A generation of the lineage.
+            device: Where the network goes.
+            what: What an error calls its weights.
 
         Raises:
             KeMetricError: The weights or the plan do not fit the recipe's network.
         """
         network = self.build(generation.number)
-        load_whole(network, generation.weights, "the stored weights")
+        load_whole(network, generation.weights, what)
         plan = SplitPlan.from_json(generation.split, generation.split_bits)
         plan.check(network)
         network.to(device)

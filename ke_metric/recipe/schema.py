@@ -377,6 +377,10 @@ class Recipe(Section):
         """Whether every generation has a slim network that is scored beside the dense one."""
         return self.split.kind == "kels" and self.evaluation.slim and self.method.name != "slim_alone"
 
+    def trains_slim(self, number: int) -> bool:
+        """Whether generation `number` trains the slim network itself, cut out of the recipe's before it begins."""
+        return self.method.name == "slim_alone" or (self.method.slim_last and number == self.generations)
+
     def to_yaml(self) -> str:
         """Return the recipe with every default written out; loading it gives an equal recipe."""
         return write_yaml(self.model_dump(mode="json"))

@@ -15,7 +15,7 @@ ARROWS = {
     **dict.fromkeys(LAYER_0 | {"evaluation", "images", "lineage", "losses", "split"}, frozenset[str]()),
     "benchmarks": {"images"},
     "datasets": {"benchmarks", "images"},
-    "networks": {"images", "methods", "split"},
+    "networks": {"images", "split"},
     "training": {"losses"},
     "stores": {"evaluation"},
     "methods": {"networks", "split", "training"},

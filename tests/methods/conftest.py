@@ -1,15 +1,17 @@
-"""A small network with every kind of parameter, births of its generations, and steps that train it for real."""
+"""A small network with every kind of parameter, inheritances of its generations, and steps that train it for real."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
+from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.classification import CrossEntropyLoss
-from ke_metric.methods.method import Birth
+from ke_metric.methods.method import Inheritance
+from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Method, Optimizer, Recipe, Training
 from ke_metric.split.following import follow_channels
@@ -19,6 +21,8 @@ from ke_metric.training.one_generation import GenerationTraining
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 CLASSES, BATCHES, BATCH = 3, 3, 6
+# All cycles of filters have room in so many epochs.
+TRAINING = Training(epochs=100, channels_last=False)
 
 
 class Block(nn.Module):
@@ -84,40 +88,55 @@ def channels_of_all():
     return follow_channels(build(1), EXAMPLE)
 
 
+class SmallNetworks(LineageNetworks):
+    """Gives small networks, or what another function builds, for those of a lineage."""
+
+    def __init__(self, recipe, builds):
+        super().__init__(recipe, CLASSES)
+        object.__setattr__(self, "builds", builds)
+
+    def build(self, number, *, load_pretrained=False):
+        return self.builds(number)
+
+    def channels(self):
+        return channels_of_all()
+
+
+def generation_of(number, weights, plan):
+    """Return a stored generation with these weights."""
+    return Generation(
+        number=number,
+        weights=weights,
+        loss_weights={},
+        split=plan.to_json(),
+        split_bits=plan.to_tensors(),
+        scorecard=Scorecard({}, None, 1, None),
+        training_log=(),
+        magnitudes={},
+        provenance=Provenance("0", "1" if number > 1 else None, 0, {}, {}, {}),
+    )
+
+
 @dataclass(frozen=True)
-class Births:
-    """Makes births of the small network."""
+class Inheritances:
+    """Makes inheritances of the small network, or of another one."""
 
-    def __call__(self, name="knowledge_evolution", *, number=2, parent=None, gradients=None, **fields):
-        """Return the birth of a generation; of number 1 without, of any other with a parent."""
-        facts = {key: fields.pop(key) for key in ("seed", "task", "generations", "place") if key in fields}
-        parent = None if number == 1 else (parent or trained())
-
-        def parent_network():
-            network = build(number - 1)
-            network.load_state_dict(parent)
-            return network
-
-        birth = Birth(
-            number=number,
-            generations=3,
-            seed=0,
-            task="classification",
-            recipe=Method(name=name, **fields),
-            plan=plan_of_all(),
-            parent=parent,
-            parent_network=parent_network,
-            parent_plan=None if number == 1 else plan_of_all(),
-            build=build,
-            place=lambda network: network,
-            channels=channels_of_all,
-            gradients=gradients or _no_gradients,
+    def __call__(
+        self, name="knowledge_evolution", *, number=2, parent=None, plan=None, builds=build, gradients=None, **fields
+    ):
+        """Return the inheritance of a generation; of number 1 without, of any other with a parent."""
+        facts = {"generations": 3, "task": "classification", "training": TRAINING}
+        facts |= {key: fields.pop(key) for key in ("seed", "task", "generations", "training") if key in fields}
+        recipe = Recipe(name="small", method=Method(name=name, **fields), **facts)
+        plan = plan or plan_of_all()
+        return Inheritance(
+            number,
+            networks=SmallNetworks(recipe, builds),
+            plan=plan,
+            device=torch.device("cpu"),
+            parent=None if number == 1 else generation_of(number - 1, parent or trained(), plan),
+            gradients=gradients,
         )
-        return replace(birth, **facts)
-
-
-def _no_gradients():
-    raise AssertionError("nobody should have asked for gradients")
 
 
 class Noise:
@@ -146,8 +165,8 @@ def scaling():
 
 
 @pytest.fixture
-def birth_of():
-    return Births()
+def inheritance_of():
+    return Inheritances()
 
 
 @pytest.fixture
@@ -186,3 +205,16 @@ def parent():
 def channels():
     """The channels of the small network."""
     return channels_of_all()
+
+
+@pytest.fixture
+def networks_of():
+    """Builds the networks of a recipe as those of a lineage are built, around the small network."""
+
+    class OfSmall(LineageNetworks):
+        _example = EXAMPLE
+
+        def _dense(self, load_pretrained):
+            return Small()
+
+    return lambda recipe: OfSmall(recipe, CLASSES)

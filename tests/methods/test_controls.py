@@ -9,7 +9,7 @@ from torch import nn
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
 from ke_metric.methods.teacher import Guided
-from ke_metric.split.planning import plan_split
+from ke_metric.recipe.schema import Split
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.hooks import TrainingHooks
 
@@ -19,17 +19,17 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def test_restarts_are_the_parent_bit_for_bit(small, birth_of, parent):
+def test_restarts_are_the_parent_bit_for_bit(small, inheritance_of, parent):
     child = small(2)
-    Restarts().inherit(child, birth_of("restarts", parent=parent))
+    Restarts().inherit(child, inheritance_of("restarts", parent=parent))
     assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
     child.head.weight.data.zero_()
     assert parent["head.weight"].any()
 
 
-def test_repeats_share_nothing(small, birth_of, parent):
+def test_repeats_share_nothing(small, inheritance_of, parent):
     child = small(2)
-    Repeats().inherit(child, birth_of("repeats", parent=parent))
+    Repeats().inherit(child, inheritance_of("repeats", parent=parent))
     assert all(torch.equal(value, small(2).state_dict()[name]) for name, value in child.state_dict().items())
     for name in WEIGHTS:
         assert (child.state_dict()[name] != parent[name]).all()
@@ -37,24 +37,24 @@ def test_repeats_share_nothing(small, birth_of, parent):
 
 
 @pytest.mark.parametrize(("shrink", "perturb"), [(0.4, 0.1), (0.5, 0.0), (0.0, 1.0), (1.0, 0.0)])
-def test_shrink_and_perturb_is_its_formula(shrink, perturb, small, birth_of, parent):
+def test_shrink_and_perturb_is_its_formula(shrink, perturb, small, inheritance_of, parent):
     child, noise = small(2), small(2).state_dict()
-    birth = birth_of("shrink_and_perturb", parent=parent, shrink=shrink, perturb=perturb)
-    ShrinkAndPerturb().inherit(child, birth)
+    inheritance = inheritance_of("shrink_and_perturb", parent=parent, shrink=shrink, perturb=perturb)
+    ShrinkAndPerturb().inherit(child, inheritance)
     for name, value in child.state_dict().items():
         expected = shrink * parent[name] + perturb * noise[name] if name in WEIGHTS else parent[name]
         assert torch.equal(value, parent[name]) if name not in WEIGHTS else torch.allclose(value, expected), name
 
 
-def test_the_defaults_of_shrink_and_perturb_are_ours(birth_of):
-    recipe = birth_of("shrink_and_perturb").recipe
+def test_the_defaults_of_shrink_and_perturb_are_ours(inheritance_of):
+    recipe = inheritance_of("shrink_and_perturb").method
     assert (recipe.shrink, recipe.perturb) == (0.4, 0.1)
 
 
-def test_every_generation_is_perturbed_by_another_noise(small, birth_of, parent):
+def test_every_generation_is_perturbed_by_another_noise(small, inheritance_of, parent):
     children = [small(number) for number in (2, 2, 3)]
     for child, number in zip(children, (2, 2, 3), strict=True):
-        ShrinkAndPerturb().inherit(child, birth_of("shrink_and_perturb", parent=parent, number=number))
+        ShrinkAndPerturb().inherit(child, inheritance_of("shrink_and_perturb", parent=parent, number=number))
     for name in WEIGHTS:
         one, again, other = (child.state_dict()[name] for child in children)
         assert torch.equal(one, again)
@@ -66,56 +66,57 @@ def test_every_generation_is_perturbed_by_another_noise(small, birth_of, parent)
     [(Restarts(), "restarts"), (ShrinkAndPerturb(), "shrink_and_perturb")],
     ids=["restarts", "shrink"],
 )
-def test_a_parent_may_teach(method, name, small, birth_of):
-    assert type(method.hooks(small(2), birth_of(name))) is TrainingHooks
-    assert isinstance(method.hooks(small(2), birth_of(name, teacher_weight=1.0)), Guided)
+def test_a_parent_may_teach(method, name, small, inheritance_of):
+    assert type(method.hooks(small(2), inheritance_of(name))) is TrainingHooks
+    assert isinstance(method.hooks(small(2), inheritance_of(name, teacher_weight=1.0)), Guided)
 
 
-def test_nobody_teaches_repeats(small, birth_of):
-    assert type(Repeats().hooks(small(2), birth_of("repeats"))) is TrainingHooks
+def test_nobody_teaches_repeats(small, inheritance_of):
+    assert type(Repeats().hooks(small(2), inheritance_of("repeats"))) is TrainingHooks
 
 
-def test_slim_alone_is_the_slim_part_of_the_first_weights(small, birth_of):
+def test_slim_alone_is_the_slim_part_of_the_first_weights(small, inheritance_of, networks_of):
     dense = small(1)
-    plan = birth_of(number=1).plan
-    slim, expected = SlimAlone().architecture(dense, plan), extract_slim(dense, plan)
+    plan = inheritance_of(number=1).plan
+    networks = networks_of(inheritance_of("slim_alone", number=1).recipe)
+    slim, expected = networks.build(1), extract_slim(dense, plan)
     assert slim.state_dict().keys() == expected.state_dict().keys()
     for name, value in slim.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name])
     weight, mask = dense.layer1.conv1.weight.detach(), plan.masks["layer1.conv1.weight"]
     assert torch.equal(slim.layer1.conv1.weight.flatten(), weight[mask])
     assert slim.layer1.conv1.weight.shape == (4, 3, 3, 3)
-    assert SlimAlone.changes_architecture
-    assert not Restarts.changes_architecture
+    assert networks.recipe.trains_slim(1)
+    assert not inheritance_of("restarts", number=1).recipe.trains_slim(1)
 
 
-def test_slim_alone_inherits_like_restarts(small, birth_of):
-    plan = birth_of(number=1).plan
+def test_slim_alone_inherits_like_restarts(small, inheritance_of):
+    plan = inheritance_of(number=1).plan
     parent = {name: value + 1 for name, value in extract_slim(small(1), plan).state_dict().items()}
     child = extract_slim(small(2), plan)
-    SlimAlone().inherit(child, birth_of("slim_alone", parent=parent))
+    SlimAlone().inherit(child, inheritance_of("slim_alone", parent=parent))
     assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
 
 
-def test_single_weights_have_no_slim_network(small):
-    plan = plan_split(small(1), torch.zeros(1, 3, 8, 8), rate=0.5, kind="wels", seed=0)
+def test_single_weights_have_no_slim_network(inheritance_of, networks_of):
+    recipe = inheritance_of("slim_alone", number=1).recipe
     with pytest.raises(KeMetricError, match="no slim network") as raised:
-        SlimAlone().architecture(small(1), plan)
+        networks_of(recipe.model_copy(update={"split": Split(kind="wels")})).build(1)
     assert raised.value.exit_code == ExitCode.RECIPE
 
 
-def test_a_network_that_no_rule_covers_shows_at_once(birth_of):
+def test_a_network_that_no_rule_covers_shows_at_once(inheritance_of):
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
             self.table = nn.Parameter(torch.zeros(3, 4))
 
-    ShrinkAndPerturb().check(nn.Linear(3, 4), birth_of("shrink_and_perturb").recipe)
+    ShrinkAndPerturb().check(nn.Linear(3, 4), inheritance_of("shrink_and_perturb").method)
     with pytest.raises(KeMetricError, match="no rule says whether table"):
-        ShrinkAndPerturb().check(Odd(), birth_of("shrink_and_perturb").recipe)
+        ShrinkAndPerturb().check(Odd(), inheritance_of("shrink_and_perturb").method)
 
 
 @pytest.mark.parametrize("method", [Restarts(), ShrinkAndPerturb()], ids=["restarts", "shrink_and_perturb"])
-def test_without_a_parent_nothing_is_inherited(method, small, birth_of):
+def test_without_a_parent_nothing_is_inherited(method, small, inheritance_of):
     with pytest.raises(AssertionError, match="no parent"):
-        method.inherit(small(2), replace(birth_of(), parent=None))
+        method.inherit(small(2), replace(inheritance_of(), parent=None))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.published.dense_sparse_dense import DenseAgain, DenseSparseDense, Sparse, smallest
+from ke_metric.methods.published.generations import DenseAgain, DenseSparseDense, Sparse, smallest
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 NAME = "dense_sparse_dense"
@@ -35,9 +35,9 @@ def test_it_is_the_papers_threshold(values, share):
 
 @pytest.mark.parametrize("share", [None, 0.5])
 @pytest.mark.parametrize("number", [2, 4])
-def test_a_sparse_generation_has_exact_zeros_in_every_layer(number, share, small, birth_of, parent):
+def test_a_sparse_generation_has_exact_zeros_in_every_layer(number, share, small, inheritance_of, parent):
     child = small(number)
-    DenseSparseDense().inherit(child, birth_of(NAME, parent=parent, number=number, share=share))
+    DenseSparseDense().inherit(child, inheritance_of(NAME, parent=parent, number=number, share=share))
     for name, value in child.state_dict().items():
         if name not in weights_of(child):
             assert torch.equal(value, parent[name]), name
@@ -54,11 +54,11 @@ def zeros_of(network, share=0.3):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("clip", [None, 0.1])
-def test_zeros_stay_zeros(optimizer, clip, small, birth_of, training_of, parent):
+def test_zeros_stay_zeros(optimizer, clip, small, inheritance_of, training_of, parent):
     """Through momentum and weight decay, for several steps; all other weights train."""
-    network, birth = small(2), birth_of(NAME, parent=parent)
-    DenseSparseDense().inherit(network, birth)
-    hooks = DenseSparseDense().hooks(network, birth)
+    network, inheritance = small(2), inheritance_of(NAME, parent=parent)
+    DenseSparseDense().inherit(network, inheritance)
+    hooks = DenseSparseDense().hooks(network, inheritance)
     training = training_of(network, hooks, optimizer=optimizer, gradient_clip=clip)
     before = {name: value.detach().clone() for name, value in weights_of(network).items()}
     training.train(TrainingObserver())
@@ -69,11 +69,11 @@ def test_zeros_stay_zeros(optimizer, clip, small, birth_of, training_of, parent)
         assert (value[~held] != before[name][~held]).all(), name
 
 
-def test_a_scaled_loss_and_a_step_that_is_skipped(small, birth_of, training_of, parent, scaling):
+def test_a_scaled_loss_and_a_step_that_is_skipped(small, inheritance_of, training_of, parent, scaling):
     """As in fp16: gradients come in scaled, and a step whose gradients are not finite is not taken."""
-    network, birth = small(2), birth_of(NAME, parent=parent)
-    DenseSparseDense().inherit(network, birth)
-    training = training_of(network, DenseSparseDense().hooks(network, birth), gradient_clip=1.0, engine=scaling)
+    network, inheritance = small(2), inheritance_of(NAME, parent=parent)
+    DenseSparseDense().inherit(network, inheritance)
+    training = training_of(network, DenseSparseDense().hooks(network, inheritance), gradient_clip=1.0, engine=scaling)
     held = {name: value == 0 for name, value in weights_of(network).items()}
     batches = list(training.epochs.epoch(1))
     before = network.head.weight.detach().clone()
@@ -115,27 +115,29 @@ def test_held_weights_go_back_to_zero_whatever_moved_them(small):
         assert torch.equal(value[~flags], moved[name][~flags])
 
 
-def test_the_mask_of_a_generation_is_fixed(small, birth_of, parent):
+def test_the_mask_of_a_generation_is_fixed(small, inheritance_of, parent):
     """It is found from the parent, not from what the weights have become."""
-    birth, network = birth_of(NAME, parent=parent), small(2)
+    inheritance, network = inheritance_of(NAME, parent=parent), small(2)
     for seed in range(3):
         with torch.no_grad():
             for value in network.parameters():
                 value.normal_(generator=torch.Generator().manual_seed(seed))
-        DenseSparseDense().hooks(network, birth).after_step()
+        DenseSparseDense().hooks(network, inheritance).after_step()
         for name, value in weights_of(network).items():
             assert torch.equal(value == 0, smallest(parent[name], 0.3))
 
 
-def test_dense_again_starts_from_the_zeros_at_a_tenth_of_the_learning_rate(small, birth_of, training_of, parent):
+def test_dense_again_starts_from_the_zeros_at_a_tenth_of_the_learning_rate(
+    small, inheritance_of, training_of, parent
+):
     sparse = {
         name: value.masked_fill(smallest(value, 0.3), 0) if value.ndim > 1 else value
         for name, value in parent.items()
     }
-    network, birth = small(3), birth_of(NAME, parent=sparse, number=3)
-    DenseSparseDense().inherit(network, birth)
+    network, inheritance = small(3), inheritance_of(NAME, parent=sparse, number=3)
+    DenseSparseDense().inherit(network, inheritance)
     assert all(torch.equal(value, sparse[name]) for name, value in network.state_dict().items())
-    hooks = DenseSparseDense().hooks(network, birth)
+    hooks = DenseSparseDense().hooks(network, inheritance)
     assert type(hooks) is DenseAgain
     training = training_of(network, hooks)
     training.take_step(0, next(training.epochs.epoch(1)))
@@ -147,19 +149,19 @@ def test_dense_again_starts_from_the_zeros_at_a_tenth_of_the_learning_rate(small
         assert value[was_zero].any(), name
 
 
-def test_phases_take_turns(small, birth_of, parent):
-    kinds = [type(DenseSparseDense().hooks(small(1), birth_of(NAME, number=1)))]
+def test_phases_take_turns(small, inheritance_of, parent):
+    kinds = [type(DenseSparseDense().hooks(small(1), inheritance_of(NAME, number=1)))]
     kinds += [
-        type(DenseSparseDense().hooks(small(number), birth_of(NAME, parent=parent, number=number)))
+        type(DenseSparseDense().hooks(small(number), inheritance_of(NAME, parent=parent, number=number)))
         for number in (2, 3, 4, 5)
     ]
     assert kinds == [TrainingHooks, Sparse, DenseAgain, Sparse, DenseAgain]
     assert [kind.learning_rate_factor for kind in kinds] == [1, 1, 0.1, 1, 0.1]
 
 
-def test_a_network_that_no_rule_covers_shows_at_once(small, birth_of):
-    DenseSparseDense().check(small(1), birth_of(NAME).recipe)
+def test_a_network_that_no_rule_covers_shows_at_once(small, inheritance_of):
+    DenseSparseDense().check(small(1), inheritance_of(NAME).method)
     odd = small(1)
     odd.table = nn.Parameter(torch.zeros(3, 4))
     with pytest.raises(KeMetricError, match="no rule says whether table"):
-        DenseSparseDense().check(odd, birth_of(NAME).recipe)
+        DenseSparseDense().check(odd, inheritance_of(NAME).method)

@@ -28,8 +28,8 @@ def network(small, parent):
 
 
 @pytest.fixture
-def plan(birth_of):
-    return birth_of(number=1).plan
+def plan(inheritance_of):
+    return inheritance_of(number=1).plan
 
 
 def copied(network):
@@ -109,20 +109,20 @@ class EmptyPlan:
     weights: dict = field(default_factory=dict)
 
 
-def test_only_where_the_recipe_asks_for_them(network, birth_of):
+def test_only_where_the_recipe_asks_for_them(network, inheritance_of):
     inner = TrainingHooks()
-    assert with_fit_steps(inner, network, birth_of()) is inner
+    assert with_fit_steps(inner, network, inheritance_of()) is inner
     for name, method in (("knowledge_evolution", KnowledgeEvolution()), ("restarts", Restarts())):
         for number in (1, 2):
-            assert type(method.hooks(network, birth_of(name, number=number))) is TrainingHooks
-            assert isinstance(method.hooks(network, birth_of(name, number=number, fit_steps=0.5)), FitSteps)
+            assert type(method.hooks(network, inheritance_of(name, number=number))) is TrainingHooks
+            assert isinstance(method.hooks(network, inheritance_of(name, number=number, fit_steps=0.5)), FitSteps)
 
 
-def test_a_parent_may_teach_beside_them(network, birth_of):
-    birth = birth_of(fit_steps=0.5, teacher_weight=1.0)
+def test_a_parent_may_teach_beside_them(network, inheritance_of):
+    inheritance = inheritance_of(fit_steps=0.5, teacher_weight=1.0)
     hooks, guided = (
-        KnowledgeEvolution().hooks(network, birth),
-        KnowledgeEvolution().hooks(network, birth_of(teacher_weight=1.0)),
+        KnowledgeEvolution().hooks(network, inheritance),
+        KnowledgeEvolution().hooks(network, inheritance_of(teacher_weight=1.0)),
     )
     assert isinstance(guided, Guided)
     targets = hooks.targets(IMAGES)

@@ -1,7 +1,5 @@
 """What a child takes from its parent: the fit hypothesis, norms and biases to the last bit, and nothing else."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -52,12 +50,12 @@ def parent():
 
 
 @pytest.fixture
-def inherit(birth_of):
+def inherit(inheritance_of):
     """Makes a newly built network the child of a parent."""
 
     def make(child, parent, plan, *, reset="official", **facts):
-        birth = birth_of(parent=parent, reset=reset, **facts)
-        KnowledgeEvolution().inherit(child, replace(birth, plan=plan, build=build))
+        inheritance = inheritance_of(parent=parent, plan=plan, builds=build, reset=reset, **facts)
+        KnowledgeEvolution().inherit(child, inheritance)
 
     return make
 
@@ -155,9 +153,10 @@ def test_same_as_init_draws_anew_in_every_generation(parent, plan, inherit):
         assert (one.state_dict()[name][~mask] != other.state_dict()[name][~mask]).all()
 
 
-def test_the_parent_teaches_only_where_the_recipe_asks_for_it(parent, birth_of):
+def test_the_parent_teaches_only_where_the_recipe_asks_for_it(parent, inheritance_of):
     method, network = KnowledgeEvolution(), build(2)
-    assert type(method.hooks(network, birth_of(parent=parent))) is TrainingHooks
-    assert type(method.hooks(network, birth_of(number=1, teacher_weight=0.5))) is TrainingHooks
-    taught = replace(birth_of(parent=parent, teacher_weight=0.5), parent_network=lambda: build(1))
+    assert type(method.hooks(network, inheritance_of(parent=parent))) is TrainingHooks
+    assert type(method.hooks(network, inheritance_of(number=1, teacher_weight=0.5))) is TrainingHooks
+    plan = plan_split(build(0), torch.zeros(1, 3, 8, 8), rate=0.5)
+    taught = inheritance_of(parent=parent, plan=plan, builds=build, teacher_weight=0.5)
     assert isinstance(method.hooks(network, taught), Guided)

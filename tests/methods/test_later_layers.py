@@ -26,16 +26,16 @@ def forgotten_by_the_authors(network, layer):
     return names
 
 
-def grow(small, birth_of, parent, **facts):
+def grow(small, inheritance_of, parent, **facts):
     child = small(facts.get("number", 2))
-    LaterLayerForgetting().inherit(child, birth_of(NAME, parent=parent, **facts))
+    LaterLayerForgetting().inherit(child, inheritance_of(NAME, parent=parent, **facts))
     return child.state_dict()
 
 
 @pytest.mark.parametrize("layer", ["layer1", "layer2", "layer2.3", "head", "conv1"])
 @pytest.mark.parametrize("reset", ["official", "same_as_init", "orthogonal", "zero"])
-def test_exactly_the_layer_and_later_ones_change(layer, reset, small, birth_of, parent):
-    child = grow(small, birth_of, parent, layers=(layer,), reset=reset)
+def test_exactly_the_layer_and_later_ones_change(layer, reset, small, inheritance_of, parent):
+    child = grow(small, inheritance_of, parent, layers=(layer,), reset=reset)
     expected = forgotten_by_the_authors(small(1), layer)
     assert "head.weight" in expected
     for name, value in child.items():
@@ -45,32 +45,32 @@ def test_exactly_the_layer_and_later_ones_change(layer, reset, small, birth_of, 
             assert torch.equal(value, parent[name]), name
 
 
-def test_new_values_are_uniform_within_their_bound(small, birth_of, parent):
-    child = grow(small, birth_of, parent, layers=("conv1",))
+def test_new_values_are_uniform_within_their_bound(small, inheritance_of, parent):
+    child = grow(small, inheritance_of, parent, layers=("conv1",))
     for name, fan_in in FAN_IN.items():
         assert 0.8 * fan_in**-0.5 < child[name].abs().max() <= fan_in**-0.5
 
 
-def test_same_as_init_takes_the_new_networks_values(small, birth_of, parent):
-    child = grow(small, birth_of, parent, layers=("layer2",), reset="same_as_init", number=3)
+def test_same_as_init_takes_the_new_networks_values(small, inheritance_of, parent):
+    child = grow(small, inheritance_of, parent, layers=("layer2",), reset="same_as_init", number=3)
     assert torch.equal(child["head.weight"], small(3).head.weight)
     assert torch.equal(child["layer1.conv1.weight"], parent["layer1.conv1.weight"])
 
 
 @pytest.mark.parametrize("reset", ["official", "same_as_init"])
-def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, birth_of, parent):
+def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, inheritance_of, parent):
     one, again, other = (
-        grow(small, birth_of, parent, layers=("layer2",), reset=reset, number=number)["head.weight"]
+        grow(small, inheritance_of, parent, layers=("layer2",), reset=reset, number=number)["head.weight"]
         for number in (2, 2, 3)
     )
     assert torch.equal(one, again)
     assert (one != other).all()
 
 
-def test_the_parent_may_teach(small, birth_of):
+def test_the_parent_may_teach(small, inheritance_of):
     method = LaterLayerForgetting()
-    assert type(method.hooks(small(2), birth_of(NAME, layers=("head",)))) is TrainingHooks
-    taught = birth_of(NAME, layers=("head",), teacher_weight=1.0)
+    assert type(method.hooks(small(2), inheritance_of(NAME, layers=("head",)))) is TrainingHooks
+    taught = inheritance_of(NAME, layers=("head",), teacher_weight=1.0)
     assert isinstance(method.hooks(small(2), taught), Guided)
 
 
@@ -108,7 +108,7 @@ def test_layers_that_are_not_there(layers, words):
     assert raised.value.exit_code == ExitCode.RECIPE
 
 
-def test_a_misspelt_layer_shows_before_anything_is_trained(small, birth_of):
-    LaterLayerForgetting().check(small(1), birth_of(NAME, layers=("layer2",)).recipe)
+def test_a_misspelt_layer_shows_before_anything_is_trained(small, inheritance_of):
+    LaterLayerForgetting().check(small(1), inheritance_of(NAME, layers=("layer2",)).method)
     with pytest.raises(KeMetricError, match="did you mean 'layer2'"):
-        LaterLayerForgetting().check(small(1), birth_of(NAME, layers=("layre2",)).recipe)
+        LaterLayerForgetting().check(small(1), inheritance_of(NAME, layers=("layre2",)).method)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.published.layer_wise import LayerWise, rescaled, units
+from ke_metric.methods.published.generations import LayerWise, rescaled, units
 from ke_metric.methods.teacher import Guided
 from ke_metric.training.hooks import TrainingHooks
 
@@ -27,11 +27,13 @@ def grown_by_the_rule_of_the_reimplementation(network, parent, first, fresh, *, 
 
 
 @pytest.mark.parametrize("generations", [3, 4, 5, 11])
-def test_it_is_the_published_rule(generations, small, birth_of, parent):
+def test_it_is_the_published_rule(generations, small, inheritance_of, parent):
     for number in range(2, generations + 1):
         child = small(number)
-        birth = birth_of("layer_wise", parent=parent, layers=LAYERS, number=number, generations=generations)
-        LayerWise().inherit(child, birth)
+        inheritance = inheritance_of(
+            "layer_wise", parent=parent, layers=LAYERS, number=number, generations=generations
+        )
+        LayerWise().inherit(child, inheritance)
         expected = grown_by_the_rule_of_the_reimplementation(
             child, parent, small(1).state_dict(), small(number).state_dict(),
             layers=LAYERS, number=number, generations=generations,
@@ -52,20 +54,22 @@ def kept(child, parent):
     ]
 
 
-def test_one_unit_more_is_kept_from_time_to_time(small, birth_of, parent):
+def test_one_unit_more_is_kept_from_time_to_time(small, inheritance_of, parent):
     """K = 4 units in 5 generations: k = floor(4 (g - 1) / 5) = 0, 1, 2, 3 for generations 2 to 5."""
     counts = []
     for number in (2, 3, 4, 5):
         child = small(number)
-        LayerWise().inherit(child, birth_of("layer_wise", parent=parent, layers=LAYERS, number=number, generations=5))
+        LayerWise().inherit(
+            child, inheritance_of("layer_wise", parent=parent, layers=LAYERS, number=number, generations=5)
+        )
         counts.append(len(kept(child, parent)))
     # The stem; the block with its three convolutions; a convolution; another.
     assert counts == [1, 4, 5, 6]
 
 
-def test_lower_units_have_their_first_norms(small, birth_of, parent):
+def test_lower_units_have_their_first_norms(small, inheritance_of, parent):
     child, first = small(5), dict(small(1).named_parameters())
-    LayerWise().inherit(child, birth_of("layer_wise", parent=parent, layers=LAYERS, number=5, generations=5))
+    LayerWise().inherit(child, inheritance_of("layer_wise", parent=parent, layers=LAYERS, number=5, generations=5))
     below = [name for name, _ in child.named_parameters() if not name.startswith("head")]
     for name in below:
         norm = child.get_parameter(name).norm()
@@ -76,22 +80,22 @@ def test_lower_units_have_their_first_norms(small, birth_of, parent):
     assert torch.equal(child.head.bias, small(5).head.bias)
 
 
-def test_without_layers_every_layer_is_a_unit(small, birth_of, parent):
+def test_without_layers_every_layer_is_a_unit(small, inheritance_of, parent):
     network = small(1)
     names = [name for name, _ in network.named_parameters()]
-    weights = [names[start] for start in units(network, birth_of("layer_wise").recipe)]
+    weights = [names[start] for start in units(network, inheritance_of("layer_wise").method)]
     assert weights == [name for name, value in network.named_parameters() if value.ndim > 1]
     child = small(3)
-    LayerWise().inherit(child, birth_of("layer_wise", parent=parent, number=3, generations=3))
+    LayerWise().inherit(child, inheritance_of("layer_wise", parent=parent, number=3, generations=3))
     # k = floor(2 * 7 / 3) = 4 of 7.
     assert kept(child, parent) == weights[:4]
 
 
-def test_new_values_in_every_generation_and_the_same_for_one_seed(small, birth_of, parent):
+def test_new_values_in_every_generation_and_the_same_for_one_seed(small, inheritance_of, parent):
     heads = []
     for number in (2, 2, 3):
         child = small(number)
-        LayerWise().inherit(child, birth_of("layer_wise", parent=parent, layers=LAYERS, number=number))
+        LayerWise().inherit(child, inheritance_of("layer_wise", parent=parent, layers=LAYERS, number=number))
         heads.append(child.head.weight)
     assert torch.equal(heads[0], heads[1])
     assert (heads[0] != heads[2]).all()
@@ -103,14 +107,14 @@ def test_zeros_stay_zeros():
     assert not rescaled(torch.tensor([3.0, 4.0]), torch.tensor(0.0)).any()
 
 
-def test_a_misspelt_layer_shows_before_anything_is_trained(small, birth_of):
-    LayerWise().check(small(1), birth_of("layer_wise", layers=LAYERS).recipe)
+def test_a_misspelt_layer_shows_before_anything_is_trained(small, inheritance_of):
+    LayerWise().check(small(1), inheritance_of("layer_wise", layers=LAYERS).method)
     with pytest.raises(KeMetricError, match="did you mean 'layer2'"):
-        LayerWise().check(small(1), birth_of("layer_wise", layers=("layer1", "layer22")).recipe)
+        LayerWise().check(small(1), inheritance_of("layer_wise", layers=("layer1", "layer22")).method)
     with pytest.raises(KeMetricError, match="has no shape"):
-        LayerWise().check(nn.Sequential(nn.LazyLinear(3)), birth_of("layer_wise").recipe)
+        LayerWise().check(nn.Sequential(nn.LazyLinear(3)), inheritance_of("layer_wise").method)
 
 
-def test_the_parent_may_teach(small, birth_of):
-    assert type(LayerWise().hooks(small(2), birth_of("layer_wise"))) is TrainingHooks
-    assert isinstance(LayerWise().hooks(small(2), birth_of("layer_wise", teacher_weight=1.0)), Guided)
+def test_the_parent_may_teach(small, inheritance_of):
+    assert type(LayerWise().hooks(small(2), inheritance_of("layer_wise"))) is TrainingHooks
+    assert isinstance(LayerWise().hooks(small(2), inheritance_of("layer_wise", teacher_weight=1.0)), Guided)

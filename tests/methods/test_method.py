@@ -5,7 +5,9 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import load_whole
-from ke_metric.methods.method import Method
+from ke_metric.methods.method import LineageMethod
+from ke_metric.methods.teacher import frozen_parent
+from ke_metric.recipe.schema import Training
 from ke_metric.training.hooks import TrainingHooks
 
 
@@ -34,28 +36,28 @@ def test_loading_whole_copies(small, parent):
     assert network.head.weight.any()
 
 
-def test_every_generation_and_purpose_has_a_stream_of_its_own(birth_of):
-    def drawn(birth, purpose="reset"):
-        return torch.rand(4, generator=birth.generator(purpose)).tolist()
+def test_every_generation_and_purpose_has_a_stream_of_its_own(inheritance_of):
+    def drawn(inheritance, purpose="reset"):
+        return torch.rand(4, generator=inheritance.generator(purpose)).tolist()
 
-    birth = birth_of()
-    assert drawn(birth) == drawn(birth_of())
-    others = [drawn(birth_of(number=3)), drawn(birth_of(seed=1)), drawn(birth, "filters")]
-    assert all(drawn(birth) != other for other in others)
+    inheritance = inheritance_of()
+    assert drawn(inheritance) == drawn(inheritance_of())
+    others = [drawn(inheritance_of(number=3)), drawn(inheritance_of(seed=1)), drawn(inheritance, "filters")]
+    assert all(drawn(inheritance) != other for other in others)
 
 
-def test_only_same_as_init_needs_a_fresh_network(birth_of, small):
-    assert birth_of(reset="official").fresh() is None
-    fresh = birth_of(reset="same_as_init", number=3).fresh()
+def test_only_same_as_init_needs_a_fresh_network(inheritance_of, small):
+    assert inheritance_of(reset="official").fresh() is None
+    fresh = inheritance_of(reset="same_as_init", number=3).fresh()
     assert torch.equal(fresh.head.weight, small(3).head.weight)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_teacher_is_the_parent_frozen(channels_last, birth_of, small, parent):
+def test_a_teacher_is_the_parent_frozen(channels_last, inheritance_of, small, parent):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = small(2).to(memory_format=layout)
-    birth = birth_of(parent=parent, place=lambda placed: placed.to(memory_format=layout))
-    teacher = birth.teacher()
+    inheritance = inheritance_of(parent=parent, training=Training(channels_last=channels_last))
+    teacher = frozen_parent(inheritance)
     assert all(torch.equal(value, parent[name]) for name, value in teacher.state_dict().items())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
@@ -66,18 +68,18 @@ def test_a_teacher_is_the_parent_frozen(channels_last, birth_of, small, parent):
         for value in teacher.state_dict().values():
             value.zero_()
     assert parent["head.weight"].any()
-    assert birth.teacher().head.weight.any()
+    assert frozen_parent(inheritance).head.weight.any()
 
 
-def test_generation_1_has_no_teacher(birth_of):
+def test_generation_1_has_no_teacher(inheritance_of):
     with pytest.raises(AssertionError, match="no parent"):
-        birth_of(number=1).teacher()
+        frozen_parent(inheritance_of(number=1))
 
 
-def test_a_method_changes_nothing_of_itself(birth_of, small):
-    method, network, birth = Method(), small(1), birth_of(number=1)
-    assert method.architecture(network, birth.plan) is network
-    assert method.check(network, birth.recipe) is None
-    assert type(method.hooks(network, birth)) is TrainingHooks
+def test_a_method_changes_nothing_of_itself(inheritance_of, small):
+    method, network, inheritance = LineageMethod(), small(1), inheritance_of(number=1)
+    assert not method.needs_gradients
+    assert method.check(network, inheritance.method) is None
+    assert type(method.hooks(network, inheritance)) is TrainingHooks
     with pytest.raises(NotImplementedError):
-        method.inherit(network, birth)
+        method.inherit(network, inheritance)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.regeneration import SHARE, NeuralRegeneration, least_salient, share_of
+from ke_metric.methods.forgetting import SHARE, NeuralRegeneration, least_salient, share_of
 from ke_metric.methods.teacher import Guided
 from ke_metric.training.hooks import TrainingHooks
 
@@ -19,10 +19,10 @@ def gradients_of(parent, seed=0):
     return {name: torch.rand(value.shape, generator=generator) for name, value in parent.items()}
 
 
-def grow(small, birth_of, parent, *, gradients=None, **facts):
+def grow(small, inheritance_of, parent, *, gradients=None, **facts):
     gradients = gradients or gradients_of(parent)
     child = small(facts.get("number", 2))
-    NeuralRegeneration().inherit(child, birth_of(NAME, parent=parent, gradients=lambda: gradients, **facts))
+    NeuralRegeneration().inherit(child, inheritance_of(NAME, parent=parent, gradients=gradients, **facts))
     return child.state_dict()
 
 
@@ -58,9 +58,9 @@ def test_the_share_is_exact_and_global(values, share):
 
 
 @pytest.mark.parametrize("share", [None, 0.1, 0.5])
-def test_exactly_the_least_salient_weights_are_new(share, small, birth_of, parent):
+def test_exactly_the_least_salient_weights_are_new(share, small, inheritance_of, parent):
     gradients, names = gradients_of(parent), weights_of(small)
-    child = grow(small, birth_of, parent, gradients=gradients, share=share)
+    child = grow(small, inheritance_of, parent, gradients=gradients, share=share)
     new = regenerated(child, parent, names)
     total = sum(flags.numel() for flags in new.values())
     assert sum(int(flags.sum()) for flags in new.values()) == round((share or 0.2) * total)
@@ -83,52 +83,54 @@ def test_exactly_the_least_salient_weights_are_new(share, small, birth_of, paren
         ({"final_share": 0.5}, [0.2, 0.3, 0.4, 0.5]),
     ],
 )
-def test_the_share_changes_in_equal_steps(fields, shares, birth_of):
-    found = [share_of(birth_of(NAME, number=number, generations=5, **fields)) for number in range(2, 6)]
+def test_the_share_changes_in_equal_steps(fields, shares, inheritance_of):
+    found = [share_of(inheritance_of(NAME, number=number, generations=5, **fields)) for number in range(2, 6)]
     assert found == pytest.approx(shares)
 
 
-def test_a_final_share_of_nothing_inherits_everything(small, birth_of, parent):
-    child = grow(small, birth_of, parent, number=3, final_share=0.0)
+def test_a_final_share_of_nothing_inherits_everything(small, inheritance_of, parent):
+    child = grow(small, inheritance_of, parent, number=3, final_share=0.0)
     assert all(torch.equal(value, parent[name]) for name, value in child.items())
 
 
-def test_the_share_is_the_papers(birth_of):
+def test_the_share_is_the_papers(inheritance_of):
     assert SHARE == 0.2
-    assert birth_of(NAME).recipe.share is None
+    assert inheritance_of(NAME).method.share is None
 
 
-def test_layers_have_different_shares(small, birth_of, parent):
+def test_layers_have_different_shares(small, inheritance_of, parent):
     """It is one ranking, not one for each layer."""
     gradients = gradients_of(parent)
     gradients["head.weight"] *= 1e-6
-    new = regenerated(grow(small, birth_of, parent, gradients=gradients), parent, weights_of(small))
+    new = regenerated(grow(small, inheritance_of, parent, gradients=gradients), parent, weights_of(small))
     assert new["head.weight"].all()
     assert 0 < new["layer1.conv2.weight"].float().mean() < 0.3
 
 
-def test_weights_without_gradient_are_redrawn_first(small, birth_of, parent):
+def test_weights_without_gradient_are_redrawn_first(small, inheritance_of, parent):
     gradients = gradients_of(parent)
     idle = torch.zeros(8, 8, 3, 3, dtype=torch.bool)
     idle[::2, 1] = True
     gradients["layer1.conv2.weight"][idle] = 0
-    new = regenerated(grow(small, birth_of, parent, gradients=gradients, share=0.1), parent, weights_of(small))
+    new = regenerated(grow(small, inheritance_of, parent, gradients=gradients, share=0.1), parent, weights_of(small))
     assert new["layer1.conv2.weight"][idle].all()
 
 
-def test_what_is_new_follows_the_gradients(small, birth_of, parent):
+def test_what_is_new_follows_the_gradients(small, inheritance_of, parent):
     """The mask is another one in every generation."""
     one, other = (
-        regenerated(grow(small, birth_of, parent, gradients=gradients_of(parent, seed)), parent, ["layer2.0.weight"])
+        regenerated(
+            grow(small, inheritance_of, parent, gradients=gradients_of(parent, seed)), parent, ["layer2.0.weight"]
+        )
         for seed in (0, 1)
     )
     assert not torch.equal(one["layer2.0.weight"], other["layer2.0.weight"])
 
 
 @pytest.mark.parametrize("reset", ["official", "same_as_init"])
-def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, birth_of, parent):
+def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, inheritance_of, parent):
     one, again, other = (
-        grow(small, birth_of, parent, reset=reset, number=number)["layer2.0.weight"] for number in (2, 2, 3)
+        grow(small, inheritance_of, parent, reset=reset, number=number)["layer2.0.weight"] for number in (2, 2, 3)
     )
     assert torch.equal(one, again)
     new = one != parent["layer2.0.weight"]
@@ -140,8 +142,8 @@ def test_new_values_in_every_generation_and_the_same_for_one_seed(reset, small, 
         assert one[new].abs().max() <= 72**-0.5
 
 
-def test_a_network_that_no_rule_covers_shows_at_once(small, birth_of):
-    recipe = birth_of(NAME).recipe
+def test_a_network_that_no_rule_covers_shows_at_once(small, inheritance_of):
+    recipe = inheritance_of(NAME).method
     NeuralRegeneration().check(small(1), recipe)
     odd = small(1)
     odd.table = nn.Parameter(torch.zeros(3, 4))
@@ -149,6 +151,6 @@ def test_a_network_that_no_rule_covers_shows_at_once(small, birth_of):
         NeuralRegeneration().check(odd, recipe)
 
 
-def test_the_parent_may_teach(small, birth_of):
-    assert type(NeuralRegeneration().hooks(small(2), birth_of(NAME))) is TrainingHooks
-    assert isinstance(NeuralRegeneration().hooks(small(2), birth_of(NAME, teacher_weight=1.0)), Guided)
+def test_the_parent_may_teach(small, inheritance_of):
+    assert type(NeuralRegeneration().hooks(small(2), inheritance_of(NAME))) is TrainingHooks
+    assert isinstance(NeuralRegeneration().hooks(small(2), inheritance_of(NAME, teacher_weight=1.0)), Guided)

@@ -28,8 +28,8 @@ class AtEpochs(TrainingObserver):
 class Steps(FilterCycles):
     """Calls something whenever a step is done."""
 
-    def __init__(self, network, birth, look):
-        super().__init__(network, birth)
+    def __init__(self, network, inheritance, look):
+        super().__init__(network, inheritance)
         self._look, self._epoch = look, 0
 
     def epoch_begins(self, epoch, optimizer):
@@ -42,8 +42,8 @@ class Steps(FilterCycles):
         self._look(self._epoch)
 
 
-def birth(birth_of, **facts):
-    return birth_of("repr", **CYCLES | facts)
+def inheritance(inheritance_of, **facts):
+    return inheritance_of("repr", **CYCLES | facts)
 
 
 def filters_in(weights):
@@ -62,10 +62,10 @@ def train(training, observer=None):
     return [state.weights for state in observer.states]
 
 
-def test_the_schedule_is_cycles_of_full_and_dropped_epochs(birth_of):
-    dropped = [epoch for epoch in range(1, 12) if is_dropped(epoch, birth(birth_of))]
+def test_the_schedule_is_cycles_of_full_and_dropped_epochs(inheritance_of):
+    dropped = [epoch for epoch in range(1, 12) if is_dropped(epoch, inheritance(inheritance_of).method)]
     assert dropped == [3, 4, 7, 8]
-    default = birth_of("repr")
+    default = inheritance_of("repr").method
     dropped = [epoch for epoch in range(1, 201) if is_dropped(epoch, default)]
     assert dropped == [*range(21, 31), *range(51, 61), *range(81, 91)]
     assert SHARE == 0.3
@@ -73,14 +73,14 @@ def test_the_schedule_is_cycles_of_full_and_dropped_epochs(birth_of):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_dropped_filters_are_0_throughout(optimizer, channels_last, small, birth_of, training_of):
+def test_dropped_filters_are_0_throughout(optimizer, channels_last, small, inheritance_of, training_of):
     """After every single step, through momentum and weight decay; floor(0.3 x 42) of them, the others train."""
     network, seen = small(1), {}
 
     def look(epoch):
         seen.setdefault(epoch, []).append(zeros_in(network.state_dict()))
 
-    hooks = Steps(network, birth(birth_of, number=1), look)
+    hooks = Steps(network, inheritance(inheritance_of, number=1), look)
     train(training_of(network, hooks, optimizer=optimizer, epochs=EPOCHS, channels_last=channels_last))
     for epoch, looks in seen.items():
         counts = {sum(int(flags.sum()) for flags in zeros.values()) for zeros in looks}
@@ -90,9 +90,9 @@ def test_dropped_filters_are_0_throughout(optimizer, channels_last, small, birth
     assert str(seen[3]) != str(seen[7]), "the second cycle dropped the same filters"
 
 
-def test_the_most_redundant_filters_are_dropped(small, birth_of, training_of):
+def test_the_most_redundant_filters_are_dropped(small, inheritance_of, training_of):
     network = small(1)
-    training = training_of(network, FilterCycles(network, birth(birth_of, number=1)), epochs=EPOCHS)
+    training = training_of(network, FilterCycles(network, inheritance(inheritance_of, number=1)), epochs=EPOCHS)
     weights = train(training)
     for before, after in ((1, 2), (5, 6)):
         expected = most_redundant(filters_in(weights[before]), 0.3)
@@ -102,7 +102,7 @@ def test_the_most_redundant_filters_are_dropped(small, birth_of, training_of):
         }
 
 
-def dropped_network(small, birth_of, *, share=0.3, **facts):
+def dropped_network(small, inheritance_of, *, share=0.3, **facts):
     """Return a network whose filters have just been dropped, its hooks, the weights before, and the filters."""
     network = small(1)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def dropped_network(small, birth_of, *, share=0.3, **facts):
         for value in network.buffers():
             if value.is_floating_point():
                 value.add_(0.5)
-    hooks = FilterCycles(network, birth(birth_of, **{"number": 1, "share": share} | facts))
+    hooks = FilterCycles(network, inheritance(inheritance_of, **{"number": 1, "share": share} | facts))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     hooks.epoch_begins(3, torch.optim.SGD(network.parameters()))
     return network, hooks, before, most_redundant(filters_in(before), share)
@@ -131,8 +131,8 @@ def entries_of(network, chosen, *, running=False):
     return entries
 
 
-def test_what_goes_with_a_filter(small, birth_of):
-    network, _, before, chosen = dropped_network(small, birth_of)
+def test_what_goes_with_a_filter(small, inheritance_of):
+    network, _, before, chosen = dropped_network(small, inheritance_of)
     assert {"layer1.conv1.weight", "layer1.conv2.weight", "layer2.0.weight"} & set(chosen)
     entries = entries_of(network, chosen)
     for name, value in network.state_dict().items():
@@ -140,8 +140,8 @@ def test_what_goes_with_a_filter(small, birth_of):
         assert torch.equal(value[~entries[name]], before[name][~entries[name]]), name
 
 
-def test_a_dropped_channel_is_0_and_not_a_constant(small, birth_of):
-    network, _, _, chosen = dropped_network(small, birth_of, share=0.5)
+def test_a_dropped_channel_is_0_and_not_a_constant(small, inheritance_of):
+    network, _, _, chosen = dropped_network(small, inheritance_of, share=0.5)
     maps = {}
     for name, norm in NORMS.items():
         network.get_submodule(norm).register_forward_hook(lambda *facts, name=name: maps.update({name: facts[2]}))
@@ -155,8 +155,8 @@ def test_a_dropped_channel_is_0_and_not_a_constant(small, birth_of):
     assert checked
 
 
-def test_nothing_but_what_is_dropped_is_held(small, birth_of):
-    network, hooks, _, chosen = dropped_network(small, birth_of)
+def test_nothing_but_what_is_dropped_is_held(small, inheritance_of):
+    network, hooks, _, chosen = dropped_network(small, inheritance_of)
     entries = entries_of(network, chosen)
     network(torch.randn(4, 3, 8, 8)).square().sum().backward()
     gradients = {name: value.grad.clone() for name, value in network.named_parameters()}
@@ -177,7 +177,7 @@ def test_nothing_but_what_is_dropped_is_held(small, birth_of):
 
 
 @pytest.mark.parametrize(("kind", "moment"), [(torch.optim.SGD, "momentum_buffer"), (torch.optim.AdamW, "exp_avg")])
-def test_the_momentum_of_dropped_filters_is_dropped(kind, moment, small, birth_of):
+def test_the_momentum_of_dropped_filters_is_dropped(kind, moment, small, inheritance_of):
     facts = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     network = small(1)
     optimizer = kind(network.parameters(), lr=0.01, **facts)
@@ -185,7 +185,7 @@ def test_the_momentum_of_dropped_filters_is_dropped(kind, moment, small, birth_o
         network(torch.randn(4, 3, 8, 8)).square().sum().backward()
         optimizer.step()
     moments = {name: optimizer.state[value][moment].clone() for name, value in network.named_parameters()}
-    hooks = FilterCycles(network, birth(birth_of, number=1))
+    hooks = FilterCycles(network, inheritance(inheritance_of, number=1))
     hooks.epoch_begins(3, optimizer)
     entries = entries_of(
         network, {name: flags for name, flags in zeros_in(network.state_dict()).items() if any(flags)}
@@ -201,8 +201,8 @@ def bring_back(network, hooks):
     return network.state_dict()
 
 
-def test_what_comes_back_and_what_stays(small, birth_of):
-    network, hooks, _, chosen = dropped_network(small, birth_of)
+def test_what_comes_back_and_what_stays(small, inheritance_of):
+    network, hooks, _, chosen = dropped_network(small, inheritance_of)
     with torch.no_grad():
         for name, value in network.named_parameters():
             # As if other weights had trained.
@@ -230,9 +230,9 @@ def test_what_comes_back_and_what_stays(small, birth_of):
     assert any(each.any() for each in read.values())
 
 
-def test_filters_come_back_orthogonal(small, birth_of):
+def test_filters_come_back_orthogonal(small, inheritance_of):
     """To what they were and to what stayed, where a filter has entries enough; and as long as the others were."""
-    network, hooks, before, chosen = dropped_network(small, birth_of)
+    network, hooks, before, chosen = dropped_network(small, inheritance_of)
     after, roomy = bring_back(network, hooks), 0
     for name, flags in chosen.items():
         new, old = (nn.functional.normalize(each[name].flatten(1), dim=1) for each in (after, before))
@@ -251,9 +251,9 @@ def test_filters_come_back_orthogonal(small, birth_of):
     assert roomy
 
 
-def test_the_same_seed_brings_back_the_same(small, birth_of):
+def test_the_same_seed_brings_back_the_same(small, inheritance_of):
     def brought_back(**facts):
-        network, hooks, *_ = dropped_network(small, birth_of, **facts)
+        network, hooks, *_ = dropped_network(small, inheritance_of, **facts)
         return bring_back(network, hooks)
 
     one, again, other, seed = (brought_back(**facts) for facts in ({}, {}, {"number": 2}, {"seed": 1}))
@@ -263,11 +263,11 @@ def test_the_same_seed_brings_back_the_same(small, birth_of):
         assert not torch.equal(one[name], seed[name])
 
 
-def test_two_cycles_draw_differently(small, birth_of):
+def test_two_cycles_draw_differently(small, inheritance_of):
     """The filters that come back, and what reads them."""
     weights = []
     for epoch in (5, 9):
-        network, hooks, _, chosen = dropped_network(small, birth_of, share=0.5)
+        network, hooks, _, chosen = dropped_network(small, inheritance_of, share=0.5)
         hooks.epoch_begins(epoch, torch.optim.SGD(network.parameters()))
         weights.append(network.state_dict())
     for name, flags in chosen.items():
@@ -281,19 +281,19 @@ def test_two_cycles_draw_differently(small, birth_of):
             assert (one != other).all()
 
 
-def test_training_ends_with_the_full_network(small, birth_of, training_of):
+def test_training_ends_with_the_full_network(small, inheritance_of, training_of):
     network = small(1)
-    weights = train(training_of(network, FilterCycles(network, birth(birth_of, number=1)), epochs=EPOCHS))
+    weights = train(training_of(network, FilterCycles(network, inheritance(inheritance_of, number=1)), epochs=EPOCHS))
     assert not any(flags.any() for flags in zeros_in(weights[-1]).values())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_resume_is_never_having_stopped(optimizer, small, birth_of, training_of):
+def test_a_resume_is_never_having_stopped(optimizer, small, inheritance_of, training_of):
     """After every epoch: before, while and after filters are dropped."""
 
     def prepare():
         network = small(1)
-        hooks = RePr().hooks(network, birth(birth_of, number=1))
+        hooks = RePr().hooks(network, inheritance(inheritance_of, number=1))
         return training_of(network, hooks, optimizer=optimizer, epochs=EPOCHS)
 
     observer = AtEpochs()
@@ -305,8 +305,8 @@ def test_a_resume_is_never_having_stopped(optimizer, small, birth_of, training_o
         assert all(torch.equal(value, found[name]) for name, value in expected.items()), state.epoch
 
 
-def test_a_state_is_a_copy(small, birth_of):
-    network, hooks, *_ = dropped_network(small, birth_of)
+def test_a_state_is_a_copy(small, inheritance_of):
+    network, hooks, *_ = dropped_network(small, inheritance_of)
     tensors = hooks.tensors()
     kept = {name: value.clone() for name, value in tensors.items()}
     assert {name.partition("/")[0] for name in tensors} == {"norm", "dropped", "old"}
@@ -316,18 +316,18 @@ def test_a_state_is_a_copy(small, birth_of):
 
 
 @pytest.mark.parametrize("missing", ["norm/layer2.0.weight", "old/"])
-def test_a_state_of_something_else_is_refused(missing, small, birth_of):
-    _, hooks, *_ = dropped_network(small, birth_of)
+def test_a_state_of_something_else_is_refused(missing, small, inheritance_of):
+    _, hooks, *_ = dropped_network(small, inheritance_of)
     tensors = {name: value for name, value in hooks.tensors().items() if not name.startswith(missing)}
     with pytest.raises(KeMetricError, match="lacks what RePr keeps") as raised:
-        FilterCycles(small(1), birth(birth_of, number=1)).restore(tensors)
+        FilterCycles(small(1), inheritance(inheritance_of, number=1)).restore(tensors)
     assert raised.value.exit_code == ExitCode.LINEAGE
 
 
-def test_a_skipped_step_leaves_filters_dropped(small, birth_of, training_of, scaling):
+def test_a_skipped_step_leaves_filters_dropped(small, inheritance_of, training_of, scaling):
     """As in fp16, where the scaler leaves steps out whose gradients are not finite."""
     network = small(1)
-    hooks = FilterCycles(network, birth(birth_of, number=1))
+    hooks = FilterCycles(network, inheritance(inheritance_of, number=1))
     training = training_of(network, hooks, epochs=EPOCHS, engine=scaling)
     batches = list(training.epochs.epoch(1))
     hooks.epoch_begins(3, training.optimizer)
@@ -343,14 +343,14 @@ def test_a_skipped_step_leaves_filters_dropped(small, birth_of, training_of, sca
     assert str(zeros_in(network.state_dict())) == str(dropped)
 
 
-def test_a_child_inherits_everything(small, birth_of, parent):
+def test_a_child_inherits_everything(small, inheritance_of, parent):
     child = small(2)
-    RePr().inherit(child, birth(birth_of, parent=parent))
+    RePr().inherit(child, inheritance(inheritance_of, parent=parent))
     assert all(torch.equal(value, parent[name]) for name, value in child.state_dict().items())
 
 
-def test_what_cannot_be_dropped_shows_before_anything_is_trained(small, birth_of):
+def test_what_cannot_be_dropped_shows_before_anything_is_trained(small, inheritance_of):
     with pytest.raises(KeMetricError, match=r"method\.share = 0\.01, of the 42 filters of this network that is none"):
-        RePr().hooks(small(1), birth(birth_of, share=0.01))
+        RePr().hooks(small(1), inheritance(inheritance_of, share=0.01))
     with pytest.raises(KeMetricError, match="the network has none"):
-        RePr().hooks(nn.Linear(2, 2), birth(birth_of))
+        RePr().hooks(nn.Linear(2, 2), inheritance(inheritance_of))

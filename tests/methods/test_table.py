@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from ke_metric.methods.method import Method
+from ke_metric.methods.method import LineageMethod
 from ke_metric.methods.table import METHODS
 from ke_metric.recipe.schema import READERS
 from ke_metric.recipe.schema import Method as MethodRecipe
@@ -27,7 +27,7 @@ def section_of(name):
 
 def test_the_table_has_what_a_recipe_can_name():
     assert set(METHODS) == set(get_args(MethodRecipe.model_fields["name"].annotation))
-    assert all(isinstance(method, Method) for method in METHODS.values())
+    assert all(isinstance(method, LineageMethod) for method in METHODS.values())
     assert len({type(method) for method in METHODS.values()}) == len(METHODS)
 
 

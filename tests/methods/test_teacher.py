@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ke_metric.methods.teacher import BornAgain, Guided, divergence, guidance, similarities
+from ke_metric.methods.published.generations import BornAgain
+from ke_metric.methods.teacher import Guided, divergence, frozen_parent, similarities, taught
+from ke_metric.recipe.schema import Training
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 
@@ -94,31 +96,31 @@ def test_nothing_flows_into_the_targets():
 
 
 @pytest.mark.parametrize("name", ["knowledge_evolution", "restarts"])
-def test_only_what_the_recipe_asks_for(name, small, birth_of):
-    assert type(guidance(birth_of(name))) is TrainingHooks
-    assert type(guidance(birth_of(name, number=1, teacher_weight=1.0))) is TrainingHooks
-    birth = birth_of(name, teacher_weight=0.25, teacher_temperature=3.0, task="retrieval")
-    hooks = guidance(birth)
+def test_only_what_the_recipe_asks_for(name, small, inheritance_of):
+    assert type(taught(inheritance_of(name))) is TrainingHooks
+    assert type(taught(inheritance_of(name, number=1, teacher_weight=1.0))) is TrainingHooks
+    inheritance = inheritance_of(name, teacher_weight=0.25, teacher_temperature=3.0, task="retrieval")
+    hooks = taught(inheritance)
     outputs, targets = normalize(drawn(5, 4), dim=1), normalize(drawn(5, 4, seed=1), dim=1)
     expected = hooks_of("retrieval", weight=0.25, temperature=3.0).added_loss(outputs, targets)
     assert float(hooks.added_loss(outputs, targets)) == float(expected)
 
 
-def test_born_again_inherits_nothing(small, birth_of, parent):
+def test_born_again_inherits_nothing(small, inheritance_of, parent):
     child = small(2)
-    BornAgain().inherit(child, birth_of("born_again", parent=parent))
+    BornAgain().inherit(child, inheritance_of("born_again", parent=parent))
     assert all(torch.equal(value, small(2).state_dict()[name]) for name, value in child.state_dict().items())
     for name, value in child.named_parameters():
         if value.ndim > 1:
             assert (value != parent[name]).all()
 
 
-def test_born_again_is_taught_by_its_parent_with_weight_1(small, birth_of, parent):
+def test_born_again_is_taught_by_its_parent_with_weight_1(small, inheritance_of, parent):
     method = BornAgain()
-    assert type(method.hooks(small(1), birth_of("born_again", number=1))) is TrainingHooks
+    assert type(method.hooks(small(1), inheritance_of("born_again", number=1))) is TrainingHooks
     images, outputs = drawn(4, 3, 8, 8), drawn(4, 3, seed=1)
     for weight in (0.0, 0.5):
-        hooks = method.hooks(small(2), birth_of("born_again", parent=parent, teacher_weight=weight))
+        hooks = method.hooks(small(2), inheritance_of("born_again", parent=parent, teacher_weight=weight))
         targets = hooks.targets(images)
         teacher = small(9)
         teacher.load_state_dict(parent)
@@ -129,11 +131,10 @@ def test_born_again_is_taught_by_its_parent_with_weight_1(small, birth_of, paren
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_teacher_sees_the_same_views_and_stays_as_it_is(channels_last, small, birth_of, training_of, parent):
+def test_a_teacher_sees_the_same_views_and_stays_as_it_is(channels_last, small, inheritance_of, training_of, parent):
     network = small(2)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    place = lambda placed: placed.to(memory_format=layout)  # noqa: E731  # one line says it
-    teacher = birth_of("born_again", parent=parent, place=place).teacher()
+    recipe = {"training": Training(channels_last=channels_last)}
+    teacher = frozen_parent(inheritance_of("born_again", parent=parent, **recipe))
     training = training_of(network, hooks_of(teacher=teacher), epochs=1, channels_last=channels_last)
     teacher.seen.clear()
     training.train(TrainingObserver())
@@ -146,26 +147,26 @@ def test_a_teacher_sees_the_same_views_and_stays_as_it_is(channels_last, small, 
     assert not optimised & {id(parameter) for parameter in teacher.parameters()}
 
 
-def test_a_student_comes_closer_to_its_teacher(small, birth_of, training_of, parent):
+def test_a_student_comes_closer_to_its_teacher(small, inheritance_of, training_of, parent):
     """And needs the teacher for that: the labels of noise alone do not lead there."""
     distances = {}
     for weight in (0.0, 20.0):
         network = small(2)
-        birth = birth_of("restarts", parent=parent, teacher_weight=weight)
-        training = training_of(network, guidance(birth), epochs=6)
+        inheritance = inheritance_of("restarts", parent=parent, teacher_weight=weight)
+        training = training_of(network, taught(inheritance), epochs=6)
         training.train(TrainingObserver())
-        teacher = birth.teacher()
+        teacher = frozen_parent(inheritance)
         images = next(training.epochs.epoch(1)).images
         with torch.no_grad():
             distances[weight] = float(divergence(teacher(images), network.eval()(images), 1.0))
     assert distances[20.0] < 0.5 * distances[0.0]
 
 
-def test_what_a_teacher_adds_is_part_of_the_logged_loss(small, birth_of, training_of, parent):
+def test_what_a_teacher_adds_is_part_of_the_logged_loss(small, inheritance_of, training_of, parent):
     logged = []
     for weight in (1.0, 3.0):
         network = small(2)
-        training = training_of(network, guidance(birth_of("restarts", parent=parent, teacher_weight=weight)))
+        training = training_of(network, taught(inheritance_of("restarts", parent=parent, teacher_weight=weight)))
         batch = next(training.epochs.epoch(1))
         plain = float(cross_entropy(network.train()(batch.images).detach(), batch.labels))
         logged.append(training.take_step(0, batch)[0] - plain)
