@@ -19,9 +19,8 @@ from ke_metric.images.image_set import FolderSource
 from ke_metric.lineage.folder import UNCHECKED, known_since
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.bundle_config import read_description
-from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.embedder import Embedder, PictureNetwork
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.picture_network import PictureNetwork
 from ke_metric.retrieval.predictor import Predictor
 
 

@@ -25,8 +25,8 @@ from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import ImageSet
 from ke_metric.lineage.store import Lineage
 from ke_metric.randomness import numpy_generator
+from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.picture_list import list_pictures
-from ke_metric.retrieval.picture_network import PictureNetwork
 
 COMPARED = 96
 """Pictures that file and network are compared on, spread over all there are: full batches of 1, 3 and 32."""

@@ -18,7 +18,7 @@ from ke_metric.retrieval.embedder import BadPicture
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.retrieval.query import Answer, SearchOptions, has_any, search_pictures
+from ke_metric.retrieval.query import Answer, SearchOptions, search_pictures
 
 TABLES = 20
 """The most that are printed for people."""
@@ -53,7 +53,7 @@ def search_index(
         listed = list_chosen(pictures, unique=False)
         embedder = embedder_of(index, model)
         index.require_digest(embedder.digest, embedder.description)
-        if options.where is not None and not has_any(index.store, options.where):
+        if options.where is not None and not index.store.count(options.where):
             say(f"--where '{where}' holds for none of the {len(index):,} items of {folder}")
         left_out = list(listed.left_out)
 

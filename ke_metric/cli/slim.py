@@ -15,7 +15,7 @@ from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import require_free, save_network
 from ke_metric.networks.bundle_config import WEIGHTS
 from ke_metric.networks.recipe_networks import LineageNetworks
-from ke_metric.retrieval.picture_network import card_of, choose_network
+from ke_metric.retrieval.network_choice import card_of, choose_network
 from ke_metric.scoring import count_parameters
 from ke_metric.split.slim import extract_slim
 

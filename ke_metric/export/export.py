@@ -54,7 +54,7 @@ from ke_metric.export.verification import (
 )
 from ke_metric.networks.bundle import require_free, whole_folder
 from ke_metric.networks.heads import PictureModule
-from ke_metric.retrieval.picture_network import PictureNetwork
+from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.predictor import Predictor
 
 MAX_LOSS = 5.0

@@ -26,7 +26,7 @@ from ke_metric.retrieval.embedder import BadPicture, Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search, require_candidates, search_others
 from ke_metric.stores.contract import Hits, Item, VectorStore
-from ke_metric.stores.where import Condition, Where
+from ke_metric.stores.where import Where
 
 QUERIES_AT_A_TIME = 1024
 
@@ -206,12 +206,6 @@ def answer_queries(
     ]
 
 
-def has_any(store: VectorStore, where: Where) -> bool:
-    """Return whether a condition holds for any item."""
-    anything = np.eye(1, store.dimension, dtype=np.float32)
-    return bool((store.search(anything, 1, where=where).numbers >= 0).any())
-
-
 def _item_of(position: int, picture: Item | Picture) -> Item:
     if isinstance(picture, Item):
         return picture
@@ -222,7 +216,7 @@ def _item_of(position: int, picture: Item | Picture) -> Item:
 def _with_labels(queries: Sequence[Item], store: VectorStore) -> list[Item]:
     folders = [Path(query.path).parent.name for query in queries]
     names = {folder for query, folder in zip(queries, folders, strict=True) if not query.label} - {""}
-    known = {name for name in names if has_any(store, Where((Condition("label", True, (name,)),)))}
+    known = store.known_labels(names)
     return [
         replace(query, label=folder) if not query.label and folder in known else query
         for query, folder in zip(queries, folders, strict=True)
@@ -232,12 +226,9 @@ def _with_labels(queries: Sequence[Item], store: VectorStore) -> list[Item]:
 def _own_items(store: VectorStore, queries: Sequence[Item], where: Where | None) -> list[list[Item]]:
     """Return, for each query, all items of its path, or of what its path is a link to; whatever they look like."""
     paths = [dict.fromkeys((query.path, os.path.realpath(query.path)) if query.path else ()) for query in queries]
-    asked = tuple(dict.fromkeys(path for some in paths for path in some))
-    found: dict[str, list[Item]] = {}
-    for item in store.matching(Where((Condition("path", True, asked),))) if asked else ():
-        if where is None or where.holds(item):
-            found.setdefault(item.path, []).append(item)
-    return [[item for path in some for item in found.get(path, ())] for some in paths]
+    found = store.items_at({path for some in paths for path in some})
+    own = [[item for path in some for item in found.get(path, ())] for some in paths]
+    return [[item for item in items if where is None or where.holds(item)] for items in own]
 
 
 def _without_own(

@@ -30,9 +30,8 @@ from ke_metric.evaluation.retrieval import (
     score_retrieval,
 )
 from ke_metric.generation import ClassScores
-from ke_metric.retrieval.embedder import Embedder
+from ke_metric.retrieval.embedder import Embedder, PictureBatch, PictureNetwork
 from ke_metric.retrieval.picture_list import LeftOut, PictureList
-from ke_metric.retrieval.picture_network import ComputedBatch, PictureNetwork
 from ke_metric.retrieval.predictor import Predictor
 from ke_metric.retrieval.ranking import MOST_CANDIDATES, Expansion, Reranking, ranked_search
 from ke_metric.stores.contract import Hits, Item, VectorStore, texts_of
@@ -145,9 +144,9 @@ def _computed(
     network: PictureNetwork, items: Sequence[Item], progress: Progress | None
 ) -> tuple[FloatArray, list[Item], tuple[LeftOut, ...]]:
     """Return what a network gives for the pictures that can be used [N, D], these, and the others."""
-    batches: list[ComputedBatch] = []
+    batches: list[PictureBatch] = []
     done = 0
-    for batch in network.compute_all((item.path for item in items), network.compute, skip_bad=True):
+    for batch in network.stream((item.path for item in items), skip_bad=True):
         batches.append(batch)
         done += len(batch.positions) + len(batch.bad)
         if progress is not None:

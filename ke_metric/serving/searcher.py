@@ -18,8 +18,8 @@ from PIL import Image
 
 from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import KeMetricError
+from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.index import Index, Result, results_of
-from ke_metric.retrieval.picture_network import PictureNetwork
 from ke_metric.retrieval.predictor import Prediction, Predictor
 from ke_metric.stores.contract import Item
 from ke_metric.stores.where import Where

@@ -157,7 +157,7 @@ def test_adding_leaves_what_is_there_and_completes_what_is_not(copied, glyph_fil
 
 
 def test_an_interrupted_build_is_completed_by_adding(built, glyph_files, scored, tmp_path, monkeypatch):
-    original, calls = EmbedderClass.embed_pixels, []
+    original, calls = EmbedderClass.compute, []
 
     def interrupted(self, pixels):
         calls.append(len(pixels))
@@ -165,7 +165,7 @@ def test_an_interrupted_build_is_completed_by_adding(built, glyph_files, scored,
             raise KeyboardInterrupt
         return original(self, pixels)
 
-    monkeypatch.setattr(EmbedderClass, "embed_pixels", interrupted)
+    monkeypatch.setattr(EmbedderClass, "compute", interrupted)
     folder, pictures = tmp_path / "j", glyph_files / "gallery"
     told = expect(ExitCode.INTERRUPTED, "index", "build", pictures, "-o", folder, "--lineage", scored.folder)
     assert "holds the 32 items that were added until now" in told

@@ -50,10 +50,8 @@ def test_its_vectors_are_those_of_the_embedder(options, arguments, grown, pictur
 
 def test_the_batch_size_asked_for_is_used(grown, pictures, monkeypatch):
     sizes = []
-    original = Embedder.embed_pixels
-    monkeypatch.setattr(
-        Embedder, "embed_pixels", lambda self, pixels: sizes.append(len(pixels)) or original(self, pixels)
-    )
+    original = Embedder.compute
+    monkeypatch.setattr(Embedder, "compute", lambda self, pixels: sizes.append(len(pixels)) or original(self, pixels))
     EmbeddingTransformer(grown.folder, batch_size=5).fit().transform(pictures)
     assert sizes == [5, 5, 2]
 
