@@ -1,13 +1,11 @@
 """Architectures: how to build a dense network from a few plain words, so that a stored network needs no pickle.
 
 The builders are a closed set: the embedding network or the classifier of a recipe, and the classifiers of torchvision
-and timm by name.
-Nothing is importable by a path, and no argument can make a builder fetch or read a file.
+and timm by name. Nothing is importable by a path, and no argument can make a builder fetch or read a file.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,18 +14,18 @@ from pydantic import Field, JsonValue, ValidationError, field_validator
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.networks.backbones import AUXILIARY_HEADS
+from ke_metric.networks.backbones import AUXILIARY_HEADS, imported_timm
 from ke_metric.networks.heads import build_classifier, build_network
+from ke_metric.networks.widths import is_plain
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.file import dotted, shown
 from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.schema import Section
 
-SCALARS = (bool, int, float, str, type(None))
 # Arguments of the libraries' builders that name a file or an address to read weights from.
 FETCHING = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress"})
 # What the libraries raise for arguments that they do not know or cannot take.
-_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Architecture(Section):
@@ -37,9 +35,7 @@ class Architecture(Section):
     def of_recipe(recipe: Recipe, *, classes: int | None = None) -> Architecture:
         """Return the architecture of the embedding network or classifier that a recipe grows.
 
-        Args:
-            recipe: The recipe.
-            classes: Number of training classes of a classification; a recipe does not tell. None for retrieval.
+        The number of training classes of a classification, which a recipe does not tell, is None for retrieval.
 
         Raises:
             KeMetricError: The number is missing, less than 2, or given for retrieval.
@@ -59,9 +55,7 @@ class Architecture(Section):
     def torchvision(name: str, **arguments: Any) -> Architecture:
         """Return that of a classifier of torchvision: `Architecture.torchvision("resnet50", num_classes=7)`.
 
-        Args:
-            name: A name in `torchvision.models.list_models(module=torchvision.models)`.
-            **arguments: Numbers, text, True, False, None, or lists of them, which the library's builder is given.
+        The library's builder is given the arguments: numbers, text, True, False, None, or lists of them.
 
         Raises:
             KeMetricError: An argument of another type, or one that would make the builder read weights.
@@ -70,7 +64,7 @@ class Architecture(Section):
 
     @staticmethod
     def timm(name: str, **arguments: Any) -> Architecture:
-        """Return that of a model of timm: `Architecture.timm("convnext_tiny", num_classes=7)`; see `torchvision`."""
+        """Return that of a model of timm, as `torchvision` does: `Architecture.timm("convnext_tiny")`."""
         return _classifier(TimmArchitecture, name, arguments)
 
     @property
@@ -101,7 +95,7 @@ class Architecture(Section):
                     return self._build()
         except KeMetricError:
             raise
-        except _MISFITS as error:
+        except _REFUSALS as error:
             raise KeMetricError(
                 f"architecture {self.model_dump_json()}: cannot be built ({type(error).__name__}: {error})",
                 ExitCode.RECIPE,
@@ -159,14 +153,10 @@ class _LibraryClassifier(Architecture):
             if name in FETCHING or "pretrained" in name:
                 raise ValueError(f"{name!r} would make the builder read weights; the weights are stored here")
             items = value if isinstance(value, list | tuple) else [value]
-            if not all(map(_is_plain, items)):
+            if not all(map(is_plain, items)):
                 raise ValueError(f"{name} must be a finite number, text, True, False, None, or a list of these")
         # Lists, as they come back from JSON.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in SCALARS and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _classifier(kind: type[_LibraryClassifier], name: str, arguments: dict[str, Any]) -> Architecture:
@@ -204,13 +194,7 @@ class TimmArchitecture(_LibraryClassifier):
     builder: Literal["timm"] = "timm"
 
     def _build(self) -> nn.Module:
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise KeMetricError(
-                f"architecture: {self.name!r} is a model of timm, which is missing: pip install 'ke_metric[timm]'",
-                ExitCode.ENVIRONMENT,
-            ) from error
+        timm = imported_timm(f"architecture: {self.name!r} is a model of timm, which is missing")
         # Names with a scheme (hf-hub:, local-dir:), which timm would follow, are no models of its registry.
         if not timm.is_model(self.name):
             raise KeMetricError(

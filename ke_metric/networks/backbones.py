@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from types import ModuleType
 from typing import cast
 
 import torch
@@ -22,20 +23,14 @@ TIMM_PREFIX = "timm/"
 IMAGENET_CLASSES = 1000
 # Attributes of the classifiers halfway through a network, which train only beside the one at its end.
 AUXILIARY_HEADS = {"googlenet": ("aux_logits", "aux1", "aux2"), "inception_v3": ("aux_logits", "AuxLogits")}
-# What libraries raise for images of a size that they cannot take.
-_MISFITS = (AssertionError, RuntimeError, ValueError)
 
 
 def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Module:
     """Build the recipe's backbone: images [B, 3, H, W] to features [B, F].
 
-    Args:
-        network: The recipe's section.
-        load_pretrained: Whether a recipe that asks for pretrained weights gets them. False: the same architecture
-            with random weights, for when others are loaded right after.
-
-    Returns:
-        The backbone, its random weights drawn from torch's default generator (see `randomness.default_streams`).
+    Random weights are drawn from torch's default generator (see `randomness.default_streams`). Without
+    `load_pretrained` a recipe that asks for pretrained weights gets random ones, for when others are loaded right
+    after.
 
     Raises:
         KeMetricError: An unknown name, timm missing, pretrained weights that cannot be had, or a small stem for a
@@ -64,7 +59,7 @@ def feature_size(backbone: nn.Module, image_size: int, name: str) -> int:
     try:
         with torch.no_grad():
             feature = cast(Tensor, backbone.eval()(torch.zeros(1, 3, image_size, image_size)))
-    except _MISFITS as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise KeMetricError(
             f"network.backbone = {name!r} cannot take images of data.image_size = {image_size} pixels: {error}",
             ExitCode.RECIPE,
@@ -108,12 +103,7 @@ def _auxiliary_options(network: Network, pretrained: bool) -> dict[str, bool]:
 
 
 def _timm_backbone(network: Network, pretrained: bool) -> nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise KeMetricError(
-            f"network.backbone = {network.backbone!r} needs timm: pip install 'ke_metric[timm]'", ExitCode.ENVIRONMENT
-        ) from error
+    timm = imported_timm(f"network.backbone = {network.backbone!r} needs timm")
     name = network.backbone.removeprefix(TIMM_PREFIX)
     if not timm.is_model(name):
         raise KeMetricError(
@@ -132,6 +122,16 @@ def _timm_backbone(network: Network, pretrained: bool) -> nn.Module:
         # num_classes=0 takes the classifier off and keeps the pooling; an Identity in its place may lose it.
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     return backbone
+
+
+def imported_timm(need: str) -> ModuleType:
+    """Return timm, or refuse what needs it with how to install it."""
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise KeMetricError(f"{need}: pip install 'ke_metric[timm]'", ExitCode.ENVIRONMENT) from error
+    assert isinstance(timm, ModuleType)
+    return timm
 
 
 @contextmanager

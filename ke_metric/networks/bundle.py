@@ -42,6 +42,8 @@ from ke_metric.networks.bundle_config import (
     require_names_fit,
 )
 from ke_metric.networks.widths import apply_settings, find_settings
+from ke_metric.split.admission import tensors_of
+from ke_metric.split.slim import CHANNELS_LAST, memory_format_of
 
 TEMPORARY = ".writing-"
 
@@ -167,14 +169,8 @@ def _reach_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # A safetensors file begins with the length of its header, 8 bytes; its readers allow this much.
 LARGEST_HEADER = 100_000_000
-
-
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer, also those that no state dict holds; a tied one under its first name."""
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def describe(tensor: Tensor) -> TensorFacts:
@@ -182,21 +178,9 @@ def describe(tensor: Tensor) -> TensorFacts:
     return TensorFacts(
         shape=tuple(tensor.shape),
         dtype=str(tensor.dtype).removeprefix("torch."),
-        channels_last=_is_channels_last(tensor),
+        channels_last=memory_format_of(tensor) is not torch.contiguous_format,
         frozen=isinstance(tensor, nn.Parameter) and not tensor.requires_grad,
     )
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    """Tell the memory format by the strides: a 1x1 convolution is contiguous in both, and torch goes by these."""
-    memory_format = CHANNELS_LAST.get(tensor.ndim)
-    if memory_format is None:
-        return False
-    strides = [
-        torch.empty(tensor.shape, device="meta", memory_format=layout).stride()
-        for layout in (memory_format, torch.contiguous_format)
-    ]
-    return tensor.stride() == strides[0] != strides[1]
 
 
 def to_bytes(network: nn.Module) -> bytes:
@@ -279,9 +263,8 @@ def _read_bytes(path: Path, stated: WeightsFile) -> bytes:
     if size != stated.bytes:
         raise _refusal(path, content, f"has {size:,} bytes, by {CONFIG} {stated.bytes:,}: truncated, or another file")
     if hashlib.sha256(content).hexdigest() != stated.sha256:
-        raise _refusal(
-            path, content, f"was changed or damaged since it was written (its SHA-256 is not that of {CONFIG})"
-        )
+        reason = f"was changed or damaged since it was written (its SHA-256 is not that of {CONFIG})"
+        raise _refusal(path, content, reason)
     return content
 
 
@@ -347,7 +330,7 @@ def save_network(
     Args:
         network: The network, on any device; unchanged. Its mode (train or eval), gradients and hooks that run only
             backward are not stored.
-        path: The folder to make.
+        path: Folder to make.
         architecture: How the dense network is built that this one was cut from, or is.
         card: Split, normalization and class names, for whoever loads it.
         overwrite: Replace the stored network that is there.
@@ -389,10 +372,6 @@ def load_network(path: Path | str, *, device: torch.device | str = "cpu") -> nn.
 
     Nothing of the files is executed: they hold names, numbers and text, which are checked against each other and
     against the dense network of the architecture.
-
-    Args:
-        path: The folder.
-        device: Where the network is put.
 
     Raises:
         KeMetricError: A file is missing, truncated, was changed, is none of ours or of another format version; the

@@ -60,12 +60,7 @@ class NetworkCard(Section):
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, *, class_names: Sequence[str] | None = None) -> Self:
-        """Return the card of the slim networks that a recipe grows.
-
-        Args:
-            recipe: The recipe.
-            class_names: Names of the training classes of a classification, in the order of their numbers.
-        """
+        """Return the card of the slim networks that a recipe grows; class names as in `NetworkCard`."""
         return cls(
             split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate),
             normalization=Preparation.of_recipe(recipe),
@@ -153,11 +148,7 @@ class Description(Section):
 
 
 def require_names_fit(class_names: Sequence[str] | None, architecture: Architecture) -> None:
-    """Refuse class names that are not one for each class of an architecture, where it tells how many it has.
-
-    Raises:
-        ValueError: There are more or fewer.
-    """
+    """Raise a ValueError if class names are not one for each class of an architecture that tells how many it has."""
     classes = architecture.class_count
     if class_names is not None and classes is not None and len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names for {classes} classes, must be one for each")
@@ -200,12 +191,7 @@ def read_description(folder: Path) -> Description:
 
 
 def with_preparation(document: dict[str, Any], field: str) -> dict[str, Any]:
-    """Return a stored document whose field with a `Preparation` is complete, whichever version wrote it.
-
-    Args:
-        document: As read.
-        field: Name of the field; what is no mapping stays as it is.
-    """
+    """Return a stored document whose field with a `Preparation` is complete, whichever version wrote it."""
     how = document.get(field)
     return document | {field: with_values_before(how, PREPARATION_FIELDS)} if isinstance(how, dict) else document
 

@@ -1,14 +1,6 @@
-"""The embedding network: backbone, linear head, L2 normalisation.
+"""Networks of a recipe: backbone and head, images to embeddings or logits; and what others need around them.
 
-Shapes: B batch, F feature, D embedding.
-
-The classifier: backbone and head, images to logits.
-
-Shapes: B batch, F feature, C classes.
-
-Stored networks as plain modules: what other libraries, and exported graphs, take.
-
-Shapes: B batch, D embedding, F feature, C classes, S image size in pixels.
+Shapes: B batch, F feature, D embedding, C classes, H and W image height and width, S image size, in pixels.
 """
 
 from __future__ import annotations
@@ -23,14 +15,12 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.backbones import build_backbone, feature_size
 from ke_metric.recipe.schema import Network
 
+# A class weight shorter than this is divided by it instead of by its length, as `normalize` does with features.
+SHORTEST_LENGTH = 1e-12
+
 
 class EmbeddingNetwork(nn.Module):
-    """Images [B, 3, H, W] to L2-normalised float32 embeddings [B, D].
-
-    Args:
-        backbone: Images to features [B, F].
-        head: Features to unnormalised embeddings [B, D].
-    """
+    """Images [B, 3, H, W] to L2-normalised float32 embeddings [B, D]: backbone [B, F], linear head."""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -45,26 +35,14 @@ class EmbeddingNetwork(nn.Module):
 
 
 def build_network(network: Network, image_size: int, *, load_pretrained: bool = True) -> EmbeddingNetwork:
-    """Build the embedding network of a recipe.
-
-    Args:
-        network: The recipe's section.
-        image_size: Height and width of the images in pixels.
-        load_pretrained: Whether a recipe that asks for pretrained weights gets them, see `build_backbone`.
-
-    Returns:
-        The network, its random weights drawn from torch's default generator (see `randomness.default_streams`).
+    """Build the embedding network of a recipe; weights as in `build_backbone`.
 
     Raises:
-        KeMetricError: The backbone cannot be built, or cannot take images of this size.
+        KeMetricError: The backbone cannot be built, or cannot take images of this size in pixels.
     """
     backbone = build_backbone(network, load_pretrained=load_pretrained)
     features = feature_size(backbone, image_size, network.backbone)
     return EmbeddingNetwork(backbone, nn.Linear(features, network.embedding_size))
-
-
-SHORTEST_LENGTH = 1e-12
-"""A class weight shorter than this is divided by it instead of by its length, as `normalize` does with features."""
 
 
 class CosineHead(nn.Conv1d):
@@ -100,12 +78,7 @@ class CosineHead(nn.Conv1d):
 
 
 class Classifier(nn.Module):
-    """Images [B, 3, H, W] to float32 logits [B, C].
-
-    Args:
-        backbone: Images to features [B, F].
-        head: Features to logits [B, C].
-    """
+    """Images [B, 3, H, W] to float32 logits [B, C]: backbone [B, F], head."""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear | CosineHead) -> None:
         super().__init__()
@@ -122,24 +95,15 @@ class Classifier(nn.Module):
 
 
 def build_classifier(network: Network, image_size: int, classes: int, *, load_pretrained: bool = True) -> Classifier:
-    """Build the classifier of a recipe.
+    """Build the classifier of a recipe; weights as in `build_backbone`.
 
     The linear head is initialised by torch's own rule, weight and bias from U(±1/sqrt(F)), which is also how
     torchvision leaves the last layer of its ResNets and how `method.reset: official` redraws it. The authors' code
     draws the weight from N(0, 2/F) for ResNets, sqrt(6) times as wide.
 
-    Args:
-        network: The recipe's section.
-        image_size: Height and width of the images in pixels.
-        classes: C.
-        load_pretrained: Whether a recipe that asks for pretrained weights gets them, see `build_backbone`.
-
-    Returns:
-        The network, its random weights drawn from torch's default generator (see `randomness.default_streams`).
-
     Raises:
         KeMetricError: There are fewer than 2 classes, the backbone cannot be built, or it cannot take images of this
-            size.
+            size in pixels.
     """
     if classes < 2:
         raise KeMetricError(f"a classifier needs 2 classes or more to tell apart, not {classes}", ExitCode.DATA)
@@ -150,7 +114,7 @@ def build_classifier(network: Network, image_size: int, classes: int, *, load_pr
 
 
 class PictureModule(nn.Module):
-    """Images in [0, 1], float [B, 3, S, S], to embeddings [B, D] or logits [B, C]; standardisation is inside.
+    """Pictures in [0, 1], [B, 3, S, S], to embeddings [B, D] or logits [B, C]; standardisation is inside.
 
     Of an embedder it works as the trunk of pytorch-metric-learning's InferenceModel.
 
@@ -179,11 +143,7 @@ class PictureModule(nn.Module):
 
 
 class ClassifierFeatures(nn.Module):
-    """Standardised images [B, 3, S, S] to the features that a classifier's head sees, L2-normalised, [B, F].
-
-    Args:
-        classifier: Whose features.
-    """
+    """Standardised images [B, 3, S, S] to the features that a classifier's head sees, L2-normalised, [B, F]."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -195,12 +155,7 @@ class ClassifierFeatures(nn.Module):
 
 
 class ScaledLogits(nn.Module):
-    """Standardised images [B, 3, S, S] to the cosines of a classifier times the scale of its loss, [B, C].
-
-    Args:
-        classifier: Images to cosines.
-        scale: What the loss multiplied them by before its softmax.
-    """
+    """Standardised images [B, 3, S, S] to a classifier's cosines times the scale of its loss, [B, C]."""
 
     def __init__(self, classifier: nn.Module, scale: float) -> None:
         super().__init__()

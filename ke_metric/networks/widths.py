@@ -32,12 +32,15 @@ WRAPPED = ("module", "_orig_mod")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a finite number, text, True, False or None."""
+    return type(value) in SCALARS and not (isinstance(value, float) and not math.isfinite(value))
+
+
 def find_settings(network: nn.Module, dense: nn.Module) -> dict[str, dict[str, JsonValue]]:
     """Return the attributes of a network that are not those of the dense network, module -> attribute -> value.
 
-    Args:
-        network: The network.
-        dense: The dense network of its architecture; its tensors need no values.
+    The tensors of the dense network of its architecture need no values.
 
     Raises:
         ValueError: The two differ in more than plain attributes: other modules, hooks, an attribute that is no
@@ -144,26 +147,18 @@ def _compared(value: Any) -> Any:
 
 
 def _encoded(value: Any) -> JsonValue:
-    """Return a plain value as JSON.
-
-    Raises:
-        ValueError: It is no plain value.
-    """
+    """Return a plain value as JSON; raise a ValueError for any other."""
     if type(value) in SEQUENCES:
         return [_encoded(item) for item in value]
     if isinstance(value, slice):
         return {SLICE: [_encoded(end) for end in (value.start, value.stop, value.step)]}
-    if type(value) not in SCALARS or (isinstance(value, float) and not math.isfinite(value)):
+    if not is_plain(value):
         raise ValueError("only numbers, text, None, slices and lists of these can be stored")
     return value  # type: ignore[no-any-return]
 
 
 def _decoded(value: JsonValue, dense_value: Any) -> Any:
-    """Return the value that JSON stands for, of the type that the dense network has in its place.
-
-    Raises:
-        ValueError: It is of another type.
-    """
+    """Return the value that JSON stands for; raise a ValueError if the dense network's is of another type."""
     kind = type(dense_value)
     if kind in SEQUENCES and isinstance(value, list):
         if value and not dense_value:
@@ -180,7 +175,7 @@ def _decoded(value: JsonValue, dense_value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Return what a message shows of a value: the beginning, on one line."""
+    """Return the beginning of a value, on one line."""
     return " ".join(repr(value).split())[:80]
 
 

@@ -14,10 +14,10 @@ from ke_metric.networks.bundle import (
     read_weights,
     replace_tensors,
     require_same_tensors,
-    tensors_of,
     to_bytes,
 )
 from ke_metric.networks.bundle_config import WeightsFile
+from ke_metric.split.admission import tensors_of
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
