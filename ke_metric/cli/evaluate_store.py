@@ -23,8 +23,8 @@ from ke_metric.arrays import FloatArray
 from ke_metric.cli.display import say
 from ke_metric.cli.index import read_settings
 from ke_metric.cli.options import ThroughChoice
+from ke_metric.evaluation.backend import find_self_matches
 from ke_metric.evaluation.embeddings import Embeddings, row_chunks
-from ke_metric.evaluation.neighbors import find_self_matches
 from ke_metric.evaluation.recall import count_relevant
 from ke_metric.images.image_set import Benchmark
 from ke_metric.lineage.report import number_columns

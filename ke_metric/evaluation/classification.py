@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
-from ke_metric.arrays import IntArray
+from ke_metric.arrays import DoubleArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import as_array
 from ke_metric.generation import ClassScores
@@ -22,9 +22,7 @@ FEWEST_CLASSES = {1: 2, 5: 10}
 """Rank to the number of classes from which on top-k is computed: below, guessing comes to half of it or more."""
 
 
-def score_classification(
-    logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike | torch.Tensor
-) -> dict[str, float]:
+def score_classification(logits: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor) -> dict[str, float]:
     """Return how often the right class is among the likeliest ones.
 
     Top-k of an item is 1 if fewer than k classes have a higher logit than its own class, else 0. Where classes have
@@ -57,21 +55,18 @@ def score_classification(
 
 
 def score_classes(
-    logits: npt.ArrayLike | torch.Tensor, labels: npt.ArrayLike | torch.Tensor, class_names: Sequence[str]
+    logits: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, class_names: Sequence[str]
 ) -> ClassScores:
     """Return how each class was recognised.
 
     Args:
-        logits: As in `score_classification`.
+        logits: As in `score_classification`, errors included.
         labels: As in `score_classification`.
         class_names: [C] different names.
 
     Returns:
         The top-1 of every class that has items, and how many of its items were taken for which class: that of the
         highest logit, the first of several that are equally high.
-
-    Raises:
-        KeMetricError: DATA, as `score_classification`.
     """
     values, own_classes = _checked(as_array(logits), as_array(labels))
     assert len(set(class_names)) == len(class_names) == values.shape[1], (len(class_names), values.shape)
@@ -83,13 +78,13 @@ def score_classes(
     return ClassScores(accuracy, confusion)
 
 
-def _chances(values: npt.NDArray[Any], own_classes: IntArray, rank: int) -> npt.NDArray[np.float64]:
+def _chances(values: npt.NDArray[Any], own_classes: IntArray, rank: int) -> DoubleArray:
     """Return [N] the chance of each item's own class to be among the `rank` likeliest ones."""
     own = np.take_along_axis(values, own_classes[:, None], axis=1)
     higher = np.sum(values > own, axis=1)
     # Its own class included: at least 1.
     equal = np.sum(values == own, axis=1)
-    chances: npt.NDArray[np.float64] = np.clip((rank - higher) / equal, 0, 1)
+    chances: DoubleArray = np.clip((rank - higher) / equal, 0, 1)
     return chances
 
 

@@ -1,10 +1,8 @@
-"""k-means that gives the same clusters for the same seed.
+"""NMI and AMI of clusters, found by a k-means that gives the same ones for the same seed.
 
-Shapes: N items, D embedding, C clusters.
+There are as many clusters as classes. NMI depends on the k-means by about a point, so ours is written down here.
 
-Scores of clusters: NMI and AMI of k-means with as many clusters as there are classes.
-
-Shapes: N items, D embedding, C classes (and clusters).
+Shapes: N items, D embedding, C classes, and clusters.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ke_metric.arrays import FloatArray, IntArray
@@ -57,12 +54,12 @@ def draw_start(vectors: FloatArray, clusters: int, seed: int, *, device: str) ->
 
     Args:
         vectors: [N, D] float32, L2-normalised.
-        clusters: How many to draw, at least 1.
+        clusters: How many to draw, at least 1: C.
         seed: At least 0.
         device: Where distances are computed.
 
     Returns:
-        [clusters] int64 positions.
+        [C] int64 positions.
     """
     generator = np.random.default_rng(seed)
     drawn = [int(generator.integers(len(vectors)))]
@@ -125,7 +122,7 @@ def _means(vectors: FloatArray, clusters: IntArray, previous: FloatArray) -> Flo
     """
     by_cluster = np.argsort(clusters, kind="stable")
     present, first, sizes = np.unique(clusters[by_cluster], return_index=True, return_counts=True)
-    sums: npt.NDArray[np.float32] = np.add.reduceat(vectors[by_cluster], first, axis=0)
+    sums: FloatArray = np.add.reduceat(vectors[by_cluster], first, axis=0)
     means = previous.copy()
     means[present] = sums / sizes[:, None].astype(np.float32)
     return means
@@ -164,8 +161,6 @@ def score_clusters(
     NMI = I(U, V) / M (scikit-learn's default since 0.22; some older papers divide by the geometric mean) and
     AMI = (I - E[I]) / (M - E[I]), E[I] being the mean over random clusters of these sizes (Vinh, Epps, Bailey, JMLR
     2010).
-
-    NMI depends on the k-means by about a point: see `evaluation/kmeans.py` for ours.
 
     Args:
         vectors: [N, D] float32, L2-normalised.

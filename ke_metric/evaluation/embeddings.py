@@ -1,14 +1,11 @@
-"""Embeddings with their labels and item ids, checked and L2-normalised once.
-
-Shapes: N items, D embedding.
-
-Embedding: a network over batches of images, to one array of vectors.
+"""Embeddings as arrays: made by a network, checked and L2-normalised once, cut into blocks, numbered.
 
 Shapes: B batch, N items, D embedding.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 
 ItemIds = tuple[str, ...] | tuple[int, ...]
-
-_ROWS_AT_A_TIME = 8192
+ROWS_AT_A_TIME = 8192
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -49,16 +45,28 @@ class Embeddings:
 
     def __init__(
         self,
-        vectors: npt.ArrayLike | torch.Tensor,
-        labels: npt.ArrayLike | torch.Tensor,
-        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor | None = None,
+        vectors: npt.ArrayLike | Tensor,
+        labels: npt.ArrayLike | Tensor,
+        ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | Tensor | None = None,
     ) -> None:
         object.__setattr__(self, "vectors", _normalised(as_array(vectors)))
         object.__setattr__(self, "labels", _checked_labels(as_array(labels), len(self.vectors)))
-        object.__setattr__(self, "ids", None if ids is None else _checked_ids(_as_tuple(ids), len(self.vectors)))
+        plain = ids.tolist() if isinstance(ids, np.ndarray | Tensor) else ids
+        object.__setattr__(self, "ids", None if plain is None else _checked_ids(tuple(plain), len(self.vectors)))
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+
+def embed(network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FloatArray:
+    """Return the embeddings [N, D] of the images of all batches [B, 3, H, W], in order; no gradient is kept.
+
+    The network is called as it is: put it into eval mode before. Only the vectors stay in memory, 4 x N x D bytes.
+    """
+    # Not inference_mode: what a network keeps from one call to the next could then never be trained with.
+    with torch.no_grad():
+        vectors = [network(batch).float().cpu().numpy() for batch in batches]
+    return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
 
 
 def row_chunks(count: int, rows: int) -> Iterator[slice]:
@@ -67,17 +75,29 @@ def row_chunks(count: int, rows: int) -> Iterator[slice]:
         yield slice(start, min(start + rows, count))
 
 
-def as_array(values: npt.ArrayLike | torch.Tensor) -> npt.NDArray[Any]:
+def number_rows(parts: Iterable[FloatArray]) -> IntArray:
+    """Return [N] the same number for equal rows, from 0 in the order in which they first occur.
+
+    Args:
+        parts: The rows, float32 [any, D] each.
+    """
+    numbers: dict[bytes, int] = {}
+    found = [
+        # Added to 0, -0 becomes 0: numbers that are equal then have equal bytes.
+        numbers.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(numbers))
+        for part in parts
+        for row in np.ascontiguousarray(part + np.float32(0))
+    ]
+    return np.array(found, np.int64)
+
+
+def as_array(values: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
     """Return values as a NumPy array; tensors of any device, bfloat16 as float32."""
-    if isinstance(values, torch.Tensor):
+    if isinstance(values, Tensor):
         values = values.detach().cpu()
         # NumPy has no bfloat16.
         return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
     return np.asarray(values)
-
-
-def _as_tuple(ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> tuple[Any, ...]:
-    return tuple(ids.tolist()) if isinstance(ids, (np.ndarray, torch.Tensor)) else tuple(ids)
 
 
 def _normalised(vectors: npt.NDArray[Any]) -> FloatArray:
@@ -88,7 +108,7 @@ def _normalised(vectors: npt.NDArray[Any]) -> FloatArray:
             ExitCode.DATA,
         )
     unit = np.empty(vectors.shape, dtype=np.float32)
-    for rows in row_chunks(len(vectors), _ROWS_AT_A_TIME):
+    for rows in row_chunks(len(vectors), ROWS_AT_A_TIME):
         wide = vectors[rows].astype(np.float64)
         # Dividing by the largest entry first keeps the squares of very large and very small vectors in range.
         peak = np.abs(wide).max(axis=1, keepdims=True)
@@ -98,7 +118,7 @@ def _normalised(vectors: npt.NDArray[Any]) -> FloatArray:
     return unit
 
 
-def _refuse_unusable(peak: npt.NDArray[np.float64], *, first_item: int) -> None:
+def _refuse_unusable(peak: DoubleArray, *, first_item: int) -> None:
     for unusable, problem in ((~np.isfinite(peak), "holds a value that is not finite"), (peak == 0, "is all zero")):
         if unusable.any():
             item = first_item + int(np.flatnonzero(unusable)[0])
@@ -131,14 +151,3 @@ def _checked_ids(ids: tuple[Any, ...], count: int) -> ItemIds:
                 ExitCode.DATA,
             )
     return ids
-
-
-def embed(network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> npt.NDArray[np.float32]:
-    """Return the embeddings [N, D] of the images of all batches [B, 3, H, W], in order; no gradient is kept.
-
-    The network is called as it is: put it into eval mode before. Only the vectors stay in memory, 4 x N x D bytes.
-    """
-    # Not inference_mode: what a network keeps from one call to the next could then never be trained with.
-    with torch.no_grad():
-        vectors = [network(batch).float().cpu().numpy() for batch in batches]
-    return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)

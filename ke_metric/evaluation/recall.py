@@ -1,31 +1,30 @@
-"""Scores of neighbour lists: Recall@K, MAP@R and R-precision, one value per query.
+"""Scores of neighbour lists: Recall@K, MAP@R and R-precision, one value per query, ties and all.
 
 R is the number of *other* items of the query's class in the gallery and differs from query to query. A query with
 R = 0 has nothing to find and is to be left out of every mean.
 
-Shapes: Q queries, G gallery items, K neighbours.
+Nothing tells which of several equally similar items comes first, so each score is its mean over all orders of them:
+it depends neither on the order of the rows, nor on the backend, nor on how long a list was asked for. Items are tied
+where their embeddings are equal, number for number, and where their similarities are equal in float64 too. Those that
+differ by less than float32 can tell are no tie: they come in the order in which the search finds them.
 
-Ties: what neighbour lists are worth where several items are equally similar to a query.
-
-Nothing tells which of them comes first, so each score is its mean over all orders of the tied items: it depends
-neither on the order of the rows, nor on the backend, nor on how long a list was asked for. Items are tied where their
-embeddings are equal, number for number, and where their similarities are equal in float64 too. Those that differ by
-less than float32 can tell are no tie: they come in the order in which the search finds them.
-
-Shapes: Q queries, N items, D embedding, K neighbours, P places, W ranks.
+Shapes: Q queries, G gallery items, D embedding, K neighbours, P places, W ranks.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray
+from ke_metric.evaluation.backend import Neighbors
 from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.evaluation.neighbors import Neighbors
+
+PAIRS_AT_A_TIME = 2**16
+FLOAT64_NOISE = 1e-12
+"""Difference of two equal similarities that float64 may show: a few roundings of numbers up to 1."""
 
 
 def count_relevant(query_labels: IntArray, gallery_labels: IntArray, self_match: IntArray | None) -> IntArray:
@@ -116,33 +115,12 @@ def _within_r(hits: BoolArray, relevant: IntArray) -> BoolArray:
     return within
 
 
-PAIRS_AT_A_TIME = 2**16
-FLOAT64_NOISE = 1e-12
-"""Difference of two equal similarities that float64 may show: a few roundings of numbers up to 1."""
-
-
-def number_rows(parts: Iterable[FloatArray]) -> IntArray:
-    """Return [N] the same number for equal rows, from 0 in the order in which they first occur.
-
-    Args:
-        parts: The rows, float32 [any, D] each.
-    """
-    numbers: dict[bytes, int] = {}
-    found = [
-        # Added to 0, -0 becomes 0: numbers that are equal then have equal bytes.
-        numbers.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(numbers))
-        for part in parts
-        for row in np.ascontiguousarray(part + np.float32(0))
-    ]
-    return np.array(found, np.int64)
-
-
 def level(similarities: FloatArray, rows: IntArray) -> FloatArray:
     """Give items with equal rows, of which backends compute the last bit differently, one similarity.
 
     Args:
         similarities: [Q, K] float32, never rising along a row; -inf for padding.
-        rows: [Q, K] the number of each item's row (`number_rows`), at least 0 but for padding.
+        rows: [Q, K] the number of each item's row (see `embeddings.number_rows`), at least 0 but for padding.
 
     Returns:
         [Q, K] the highest that one of the query's items with the row has; perhaps rising along a row.
@@ -227,27 +205,21 @@ def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth
     Args:
         places: What was found, settled at `depth`.
         relevant: [Q] R of each query, 1 to depth.
-        ranks: The Ks of Recall@K; the first `depth` items are looked at where K is larger.
+        ranks: The Ks; the first `depth` items are looked at where one is larger.
         depth: Ranks that are looked at, at least 1.
     """
     places = places.joined()
     starts = places.sizes.cumsum(axis=1) - places.sizes
     tied: BoolArray = np.any((places.sizes > 1) & (starts < depth), axis=1)
     scores: dict[str, DoubleArray] = {}
-    parts = (
-        (~tied, _scores_of_hits(places.at(~tied).hits[:, :depth] > 0, relevant[~tied], ranks)),
-        (tied, _mean_scores(places.at(tied), relevant[tied], ranks, depth)),
-    )
+    hits, r = places.hits[~tied, :depth] > 0, relevant[~tied]
+    untied = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
+    untied |= {"map@r": map_at_r(hits, r), "r_precision": r_precision(hits, r)}
+    parts = ((~tied, untied), (tied, _mean_scores(places.at(tied), relevant[tied], ranks, depth)))
     for queries, found in parts:
         for name, values in found.items():
             scores.setdefault(name, np.empty(len(relevant)))[queries] = values
     return scores
-
-
-def _scores_of_hits(hits: BoolArray, relevant: IntArray, ranks: Sequence[int]) -> dict[str, DoubleArray]:
-    """Return the scores of queries without ties, from [Q, W] whether each rank is a hit."""
-    scores = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
-    return scores | {"map@r": map_at_r(hits, relevant), "r_precision": r_precision(hits, relevant)}
 
 
 def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth: int) -> dict[str, DoubleArray]:
@@ -274,11 +246,7 @@ def _mean_scores(places: Places, relevant: IntArray, ranks: Sequence[int], depth
 class _Ranks:
     """The place of each rank, all [Q, W] int64; past the end of a list a place of one item that is no hit.
 
-    Attributes:
-        sizes: Items at the place.
-        hits: Hits among them.
-        before: Hits at the places before it.
-        nth: Which of the place's items the rank is, from 0.
+    Of a rank's place: its items, the hits among them and at the places `before` it; which of its items the rank is.
     """
 
     sizes: IntArray

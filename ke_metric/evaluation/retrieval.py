@@ -16,21 +16,16 @@ import torch
 
 from ke_metric.arrays import DoubleArray, FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.backend import Backend, choose_backend
+from ke_metric.evaluation.backend import FAISS_GPU_MAX_NEIGHBORS, Backend, choose_backend, find_self_matches, search
 from ke_metric.evaluation.clustering import score_clusters
-from ke_metric.evaluation.embeddings import Embeddings, row_chunks
-from ke_metric.evaluation.neighbors import FAISS_GPU_MAX_NEIGHBORS, find_self_matches, search
-from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, number_rows, score_places
-
-ROWS_AT_A_TIME = 8192
+from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows, row_chunks
+from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_places
 
 CELLS_AT_A_TIME = 2**22
 """Neighbours held at once, over all queries of a block; about 60 bytes each while a block is scored."""
-
 LONGEST_TIE = 2**12
 """Neighbours that are asked for to see the end of a tie of different embeddings; one that goes on beyond is taken as
 far as it was seen. Equal embeddings are one neighbour, however many there are."""
-
 Find = Callable[[IntArray, int], Places]
 """Positions of B queries and a number of neighbours K to the places [B, K] that they take."""
 
@@ -65,8 +60,8 @@ def score_retrieval(
     embeddings are L2-normalised here. The same input gives the same numbers to the last bit on the same machine.
 
     Where items are equally similar to a query, copies above all, each score is its mean over all orders of them (see
-    `evaluation/ties.py`): neither the order of the rows, nor the backend, nor the other Ks matter. Similarities that
-    differ in the seventh digit are no tie, and backends may round them differently.
+    `evaluation/recall.py`): neither the order of the rows, nor the backend, nor the other Ks matter. Similarities
+    that differ in the seventh digit are no tie, and backends may round them differently.
 
     Args:
         embeddings: [N, D] real numbers, the queries; array or tensor on any device.
@@ -93,51 +88,36 @@ def score_retrieval(
     device = how.device or (embeddings.device if isinstance(embeddings, torch.Tensor) else None)
     backend = choose_backend(how.backend, device)
     query = Embeddings(embeddings, labels, ids)
-    task = _RetrievalTask.of(query, gallery)
-    scores = _score_neighbors(task, tuple(recall_at), backend)
-    clusters = score_clusters(task.gallery.vectors, task.gallery.labels, how.kmeans_seeds, backend=backend)
+    searched = query if gallery is None else gallery
+    own = np.arange(len(query)) if gallery is None else _own_pictures(query, gallery)
+    scores = _score_neighbors(query, searched, own, tuple(recall_at), backend)
+    clusters = score_clusters(searched.vectors, searched.labels, how.kmeans_seeds, backend=backend)
     return scores if clusters is None else scores | clusters.summary()
 
 
-@dataclass(frozen=True, eq=False)
-class _RetrievalTask:
-    """Queries and gallery that fit together.
+def _own_pictures(query: Embeddings, gallery: Embeddings) -> IntArray | None:
+    """Return [Q] where in the gallery each query's own picture is, -1 for none; None: no query is there.
 
-    Attributes:
-        query: Q queries.
-        gallery: G items; the same object as `query` when every item queries all others.
-        self_match: [Q] position of each query's own picture in the gallery, -1 for none; None: no query is there.
+    Refuses queries and a gallery that do not fit together.
     """
-
-    query: Embeddings
-    gallery: Embeddings
-    self_match: IntArray | None
-
-    @classmethod
-    def of(cls, query: Embeddings, gallery: Embeddings | None) -> _RetrievalTask:
-        if gallery is None:
-            return cls(query, query, np.arange(len(query)))
-        return cls(query, gallery, find_self_matches(query.ids, gallery.ids))
-
-    def __post_init__(self) -> None:
-        lengths = self.query.vectors.shape[1], self.gallery.vectors.shape[1]
-        if lengths[0] != lengths[1]:
-            raise KeMetricError(
-                f"queries have embeddings of length {lengths[0]}, the gallery of length {lengths[1]}", ExitCode.DATA
-            )
-        if self.self_match is not None:
-            self._refuse_two_labels(np.flatnonzero(self.self_match >= 0), self.self_match)
-
-    def _refuse_two_labels(self, shared: IntArray, self_match: IntArray) -> None:
-        differs = shared[self.query.labels[shared] != self.gallery.labels[self_match[shared]]]
-        if len(differs):
-            item = int(differs[0])
-            assert self.query.ids is not None
-            raise KeMetricError(
-                f"item {self.query.ids[item]!r} has label {self.query.labels[item]} among the queries and "
-                f"{self.gallery.labels[self_match[item]]} in the gallery; both sides must number classes alike",
-                ExitCode.DATA,
-            )
+    own = find_self_matches(query.ids, gallery.ids)
+    lengths = query.vectors.shape[1], gallery.vectors.shape[1]
+    if lengths[0] != lengths[1]:
+        raise KeMetricError(
+            f"queries have embeddings of length {lengths[0]}, the gallery of length {lengths[1]}", ExitCode.DATA
+        )
+    if own is None or query.ids is None:
+        return None
+    shared = np.flatnonzero(own >= 0)
+    differs = shared[query.labels[shared] != gallery.labels[own[shared]]]
+    if len(differs):
+        item = int(differs[0])
+        raise KeMetricError(
+            f"item {query.ids[item]!r} has label {query.labels[item]} among the queries and "
+            f"{gallery.labels[own[item]]} in the gallery; both sides must number classes alike",
+            ExitCode.DATA,
+        )
+    return own
 
 
 def require_ranks(ranks: Sequence[int]) -> None:
@@ -154,18 +134,18 @@ def require_ranks(ranks: Sequence[int]) -> None:
             )
 
 
-def _score_neighbors(task: _RetrievalTask, ranks: tuple[int, ...], backend: Backend) -> dict[str, float]:
-    gallery = _DistinctGallery.of(task.gallery)
+def _score_neighbors(
+    query: Embeddings, gallery: Embeddings, own: IntArray | None, ranks: tuple[int, ...], backend: Backend
+) -> dict[str, float]:
+    distinct = _DistinctGallery.of(gallery)
 
     def find(block: IntArray, count: int) -> Places:
-        own = None if task.self_match is None else task.self_match[block]
-        return gallery.places(task.query.vectors[block], task.query.labels[block], count, backend=backend, own=own)
+        mine = None if own is None else own[block]
+        return distinct.places(query.vectors[block], query.labels[block], count, backend=backend, own=mine)
 
-    relevant = count_relevant(task.query.labels, task.gallery.labels, task.self_match)
+    relevant = count_relevant(query.labels, gallery.labels, own)
     longest = FAISS_GPU_MAX_NEIGHBORS - 1 if backend.name == "faiss-gpu" else LONGEST_TIE
-    return score_lists(
-        relevant, ranks, find, gallery_size=len(task.gallery), longest=min(longest, len(gallery.vectors))
-    )
+    return score_lists(relevant, ranks, find, gallery_size=len(gallery), longest=min(longest, len(distinct.vectors)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,14 +180,9 @@ class _DistinctGallery:
     def places(
         self, query: FloatArray, labels: IntArray, count: int, *, backend: Backend, own: IntArray | None
     ) -> Places:
-        """Return the places [Q, count] of the most similar items, without the query's own picture.
+        """Return the places [Q, count] of the items that are most similar to queries [Q, D] with labels [Q].
 
-        Args:
-            query: [Q, D] float32, L2-normalised.
-            labels: [Q] their labels.
-            count: Places of each query.
-            backend: What searches.
-            own: [Q] position in the gallery of each query's own picture, -1 for none; None: for all.
+        Each query's own picture is left out: `own` [Q] is its position in the gallery, -1 for none; None: for all.
         """
         own_row = np.full(len(query), -1, np.int64) if own is None else np.where(own < 0, -1, self.row[own])
         alone = self.sizes[own_row] == 1
@@ -260,13 +235,7 @@ def score_lists(
 
 
 def lengths_of_lists(relevant: IntArray, ranks: Sequence[int], *, gallery_size: int) -> IntArray:
-    """Return [Q] how many neighbours the scores of each query need: R or the largest K; none where R = 0.
-
-    Args:
-        relevant: [Q] R of each query.
-        ranks: The Ks of Recall@K.
-        gallery_size: Number of items, which no list is longer than.
-    """
+    """Return [Q] how many neighbours the scores of each query need: R or the largest K; none where R = 0."""
     lengths = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
     return np.where(relevant > 0, lengths, 0)
 

@@ -39,8 +39,8 @@ from torch import Tensor
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.backend import without_self
 from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.evaluation.neighbors import without_self
 from ke_metric.stores.contract import Hits, VectorStore, check_count, texts_of
 from ke_metric.stores.where import Where
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.backend import Neighbors
 from ke_metric.evaluation.classification import score_classes, score_classification
-from ke_metric.evaluation.neighbors import Neighbors
-from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, find_hits, level, number_rows
+from ke_metric.evaluation.embeddings import number_rows
+from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, find_hits, level
 from ke_metric.evaluation.retrieval import (
     LONGEST_TIE,
     Scoring,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ke_metric.evaluation import backend as faiss_library
-from ke_metric.evaluation.backend import Backend, choose_backend
-from ke_metric.evaluation.neighbors import Neighbors
+from ke_metric.evaluation.backend import Backend, Neighbors, choose_backend
 
 
 def draw_hard_vectors(count: int, seed: int = 0, *, dimension: int = 32, intrinsic: int = 6) -> np.ndarray:

@@ -9,9 +9,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation import backend as faiss_library
-from ke_metric.evaluation import neighbors
-from ke_metric.evaluation.backend import Backend
-from ke_metric.evaluation.neighbors import Neighbors, find_self_matches, search
+from ke_metric.evaluation import backend as neighbors
+from ke_metric.evaluation.backend import Backend, Neighbors, find_self_matches, search
 
 DIAGONAL = np.float32(0.5) ** 0.5
 

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.evaluation.backend import Backend
-from ke_metric.evaluation.neighbors import Neighbors, search
+from ke_metric.evaluation.backend import Backend, Neighbors, search
 from ke_metric.evaluation.recall import count_relevant, find_hits, map_at_r, r_precision, recall_at_k
 
 hit_rows = st.integers(1, 8).flatmap(

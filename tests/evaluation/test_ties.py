@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ke_metric.evaluation import retrieval
-from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.evaluation.neighbors import search
+from ke_metric.evaluation.backend import search
+from ke_metric.evaluation.embeddings import Embeddings, number_rows
 from ke_metric.evaluation.recall import (
     Places,
     count_relevant,
@@ -17,7 +17,6 @@ from ke_metric.evaluation.recall import (
     find_hits,
     level,
     map_at_r,
-    number_rows,
     r_precision,
     recall_at_k,
     score_places,
