@@ -6,9 +6,9 @@ For retrieval classes 1-98 against 99-196, for classification the official parts
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ke_metric.benchmarks.layout import (
     FoundLayout,
@@ -21,7 +21,14 @@ from ke_metric.benchmarks.layout import (
     read_text,
 )
 from ke_metric.benchmarks.listings import key_below
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, build_classification, split_at
+from ke_metric.benchmarks.table import (
+    PublishedCounts,
+    Table,
+    TableRow,
+    build_benchmark,
+    build_classification,
+    split_at,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
@@ -51,6 +58,7 @@ CLASS_FOLDERS = Layout(
         "pictures": ["car_data/"],
     },
 )
+LAYOUTS = (COMBINED, PARTED, CLASS_FOLDERS)
 CSV_COLUMNS = 6
 COUNTS = PublishedCounts(
     {"train": (8054, 98), "test": (8131, 98)},
@@ -70,11 +78,10 @@ OFFICIAL_COUNTS = PublishedCounts(
 )
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """All pictures of one layout, unsplit: items, class names, the file they come from, the picture folder."""
+class _Listing(NamedTuple):
+    """All pictures of one layout, unsplit: rows, class names, the file they come from, the picture folder."""
 
-    items: list[Item]
+    rows: list[TableRow]
     class_names: Mapping[int, str]
     origin: Path
     folder: Path
@@ -87,105 +94,77 @@ def read(data: Data) -> Benchmark:
         data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
 
     Raises:
-        KeMetricError: Files are missing, malformed or have other counts.
+        KeMetricError: DATA: files are missing, malformed or have other counts.
     """
-    found = _find(data)
-    listing = _LISTINGS[found.layout.name](found)
-    train, test = split_at(sorted(listing.items), LAST_TRAIN_CLASS)
+    found, listing = _find(data)
+    train, test = split_at(sorted(listing.rows), LAST_TRAIN_CLASS)
     split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
-    table = _table(listing, train, test=test, notes={"layout": found.layout.name, "split": split})
-    if data.verify_counts:
-        COUNTS.verify(table)
-    return build_benchmark(data, table)
+    return build_benchmark(data, _table(listing, train, test, found.notes(split)), COUNTS)
 
 
 def read_classification(data: Data) -> Benchmark:
-    """Read Stanford Cars for classification, with its official train/test flag.
-
-    Args:
-        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
-
-    Raises:
-        KeMetricError: Files are missing, malformed or have other counts.
-    """
-    found = _find(data)
-    listing = _LISTINGS[found.layout.name](found)
-    pairs = sorted(zip(listing.items, _official_test_flags(found, listing), strict=True))
-    table = _table(
-        listing,
-        [item for item, is_test in pairs if not is_test],
-        test=[item for item, is_test in pairs if is_test],
-        notes={"layout": found.layout.name, "split": "official: 8,144 pictures for training, 8,041 for testing"},
-    )
-    if data.verify_counts:
-        OFFICIAL_COUNTS.verify(table)
-    return build_classification(data, table)
+    """Read Stanford Cars for classification, with its official train/test flag; `data` and errors as for `read`."""
+    found, listing = _find(data)
+    pairs = sorted(zip(listing.rows, _official_test_flags(found, listing), strict=True))
+    train, test = ([row for row, is_test in pairs if is_test == wanted] for wanted in (False, True))
+    notes = found.notes("official: 8,144 pictures for training, 8,041 for testing")
+    return build_classification(data, _table(listing, train, test, notes), OFFICIAL_COUNTS)
 
 
-def _find(data: Data) -> FoundLayout:
-    return find_layout(data, (COMBINED, PARTED, CLASS_FOLDERS), recognize=_recognize)
+def _find(data: Data) -> tuple[FoundLayout, _Listing]:
+    found = find_layout(data, LAYOUTS, recognize=_recognize)
+    listings = {COMBINED.name: _combined, PARTED.name: _parted, CLASS_FOLDERS.name: _class_folders}
+    return found, listings[found.layout.name](found)
 
 
-def _table(listing: _Listing, train: Sequence[Item], *, test: Sequence[Item], notes: Mapping[str, str]) -> Table:
-    return Table(
-        origin=listing.origin,
-        folder=listing.folder,
-        train=train,
-        query=test,
-        gallery=None,
-        class_names=listing.class_names,
-        notes=notes,
-    )
+def _table(listing: _Listing, train: Sequence[TableRow], test: Sequence[TableRow], notes: Mapping[str, str]) -> Table:
+    return Table(listing.origin, listing.folder, train, test, None, listing.class_names, notes)
 
 
 def _official_test_flags(found: FoundLayout, listing: _Listing) -> list[bool]:
-    """Return of every item whether it is in the official test part: by its record, else by its folder."""
+    """Return of every picture whether it is in the official test part: by its record, else by its folder."""
     if found.layout is COMBINED:
         return read_flags(listing.origin, field="test")
-    folder = "test" if found.layout is CLASS_FOLDERS else _below(found, "test pictures")
-    return [item.key.startswith(f"{folder}/") for item in listing.items]
-
-
-def _below(found: FoundLayout, purpose: str) -> str:
-    return found.paths[purpose].relative_to(found.base).as_posix()
+    folder = "test" if found.layout is CLASS_FOLDERS else found.below("test pictures")
+    return [row.key.startswith(f"{folder}/") for row in listing.rows]
 
 
 def _combined(found: FoundLayout) -> _Listing:
     origin = found.paths["annotations"]
-    items = [
-        Item(key_below(path, str(origin)).removeprefix("car_ims/"), class_id)
+    rows = [
+        TableRow(key_below(path, str(origin)).removeprefix("car_ims/"), class_id)
         for path, class_id in read_labels(origin, path_field="relative_im_path")
     ]
-    return _Listing(items, _numbered(read_strings(origin, "class_names")), origin, found.paths["pictures"])
+    return _Listing(rows, _numbered(read_strings(origin, "class_names")), origin, found.paths["pictures"])
 
 
 def _parted(found: FoundLayout) -> _Listing:
     """Read layout B, where 00001.jpg is a picture of cars_train and another one of cars_test."""
     paths = found.paths
-    items = []
+    rows = []
     for part in ("train", "test"):
         origin = paths[f"{part} annotations"]
-        below = _below(found, f"{part} pictures")
-        items += [
-            Item(f"{below}/{key_below(name, str(origin))}", class_id)
+        below = found.below(f"{part} pictures")
+        rows += [
+            TableRow(f"{below}/{key_below(name, str(origin))}", class_id)
             for name, class_id in read_labels(origin, path_field="fname")
         ]
     names = _numbered(read_strings(paths["class names"], "class_names"))
-    return _Listing(items, names, paths["train annotations"], found.base)
+    return _Listing(rows, names, paths["train annotations"], found.base)
 
 
 def _class_folders(found: FoundLayout) -> _Listing:
     """Read layout C, whose rows have a file name and a class number, and whose folders have the class names."""
     paths = found.paths
     names = _numbered([cells[0] for cells, _ in _csv_rows(paths["class names"], columns=1)])
-    items = []
+    rows = []
     for part in ("train", "test"):
         for cells, where in _csv_rows(paths[f"{part} annotations"], columns=CSV_COLUMNS):
             class_id = parse_whole(cells[-1].strip(), f"{where}: the class")
             # A folder cannot have the slash of 'Ram C/V Cargo Van Minivan 2012'.
             folder = names.get(class_id, "").replace("/", "-")
-            items.append(Item(key_below(f"{part}/{folder}/{cells[0]}", where), class_id))
-    return _Listing(items, names, paths["train annotations"], paths["pictures"])
+            rows.append(TableRow(key_below(f"{part}/{folder}/{cells[0]}", where), class_id))
+    return _Listing(rows, names, paths["train annotations"], paths["pictures"])
 
 
 def _csv_rows(path: Path, *, columns: int) -> list[tuple[list[str], str]]:
@@ -201,13 +180,6 @@ def _csv_rows(path: Path, *, columns: int) -> list[tuple[list[str], str]]:
 
 def _numbered(names: list[str]) -> dict[int, str]:
     return dict(enumerate((name.strip() for name in names), start=1))
-
-
-_LISTINGS: Mapping[str, Callable[[FoundLayout], _Listing]] = {
-    COMBINED.name: _combined,
-    PARTED.name: _parted,
-    CLASS_FOLDERS.name: _class_folders,
-}
 
 
 def _recognize(base: Path) -> str | None:

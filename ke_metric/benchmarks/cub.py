@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from ke_metric.benchmarks.layout import Layout, ListRow, find_layout, parse_whole, read_rows, whole_number
+from ke_metric.benchmarks.layout import (
+    FoundLayout,
+    Layout,
+    ListRow,
+    find_layout,
+    parse_whole,
+    read_rows,
+    whole_number,
+)
 from ke_metric.benchmarks.listings import key_below, some_of
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table, build_benchmark, build_classification, split_at
+from ke_metric.benchmarks.table import (
+    PublishedCounts,
+    Table,
+    TableRow,
+    build_benchmark,
+    build_classification,
+    split_at,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
@@ -39,64 +54,46 @@ def read(data: Data) -> Benchmark:
         data: The recipe's section; `root` is the folder CUB_200_2011 or the one above it.
 
     Raises:
-        KeMetricError: Files are missing, contradict each other or have other counts.
+        KeMetricError: DATA: files are missing, contradict each other or have other counts.
     """
-    paths = find_layout(data, [LAYOUT], recognize=_recognize).paths
-    train, test = split_at(_items(paths).values(), LAST_TRAIN_CLASS)
+    found = find_layout(data, [LAYOUT], recognize=_recognize)
+    train, test = split_at(_rows(found.paths).values(), LAST_TRAIN_CLASS)
     split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
-    table = _table(paths, train, test=test, split=split)
-    if data.verify_counts:
-        COUNTS.verify(table)
-    return build_benchmark(data, table)
+    return build_benchmark(data, _table(found, train, test, split), COUNTS)
 
 
 def read_classification(data: Data) -> Benchmark:
-    """Read CUB-200-2011 for classification, with its official train/test flag.
-
-    Args:
-        data: The recipe's section; `root` is the folder CUB_200_2011 or the one above it.
-
-    Raises:
-        KeMetricError: Files are missing, contradict each other or have other counts.
-    """
-    paths = find_layout(data, [OFFICIAL_LAYOUT], recognize=_recognize).paths
-    items = _items(paths)
-    flags = _by_image_id(read_rows(paths["official split"], ("image_id", "is_training_image"), header=False))
-    _refuse_unjoined((paths["images"], paths["official split"]), ids=items, other_ids=flags)
-    trained = {image_id for image_id, row in flags.items() if _flag(row)}
+    """Read CUB-200-2011 for classification, with its official train/test flag; `data` and errors as for `read`."""
+    found = find_layout(data, [OFFICIAL_LAYOUT], recognize=_recognize)
+    rows, split = _rows(found.paths), found.paths["official split"]
+    flags = _by_image_id(read_rows(split, ("image_id", "is_training_image"), header=False))
+    _refuse_unjoined((found.paths["images"], split), ids=rows, other_ids=flags)
+    trained = {image_id for image_id, listed in flags.items() if _flag(listed)}
     table = _table(
-        paths,
-        [item for image_id, item in items.items() if image_id in trained],
-        test=[item for image_id, item in items.items() if image_id not in trained],
-        split=f"official: {paths['official split'].name}",
+        found,
+        [row for image_id, row in rows.items() if image_id in trained],
+        [row for image_id, row in rows.items() if image_id not in trained],
+        f"official: {split.name}",
     )
-    if data.verify_counts:
-        OFFICIAL_COUNTS.verify(table)
-    return build_classification(data, table)
+    return build_classification(data, table, OFFICIAL_COUNTS)
 
 
-def _table(paths: Mapping[str, Path], train: Sequence[Item], *, test: Sequence[Item], split: str) -> Table:
-    return Table(
-        origin=paths["images"],
-        folder=paths["pictures"],
-        train=train,
-        query=test,
-        gallery=None,
-        class_names=_class_names(paths["classes"]),
-        notes={"layout": LAYOUT.name, "split": split},
-    )
+def _table(found: FoundLayout, train: Sequence[TableRow], test: Sequence[TableRow], split: str) -> Table:
+    classes = read_rows(found.paths["classes"], ("class_id", "name"), header=False)
+    names = {whole_number(row, 0, "class_id"): row.cells[1] for row in classes}
+    return Table(found.paths["images"], found.paths["pictures"], train, test, None, names, found.notes(split))
 
 
 def _recognize(base: Path) -> str | None:
     return OLD_ARCHIVE if (base / "lists" / "files.txt").is_file() or (base / "annotations-mat").is_dir() else None
 
 
-def _items(paths: Mapping[str, Path]) -> dict[int, Item]:
+def _rows(paths: Mapping[str, Path]) -> dict[int, TableRow]:
     """Join pictures and classes by image id; in the order of the ids."""
     path_of = _by_image_id(read_rows(paths["images"], ("image_id", "path"), header=False))
     class_of = _by_image_id(read_rows(paths["labels"], ("image_id", "class_id"), header=False))
     _refuse_unjoined((paths["images"], paths["labels"]), ids=path_of, other_ids=class_of)
-    return {image_id: _item(path_of[image_id], class_of[image_id]) for image_id in sorted(path_of)}
+    return {image_id: _row(path_of[image_id], class_of[image_id]) for image_id in sorted(path_of)}
 
 
 def _refuse_unjoined(paths: tuple[Path, Path], *, ids: Collection[int], other_ids: Collection[int]) -> None:
@@ -128,7 +125,7 @@ def _by_image_id(rows: list[ListRow]) -> dict[int, ListRow]:
     return found
 
 
-def _item(path_row: ListRow, class_row: ListRow) -> Item:
+def _row(path_row: ListRow, class_row: ListRow) -> TableRow:
     key = key_below(path_row.cells[1], path_row.where)
     class_id = whole_number(class_row, 1, "class_id")
     number = parse_whole(key.partition(".")[0], f"{path_row.where}: the number before the class folder's name")
@@ -137,9 +134,4 @@ def _item(path_row: ListRow, class_row: ListRow) -> Item:
             f"{class_row.where}: class_id {class_id}, but the picture lies in the folder of class {number} ({key})",
             ExitCode.DATA,
         )
-    return Item(key, class_id)
-
-
-def _class_names(path: Path) -> dict[int, str]:
-    rows = read_rows(path, ("class_id", "name"), header=False)
-    return {whole_number(row, 0, "class_id"): row.cells[1] for row in rows}
+    return TableRow(key, class_id)

@@ -15,7 +15,7 @@ from ke_metric.benchmarks.listings import (
     scan_class_folders,
 )
 from ke_metric.benchmarks.own_splits import draw_of_every_class, split_classes
-from ke_metric.benchmarks.table import Item, Table, build_benchmark, build_classification
+from ke_metric.benchmarks.table import Table, TableRow, build_benchmark, build_classification
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
@@ -111,7 +111,7 @@ def _table(
     number_of = {name: number for number, name in enumerate(class_names)}
     # Sorted by path: the order in which a disk lists its files is nobody's.
     parts = {
-        part: sorted(Item(path, number_of[label]) for path, label, split in pictures if split == part)
+        part: sorted(TableRow(path, number_of[label]) for path, label, split in pictures if split == part)
         for part in ("train", "val", "test", "query", "gallery")
     }
     return Table(

@@ -1,9 +1,4 @@
-"""Finding a published benchmark's files on disk, in whichever of its known layouts they lie.
-
-Rows of the plain-text lists that CUB, SOP and In-Shop bring along.
-
-Arrays of the MATLAB files that Stanford Cars, Flowers102 and Stanford Dogs bring along.
-"""
+"""The files of a published benchmark: where they lie on disk, and how its text lists and MATLAB files are read."""
 
 from __future__ import annotations
 
@@ -38,12 +33,15 @@ class Layout:
         for purpose, places in self.paths.items():
             there = next((base / place for place in places if _is_there(base, place)), None)
             if there:
-                found[purpose] = _unnested(there)
+                # Copies on the web pack a folder into one of its own name: cars_train/cars_train/00001.jpg.
+                inner = there / there.name
+                found[purpose] = inner if inner.is_dir() else there
         return found
 
-    def describe(self) -> str:
-        """Return the usual places of the expected files in one line."""
-        return f"{self.name}: " + ", ".join(places[0] for places in self.paths.values())
+
+def _is_there(base: Path, place: str) -> bool:
+    path = base / place
+    return path.is_dir() if place.endswith("/") else path.is_file()
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,14 @@ class FoundLayout:
     layout: Layout
     base: Path
     paths: Mapping[str, Path]
+
+    def below(self, purpose: str) -> str:
+        """Return the path of a purpose as seen from the folder."""
+        return self.paths[purpose].relative_to(self.base).as_posix()
+
+    def notes(self, split: str) -> dict[str, str]:
+        """Return what a scorecard says of the files and of their split."""
+        return {"layout": self.layout.name, "split": split}
 
 
 def find_layout(data: Data, layouts: Sequence[Layout], *, recognize: Callable[[Path], str | None]) -> FoundLayout:
@@ -65,8 +71,8 @@ def find_layout(data: Data, layouts: Sequence[Layout], *, recognize: Callable[[P
             None.
 
     Raises:
-        KeMetricError: No layout is complete, or those of two folders are; the message lists what is expected, where
-            it was looked for, what is missing, and the command that prepares an archive.
+        KeMetricError: DATA: no layout is complete, or those of two folders are; the message lists what is expected,
+            where it was looked for, what is missing, and the command that prepares an archive.
     """
     root = Path(data.root or f"data/{data.benchmark}").expanduser()
     below = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -80,20 +86,15 @@ def find_layout(data: Data, layouts: Sequence[Layout], *, recognize: Callable[[P
             )
         if complete:
             return complete[0]
-    raise KeMetricError(
-        _nothing_found(data, root, bases=[root, *below], layouts=layouts, recognize=recognize), ExitCode.DATA
-    )
-
-
-def _is_there(base: Path, place: str) -> bool:
-    path = base / place
-    return path.is_dir() if place.endswith("/") else path.is_file()
-
-
-def _unnested(path: Path) -> Path:
-    # Copies on the web pack a folder into one of its own name: cars_train/cars_train/00001.jpg.
-    inner = path / path.name
-    return inner if inner.is_dir() else path
+    bases = [root, *below]
+    lines = [
+        *_what_was_looked_for(data, root, layouts),
+        *_closest(bases, layouts),
+        *dict.fromkeys(said for base in bases if (said := recognize(base))),
+        "An archive or folder you have elsewhere is taken over by: "
+        f"ke-metric data prepare {data.benchmark} --from PATH",
+    ]
+    raise KeMetricError("\n".join(lines), ExitCode.DATA)
 
 
 def _first_complete(base: Path, layouts: Sequence[Layout]) -> FoundLayout | None:
@@ -104,36 +105,27 @@ def _first_complete(base: Path, layouts: Sequence[Layout]) -> FoundLayout | None
     return None
 
 
-def _nothing_found(
-    data: Data,
-    root: Path,
-    *,
-    bases: Sequence[Path],
-    layouts: Sequence[Layout],
-    recognize: Callable[[Path], str | None],
-) -> str:
+def _what_was_looked_for(data: Data, root: Path, layouts: Sequence[Layout]) -> list[str]:
     default = "" if data.root else f" (the default of data.benchmark = {data.benchmark})"
     state = "and in the folders directly below it" if root.is_dir() else "which is no folder"
-    lines = [
+    usual = {layout.name: ", ".join(places[0] for places in layout.paths.values()) for layout in layouts}
+    return [
         f"data.root = {str(root)!r}{default}: the files of {data.benchmark} are not there.",
         f"Looked in {root.absolute()}, {state}. Expected one of:",
-        *(f"  {layout.describe()}" for layout in layouts),
+        *(f"  {name}: {places}" for name, places in usual.items()),
     ]
-    base, layout = max(((base, layout) for base in bases for layout in layouts), key=lambda pair: _share(*pair))
+
+
+def _closest(bases: Sequence[Path], layouts: Sequence[Layout]) -> list[str]:
+    """Return a line on the folder that has the largest part of a layout; none where nothing is there."""
+
+    def share(pair: tuple[Path, Layout]) -> float:
+        return len(pair[1].find(pair[0])) / len(pair[1].paths)
+
+    base, layout = max(((base, layout) for base in bases for layout in layouts), key=share)
     found = layout.find(base)
-    if found:
-        missing = [places[0] for purpose, places in layout.paths.items() if purpose not in found]
-        lines.append(f"Closest: {base} has a part of {layout.name}; missing: {', '.join(missing)}.")
-    lines += dict.fromkeys(said for base in bases if (said := recognize(base)))
-    lines.append(
-        "An archive or folder you have elsewhere is taken over by: "
-        f"ke-metric data prepare {data.benchmark} --from PATH"
-    )
-    return "\n".join(lines)
-
-
-def _share(base: Path, layout: Layout) -> float:
-    return len(layout.find(base)) / len(layout.paths)
+    missing = [places[0] for purpose, places in layout.paths.items() if purpose not in found]
+    return [f"Closest: {base} has a part of {layout.name}; missing: {', '.join(missing)}."] if found else []
 
 
 class ListRow(NamedTuple):
@@ -152,7 +144,7 @@ def read_rows(path: Path, columns: Sequence[str], *, header: bool) -> list[ListR
         header: Whether a first line must name exactly these columns.
 
     Raises:
-        KeMetricError: The header is missing or a line has fewer columns.
+        KeMetricError: DATA: the header is missing or a line has fewer columns.
     """
     lines = _numbered_lines(path)
     if header:
@@ -161,14 +153,10 @@ def read_rows(path: Path, columns: Sequence[str], *, header: bool) -> list[ListR
 
 
 def read_counted_rows(path: Path, columns: Sequence[str]) -> list[ListRow]:
-    """Read a list whose first line is the number of its rows and whose second line is the header.
-
-    Args:
-        path: As for `read_rows`.
-        columns: Names of the columns.
+    """Read a list, see `read_rows`, whose first line is the number of its rows and whose second line is the header.
 
     Raises:
-        KeMetricError: Number or header is missing, another number of rows follows, or a line has fewer columns.
+        KeMetricError: DATA: number or header is missing, another number of rows follows, or a line has fewer columns.
     """
     lines = _numbered_lines(path)
     count_line = lines[0].text.strip() if lines else ""
@@ -234,17 +222,13 @@ def _row(path: Path, line: _Line, columns: Sequence[str]) -> ListRow:
 
 
 def read_labels(path: Path, *, path_field: str) -> list[tuple[str, int]]:
-    """Read picture path and class of every record of the struct array `annotations`.
+    """Read picture path and class of every record of the struct array `annotations` of a .mat file.
 
     Fields are found by name, since their order differs between the distributions, and classes become whole numbers,
     since the file's uint8 overflows when something is added.
 
-    Args:
-        path: A .mat file.
-        path_field: Name of the field with the picture's path.
-
     Raises:
-        KeMetricError: The file, the array or a field is missing or cannot be read.
+        KeMetricError: DATA: the file, the array or a field is missing or cannot be read.
     """
     try:
         return [(str(record[path_field]), int(record["class"])) for record in _records(path, (path_field, "class"))]
@@ -253,14 +237,10 @@ def read_labels(path: Path, *, path_field: str) -> list[tuple[str, int]]:
 
 
 def read_flags(path: Path, *, field: str) -> list[bool]:
-    """Read a yes or no of every record of the struct array `annotations`, in the order of the file.
-
-    Args:
-        path: A .mat file.
-        field: Name of the field, which holds 0 or 1.
+    """Read a field of 0 or 1 of every record of the struct array `annotations`, in the order of the file.
 
     Raises:
-        KeMetricError: The file, the array or the field is missing or cannot be read, or holds something else.
+        KeMetricError: DATA: the file, the array or the field is missing or cannot be read, or holds something else.
     """
     flags = [str(record[field]) for record in _records(path, (field,))]
     for position, flag in enumerate(flags, start=1):
@@ -272,27 +252,15 @@ def read_flags(path: Path, *, field: str) -> list[bool]:
 
 
 def read_strings(path: Path, key: str) -> list[str]:
-    """Read a cell array of strings.
-
-    Args:
-        path: A .mat file.
-        key: Name of the cell array in it.
-
-    Raises:
-        KeMetricError: The file or the array is missing or cannot be read.
-    """
+    """Read a cell array of strings of a .mat file; a KeMetricError (DATA) names one that cannot be read."""
     return [str(text) for text in _read_array(path, key)]
 
 
 def read_whole_numbers(path: Path, key: str) -> list[int]:
-    """Read a vector of whole numbers, which files of one benchmark keep as bytes and of another as fractions.
-
-    Args:
-        path: A .mat file.
-        key: Name of the array in it: one row or one column.
+    """Read a vector of whole numbers, which .mat files of one benchmark keep as bytes and of another as fractions.
 
     Raises:
-        KeMetricError: The file or the array is missing or cannot be read, is a table, or an entry is not whole.
+        KeMetricError: DATA: the file or the array is missing or cannot be read, is a table, or an entry is not whole.
     """
     array = _read_array(path, key)
     if array.ndim > 1:
@@ -308,7 +276,6 @@ def read_whole_numbers(path: Path, key: str) -> list[int]:
 
 
 def _records(path: Path, fields: Sequence[str]) -> Any:
-    """Return the records of the struct array `annotations`, which have all these fields."""
     records = _read_array(path, "annotations")
     found = records.dtype.names or ()
     missing = [name for name in fields if name not in found]

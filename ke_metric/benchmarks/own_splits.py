@@ -1,9 +1,7 @@
-"""The class-disjoint split of benchmarks that bring none of their own, and the draw that all our splits rely on.
+"""The splits that we draw ourselves: of benchmarks that bring none, and of what a recipe asks for beyond the parts.
 
-The training, validation and test parts of classification, where all parts have the same classes.
-
-What a benchmark brings is left to its reader; here is what we draw ourselves, and what a recipe says of the
-validation part: kept apart, joined to the training part, or held out of it.
+Every draw depends on the benchmark and its items alone, never on the recipe's seed: recipes with different seeds
+are scored on the same test classes.
 """
 
 from __future__ import annotations
@@ -15,31 +13,30 @@ from typing import TypeVar
 
 import numpy as np
 
+from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.randomness import derive_seed
+from ke_metric.randomness import derive_seed, numpy_generator
 from ke_metric.recipe.schema import Data
 
 Id = TypeVar("Id", int, str)
 
-# Belongs to the benchmark: recipes with different seeds must be scored on the same test classes.
 SPLIT_SEED = 0
 
 
 def split_classes(class_ids: Iterable[Id], test_fraction: float, name: str) -> tuple[tuple[Id, ...], tuple[Id, ...]]:
-    """Divide classes into training and test classes, the same way on every machine and for every recipe seed.
+    """Divide classes into training and test classes, the same way on every machine.
 
     Args:
         class_ids: Ids of at least 2 classes, in any order; repetitions count once.
-        test_fraction: Share of the classes that is for testing, in (0, 1); rounded to whole classes, at least one
-            on either side.
+        test_fraction: Share of the classes that is for testing, see `draw_share`.
         name: Name of the benchmark; two benchmarks with the same ids are split differently.
 
     Returns:
         Training ids and test ids, each in ascending order.
 
     Raises:
-        KeMetricError: There are fewer than 2 classes (DATA).
+        KeMetricError: DATA: there are fewer than 2 classes.
     """
     ordered = sorted(set(class_ids))
     if len(ordered) < 2:
@@ -50,7 +47,7 @@ def split_classes(class_ids: Iterable[Id], test_fraction: float, name: str) -> t
 
 
 def draw_share(ids: Iterable[Id], share: float, purpose: str) -> tuple[tuple[Id, ...], tuple[Id, ...]]:
-    """Draw a share of some ids, the same ones on every machine and for every recipe seed.
+    """Draw a share of some ids, the same ones on every machine.
 
     Every id gets a number hashed from the purpose and the id itself, and those with the smallest numbers are drawn.
     So an id that is added or left out moves no more than one other, and a larger share has all ids of a smaller one.
@@ -73,39 +70,33 @@ def draw_share(ids: Iterable[Id], share: float, purpose: str) -> tuple[tuple[Id,
 def draw_of_every_class(
     keys: Sequence[str], classes: Sequence[Hashable], *, share: float, purpose: str
 ) -> frozenset[str]:
-    """Draw a share of the items of every class by a hash of their keys.
-
-    Args:
-        keys: N item keys.
-        classes: Ids or names of the N items' classes.
-        share: In (0, 1); of every class at least one item is drawn and one is left, but a class of one item stays
-            whole.
-        purpose: What the draw is for; every purpose draws differently.
-
-    Returns:
-        The keys drawn.
-    """
+    """Draw a share of the N items of every class by a hash of their keys, see `draw_share`; return the keys drawn."""
     members: dict[Hashable, list[str]] = defaultdict(list)
     for key, of_class in zip(keys, classes, strict=True):
         members[of_class].append(key)
     return frozenset(key for group in members.values() for key in draw_share(group, share, purpose)[1])
 
 
-def arrange_validation(benchmark: Benchmark, data: Data) -> Benchmark:
-    """Make the training and validation part that a recipe asks for.
+def arrange_parts(benchmark: Benchmark, data: Data) -> Benchmark:
+    """Make of the parts that a reader gave what a recipe asks for; notes say what was made.
 
-    Args:
-        benchmark: Of classification, with its official parts.
-        data: `train_on` and `validation_fraction` are used.
-
-    Returns:
-        The benchmark with its validation part kept apart or joined to the training part, or with images held out of
-        every training class; a note says which.
+    Fewer classes are always a part of more classes, and the order of the items stays.
 
     Raises:
-        KeMetricError: RECIPE: there is no validation part to join, or there is one already where the recipe asks to
-            hold one out. DATA: no training class has two images.
+        KeMetricError: RECIPE: the benchmark has fewer classes, or the validation part cannot be arranged so. DATA: no
+            training class has two images, of which one could be held out.
     """
+    if data.train_classes is not None:
+        benchmark = _keep_train(benchmark, data.train_classes)
+    if data.test_classes is not None:
+        benchmark = _keep_test(benchmark, data.test_classes)
+    if benchmark.task == "classification":
+        benchmark = arrange_validation(benchmark, data)
+    return _with_wrong_labels(benchmark, data.label_noise) if data.label_noise else benchmark
+
+
+def arrange_validation(benchmark: Benchmark, data: Data) -> Benchmark:
+    """Keep the validation part of a classification, join it to the training part, or hold one out of every class."""
     if data.train_on == "trainval":
         return _joined(benchmark, data)
     if data.validation_fraction > 0:
@@ -124,7 +115,7 @@ def _joined(benchmark: Benchmark, data: Data) -> Benchmark:
             ExitCode.RECIPE,
         )
     if data.validation_fraction > 0:
-        raise _has_validation(benchmark, data.validation_fraction)
+        raise _has_validation(benchmark, validation, data.validation_fraction)
     train = benchmark.train
     assert train.source == validation.source, "the parts are decoded differently"
     labels = np.concatenate([train.labels, validation.labels])
@@ -135,9 +126,8 @@ def _joined(benchmark: Benchmark, data: Data) -> Benchmark:
 
 def _held_out(benchmark: Benchmark, fraction: float) -> Benchmark:
     if benchmark.validation is not None:
-        raise _has_validation(benchmark, fraction)
-    train = benchmark.train
-    purpose = f"validation split/{benchmark.name}"
+        raise _has_validation(benchmark, benchmark.validation, fraction)
+    train, purpose = benchmark.train, f"validation split/{benchmark.name}"
     drawn = draw_of_every_class(train.keys, train.labels.tolist(), share=fraction, purpose=purpose)
     if not drawn:
         raise KeMetricError(
@@ -147,18 +137,74 @@ def _held_out(benchmark: Benchmark, fraction: float) -> Benchmark:
         )
     is_drawn = np.array([key in drawn for key in train.keys])
     parts = (train.at(np.flatnonzero(~is_drawn)), train.at(np.flatnonzero(is_drawn)))
-    parted = replace(benchmark, train=parts[0], validation=parts[1])
     note = f"{len(drawn):,} training images held out, {fraction:g} of every class (data.validation_fraction)"
-    return _noted(parted, "validation", note)
+    return _noted(replace(benchmark, train=parts[0], validation=parts[1]), "validation", note)
 
 
-def _has_validation(benchmark: Benchmark, fraction: float) -> KeMetricError:
-    assert benchmark.validation is not None
+def _has_validation(benchmark: Benchmark, validation: ImageSet, fraction: float) -> KeMetricError:
     return KeMetricError(
         f"data.validation_fraction = {fraction}: the benchmark {benchmark.name!r} has a validation part of its own "
-        f"({len(benchmark.validation):,} images); allowed: 0",
+        f"({len(validation):,} images); allowed: 0",
         ExitCode.RECIPE,
     )
+
+
+def _keep_train(benchmark: Benchmark, count: int) -> Benchmark:
+    """Keep `count` training classes; in classification the other parts keep the same ones."""
+    benchmark, kept = _drawn(benchmark, "train", labels=benchmark.train.labels, count=count)
+    if benchmark.task == "retrieval":
+        return replace(benchmark, train=_only(benchmark.train, kept))
+    train, query = _only(benchmark.train, kept), _only(benchmark.query, kept)
+    validation = None if benchmark.validation is None else _only(benchmark.validation, kept)
+    for part, images in {"validation": validation, "test": query}.items():
+        if images is not None and not len(images):
+            raise KeMetricError(
+                f"data.train_classes = {count}: the {part} part of {benchmark.name!r} has no image of those classes",
+                ExitCode.RECIPE,
+            )
+    return replace(benchmark, train=train, query=query, gallery=query, validation=validation)
+
+
+def _keep_test(benchmark: Benchmark, count: int) -> Benchmark:
+    benchmark, kept = _drawn(benchmark, "test", labels=benchmark.query.labels, count=count)
+    query = _only(benchmark.query, kept)
+    gallery = query if benchmark.leave_one_out else _only(benchmark.gallery, kept)
+    return replace(benchmark, query=query, gallery=gallery)
+
+
+def _drawn(benchmark: Benchmark, part: str, *, labels: IntArray, count: int) -> tuple[Benchmark, IntArray]:
+    """Draw `count` of the classes that occur in `labels` [N], sorted; return the benchmark with a note on it too."""
+    present = np.unique(labels)
+    if count > len(present):
+        raise KeMetricError(
+            f"data.{part}_classes = {count}: the benchmark {benchmark.name!r} has {len(present)} {part} classes",
+            ExitCode.RECIPE,
+        )
+    generator = numpy_generator(SPLIT_SEED, 0, f"kept {part} classes of {benchmark.name}")
+    # The head of a permutation, so that fewer classes are a part of more.
+    kept = np.sort(generator.permutation(present)[:count])
+    return _noted(benchmark, f"{part} classes kept", f"{count} of {len(present)}"), kept
+
+
+def _only(images: ImageSet, kept: IntArray) -> ImageSet:
+    """Return the items whose label is in the sorted array `kept`, labels renumbered from 0."""
+    chosen = images.at(np.flatnonzero(np.isin(images.labels, kept)))
+    labels = np.searchsorted(kept, chosen.labels).astype(np.int64)
+    return replace(chosen, labels=labels, class_names=tuple(images.class_names[label] for label in kept))
+
+
+def _with_wrong_labels(benchmark: Benchmark, share: float) -> Benchmark:
+    """Shuffle the labels of a share of the training images among them: every class stays as large as it is.
+
+    A label may come back to its image, as in the symmetric noise of the literature.
+    """
+    train = benchmark.train
+    generator = numpy_generator(SPLIT_SEED, 0, f"label noise of {benchmark.name}")
+    chosen = generator.permutation(len(train))[: round(share * len(train))]
+    labels = train.labels.copy()
+    labels[chosen] = labels[generator.permutation(chosen)]
+    note = f"{int((labels != train.labels).sum())} of {len(train)} training labels are wrong"
+    return _noted(replace(benchmark, train=replace(train, labels=labels)), "label noise", note)
 
 
 def _noted(benchmark: Benchmark, topic: str, text: str) -> Benchmark:

@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from ke_metric.benchmarks import aircraft, cars, cub, dogs, flowers, inshop, mit67, sop
+from ke_metric.benchmarks import cars, cub, official_lists, products
 from ke_metric.benchmarks.layout import Layout
 from ke_metric.benchmarks.listings import some_of
 from ke_metric.benchmarks.registry import default_task, load_benchmark
@@ -137,18 +136,12 @@ def _unknown_archive(name: str, source: Path, candidates: Sequence[Path]) -> tup
     )
 
 
-LAYOUTS: Mapping[str, Sequence[Layout]] = MappingProxyType(
-    {
-        "cub": (cub.LAYOUT,),
-        "cars": (cars.COMBINED, cars.PARTED, cars.CLASS_FOLDERS),
-        "sop": (sop.LAYOUT,),
-        "inshop": (inshop.LAYOUT,),
-        "flowers": (flowers.LAYOUT,),
-        "aircraft": (aircraft.LAYOUT,),
-        "mit67": (mit67.LAYOUT,),
-        "dogs": (dogs.LAYOUT,),
-    }
-)
+LAYOUTS: Mapping[str, Sequence[Layout]] = {
+    "cub": (cub.LAYOUT,),
+    "cars": cars.LAYOUTS,
+    **{name: (products.LAYOUTS[name],) for name in ("sop", "inshop")},
+    **{name: (official_lists.LAYOUTS[name],) for name in ("flowers", "aircraft", "mit67", "dogs")},
+}
 """Benchmarks that can be prepared, to the layouts their readers know."""
 
 Progress = Callable[[str], None]

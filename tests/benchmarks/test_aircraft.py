@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks import aircraft
+from ke_metric.benchmarks import official_lists
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import FolderSource
 from ke_metric.recipe.schema import Data
@@ -23,7 +23,7 @@ def root(make_aircraft, tmp_path):
 
 def read(root, **fields):
     data = Data(benchmark="aircraft", root=str(root), **{"verify_counts": False, **fields})
-    return aircraft.read_classification(data)
+    return official_lists.read_aircraft(data)
 
 
 def refused(root, **fields):
@@ -110,9 +110,11 @@ def test_a_row_without_variant_is_named(root):
 def test_a_list_that_has_the_validation_part_too_is_recognized(root, monkeypatch):
     (root / "data" / "images_variant_trainval.txt").replace(list_of(root, "train"))
     assert "0034" in refused(root)
-    counts = aircraft.COUNTS
-    assert counts.suspects[6667 + 3333 + 3333] == aircraft.TRAINVAL
-    monkeypatch.setattr(aircraft, "COUNTS", type(counts)(counts.parts, suspects={60: aircraft.TRAINVAL}))
+    counts = official_lists.COUNTS["aircraft"]
+    assert counts.suspects[6667 + 3333 + 3333] == official_lists.TRAINVAL
+    monkeypatch.setitem(
+        official_lists.COUNTS, "aircraft", type(counts)(counts.parts, suspects={60: official_lists.TRAINVAL})
+    )
     assert "copy of images_variant_trainval.txt" in refused(root, verify_counts=True)
 
 
@@ -144,7 +146,7 @@ def test_a_source_without_banner_travels_to_other_processes(root):
 @pytest.mark.parametrize(("height", "fits"), [(20, False), (21, True)])
 def test_a_picture_that_is_all_banner_is_named(make_picture, tmp_path, height, fits):
     make_picture(tmp_path / "0000001.jpg", size=(40, height))
-    source = aircraft.BannerlessSource(FolderSource(tmp_path))
+    source = official_lists.BannerlessSource(FolderSource(tmp_path))
     if fits:
         assert source.read("0000001.jpg").size == (40, 1)
         return

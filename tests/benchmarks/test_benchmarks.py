@@ -1,13 +1,14 @@
 """The table of benchmarks, fields that nobody would read, and keeping some of the classes."""
 
 import importlib
+import inspect
 import itertools
 import sys
 
 import numpy as np
 import pytest
 
-from ke_metric.benchmarks.registry import BENCHMARKS, NAMES, READ_FUNCTIONS, default_task, load_benchmark
+from ke_metric.benchmarks.registry import BENCHMARKS, NAMES, READERS, default_task, load_benchmark
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -40,14 +41,23 @@ def test_the_table_has_the_names_of_the_recipe():
 
 @pytest.mark.parametrize(("task", "name"), EVERY_READER)
 def test_every_reader_of_the_table_exists(task, name):
-    assert callable(getattr(importlib.import_module(f"ke_metric.benchmarks.{name}"), READ_FUNCTIONS[task]))
+    module, _, function = READERS[name][task].partition(".")
+    assert callable(getattr(importlib.import_module(f"ke_metric.benchmarks.{module}"), function))
 
 
 def test_no_reader_is_missing_from_the_table():
-    for name, (task, function) in itertools.product(NAMES, READ_FUNCTIONS.items()):
-        assert hasattr(importlib.import_module(f"ke_metric.benchmarks.{name}"), function) == (
-            name in BENCHMARKS[task]
-        )
+    listed = {place for tasks in READERS.values() for place in tasks.values()}
+    found = set()
+    for module in {place.partition(".")[0] for place in listed}:
+        functions = vars(importlib.import_module(f"ke_metric.benchmarks.{module}"))
+        found |= {
+            f"{module}.{name}"
+            for name, function in functions.items()
+            if callable(function)
+            and function.__module__ == f"ke_metric.benchmarks.{module}"
+            and inspect.signature(function).return_annotation == "Benchmark"
+        }
+    assert found == listed
 
 
 def test_the_table_cannot_be_changed():

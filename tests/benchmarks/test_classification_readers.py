@@ -1,12 +1,12 @@
 """What holds for every reader of a classification benchmark: parts, labels, order, decoding, counts."""
 
-import importlib
 import pickle
 import shutil
 
 import numpy as np
 import pytest
 
+from ke_metric.benchmarks.official_lists import COUNTS
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.datasets.check import check_images, load_for_check
@@ -40,10 +40,6 @@ def data_of(request, tmp_path):
 
 def read(data):
     return load_benchmark(data, "classification")
-
-
-def reader_of(name):
-    return importlib.import_module(f"ke_metric.benchmarks.{name}")
 
 
 def parts_of(benchmark):
@@ -140,7 +136,7 @@ def test_missing_files_name_the_layout_the_place_and_the_command(tmp_path, monke
 
 @every_benchmark
 def test_the_published_counts_are_those_of_the_official_parts(name):
-    counts = reader_of(name).COUNTS
+    counts = COUNTS[name]
     assert counts.parts == PUBLISHED[name]
     assert sum(images for images, _ in counts.parts.values()) == TOTALS[name]
     assert TOTALS[name] not in counts.suspects
@@ -159,20 +155,18 @@ def test_fixtures_do_not_pass_for_the_published_benchmark(data_of, name):
 def test_the_right_counts_pass_and_one_image_more_does_not(data_of, monkeypatch, name):
     data = data_of(name, verify_counts=True)
     parts = {part: (FIXTURE_SIZES[part], 6) for part in PUBLISHED[name]}
-    monkeypatch.setattr(reader_of(name), "COUNTS", PublishedCounts(parts))
+    monkeypatch.setitem(COUNTS, name, PublishedCounts(parts))
     assert len(read(data).train) == 24
     for part, (images, classes) in parts.items():
-        monkeypatch.setattr(reader_of(name), "COUNTS", PublishedCounts({**parts, part: (images + 1, classes)}))
+        monkeypatch.setitem(COUNTS, name, PublishedCounts({**parts, part: (images + 1, classes)}))
         assert f"{part} images: expected {images + 1}, found {images}" in refused(data)[0]
 
 
 @pytest.mark.parametrize("name", ["flowers", "aircraft", "dogs"])
 def test_the_sizes_of_classes_are_verified(data_of, monkeypatch, name):
-    assert (
-        reader_of(name).COUNTS.class_sizes == {"flowers": (40, 258), "aircraft": (100, 100), "dogs": (148, 252)}[name]
-    )
+    assert COUNTS[name].class_sizes == {"flowers": (40, 258), "aircraft": (100, 100), "dogs": (148, 252)}[name]
     parts = {part: (FIXTURE_SIZES[part], 6) for part in PUBLISHED[name]}
-    monkeypatch.setattr(reader_of(name), "COUNTS", PublishedCounts(parts, class_sizes=(9, 10)))
+    monkeypatch.setitem(COUNTS, name, PublishedCounts(parts, class_sizes=(9, 10)))
     assert "expected 9 to 10, found" in refused(data_of(name, verify_counts=True))[0]
 
 
@@ -180,7 +174,7 @@ def test_the_sizes_of_classes_are_verified(data_of, monkeypatch, name):
 def test_the_official_validation_part_can_be_joined_to_the_training_part(data_of, monkeypatch, name):
     # Counts are those of the official parts, whatever is trained on.
     parts = {part: (FIXTURE_SIZES[part], 6) for part in PUBLISHED[name]}
-    monkeypatch.setattr(reader_of(name), "COUNTS", PublishedCounts(parts))
+    monkeypatch.setitem(COUNTS, name, PublishedCounts(parts))
     apart = read(data_of(name, verify_counts=True))
     joined = read(data_of(name, verify_counts=True, train_on="trainval"))
     assert joined.validation is None
@@ -214,9 +208,7 @@ def test_only_aircraft_pictures_have_a_banner(data_of, name):
 @every_benchmark
 def test_a_check_looks_at_every_part_and_finds_a_test_image_that_is_trained_on(data_of, monkeypatch, name):
     data = data_of(name)
-    monkeypatch.setattr(
-        reader_of(name), "COUNTS", PublishedCounts({part: (FIXTURE_SIZES[part], 6) for part in PUBLISHED[name]})
-    )
+    monkeypatch.setitem(COUNTS, name, PublishedCounts({part: (FIXTURE_SIZES[part], 6) for part in PUBLISHED[name]}))
     report = check_images(load_for_check(name, root=data.root), workers=1)
     assert report.problems == ()
     assert {part: counts.images for part, counts in report.counts.items()} == {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
-from ke_metric.benchmarks import dogs
+from ke_metric.benchmarks import official_lists
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -17,7 +17,7 @@ def root(make_dogs, tmp_path):
 
 
 def read(root, **fields):
-    return dogs.read_classification(Data(benchmark="dogs", root=str(root), **{"verify_counts": False, **fields}))
+    return official_lists.read_dogs(Data(benchmark="dogs", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def refused(root, **fields):
@@ -151,7 +151,7 @@ def test_an_image_in_both_lists_is_named(root):
     ],
 )
 def test_wrong_lists_are_recognized_by_their_length(train, test, said):
-    assert said in dogs.COUNTS.suspects[train + test]
+    assert said in official_lists.COUNTS["dogs"].suspects[train + test]
 
 
 def test_the_list_of_all_images_is_no_split(root):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
-from ke_metric.benchmarks import flowers
+from ke_metric.benchmarks import official_lists
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -19,7 +19,7 @@ def root(make_flowers, tmp_path):
 
 
 def read(root, **fields):
-    return flowers.read_classification(
+    return official_lists.read_flowers(
         Data(benchmark="flowers", root=str(root), **{"verify_counts": False, **fields})
     )
 

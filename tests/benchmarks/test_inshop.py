@@ -2,7 +2,7 @@
 
 import pytest
 
-from ke_metric.benchmarks import inshop
+from ke_metric.benchmarks import products
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -15,7 +15,7 @@ def root(make_inshop, tmp_path):
 
 
 def read(root, **fields):
-    return inshop.read(Data(benchmark="inshop", root=str(root), **{"verify_counts": False, **fields}))
+    return products.read_inshop(Data(benchmark="inshop", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def refused(root, **fields):
@@ -87,9 +87,9 @@ def test_a_list_with_one_row_too_few_is_refused_without_verified_counts(root):
 
 
 def test_a_benchmark_with_one_image_too_few_is_called_off_by_one():
-    parts = inshop.COUNTS.parts
-    assert sum(images for images, _ in parts.values()) - 1 in inshop.COUNTS.suspects
-    assert "one line too many" in inshop.COUNTS.suspects[52711]
+    parts = products.COUNTS["inshop"].parts
+    assert sum(images for images, _ in parts.values()) - 1 in products.COUNTS["inshop"].suspects
+    assert "one line too many" in products.COUNTS["inshop"].suspects[52711]
     assert parts["train"][1] + parts["query"][1] == 7982
     assert parts["query"][1] == parts["gallery"][1]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks import mit67
+from ke_metric.benchmarks import official_lists
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
@@ -18,7 +18,7 @@ def root(make_mit67, tmp_path):
 
 
 def read(root, **fields):
-    return mit67.read_classification(Data(benchmark="mit67", root=str(root), **{"verify_counts": False, **fields}))
+    return official_lists.read_mit67(Data(benchmark="mit67", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def refused(root, **fields):
@@ -116,12 +116,13 @@ def test_an_image_in_both_lists_is_named(root):
     ],
 )
 def test_wrong_lists_are_recognized_by_their_length(train, test, said):
-    assert said in mit67.COUNTS.suspects[train + test]
+    assert said in official_lists.COUNTS["mit67"].suspects[train + test]
 
 
 def test_the_suspicion_is_said(root, monkeypatch):
-    parts = mit67.COUNTS.parts
-    monkeypatch.setattr(mit67, "COUNTS", PublishedCounts(parts, suspects={36: mit67.COUNTS.suspects[15620]}))
+    counts = official_lists.COUNTS["mit67"]
+    small = PublishedCounts(counts.parts, suspects={36: counts.suspects[15620]})
+    monkeypatch.setitem(official_lists.COUNTS, "mit67", small)
     assert "not in the test list" in refused(root, verify_counts=True)
 
 

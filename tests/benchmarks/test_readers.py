@@ -1,10 +1,9 @@
 """What holds for every reader of files: labels, splits, order, decoding, counts."""
 
-import importlib
-
 import numpy as np
 import pytest
 
+from ke_metric.benchmarks import cars, cub, products
 from ke_metric.benchmarks.registry import BENCHMARKS, load_benchmark
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
@@ -24,8 +23,16 @@ CASES = {
     "inshop img_highres": ("inshop", "make_inshop", {"prefix": "img_highres"}),
     "folder": ("folder", "make_class_folders", {}),
 }
+MODULES = {"cub": cub, "cars": cars}
 PUBLISHED = [case for case in CASES if case != "folder"]
 CLASSIFIED = [case for case, (name, _, _) in CASES.items() if name in BENCHMARKS["classification"]]
+
+
+def set_counts(monkeypatch, name, counts):
+    if name in MODULES:
+        monkeypatch.setattr(MODULES[name], "COUNTS", counts)
+    else:
+        monkeypatch.setitem(products.COUNTS, name, counts)
 
 
 @pytest.fixture
@@ -128,11 +135,10 @@ def test_the_right_counts_pass_and_one_image_more_does_not(data_of, monkeypatch,
             "test": (12, 3),
         }
     )
-    reader = importlib.import_module(f"ke_metric.benchmarks.{data.benchmark}")
-    monkeypatch.setattr(reader, "COUNTS", PublishedCounts(parts))
+    set_counts(monkeypatch, data.benchmark, PublishedCounts(parts))
     assert load_benchmark(data).train.class_names
     for part, (images, classes) in parts.items():
-        monkeypatch.setattr(reader, "COUNTS", PublishedCounts({**parts, part: (images + 1, classes)}))
+        set_counts(monkeypatch, data.benchmark, PublishedCounts({**parts, part: (images + 1, classes)}))
         with pytest.raises(KeMetricError, match=f"{part} images: expected {images + 1}, found {images}"):
             load_benchmark(data)
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from ke_metric.benchmarks import sop
+from ke_metric.benchmarks import products
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -14,7 +14,7 @@ def root(make_sop, tmp_path):
 
 
 def read(root, **fields):
-    return sop.read(Data(benchmark="sop", root=str(root), **{"verify_counts": False, **fields}))
+    return products.read_sop(Data(benchmark="sop", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def refused(root, **fields):
@@ -96,6 +96,6 @@ def test_an_image_that_is_listed_twice_is_refused(root):
 
 
 def test_the_published_counts_add_up():
-    (train, train_classes), (test, test_classes) = sop.COUNTS.parts["train"], sop.COUNTS.parts["test"]
+    (train, train_classes), (test, test_classes) = products.COUNTS["sop"].parts.values()
     assert train + test == 120053
     assert train_classes + test_classes == 22634

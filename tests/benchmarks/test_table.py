@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.benchmarks.listings import key_below, some_of
-from ke_metric.benchmarks.table import Item, Table, build_benchmark, build_classification, split_at
+from ke_metric.benchmarks.table import Table, TableRow, build_benchmark, build_classification, split_at
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -57,7 +57,7 @@ def refused(build, *arguments, **named):
     boundary=st.integers(0, 30),
 )
 def test_labels_are_the_ranks_of_the_class_ids(tmp_path_factory, class_ids, boundary):
-    items = [Item(f"{number}.jpg", class_id) for number, class_id in enumerate(class_ids)]
+    items = [TableRow(f"{number}.jpg", class_id) for number, class_id in enumerate(class_ids)]
     train, test = split_at(items, boundary)
     if not train or not test:
         return
@@ -74,43 +74,45 @@ def test_labels_are_the_ranks_of_the_class_ids(tmp_path_factory, class_ids, boun
 
 
 def test_the_last_training_class_still_trains():
-    items = [Item("a", 3), Item("b", 1), Item("c", 2), Item("d", 4), Item("e", 2)]
+    items = [TableRow("a", 3), TableRow("b", 1), TableRow("c", 2), TableRow("d", 4), TableRow("e", 2)]
     train, test = split_at(items, 2)
     assert train == [items[1], items[2], items[4]]
     assert test == [items[0], items[3]]
 
 
 def test_without_gallery_query_and_gallery_are_one_object(build):
-    benchmark = build([Item("a", 1)], [Item("b", 2), Item("c", 2)])
+    benchmark = build([TableRow("a", 1)], [TableRow("b", 2), TableRow("c", 2)])
     assert benchmark.query is benchmark.gallery
     assert benchmark.notes["layout"] == "a list"
 
 
 def test_query_and_gallery_are_numbered_together(build):
-    benchmark = build([Item("a", 1)], [Item("b", 9), Item("c", 5)], [Item("d", 7), Item("e", 9)])
+    benchmark = build([TableRow("a", 1)], [TableRow("b", 9), TableRow("c", 5)], [TableRow("d", 7), TableRow("e", 9)])
     assert benchmark.query.class_names == benchmark.gallery.class_names == ("class 5", "class 7", "class 9")
     assert benchmark.query.labels.tolist() == [2, 0]
     assert benchmark.gallery.labels.tolist() == [1, 2]
 
 
 def test_lone_items_are_counted(build):
-    benchmark = build([Item("a", 1), Item("b", 2), Item("c", 2)], [Item("d", 3), Item("e", 4), Item("f", 4)])
+    benchmark = build(
+        [TableRow("a", 1), TableRow("b", 2), TableRow("c", 2)], [TableRow("d", 3), TableRow("e", 4), TableRow("f", 4)]
+    )
     assert benchmark.notes["training classes with one image"] == "1"
     assert benchmark.notes["queries without any match"] == "1"
 
 
 def test_no_note_is_made_of_nothing(build):
-    benchmark = build([Item("a", 1), Item("b", 1)], [Item("c", 2), Item("d", 2)])
+    benchmark = build([TableRow("a", 1), TableRow("b", 1)], [TableRow("c", 2), TableRow("d", 2)])
     assert dict(benchmark.notes) == {"layout": "a list"}
 
 
 @pytest.mark.parametrize(
     ("parts", "name"),
     [
-        (([], [Item("a", 1)]), "train"),
-        (([Item("a", 1)], []), "test"),
-        (([Item("a", 1)], [], [Item("b", 2)]), "query"),
-        (([Item("a", 1)], [Item("b", 2)], []), "gallery"),
+        (([], [TableRow("a", 1)]), "train"),
+        (([TableRow("a", 1)], []), "test"),
+        (([TableRow("a", 1)], [], [TableRow("b", 2)]), "query"),
+        (([TableRow("a", 1)], [TableRow("b", 2)], []), "gallery"),
     ],
 )
 def test_an_empty_part_is_refused(build, parts, name):
@@ -118,21 +120,21 @@ def test_an_empty_part_is_refused(build, parts, name):
 
 
 def test_a_repeated_item_is_refused(build):
-    message = refused(build, [Item("a", 1), Item("a", 1)], [Item("b", 2)])
+    message = refused(build, [TableRow("a", 1), TableRow("a", 1)], [TableRow("b", 2)])
     assert "more than once in the train part: a" in message
 
 
 def test_a_shared_class_is_refused_with_its_name(build):
-    message = refused(build, [Item("a", 1), Item("b", 2)], [Item("c", 3)], [Item("d", 2)])
+    message = refused(build, [TableRow("a", 1), TableRow("b", 2)], [TableRow("c", 3)], [TableRow("d", 2)])
     assert "1 classes are both trained on and tested on: class 2" in message
 
 
 def test_a_class_without_name_is_refused(build):
-    assert "no name: 2; 1 classes" in refused(build, [Item("a", 1)], [Item("b", 2)], class_names={1: "one"})
+    assert "no name: 2; 1 classes" in refused(build, [TableRow("a", 1)], [TableRow("b", 2)], class_names={1: "one"})
 
 
 def test_a_missing_picture_is_refused(tmp_path):
-    table = Table(tmp_path / "list.txt", tmp_path, [Item("x/a.jpg", 1)], [Item("x/b.jpg", 2)], None, NAMES)
+    table = Table(tmp_path / "list.txt", tmp_path, [TableRow("x/a.jpg", 1)], [TableRow("x/b.jpg", 2)], None, NAMES)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.jpg").touch()
     message = refused(build_benchmark, MINE, table)
@@ -141,7 +143,7 @@ def test_a_missing_picture_is_refused(tmp_path):
 
 
 def test_a_missing_folder_counts_as_missing_pictures(tmp_path):
-    table = Table(tmp_path / "list.txt", tmp_path, [Item("x/a.jpg", 1)], [Item("x/b.jpg", 2)], None, NAMES)
+    table = Table(tmp_path / "list.txt", tmp_path, [TableRow("x/a.jpg", 1)], [TableRow("x/b.jpg", 2)], None, NAMES)
     assert "2 of the 2 images" in refused(build_benchmark, MINE, table)
 
 
@@ -165,7 +167,9 @@ def test_only_the_first_names_are_spelled_out():
 def test_the_origin_and_the_folder_may_differ(tmp_path):
     (tmp_path / "a").touch()
     (tmp_path / "b").touch()
-    benchmark = build_benchmark(MINE, Table(Path("list"), tmp_path, [Item("a", 1)], [Item("b", 2)], None, NAMES))
+    benchmark = build_benchmark(
+        MINE, Table(Path("list"), tmp_path, [TableRow("a", 1)], [TableRow("b", 2)], None, NAMES)
+    )
     assert benchmark.train.source.root == tmp_path
 
 
@@ -182,7 +186,7 @@ def test_for_classification_all_parts_have_the_numbering_of_the_training_part(tm
         **{part: [ids[n % len(ids)] for n in of] for part, of in zip("vt", others, strict=True)},
     }
     parts = {
-        part: [Item(f"{part}{number}", of) for number, of in enumerate(found)] for part, found in classes.items()
+        part: [TableRow(f"{part}{number}", of) for number, of in enumerate(found)] for part, found in classes.items()
     }
     for item in (item for items in parts.values() for item in items):
         (folder / item.key).touch()
@@ -198,7 +202,7 @@ def test_for_classification_all_parts_have_the_numbering_of_the_training_part(tm
 
 
 def test_parts_by_name(tmp_path):
-    one, two, three = ([Item(name, 1)] for name in "abc")
+    one, two, three = ([TableRow(name, 1)] for name in "abc")
     without = Table(tmp_path, tmp_path, one, two, None, NAMES)
     assert without.parts == {"train": one, "test": two}
     assert list(Table(tmp_path, tmp_path, one, two, None, NAMES, {}, three).parts.items()) == [
@@ -209,13 +213,15 @@ def test_parts_by_name(tmp_path):
 
 
 def test_without_a_validation_part_there_is_none(classify):
-    benchmark = classify([Item("a", 1)], [Item("b", 1)])
+    benchmark = classify([TableRow("a", 1)], [TableRow("b", 1)])
     assert benchmark.validation is None
     assert dict(benchmark.notes) == {"layout": "a list"}
 
 
 def test_classes_without_a_test_image_are_counted(classify):
-    benchmark = classify([Item("a", 1), Item("b", 2), Item("c", 3)], [Item("d", 2)], [Item("e", 3)])
+    benchmark = classify(
+        [TableRow("a", 1), TableRow("b", 2), TableRow("c", 3)], [TableRow("d", 2)], [TableRow("e", 3)]
+    )
     assert benchmark.query.class_names == ("class 1", "class 2", "class 3")
     assert benchmark.query.labels.tolist() == [1]
     assert benchmark.notes["classes without a test image"] == "2"
@@ -223,26 +229,32 @@ def test_classes_without_a_test_image_are_counted(classify):
 
 def test_a_source_of_its_own_decodes_every_part(classify):
     source = object()
-    benchmark = classify([Item("a", 1)], [Item("b", 1)], [Item("c", 1)], source=source)
+    benchmark = classify([TableRow("a", 1)], [TableRow("b", 1)], [TableRow("c", 1)], source=source)
     assert benchmark.train.source is benchmark.query.source is benchmark.validation.source is source
 
 
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        (([], [Item("a", 1)]), "the train part has no images"),
-        (([Item("a", 1)], []), "the test part has no images"),
-        (([Item("a", 1)], [Item("b", 1)], []), "the validation part has no images"),
-        (([Item("a", 1)], [Item("b", 1)], [Item("c", 1)] * 2), "more than once in the validation part: c"),
-        (([Item("a", 1)], [Item("a", 1)]), "1 images are in more than one of the parts train, test: a"),
+        (([], [TableRow("a", 1)]), "the train part has no images"),
+        (([TableRow("a", 1)], []), "the test part has no images"),
+        (([TableRow("a", 1)], [TableRow("b", 1)], []), "the validation part has no images"),
         (
-            ([Item("a", 1)], [Item("b", 1)], [Item("b", 1)]),
+            ([TableRow("a", 1)], [TableRow("b", 1)], [TableRow("c", 1)] * 2),
+            "more than once in the validation part: c",
+        ),
+        (([TableRow("a", 1)], [TableRow("a", 1)]), "1 images are in more than one of the parts train, test: a"),
+        (
+            ([TableRow("a", 1)], [TableRow("b", 1)], [TableRow("b", 1)]),
             "in more than one of the parts train, validation, test: b",
         ),
-        (([Item("a", 1)], [Item("b", 2)]), "1 classes of the test part have no training image: class 2"),
-        (([Item("a", 1)], [Item("b", 1)], [Item("c", 7)]), "of the validation part have no training image: class 7"),
-        (([Item("a", 1)], [Item("b", 100)]), "no name: 100"),
-        (([Item("a", 1)], [Item("b", 1)], [Item("c", 101)]), "no name: 101"),
+        (([TableRow("a", 1)], [TableRow("b", 2)]), "1 classes of the test part have no training image: class 2"),
+        (
+            ([TableRow("a", 1)], [TableRow("b", 1)], [TableRow("c", 7)]),
+            "of the validation part have no training image: class 7",
+        ),
+        (([TableRow("a", 1)], [TableRow("b", 100)]), "no name: 100"),
+        (([TableRow("a", 1)], [TableRow("b", 1)], [TableRow("c", 101)]), "no name: 101"),
     ],
 )
 def test_what_is_wrong_with_a_classification_table(classify, parts, said):
@@ -253,7 +265,9 @@ def test_what_is_wrong_with_a_classification_table(classify, parts, said):
 def test_a_picture_missing_from_any_part_is_refused(tmp_path, gone):
     for name in {"a", "b", "c"} - {gone}:
         (tmp_path / name).touch()
-    table = Table(tmp_path / "list.txt", tmp_path, [Item("a", 1)], [Item("b", 1)], None, NAMES, {}, [Item("c", 1)])
+    table = Table(
+        tmp_path / "list.txt", tmp_path, [TableRow("a", 1)], [TableRow("b", 1)], None, NAMES, {}, [TableRow("c", 1)]
+    )
     assert f"1 of the 3 images that {tmp_path / 'list.txt'} lists are not there: {gone}" in refused(
         build_classification, MINE, table
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ke_metric.benchmarks.table import Item, PublishedCounts, Table
+from ke_metric.benchmarks.table import PublishedCounts, Table, TableRow
 from ke_metric.errors import ExitCode, KeMetricError
 
 COUNTS = PublishedCounts(
@@ -14,7 +14,7 @@ COUNTS = PublishedCounts(
 
 def table(train_classes, test_classes):
     def items(part, class_ids):
-        return [Item(f"{part}/{number}", class_id) for number, class_id in enumerate(class_ids)]
+        return [TableRow(f"{part}/{number}", class_id) for number, class_id in enumerate(class_ids)]
 
     return Table(Path("list.txt"), Path(), items("train", train_classes), items("test", test_classes), None, {})
 
