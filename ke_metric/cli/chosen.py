@@ -1,101 +1,64 @@
-"""Which lineage a command means: the one that was named, or the newest that it can use, and it says which.
+"""Which pictures and which stored network a command takes, and the line on stderr that says so.
 
-Which stored network a command takes, and the line that says so: lineage, generation, dense or slim, and scores.
+What belongs to lineages and classifiers is imported where it is needed: a search of an index does without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ke_metric.cli.display import say
-from ke_metric.cli.options import ModelChoice
-from ke_metric.errors import KeMetricError
-from ke_metric.fingerprint import TRAIN, DataFingerprint
-from ke_metric.images.image_set import FolderSource
-from ke_metric.lineage.folder import UNCHECKED, known_since
-from ke_metric.lineage.store import Lineage
+from ke_metric.benchmarks.listings import Columns
+from ke_metric.cli.display import say, say_skipped
+from ke_metric.cli.options import ModelChoice, PictureChoice
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle_config import read_description
 from ke_metric.retrieval.embedder import Embedder, PictureNetwork
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.predictor import Predictor
+from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
 
-
-def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
-    """Open the lineage that was named; else the newest one, of a task where the command needs one, and say which.
-
-    Args:
-        folder: The lineage's folder; None: the newest one under lineages/.
-        task: `retrieval` or `classification`: newer ones of the other task are passed over. None: whatever it is.
-
-    Raises:
-        KeMetricError: There is none.
-    """
-    if folder is not None:
-        return Lineage(folder)
-    newest = Lineage.newest()
-    chosen = newest if task is None else Lineage.newest(task=task)
-    passed = "" if chosen.folder == newest.folder else f" of task {task} ({newest.folder} is of another task)"
-    say(f"newest lineage{passed}: {chosen.folder}")
-    return chosen
-
-
-def tell_data_changes(lineage: Lineage, now: DataFingerprint) -> list[str]:
-    """Warn of what has changed in a lineage's data since it was begun, or say that nobody can tell.
-
-    Args:
-        lineage: Whose data they are.
-        now: What lies there; contents are compared where they have been read.
-
-    Returns:
-        What has changed, a sentence each.
-
-    Raises:
-        KeMetricError: A classifier's classes are not those that it was trained on.
-    """
-    lineage.require_classes(now)
-    before = lineage.data
-    if before is None:
-        contradictions = lineage.data_contradictions(now)
-        for contradiction in contradictions:
-            say(f"warning: these are not the data of {lineage.folder}: {contradiction}", style="yellow")
-        if not contradictions:
-            say(f"{lineage.folder} keeps no fingerprint of its data: {UNCHECKED}")
-        return contradictions
-    changes = before.changes(now)
-    for change in changes:
-        say(f"warning: the data have changed since {known_since(lineage.folder, before)}: {change}", style="yellow")
-    return changes
-
-
-def count_trained_pictures(lineage: Lineage, paths: Sequence[Path]) -> int | None:
-    """Return how many of these pictures a lineage was trained on, and warn of them; None where nobody can tell.
-
-    Args:
-        lineage: Whose fingerprint is asked.
-        paths: Files; one that cannot be read counts as another picture.
-    """
-    known = lineage.data
-    trained = set(known.parts[TRAIN].contents) if known is not None and TRAIN in known.parts else set()
-    if not trained:
-        return None
-    count = 0
-    for path in paths:
-        with suppress(KeMetricError):
-            count += FolderSource(path.parent).content(path.name) in trained
-    if count:
-        say(
-            f"warning: {count:,} of these {len(paths):,} pictures are ones that {lineage.folder} was trained on: "
-            "how it scores them says little of pictures that it has never seen",
-            style="yellow",
-        )
-    return count
-
+if TYPE_CHECKING:
+    from ke_metric.retrieval.predictor import Predictor
 
 Loaded = TypeVar("Loaded", bound=PictureNetwork)
+
+
+def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
+    """List the pictures that were named, and tell of those that cannot be used already by their names.
+
+    Args:
+        pictures: Which ones.
+        unique: Whether two may not have the same id.
+
+    Raises:
+        KeMetricError: None was named (USAGE), see `list_pictures`, or one cannot be used and all must (DATA).
+    """
+    if not pictures.sources:
+        raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
+    columns = Columns(pictures.path_column, pictures.label_column)
+    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique, columns=columns)
+    if pictures.strict and listed.left_out:
+        raise KeMetricError(listed.left_out[0].reason, ExitCode.DATA)
+    warn_of(listed.left_out)
+    say_skipped("files", listed.skipped)
+    return listed
+
+
+def warn_of(left_out: Iterable[LeftOut]) -> None:
+    """Say which pictures cannot be used, a line for each."""
+    for picture in left_out:
+        say(f"warning: {picture.reason}", style="yellow")
+
+
+def require_some(used: int, listed: int) -> None:
+    """Refuse a result of nothing.
+
+    Raises:
+        KeMetricError: DATA: not one picture could be used.
+    """
+    if not used:
+        raise KeMetricError(f"none of the {listed:,} pictures can be used", ExitCode.DATA)
 
 
 def load_embedder(model: ModelChoice) -> Embedder:
@@ -113,6 +76,8 @@ def load_predictor(model: ModelChoice) -> Predictor:
     Raises:
         KeMetricError: See `Predictor.load`.
     """
+    from ke_metric.retrieval.predictor import Predictor
+
     return _load(model, Predictor, task="classification")
 
 
@@ -125,6 +90,8 @@ def load_either(model: ModelChoice) -> Embedder | Predictor:
     if model.bundle is not None:
         classifies = read_description(model.bundle).embedding_size is None
     else:
+        from ke_metric.cli.lineages import open_lineage
+
         lineage = open_lineage(model.lineage)
         model, classifies = replace(model, lineage=lineage.folder), lineage.recipe.task == "classification"
     return load_predictor(model) if classifies else load_embedder(model)
@@ -157,6 +124,8 @@ def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
     if model.bundle is not None:
         loaded = kind.load(model.bundle, device=model.device)
     else:
+        from ke_metric.cli.lineages import open_lineage
+
         # Opened: a folder that holds no lineage would else be looked at as a bundle.
         lineage = open_lineage(model.lineage, task=task).folder
         loaded = kind.load(lineage, generation_of(model.which), model.network, device=model.device)

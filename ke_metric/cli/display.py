@@ -1,40 +1,25 @@
-"""What a person sees while something runs: a live line on a terminal, plain lines elsewhere. All on stderr.
-
-What a command gives back: a document for programs, a table or text for people.
-"""
+"""What a command says on stderr while it runs, and what it gives back: JSON for programs, a table for people."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ke_metric.benchmarks.listings import some_of
-from ke_metric.generation import Generation, TrainingState
-from ke_metric.lineage.report import BASELINE, is_share
-from ke_metric.training.hooks import StepReport, TrainingObserver
-from ke_metric.training.one_generation import SIGNS
 
 # Under torchrun one process speaks for all.
 IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 CONSOLE = Console(stderr=True, highlight=False, quiet=not IS_FIRST_PROCESS)
-# Share of the new value in the running means of loss and speed.
-SMOOTHING = 0.05
-# Where there is no live line.
-SECONDS_BETWEEN_LINES = 60
-BAR_WIDTH = 10
-# What a line says of a training, in this order; what has no room goes, the last of `NEEDED` first.
-SHOWN = ("loss", "sign", "lr", "speed", "left", "all")
-NEEDED = ("loss", "left", "all", "sign", "speed", "lr")
+WIDEST = 240
+"""Columns that a table may take in a file or pipe."""
 
 
 def say(text: str, *, style: str | None = None) -> None:
@@ -59,133 +44,6 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=CONSOLE, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-class TrainingDisplay(TrainingObserver):
-    """Shows a lineage grow.
-
-    Args:
-        generations: How many there will be.
-    """
-
-    def __init__(self, generations: int) -> None:
-        self._generations = generations
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=BAR_WIDTH),
-            TextColumn("{task.fields[facts]}"),
-        )
-        self._progress = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
-        self._task = self._progress.add_task("", total=None, facts="")
-        self._loss: float | None = None
-        self._seconds_per_step: float | None = None
-        self._last = time.perf_counter()
-        self._scoring_seconds = 0.0
-        self._said = self._last
-        self._facts: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        say(text)
-
-    def warn(self, text: str) -> None:
-        """Print a line that stands out."""
-        say(f"warning: {text}", style="yellow")
-
-    def step_done(self, step: StepReport) -> None:
-        """Refresh the live line."""
-        now = time.perf_counter()
-        self._loss = _smooth(self._loss, step.loss)
-        self._seconds_per_step = _smooth(self._seconds_per_step, now - self._last)
-        self._last = now
-        left = (step.steps - step.step) * self._seconds_per_step
-        lineage_left = left + (self._generations - step.generation) * (
-            step.steps * self._seconds_per_step + self._scoring_seconds
-        )
-        where = f"generation {step.generation}/{self._generations} epoch {step.epoch}"
-        self._facts = {
-            "loss": f"loss {self._loss:.3f}",
-            "lr": f"lr {step.learning_rate:.1e}",
-            "speed": f"{step.images / self._seconds_per_step:,.0f} images/s",
-            "left": f"left {_duration(left)}",
-            "all": f"lineage {_duration(lineage_left)}",
-        }
-        # Rich puts one space on either side of the bar.
-        facts = fitting(self._facts, CONSOLE.width - len(where) - BAR_WIDTH - 2)
-        self._progress.update(self._task, description=where, completed=step.step, total=step.steps, facts=facts)
-        if self._progress.disable and now - self._said > SECONDS_BETWEEN_LINES:
-            self._say(f"{where} step {step.step}/{step.steps}", self._facts)
-
-    def epoch_done(self, state: TrainingState) -> None:
-        """Print a line for the epoch where there is no live line."""
-        if self._progress.disable:
-            record = state.training_log[-1]
-            sign = next(f"{name} {record[name]:.3f}" for name in SIGNS.values() if name in record)
-            where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
-            self._say(where, self._facts | {"sign": sign})
-        self._last = time.perf_counter()
-
-    def _say(self, where: str, facts: Mapping[str, str]) -> None:
-        say(f"{where}  {fitting(facts, CONSOLE.width - len(where) - 2)}")
-        self._said = time.perf_counter()
-
-    def generation_done(self, generation: Generation) -> None:
-        """Print the generation's line."""
-        scorecard, seconds = generation.scorecard, generation.provenance.seconds
-        self._scoring_seconds = seconds["scoring"]
-        self._last = time.perf_counter()
-        shown = [f"dense {_percent(scorecard.dense)}"]
-        if scorecard.slim is not None:
-            shown.append(f"slim {_percent(scorecard.slim)}")
-        say(
-            f"generation {generation.number}/{self._generations}: {'; '.join(shown)}; "
-            f"trained {_duration(seconds['training'])}, scored {_duration(seconds['scoring'])}",
-            style="bold",
-        )
-
-
-def fitting(facts: Mapping[str, str], width: int) -> str:
-    """Return as many of the facts as fit into a width, the most needed ones, in the order of SHOWN.
-
-    Args:
-        facts: Names of SHOWN to texts.
-        width: In columns.
-    """
-    shown: list[str] = []
-    for name in (name for name in NEEDED if name in facts):
-        wanted = [each for each in SHOWN if each in (*shown, name)]
-        if len("  ".join(facts[each] for each in wanted)) <= width:
-            shown = wanted
-    return "  ".join(facts[name] for name in shown)
-
-
-def _percent(scores: object) -> str:
-    assert isinstance(scores, dict), "scores are a dict"
-    shown = {name: value for name, value in scores.items() if is_share(name) and not name.endswith(BASELINE)}
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
-
-
-def _smooth(mean: float | None, value: float) -> float:
-    return value if mean is None else mean + SMOOTHING * (value - mean)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-WIDEST = 240
-"""Columns that a table may take in a file or pipe."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`ke-metric embed`: pictures to files of embeddings. And, for the commands beside it, which pictures are meant."""
+"""`ke-metric embed`: pictures to files of embeddings."""
 
 from __future__ import annotations
 
@@ -7,46 +7,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ke_metric.benchmarks.listings import Columns
-from ke_metric.cli.chosen import load_embedder
-from ke_metric.cli.display import Result, counting, say, say_skipped
+from ke_metric.cli.chosen import list_chosen, load_embedder, require_some, warn_of
+from ke_metric.cli.display import Result, counting
 from ke_metric.cli.options import ModelChoice, PictureChoice
-from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedding_files import (
     ItemBatch,
     embed_items,
-    require_all_usable,
     require_place,
     write_embeddings,
 )
-from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
-
-
-def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
-    """List the pictures that were named, and tell of those that cannot be used already by their names.
-
-    Args:
-        pictures: Which ones.
-        unique: Whether two may not have the same id.
-
-    Raises:
-        KeMetricError: None was named (USAGE), see `list_pictures`, or one cannot be used and all must (DATA).
-    """
-    if not pictures.sources:
-        raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
-    columns = Columns(pictures.path_column, pictures.label_column)
-    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique, columns=columns)
-    if pictures.strict:
-        require_all_usable(listed)
-    warn_of(listed.left_out)
-    say_skipped("files", listed.skipped)
-    return listed
-
-
-def warn_of(left_out: Iterable[LeftOut]) -> None:
-    """Say which pictures cannot be used, a line for each."""
-    for picture in left_out:
-        say(f"warning: {picture.reason}", style="yellow")
 
 
 def told(batches: Iterable[ItemBatch], what: str, total: int) -> Iterator[ItemBatch]:
@@ -58,16 +27,6 @@ def told(batches: Iterable[ItemBatch], what: str, total: int) -> Iterator[ItemBa
             yield batch
             done += len(batch.items) + len(batch.left_out)
             progress(done, total)
-
-
-def require_some(used: int, listed: int) -> None:
-    """Refuse a result of nothing.
-
-    Raises:
-        KeMetricError: DATA: not one picture could be used.
-    """
-    if not used:
-        raise KeMetricError(f"none of the {listed:,} pictures can be used", ExitCode.DATA)
 
 
 def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Result:

@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 
 from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.chosen import open_lineage, tell_data_changes
 from ke_metric.cli.display import Result, counting, say
 from ke_metric.cli.evaluate_store import StoreScoring, store_table
+from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend

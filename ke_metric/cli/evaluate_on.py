@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ke_metric.benchmarks.listings import Columns
-from ke_metric.cli.chosen import count_trained_pictures, open_lineage
+from ke_metric.cli.chosen import warn_of
 from ke_metric.cli.display import Result, counting, say
-from ke_metric.cli.embed import warn_of
 from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
+from ke_metric.cli.lineages import count_trained_pictures, open_lineage
 from ke_metric.cli.options import PictureChoice
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring

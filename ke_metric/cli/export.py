@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.chosen import load_either, open_lineage, tell_data_changes
+from ke_metric.cli.chosen import load_either
 from ke_metric.cli.display import Result, counting
+from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend

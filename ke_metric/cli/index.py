@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ke_metric.cli.chosen import embedder_of, load_embedder, say_network
+from ke_metric.cli.chosen import embedder_of, list_chosen, load_embedder, require_some, say_network
 from ke_metric.cli.display import Result, say
-from ke_metric.cli.embed import list_chosen, require_some, told
+from ke_metric.cli.embed import told
 from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder

@@ -9,14 +9,12 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from ke_metric.cli.chosen import embedder_of
+from ke_metric.cli.chosen import embedder_of, list_chosen, require_some, warn_of
 from ke_metric.cli.display import Result, counting, say
-from ke_metric.cli.embed import list_chosen, require_some, warn_of
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.images.decoding import Decoding
 from ke_metric.retrieval.embedder import BadPicture
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, require_picture_name, write_montage
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.query import Answer, SearchOptions, search_pictures
 
@@ -48,6 +46,8 @@ def search_index(
             pictures can be used.
     """
     if montage is not None:
+        from ke_metric.retrieval.montage import require_picture_name
+
         require_picture_name(montage)
     with Index.open(folder, device=model.device) as index:
         listed = list_chosen(pictures, unique=False)
@@ -82,6 +82,8 @@ def search_index(
 
 
 def _draw(answers: Sequence[Answer], path: Path, decoding: Decoding) -> None:
+    from ke_metric.retrieval.montage import MOST_QUERIES, MOST_RESULTS, MontageRow, write_montage
+
     rows = [MontageRow(answer.query.id, answer.query.path, answer.query.label, answer.results) for answer in answers]
     write_montage(rows, path, decoding)
     if len(rows) > MOST_QUERIES or any(len(row.results) > MOST_RESULTS for row in rows):

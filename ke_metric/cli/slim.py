@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ke_metric.cli.chosen import generation_of, open_lineage, say_network
+from ke_metric.cli.chosen import generation_of, say_network
 from ke_metric.cli.display import Result
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.generation import Scores
 from ke_metric.lineage.report import is_share
 from ke_metric.networks.architecture import Architecture

@@ -19,8 +19,9 @@ from rich.console import Group
 from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Result, TrainingDisplay, counting, say, say_skipped
+from ke_metric.cli.display import Result, counting, say, say_skipped
 from ke_metric.cli.recording import Interrupts, Keeper, interruptible, resume_command, together, warn_of_changes
+from ke_metric.cli.training_display import TrainingDisplay
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start

@@ -33,7 +33,7 @@ from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.recipe.file import dotted, shown
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import MANIFEST, MODEL, Index
-from ke_metric.retrieval.picture_list import LeftOut, PictureList
+from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.schema import Section
 from ke_metric.stores.contract import Item, check_addition
 
@@ -74,16 +74,6 @@ def embed_items(
             batch.vectors,
             tuple(LeftOut(bad.name, bad.reason) for bad in batch.bad),
         )
-
-
-def require_all_usable(pictures: PictureList) -> None:
-    """Refuse pictures whose names no index can hold.
-
-    Raises:
-        KeMetricError: DATA, naming the first one.
-    """
-    if pictures.left_out:
-        raise KeMetricError(pictures.left_out[0].reason, ExitCode.DATA)
 
 
 VECTORS = "vectors.npy"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ke_metric.cli.chosen import open_lineage
+from ke_metric.cli.lineages import open_lineage
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
 
@@ -30,7 +30,7 @@ def two_tasks(tmp_path, monkeypatch):
 )
 def test_the_newest_that_the_command_can_use_is_taken_and_named(task, told, monkeypatch):
     said = []
-    monkeypatch.setattr("ke_metric.cli.chosen.say", said.append)
+    monkeypatch.setattr("ke_metric.cli.lineages.say", said.append)
     chosen = open_lineage(None, task=task)
     assert said == [told]
     assert told.endswith(str(chosen.folder))

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from ke_metric.cli import display
-from ke_metric.cli.display import TrainingDisplay, fitting
+from ke_metric.cli import display, training_display
+from ke_metric.cli.training_display import TrainingDisplay, fitting
 from ke_metric.training.hooks import StepReport
 
 FACTS = {
@@ -41,8 +41,10 @@ def test_what_has_no_room_goes_the_least_needed_first():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_lines_fit_into_80_columns(number, epoch, loss, terminal, monkeypatch):
     file = io.StringIO()
-    monkeypatch.setattr(display, "CONSOLE", Console(file=file, width=80, force_terminal=terminal, highlight=False))
-    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", -1)
+    console = Console(file=file, width=80, force_terminal=terminal, highlight=False)
+    for module in (display, training_display):
+        monkeypatch.setattr(module, "CONSOLE", console)
+    monkeypatch.setattr(training_display, "SECONDS_BETWEEN_LINES", -1)
     with TrainingDisplay(number) as shown:
         shown._seconds_per_step = 40.0
         shown.step_done(step_of(number, epoch, loss=loss))
