@@ -29,9 +29,7 @@ from ke_metric.generation import (
 )
 from ke_metric.images.batches import Pictures, TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.losses.classification import build_classification_loss, require_fit
-from ke_metric.losses.embedding import build_loss
-from ke_metric.losses.rehearsal import possible_batches
+from ke_metric.losses.building import build_loss
 from ke_metric.methods.method import Inheritance
 from ke_metric.methods.table import method_of
 from ke_metric.networks.recipe_networks import LineageNetworks
@@ -268,23 +266,10 @@ class LineageTraining:
             parent: The generation before, if the loss may inherit from it.
             rehearsed: Whether a loss is refused that would fail, or teach nothing, in a training that begins.
         """
-        recipe, classes = self.recipe, len(self._train.class_names)
-        with default_streams(recipe.seed, number, "loss"):
-            loss: nn.Module
-            if recipe.task == "classification":
-                loss = build_classification_loss(recipe.loss, classes=classes)
-                require_fit(loss, recipe)
-            else:
-                sizes = np.bincount(self._train.labels)
-                loss = build_loss(
-                    recipe.loss,
-                    recipe.miner,
-                    classes=classes,
-                    embedding_size=recipe.network.embedding_size,
-                    batches=possible_batches(recipe.batches, [int(size) for size in sizes[sizes > 0]]),
-                    rehearsed=rehearsed,
-                )
-        if parent is not None and not recipe.method.reset_loss:
+        sizes = np.bincount(self._train.labels, minlength=len(self._train.class_names))
+        with default_streams(self.recipe.seed, number, "loss"):
+            loss = build_loss(self.recipe, class_sizes=sizes.tolist(), rehearsed=rehearsed)
+        if parent is not None and not self.recipe.method.reset_loss:
             load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         return self.engine.place(loss)
 

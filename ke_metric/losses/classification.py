@@ -1,21 +1,18 @@
 """Losses of classifiers: cross-entropy, CS-KD and AdaCos, computed in float32 whatever the network's precision.
 
-Shapes: B batch, C classes.
+Every `forward` takes logits [B, C] of any floating-point type and labels, int64 [B] in [0, C), and returns a float32
+scalar. Shapes: B batch, C classes.
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.parts import LOSSES as EMBEDDING_LOSSES
-from ke_metric.losses.parts import build_part, require_task
-from ke_metric.recipe.schema import Loss, Recipe
 
 # An arc cosine has no slope at -1 and 1; the nearest numbers float32 has.
 _LARGEST_COSINE = 1 - 1e-7
@@ -54,12 +51,7 @@ class CrossEntropyLoss(ClassificationLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a batch, a float32 scalar.
-
-        Args:
-            logits: [B, C] of any floating-point type.
-            labels: int64 [B] in [0, C).
-        """
+        """Return the loss of a batch."""
         return functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
 
@@ -89,13 +81,7 @@ class CSKDLoss(ClassificationLoss):
         self.temperature, self.weight = temperature, weight
 
     def forward(self, logits: Tensor, labels: Tensor, partner_logits: Tensor) -> Tensor:
-        """Return the loss of a batch, a float32 scalar.
-
-        Args:
-            logits: [B, C] of any floating-point type.
-            labels: int64 [B] in [0, C), of both halves.
-            partner_logits: [B, C], row i of the partner of picture i.
-        """
+        """Return the loss of a batch; row i of `partner_logits` [B, C] is of the partner of picture i."""
         logits = logits.float()
         soft = functional.log_softmax(logits / self.temperature, dim=1)
         targets = functional.log_softmax(partner_logits.detach().float() / self.temperature, dim=1)
@@ -134,19 +120,16 @@ class AdaCosLoss(ClassificationLoss):
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a batch, a float32 scalar.
-
-        Args:
-            cosines: [B, C] of any floating-point type, each in [-1, 1].
-            labels: int64 [B] in [0, C).
+        """Return the loss of a batch of cosines, each in [-1, 1].
 
         Raises:
             KeMetricError: The logits are not cosines (RECIPE), or the next scale would not be positive (DIVERGED).
         """
         cosines = cosines.float()
         if bool((cosines.detach().abs() > 1 + _ROUNDING).any()):
-            raise _refused(
-                "loss.name = 'AdaCosLoss' takes cosines, and got larger logits; use network.head = 'cosine'"
+            raise KeMetricError(
+                "loss.name = 'AdaCosLoss' takes cosines, and got larger logits; use network.head = 'cosine'",
+                ExitCode.RECIPE,
             )
         if self.dynamic and self.training:
             # Not in place: the graph of a loss that is still to be differentiated may hold the last one.
@@ -172,43 +155,3 @@ class AdaCosLoss(ClassificationLoss):
 LOSSES: dict[str, type[ClassificationLoss]] = {
     loss.__name__: loss for loss in (CrossEntropyLoss, CSKDLoss, AdaCosLoss)
 }
-
-
-def build_classification_loss(loss: Loss, *, classes: int) -> ClassificationLoss:
-    """Build the loss of a recipe.
-
-    Args:
-        loss: The recipe's section.
-        classes: C, of the training part.
-
-    Returns:
-        The loss, called with logits [B, C] and labels [B], and with the partners' logits [B, C] where it
-        `takes_partners`.
-
-    Raises:
-        KeMetricError: An unknown class or keyword, or a value that does not fit (RECIPE).
-    """
-    require_task(loss.name, "classification", own=LOSSES, others=EMBEDDING_LOSSES)
-    built = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes={"num_classes": classes})
-    return cast(ClassificationLoss, built)
-
-
-def require_fit(loss: ClassificationLoss, recipe: Recipe) -> None:
-    """Refuse a head or a sampler whose output the loss of a classifier has no use for.
-
-    Raises:
-        KeMetricError: `network.head` is not the one that the loss needs, or `batches.sampler` gives partners to a
-            loss that takes none, or none to one that does (RECIPE).
-    """
-    head = "cosine" if loss.takes_cosines else "linear"
-    if recipe.network.head != head:
-        raise _refused(f"network.head = {recipe.network.head!r}: loss.name = {recipe.loss.name!r} needs {head!r}")
-    if loss.takes_partners != (recipe.batches.sampler == "paired"):
-        needed = "'paired'" if loss.takes_partners else "'shuffled' or 'class_balanced', it has no use for partners"
-        raise _refused(
-            f"batches.sampler = {recipe.batches.sampler!r}: loss.name = {recipe.loss.name!r} needs {needed}"
-        )
-
-
-def _refused(message: str) -> KeMetricError:
-    return KeMetricError(message, ExitCode.RECIPE)

@@ -1,27 +1,32 @@
-"""The loss of a recipe with its miner: the classes of pytorch-metric-learning by name, and our own.
+"""Losses of embeddings: those of pytorch-metric-learning by class name, what it lacks, and a loss with its miner.
 
 Shapes: B batch, D embedding, C classes.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+
 import torch
-from torch import nn
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from torch import Tensor, nn
+from torch.nn import functional
 
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.classification import LOSSES as CLASSIFICATION_LOSSES
-from ke_metric.losses.parts import LOSSES, MINERS, ClassicProxyNCALoss, build_part, require_task
-from ke_metric.losses.rehearsal import MOST, PossibleBatches, rehearse
-from ke_metric.recipe.schema import Loss, Miner
-
-# Keywords that follow from data and network: the classes, the length of an embedding, and that by another name.
-SIZES = ("num_classes", "embedding_size", "descriptors_dim")
+# Not for one batch of embeddings and labels: unfinished classes, wrappers of others, those that take a second batch
+# or no labels, those that give more than one number.
+_UNUSABLE = frozenset(
+    {
+        "BaseDistance", "BaseLossWrapper", "BaseMetricLossFunction", "BaseMiner", "BaseReducer", "BaseRegularizer",
+        "BatchedDistance", "CrossBatchMemory", "DoNothingReducer", "EmbeddingsAlreadyPackagedAsTriplets",
+        "GenericPairLoss", "ManifoldLoss", "MultipleLosses", "MultipleReducers", "SelfSupervisedLoss", "VICRegLoss",
+    }
+)  # fmt: skip
 
 
 class EmbeddingLoss(nn.Module):
     """A loss and its miner, computed in float32 whatever the precision of the network.
-
-    Its parameters are the loss's own (proxies), for an optimizer to train.
 
     Args:
         loss: Takes embeddings [B, D], labels [B] and, when there is a miner, the mined tuples.
@@ -38,82 +43,67 @@ class EmbeddingLoss(nn.Module):
         self.miner = miner
         self.tuples: int | None = None
 
-    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of a batch.
-
-        Args:
-            embeddings: [B, D] of any floating-point type.
-            labels: int64 [B] in [0, C).
-
-        Returns:
-            float32 scalar.
-        """
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, a float32 scalar, of embeddings [B, D] of any floating-point type and labels [B]."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             mined = () if self.miner is None else (self.miner(embeddings, labels),)
             self.tuples = sum(_tuple_count(tuples) for tuples in mined) if mined else None
-            value: torch.Tensor = self.loss(embeddings, labels, *mined)
+            value: Tensor = self.loss(embeddings, labels, *mined)
         return value
 
 
-def _tuple_count(mined: tuple[torch.Tensor, ...]) -> int:
+def _tuple_count(mined: tuple[Tensor, ...]) -> int:
     """Count triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives)."""
     return len(mined[0]) if len(mined) == 3 else len(mined[0]) + len(mined[2])
 
 
-def build_loss(
-    loss: Loss,
-    miner: Miner | None,
-    *,
-    classes: int,
-    embedding_size: int,
-    batches: PossibleBatches | None = None,
-    rehearsed: bool = True,
-) -> EmbeddingLoss:
-    """Build the loss and the miner of a recipe, and try a small twin of them on small batches.
+class ClassicProxyNCALoss(nn.Module):
+    """ProxyNCA as published: the positive proxy is not part of the denominator.
+
+    With x an embedding, p_y its class's proxy, both normalised, and s the softmax scale:
+    L = s |x - p_y|^2 + ln sum over z != y of exp(-s |x - p_z|^2), averaged over the batch
+    (Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017, equation 4). It can be
+    negative. The `ProxyNCALoss` of pytorch-metric-learning sums over all classes, as ProxyNCA++ does (Teh et al.,
+    ECCV 2020); with p its probability of the right class, L = L_all + ln(1 - p).
 
     Args:
-        loss: The recipe's section.
-        miner: The recipe's section, if it has one.
-        classes: C, of the training part.
+        num_classes: C, at least 2.
         embedding_size: D.
-        batches: What the loss will see; whether it can learn from that is not asked when left out.
-        rehearsed: Whether the twin is tried.
-
-    Returns:
-        The loss; its proxies are drawn from torch's default generator.
-
-    Raises:
-        KeMetricError: An unknown class or keyword, a value that does not fit, a loss and a miner that do not go
-            together, or one that `rehearse` refuses (RECIPE).
+        softmax_scale: s, positive; 1 as published, 9 in ProxyNCA++.
     """
-    built = _build(loss, miner, classes=classes, embedding_size=embedding_size)
-    if not rehearsed:
-        return built
 
-    def twin(of: Loss) -> EmbeddingLoss:
-        # The sizes were found to be right; a copy of a million proxies would only cost memory.
-        arguments = {key: value for key, value in of.arguments.items() if key not in SIZES}
-        small = of.model_copy(update={"arguments": arguments})
-        return _build(small, miner, classes=MOST, embedding_size=embedding_size)
+    def __init__(self, num_classes: int, embedding_size: int, softmax_scale: float = 1.0) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"needs at least 2 classes, not {num_classes}")
+        self.softmax_scale = softmax_scale
+        self.proxies = nn.Parameter(torch.randn(num_classes, embedding_size))
 
-    # Twins draw proxies too, and must not move the stream on.
-    with torch.random.fork_rng(devices=[]):
-        rehearse(twin, loss, miner, embedding_size=embedding_size, batches=batches)
-    return built
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, of embeddings [B, D] of any length and labels, int64 [B] in [0, C)."""
+        cosine = functional.normalize(embeddings) @ functional.normalize(self.proxies).T
+        # |x - p|^2 = 2 - 2 cos for unit vectors.
+        logits = self.softmax_scale * (2 * cosine - 2)
+        own = functional.one_hot(labels, len(self.proxies)).bool()
+        others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+        return (others - logits[own]).mean()
 
 
-def _build(loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> EmbeddingLoss:
-    require_task(loss.name, "retrieval", own=LOSSES, others=CLASSIFICATION_LOSSES)
-    sizes = dict(zip(SIZES, (classes, embedding_size, embedding_size), strict=True))
-    built_loss = build_part(LOSSES, loss.name, loss.arguments, field="loss.arguments", sizes=sizes)
-    if miner is None:
-        return EmbeddingLoss(built_loss)
-    built_miner = build_part(MINERS, miner.name, miner.arguments, field="miner.arguments", sizes=sizes)
-    if isinstance(built_loss, ClassicProxyNCALoss):
-        raise KeMetricError(
-            f"miner.name = {miner.name!r}: {loss.name} compares embeddings with proxies and takes no mined tuples; "
-            "leave the miner out",
-            ExitCode.RECIPE,
-        )
-    return EmbeddingLoss(built_loss, built_miner)
+def _classes(module: ModuleType) -> dict[str, type[nn.Module]]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, nn.Module) and name not in _UNUSABLE
+    }
+
+
+LOSSES = {**_classes(losses), ClassicProxyNCALoss.__name__: ClassicProxyNCALoss}
+MINERS = _classes(miners)
+NESTED: Mapping[str, Mapping[str, type[nn.Module]]] = {
+    "distance": _classes(distances),
+    "reducer": _classes(reducers),
+    "embedding_regularizer": _classes(regularizers),
+    "weight_regularizer": _classes(regularizers),
+}
+"""Keywords whose value is a part itself, written {name: ..., keyword: ...}."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.parts import LOSSES
+from ke_metric.losses.embedding import LOSSES
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
 # Classes of a twin. More of them in a batch, or more images of one, show nothing new.
@@ -42,8 +42,7 @@ class PossibleBatches:
     """The batches that a recipe can draw.
 
     Attributes:
-        labels: Class numbers [B] of a few of them: of every sort that there is, in few images. Each of them may
-            come, and a loss that learns from one of them learns.
+        labels: Class numbers [B] of a few of them, one of every sort: a loss that learns from one of them learns.
         described: The fields of the recipe that they follow from, and what they are.
         cure: Which values of the same fields would give pairs of both sorts.
     """
@@ -54,12 +53,7 @@ class PossibleBatches:
 
 
 def possible_batches(batches: Batches, class_sizes: Sequence[int]) -> PossibleBatches:
-    """Return the batches that a sampler can draw, whatever the number of processes: a loss sees the whole batch.
-
-    Args:
-        batches: The recipe's section.
-        class_sizes: Images of every training class that has any.
-    """
+    """Return the batches that a sampler can draw from classes of these sizes: of all processes together."""
     if batches.sampler == "class_balanced":
         return _class_balanced(batches.size, batches.images_per_class)
     size, most = batches.size, max(class_sizes)
@@ -108,7 +102,6 @@ def _shuffled(length: int, class_sizes: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _missing(batches: Sequence[Tensor]) -> str:
-    """Return what none of these batches has."""
     counts = [len(set(labels.tolist())) for labels in batches]
     if max(counts) == 1:
         return "pictures of different classes (negative pairs)"
@@ -121,9 +114,6 @@ def rehearse(
     build: Build, loss: Loss, miner: Miner | None, *, embedding_size: int, batches: PossibleBatches | None = None
 ) -> None:
     """Call a loss with small batches, forward and backward, and refuse it where a training would fail or be in vain.
-
-    Two passes, because some losses cannot go on after the first; embeddings that are equal, as those of copies are,
-    or opposite, because there some have no finite value or gradient.
 
     Args:
         build: Builds a loss of MOST classes with the miner.
@@ -185,16 +175,12 @@ def _has_parameters(build: Build, loss: Loss) -> bool | None:
 
 @dataclass(frozen=True)
 class _Fault:
-    """What a trial found.
-
-    Attributes:
-        words: What happened, and what to do.
-        is_the_losses: Whether another loss could do better; else its arguments or its miner are at fault.
-        of_batches: Whether the loss works with other batches.
-    """
+    """What a trial found, and what to do about it."""
 
     words: str
+    # Whether another loss could do better; else its arguments or its miner are at fault.
     is_the_losses: bool = True
+    # Whether the loss works with other batches.
     of_batches: bool = False
 
 
@@ -204,12 +190,7 @@ class _FailedPassError(Exception):
 
 @dataclass(frozen=True)
 class _Trial:
-    """What every loss is put through.
-
-    Attributes:
-        size: D.
-        batches: What the loss will see; None: of no interest.
-    """
+    """What every loss is put through: embeddings of length `size`, and the batches that it will see, if any."""
 
     size: int
     batches: PossibleBatches | None
@@ -223,7 +204,7 @@ class _Trial:
         return self._fails_at_all(twin) or self._fails_somewhere(twin) or self._learns_nothing(twin)
 
     def _fails_at_all(self, twin: nn.Module) -> _Fault | None:
-        """Take two steps as they come in every training."""
+        """Take two steps as they come in every training: some losses cannot go on after the first."""
         stepped = copy.deepcopy(twin)
         for step, ending in enumerate(("", ", at the second step of a training")):
             try:
@@ -233,7 +214,7 @@ class _Trial:
         return None
 
     def _fails_somewhere(self, twin: nn.Module) -> _Fault | None:
-        """Try embeddings that are rare, and come all the same."""
+        """Try embeddings that are rare, and come all the same: there some have no finite value or gradient."""
         for where, first, second, sign in (
             ("two pictures of one class have the same embedding", 0, 1, 1),
             ("two pictures of different classes have the same embedding", 0, 2, 1),
@@ -292,11 +273,7 @@ class _Trial:
 
 
 def _gradient(built: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of a loss by embeddings [B, D] that are normalised first, as those of a network are.
-
-    Raises:
-        _FailedPassError: The forward or the backward pass fails, or something is not finite.
-    """
+    """Return the gradient of a loss by embeddings [B, D] that are normalised first, as those of a network are."""
     leaf = embeddings.clone().requires_grad_()
     try:
         # Some miners draw.

@@ -16,7 +16,7 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import Pictures
 from ke_metric.lineage.store import Lineage
-from ke_metric.losses import embedding
+from ke_metric.losses import building
 from ke_metric.networks import recipe_networks
 
 RECIPE = """
@@ -193,7 +193,7 @@ def test_what_was_trained_so_far_goes_on_with_a_warning(loss, batches, words, re
     folder = tmp_path / "l"
     assert words in refused(ExitCode.RECIPE, "train", recipe, "--lineage", folder)
     with monkeypatch.context() as before:
-        before.setattr(embedding, "rehearse", lambda *_, **__: None)
+        before.setattr(building, "rehearse", lambda *_, **__: None)
         first = run("train", recipe, "--lineage", folder)
         assert first.exit_code == ExitCode.OK, (first.stderr, first.exception)
     split = (folder / "generation-001" / "split.json").read_text()

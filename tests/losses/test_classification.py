@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.classification import LOSSES, AdaCosLoss, CSKDLoss, build_classification_loss, require_fit
+from ke_metric.losses.building import build_classification_loss, require_fit
+from ke_metric.losses.classification import LOSSES, AdaCosLoss, CSKDLoss
 from ke_metric.recipe.schema import Loss, Recipe
 
 CLASSES = 5

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.embedding import build_loss
-from ke_metric.losses.parts import LOSSES, MINERS
+from ke_metric.losses.building import build_embedding_loss
+from ke_metric.losses.embedding import LOSSES, MINERS
 from ke_metric.recipe.schema import Loss, Miner
 
 CLASSES, SIZE = 4, 5
@@ -32,7 +32,7 @@ REFUSED = {"DynamicSoftMarginLoss", "HistogramLoss", "TupletMarginLoss"}
 
 def build(loss, miner=None):
     torch.manual_seed(0)
-    return build_loss(loss, miner, classes=CLASSES, embedding_size=SIZE)
+    return build_embedding_loss(loss, miner, classes=CLASSES, embedding_size=SIZE)
 
 
 @pytest.fixture
@@ -209,4 +209,4 @@ def test_what_does_not_go_together_is_refused_before_training(loss, miner, words
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_few_classes_are_enough_for_the_rehearsal(classes):
-    build_loss(Loss(name="SmoothAPLoss"), None, classes=classes, embedding_size=SIZE)
+    build_embedding_loss(Loss(name="SmoothAPLoss"), None, classes=classes, embedding_size=SIZE)

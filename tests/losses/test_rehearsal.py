@@ -8,9 +8,8 @@ from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses import rehearsal
-from ke_metric.losses.classification import build_classification_loss
-from ke_metric.losses.embedding import build_loss
-from ke_metric.losses.parts import LOSSES, MINERS, build_part
+from ke_metric.losses.building import build_classification_loss, build_embedding_loss, build_part
+from ke_metric.losses.embedding import LOSSES, MINERS
 from ke_metric.losses.rehearsal import possible_batches
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
@@ -59,7 +58,7 @@ def refusal(loss: Loss, miner: Miner | None = None, batches: Batches | None = No
 
 def build(loss: Loss, miner: Miner | None = None, batches: Batches | None = None, sizes=(9,) * CLASSES):
     possible = batches and possible_batches(batches, sizes)
-    return build_loss(loss, miner, classes=CLASSES, embedding_size=SIZE, batches=possible)
+    return build_embedding_loss(loss, miner, classes=CLASSES, embedding_size=SIZE, batches=possible)
 
 
 @pytest.mark.parametrize("name", GOOD)

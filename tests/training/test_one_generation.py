@@ -15,8 +15,8 @@ from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import DeviceBatch
+from ke_metric.losses.building import build_embedding_loss
 from ke_metric.losses.classification import CrossEntropyLoss, CSKDLoss
-from ke_metric.losses.embedding import build_loss
 from ke_metric.randomness import default_streams, numpy_generator
 from ke_metric.recipe.schema import Loss, Miner, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine
@@ -95,7 +95,7 @@ def prepare(recipe, *, seed=0, epochs=None, network=None, loss=None, hooks=None)
     engine = Engine(recipe.training.precision, "cpu")
     with default_streams(seed, 1, "toy"):
         network = network or Toy()
-        loss = loss or build_loss(recipe.loss, recipe.miner, classes=CLASSES, embedding_size=8)
+        loss = loss or build_embedding_loss(recipe.loss, recipe.miner, classes=CLASSES, embedding_size=8)
     engine.place(network, channels_last=True)
     return GenerationTraining(
         network, loss, epochs or ToyEpochs(), recipe=recipe, engine=engine, number=1, hooks=hooks
@@ -155,7 +155,7 @@ def test_a_state_of_a_loss_for_other_classes_is_refused_in_words():
     recipe, recorder = recipe_of("sgd"), Recorder()
     prepare(recipe).train(recorder)
     training = prepare(recipe)
-    training.loss = build_loss(PROXIES, None, classes=CLASSES + 1, embedding_size=8)
+    training.loss = build_embedding_loss(PROXIES, None, classes=CLASSES + 1, embedding_size=8)
     told = r"the parameters of the loss to go on with do not fit .*: \S*proxies has shape \[4, 8\], not \[5, 8\]"
     with pytest.raises(KeMetricError, match=told) as raised:
         training.restore(recorder.states[0])

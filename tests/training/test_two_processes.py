@@ -22,8 +22,8 @@ from ke_metric.generation import weights_digest
 from ke_metric.images.batches import DeviceBatch, Pictures
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import PixelStore
+from ke_metric.losses.building import build_embedding_loss
 from ke_metric.losses.classification import CSKDLoss
-from ke_metric.losses.embedding import build_loss
 from ke_metric.methods.teacher import Guided
 from ke_metric.networks.heads import build_network
 from ke_metric.randomness import default_streams
@@ -108,7 +108,7 @@ def training_of(loss, engine):
         training=Training(epochs=2, precision="fp32"),
     )
     with default_streams(0, 1, "two processes"):
-        network, built = Network(), build_loss(recipe.loss, None, classes=4, embedding_size=6)
+        network, built = Network(), build_embedding_loss(recipe.loss, None, classes=4, embedding_size=6)
     return GenerationTraining(network, built, Halves(engine), recipe=recipe, engine=engine, number=1)
 
 

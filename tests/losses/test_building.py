@@ -4,7 +4,8 @@ import pytest
 from pytorch_metric_learning import distances, reducers, regularizers
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.parts import LOSSES, MINERS, allowed_keywords, build_part
+from ke_metric.losses.building import allowed_keywords, build_part
+from ke_metric.losses.embedding import LOSSES, MINERS
 
 SIZES = {"num_classes": 7, "embedding_size": 3}
 
