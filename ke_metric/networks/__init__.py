@@ -1,5 +1,4 @@
-"""Networks: a backbone of torchvision or timm up to the feature, and the head from there.
+"""Networks: a backbone of torchvision or timm up to the feature, the head from there, and how both are stored.
 
-Ordinary modules, built from the recipe's `network` section; nothing here knows about fit and reset hypotheses.
-Imports layer 0 only.
+Ordinary modules, built from the section `network` of a recipe; only `recipe_networks.py` knows how they are split.
 """

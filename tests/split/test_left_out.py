@@ -1,4 +1,7 @@
-"""No weight that is used is left out in silence: it is in a mask, kept whole by request, or refused by name."""
+"""No weight that is used is left out in silence: it is in a mask, kept whole by request, or refused by name.
+
+So is one that meets the input before it multiplies; positions, tokens and queries are not.
+"""
 
 import ast
 import copy
@@ -431,3 +434,106 @@ def test_what_divides_by_the_length_of_reset_weights():
     assert plan_split(network.to("meta"), images.to("meta"), rate=0.5).reset_count > 0, (
         "there are no values to divide"
     )
+
+
+# What is made of a weight [12, 12] and of the input [N, 12], to be used as a weight.
+MOVED = {
+    "sum": lambda w, x: w + x.mean(),
+    "sum in place": lambda w, x: w.clone().add_(x.mean()),
+    "difference": lambda w, x: x.mean() - w,
+    "sum row by row": lambda w, x: w + x.mean(1)[:1, None],
+    "sum, squashed": lambda w, x: (w + x.mean()).tanh().t(),
+    "sum with as much": lambda w, x: w + torch.outer(x[0], x[-1]),
+    "choice": lambda w, x: torch.where(x.sum() > 0, w, 2 * w),
+    "mask": lambda w, x: w.masked_fill(x.sum() > 0, 0.5),
+    "bound": lambda w, x: torch.maximum(w, x.min()),
+    "some rows": lambda w, x: torch.cat([w[:6], torch.outer(x[0, :6], x[-1])]),
+    "copy into activations": lambda w, x: torch.outer(x[0], x[-1]).copy_(w),
+}
+MEETS_INPUT_FIRST = {
+    **{
+        name: Network(lambda n, x, of=of: functional.linear(x, of(n.w, x)), w=values(12, 12))
+        for name, of in MOVED.items()
+    },
+    "sum, not transposed": Network(lambda n, x: x @ (n.w + x.mean()), w=values(12, 12)),
+    "sum, then products": Network(lambda n, x: (x[:, None] * (n.w + x.mean())).sum(-1), w=values(12, 12)),
+    "sum for a convolution": Network(
+        lambda n, x: functional.conv1d(x[..., None], n.w + x.mean()).flatten(1), w=values(12, 12, 1)
+    ),
+    "rows of an embedding": Network(
+        lambda n, x: functional.linear(x, n.w(torch.arange(12))), w=nn.Embedding(12, 12)
+    ),
+    "rows of an embedding, by index": Network(
+        lambda n, x: functional.linear(x, n.w.weight[torch.arange(12)]), w=nn.Embedding(12, 12)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEETS_INPUT_FIRST)
+def test_a_weight_that_meets_the_input_first(name, randomise, slim_is_dense_with_zeros):
+    """Refused by name; what is proposed leaves it as it is."""
+    module = MEETS_INPUT_FIRST[name]
+    weight = "2.w.weight" if isinstance(module.w, nn.Embedding) else "2.w"
+    network = nn.Sequential(
+        nn.Linear(8, 12), nn.ReLU(), module, nn.ReLU(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4)
+    )
+    message = refusal(network)
+    assert re.search(rf"{weight} \[12, 12.*\] of .* is computed with in another way", message)
+    keep_whole = proposed(message)
+    assert weight in keep_whole
+    plan, _ = slim_is_dense_with_zeros(randomise(network), EXAMPLES, rate=0.5, keep_whole=keep_whole)
+    assert plan.reset_count > 0
+    assert weight in plan.kept_whole
+
+
+ONE_SEQUENCE = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(2))
+
+
+def pooled(network, tokens):
+    """Pool with activations in the place of a weight, and no norm or layer before."""
+    return network.b((network.scores(tokens).softmax(1).mT @ tokens)[:, 0])
+
+
+BESIDE = {
+    "positions of all kinds, pooled": (
+        Network(
+            lambda n, x: pooled(n, n.a(x) + n.norm(n.a(n.e(torch.arange(5)))) + n.positions + n.more),
+            e=nn.Embedding(5, 8),
+            norm=nn.LayerNorm(12),
+            positions=values(1, 5, 12),
+            more=values(5, 12),
+            a=nn.Linear(8, 12),
+            scores=nn.Linear(12, 1),
+            b=nn.Linear(12, 4),
+        ),
+        {"e.weight", "positions", "more"},
+    ),
+    "queries that the input moves": (
+        Network(
+            lambda n, x: n.b(torch.relu(n.a(n.queries + x.mean(1, keepdim=True)))).flatten(1),
+            queries=values(1, 3, 8),
+            a=nn.Linear(8, 12),
+            b=nn.Linear(12, 4),
+        ),
+        {"queries"},
+    ),
+    "bias of scores, masked by the input": (
+        Network(
+            lambda n, x: n.b((n.q(x) @ n.k(x).mT + n.table.masked_fill(x[..., 0] > 9, -9)).softmax(-1) @ n.a(x)),
+            q=nn.Linear(8, 12),
+            k=nn.Linear(8, 12),
+            table=values(1, 5, 5),
+            a=nn.Linear(8, 12),
+            b=nn.Linear(12, 4),
+        ),
+        {"table"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_positions_queries_and_biases_of_scores_stay_as_they_are(name, randomise, slim_is_dense_with_zeros):
+    network, beside = BESIDE[name]
+    plan, _ = slim_is_dense_with_zeros(randomise(network), ONE_SEQUENCE, rate=0.5)
+    assert weights(network) == {*plan.weights, *beside}
+    assert not plan.kept_whole

@@ -9,7 +9,7 @@ from torch import nn
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset, zero_reset
+from ke_metric.split.reset import mean_magnitudes, redraw_reset, zero_reset
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import multiplicative_weights, plan_wels
 
@@ -411,3 +411,88 @@ def test_a_tied_weight_is_redrawn_once():
     redraw_reset(network, plan, generator=generator())
     assert network[1].weight is network[0].weight
     assert int((network[0].weight == before).sum()) == round(0.5 * 81)
+
+
+def freeze(network, *names):
+    for name in names:
+        network.get_parameter(name).requires_grad_(False)
+    return network
+
+
+def test_frozen_weights_stay_and_are_told(small_network, images, plan):
+    """The others get the values that they get where nothing is frozen."""
+    twin = copy.deepcopy(small_network)
+    freeze(small_network, "inner.weight", "hidden.weight", "norm.weight")
+    before = copy.deepcopy(small_network.state_dict())
+    assert redraw_reset(small_network, plan, generator=generator()) == ["inner.weight", "hidden.weight"]
+    assert redraw_reset(twin, plan, generator=generator()) == []
+    for name, tensor in small_network.state_dict().items():
+        expected = before[name] if name in ("inner.weight", "hidden.weight") else twin.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+    told = plan_split(small_network, images, rate=0.5, kind=plan.kind, seed=0)
+    assert told.frozen == ("inner.weight", "hidden.weight")
+    assert told.masks.keys() == plan.masks.keys()
+    assert "frozen (requires_grad=False), and so never redrawn: inner.weight, hidden.weight" in str(told)
+    assert SplitPlan.from_json(told.to_json(), told.to_tensors()) == told
+
+
+@pytest.mark.parametrize("init", ["official", "same_as_init", "orthogonal", "zero"])
+def test_frozen_weights_stay_by_every_rule(small_network, plan, init):
+    before = freeze(small_network, "inner.weight").inner.weight.clone()
+    redraw_reset(small_network, plan, generator=generator(), init=init)
+    assert torch.equal(small_network.inner.weight, before)
+
+
+def test_a_weight_that_is_kept_whole_need_not_be_trained(small_network, images):
+    """The first layer of a network of which only others are reset."""
+    plan = plan_split(freeze(small_network, "head.weight"), images, rate=0.5, keep_whole=["hidden"])
+    assert plan.frozen == ()
+    assert redraw_reset(small_network, plan, generator=generator()) == []
+
+
+def test_nothing_that_could_train_is_left(small_network, plan):
+    small_network.requires_grad_(False)
+    with pytest.raises(KeMetricError, match=r"every weight of this _Small with a reset part is frozen.*stem\.weight"):
+        redraw_reset(small_network, plan, generator=generator())
+
+
+def test_a_frozen_layer_at_zero_is_what_the_slim_network_has(small_network, images, slim_is_dense_with_zeros):
+    freeze(small_network, "inner.weight", "widen.weight")
+    _, slim = slim_is_dense_with_zeros(small_network, images, rate=0.5)
+    assert not slim.inner.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["kels", "wels"])
+def test_means_of_both_parts(small_network, images, kind):
+    plan = plan_split(small_network, images, rate=0.5, kind=kind, seed=0)
+    means = mean_magnitudes(small_network, plan)
+    masks = plan.masks
+    assert list(means) == list(masks)
+    for name, (fit, reset) in means.items():
+        entries = list(
+            zip(small_network.get_parameter(name).flatten().tolist(), masks[name].flatten().tolist(), strict=True)
+        )
+        kept = [abs(value) for value, is_fit in entries if is_fit]
+        redrawn = [abs(value) for value, is_fit in entries if not is_fit]
+        assert fit == pytest.approx(sum(kept) / len(kept))
+        assert reset == pytest.approx(sum(redrawn) / len(redrawn))
+    zero_reset(small_network, plan)
+    assert {reset for _, reset in mean_magnitudes(small_network, plan).values()} == {0.0}
+
+
+def test_an_empty_part_has_no_mean(small_network, images):
+    for _, reset in mean_magnitudes(small_network, plan_split(small_network, images, rate=1.0)).values():
+        assert reset is None
+
+
+def test_half_precision_does_not_overflow():
+    network = nn.Linear(300, 300, bias=False).half()
+    with torch.no_grad():
+        network.weight.fill_(100)
+    plan = plan_split(network, torch.zeros(1, 300), rate=0.5, kind="wels", seed=0)
+    assert mean_magnitudes(network, plan)["weight"] == (100.0, 100.0)
+
+
+def test_magnitudes_by_a_plan_of_another_network(small_network, images):
+    with pytest.raises(KeMetricError, match="another network than this Linear"):
+        mean_magnitudes(nn.Linear(2, 2), plan_split(small_network, images, rate=0.5))
