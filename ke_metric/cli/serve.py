@@ -48,15 +48,15 @@ def serve_network(
         )
     _share_the_cores()
     _require_libraries()
-    from ke_metric.serving.searcher import Answerer, IndexSearcher, NetworkLabeller
     from ke_metric.serving.server import serve
+    from ke_metric.serving.service import IndexSearcher, ServedNetwork
     from ke_metric.serving.settings import Limits, ServiceSettings, read_token
 
     serves: Literal["index", "classifier"] = "classifier" if folder is None else "index"
     settings = ServiceSettings(*address, read_token(token_file), Limits(**given), serves)
     served: list[str] = []
 
-    def open_it() -> Answerer:
+    def open_it() -> ServedNetwork:
         if folder is not None:
             served.append(str(folder))
             return IndexSearcher(folder, device=device, threads=threads)
@@ -64,7 +64,7 @@ def serve_network(
 
         predictor = load_predictor(replace(model, device=device))
         served.append(predictor.description)
-        return NetworkLabeller(predictor, threads=threads)
+        return ServedNetwork(predictor, threads=threads)
 
     def ready(url: str) -> None:
         click.echo(f"serving {served[0]} on {url}; Ctrl-C or SIGTERM stops it", err=True)

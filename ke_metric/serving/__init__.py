@@ -1,6 +1,5 @@
-"""Serving: an index behind HTTP, for programs that are not Python or not on this machine.
+"""Serving: an index, or a classifier, behind HTTP.
 
-A request passes the door (`access`), its body is read (`uploads`), the picture is decoded in memory (`decoding`),
-waits for others to be embedded and searched with (`batching`), and is answered (`endpoints`, `application`).
-`service` owns the index, `server` the process. Imports retrieval.
+A request passes `server` (connections), `application` (routes), `exchange` (who may ask, uploads), `batching` and
+`service` (decode, embed, search); `api` says what can be asked and what is answered.
 """

@@ -16,16 +16,23 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from ke_metric.serving.api import (
+    health_document,
+    openapi_document,
+    read_class_question,
+    read_parameters,
+    read_question,
+)
 from ke_metric.serving.batching import STOPPING
 from ke_metric.serving.exchange import JSON_TYPE, RETRY, Door, Exchange, Refused, Reply, busy, error_body
-from ke_metric.serving.openapi import openapi_document
 from ke_metric.serving.pictures import picture_format, read_id
-from ke_metric.serving.service import CONTENT_TYPE, Service, read_class_question, read_parameters, read_question
+from ke_metric.serving.service import CONTENT_TYPE, Service
 from ke_metric.serving.settings import ServiceSettings
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
 EXCHANGE = "ke_metric.exchange"
-IMAGES = "/images/"
+IMAGES = b"/images/"
+SAID = {404: "there is nothing at this path", 405: "this path does not take this method"}
 
 
 class ItemConvertor(PathConvertor):
@@ -43,16 +50,12 @@ class Application:
     Starlette's router alone: its application object adds middleware and request objects to every request, which
     would cost more than a small network takes for the picture.
 
-    Args:
-        service: The index that answers.
-        settings: Address, token and limits.
-
     Attributes:
         routes: What is answered.
     """
 
     def __init__(self, service: Service, settings: ServiceSettings) -> None:
-        self._service, self._limits, self._door = service, settings.limits, Door(settings)
+        self._service, self._max_k, self._door = service, settings.limits.max_k, Door(settings)
         self._openapi = json.dumps(openapi_document(settings), indent=1).encode()
         asked: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self._search),
@@ -61,15 +64,14 @@ class Application:
         ]
         if settings.serves == "classifier":
             asked = [("POST", "/predict", self._predict)]
-        table: list[tuple[str, str, Handler]] = [
-            *asked,
+        about: list[tuple[str, str, Handler]] = [
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
         ]
         self.routes = [
             Route(path, Endpoint(path.replace(":item", ""), handler), methods=[method])
-            for method, path, handler in table
+            for method, path, handler in (*asked, *about)
         ]
         self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
 
@@ -112,7 +114,7 @@ class Application:
         except HTTPException as error:
             # Starlette's router: 404 and 405.
             headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-            return Refused(error.status_code, _said(error.status_code), headers=headers).reply, True
+            return Refused(error.status_code, SAID.get(error.status_code, "refused"), headers=headers).reply, True
         except CancelledError:
             # uvicorn gives up what is not answered when the time for stopping is over.
             return busy(STOPPING).reply, False
@@ -121,15 +123,13 @@ class Application:
             return Reply(500, error_body("something went wrong here; the service's log says what")), True
 
     async def _search(self, exchange: Exchange) -> Reply:
-        question = read_question(exchange.scope["query_string"], self._limits.max_k)
-        return await self._ask(exchange, question)
+        return await self._ask(exchange, read_question(exchange.scope["query_string"], self._max_k))
 
     async def _predict(self, exchange: Exchange) -> Reply:
-        question = read_class_question(exchange.scope["query_string"], self._limits.max_k)
-        return await self._ask(exchange, question)
+        return await self._ask(exchange, read_class_question(exchange.scope["query_string"], self._max_k))
 
     async def _embed(self, exchange: Exchange) -> Reply:
-        read_parameters(exchange.scope["query_string"], ())
+        read_parameters(exchange.scope["query_string"])
         return await self._ask(exchange, None)
 
     async def _ask(self, exchange: Exchange, question: Any) -> Reply:
@@ -139,32 +139,27 @@ class Application:
         return Reply(200, await self._service.ask(body, kind, question))
 
     async def _image(self, exchange: Exchange) -> Reply:
-        read_parameters(exchange.scope["query_string"], ())
-        raw: bytes = exchange.scope["raw_path"]
-        return await self._service.picture(read_id(raw.partition(b"?")[0].removeprefix(IMAGES.encode())))
+        read_parameters(exchange.scope["query_string"])
+        path: bytes = exchange.scope["raw_path"].partition(b"?")[0]
+        return await self._service.picture(read_id(path.removeprefix(IMAGES)))
 
     async def _health(self, exchange: Exchange) -> Reply:
-        read_parameters(exchange.scope["query_string"], ())
+        read_parameters(exchange.scope["query_string"])
         state = self._service.state
-        document = json.dumps({"status": state}).encode()
+        document = health_document(state)
         return Reply(200, document) if state == "ready" else Reply(503, document, (JSON_TYPE, RETRY))
 
     async def _metrics(self, exchange: Exchange) -> Reply:
-        read_parameters(exchange.scope["query_string"], ())
+        read_parameters(exchange.scope["query_string"])
         return Reply(200, self._service.metrics.text(), ((b"content-type", CONTENT_TYPE),))
 
     async def _description(self, exchange: Exchange) -> Reply:
-        read_parameters(exchange.scope["query_string"], ())
+        read_parameters(exchange.scope["query_string"])
         return Reply(200, self._openapi)
 
 
 class Endpoint:
-    """A handler as Starlette's router calls it: it leaves its reply with the exchange.
-
-    Args:
-        path: Of its route, as the metrics name it.
-        handler: Exchange to reply.
-    """
+    """A handler as Starlette's router calls it: it leaves its reply with the exchange, and tells the route's path."""
 
     def __init__(self, path: str, handler: Handler) -> None:
         self._path, self._handler = path, handler
@@ -178,7 +173,3 @@ class Endpoint:
 
 async def _nothing_to_send(message: Any) -> None:
     raise AssertionError(f"a route sent {message['type']} by itself")
-
-
-def _said(status: int) -> str:
-    return {404: "there is nothing at this path", 405: "this path does not take this method"}.get(status, "refused")

@@ -43,9 +43,6 @@ class Job:
     pixels: Any = None
 
 
-Outcome = tuple[Job, Any]
-
-
 class Batcher:
     """Threads between the event loop and the network.
 
@@ -85,10 +82,7 @@ class Batcher:
             thread.start()
 
     def submit(self, body: bytes, kind: str, question: Any) -> asyncio.Future[Any]:
-        """Hand a picture over, on the event loop.
-
-        Returns:
-            Its answer to be.
+        """Hand a picture over, on the event loop, and return its answer to be.
 
         Raises:
             Refused: 503: the queue is full, or the service is stopping.
@@ -150,10 +144,7 @@ class Batcher:
             self._tell(list(zip(batch, answers, strict=True)), size=len(batch))
 
     def _next_batch(self) -> list[Job]:
-        """Return what is prepared, at least one job; none when all is over.
-
-        Where others are on their way, they are waited for a little.
-        """
+        """Return what is prepared and comes within a little while, at least one job; none when all is over."""
         first = self._prepared.get()
         if first is None:
             return []
@@ -175,14 +166,14 @@ class Batcher:
             batch.append(job)
         return batch
 
-    def _tell(self, outcomes: list[Outcome], size: int = 0) -> None:
+    def _tell(self, outcomes: list[tuple[Job, Any]], size: int = 0) -> None:
         try:
             self._loop.call_soon_threadsafe(self._settle, outcomes, size)
         except RuntimeError:
             # The event loop was closed in the middle of a forced stop: nobody listens any more.
             self._stopping = True
 
-    def _settle(self, outcomes: list[Outcome], size: int) -> None:
+    def _settle(self, outcomes: list[tuple[Job, Any]], size: int) -> None:
         if size:
             self.sizes(size)
         for job, outcome in outcomes:

@@ -1,8 +1,6 @@
-"""One request and its reply, on plain ASGI: what every request costs is spent here, so there is little of it.
+"""One request and its reply, on plain ASGI: who may ask at all, and an upload within its limits.
 
-Uploads: bytes are counted as they come, and there is a time by which they must have come.
-
-The door: who may ask at all.
+What every request costs is spent here, so there is little of it.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 JSON_TYPE = (b"content-type", b"application/json")
 CLOSE = (b"connection", b"close")
+RETRY = (b"retry-after", b"1")
 # No page may run, frame or embed what is served here, and no browser may guess what it is.
 COMMON: Headers = (
     (b"x-content-type-options", b"nosniff"),
@@ -30,21 +29,16 @@ COMMON: Headers = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-RETRY = (b"retry-after", b"1")
 # What is still read of a refused upload, so that the client gets to see the answer before the connection closes.
 LINGER_BYTES = 32_000_000
 LINGER_SECONDS = 2.0
+PORT = re.compile(rb":\d{1,5}\Z")
+OPEN_PATH = "/health"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is sent back.
-
-    Attributes:
-        status: HTTP status.
-        body: Bytes.
-        headers: Beside those that every reply has and the length; the content type is among them.
-    """
+    """What is sent back: status, body, and headers beside those that every reply has and the length."""
 
     status: int
     body: bytes
@@ -141,11 +135,36 @@ class Exchange:
             return
 
 
+class Door:
+    """Lets requests in.
+
+    On a loopback address the Host header must name this machine: a page whose name was pointed at 127.0.0.1 (DNS
+    rebinding) reaches the port, but its browser sends the page's name. A request that a page of another origin made
+    is refused everywhere. With a token, every route but /health needs it.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
+        names = {settings.address, "127.0.0.1", "localhost", "[::1]"}
+        self._hosts = {name.encode() for name in names} if settings.is_loopback else None
+
+    def check(self, exchange: Exchange) -> None:
+        """Raise Refused unless the request may come in: 401 without the token, 403 from a foreign page."""
+        headers = exchange.headers
+        host = headers.get(b"host", b"")
+        if self._hosts is not None and PORT.sub(b"", host.lower()) not in self._hosts:
+            raise Refused(403, "the Host header names another machine")
+        origin = headers.get(b"origin")
+        if origin is not None and origin not in (b"http://" + host, b"https://" + host):
+            raise Refused(403, "requests of pages of another origin are refused")
+        if self._token is not None and exchange.scope["path"] != OPEN_PATH:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._token):
+                raise Refused(401, "the token is missing or wrong", headers=[(b"www-authenticate", b"Bearer")])
+
+
 class Uploads:
     """Reads the bodies of requests into memory, within limits on each one and on all of them.
-
-    Args:
-        limits: See there.
 
     Attributes:
         held: Bytes of all uploads whose requests are not answered yet.
@@ -163,7 +182,11 @@ class Uploads:
         Raises:
             Refused: 408 too slow, 413 too large, 503 too much at a time or stopping.
         """
-        self._check_declared(exchange)
+        declared = exchange.headers.get(b"content-length", b"0")
+        if not declared.isdigit():
+            raise Refused(400, "Content-Length is no number")
+        if len(declared) > 18 or int(declared) > self._limits.max_bytes:
+            raise self._too_large()
         try:
             async with asyncio.timeout(self._limits.upload_seconds) as arriving:
                 self._arriving.add(arriving)
@@ -177,13 +200,6 @@ class Uploads:
             raise Refused(
                 408, f"the upload took more than {self._limits.upload_seconds:g} seconds", linger=False
             ) from None
-
-    def _check_declared(self, exchange: Exchange) -> None:
-        declared = exchange.headers.get(b"content-length", b"0")
-        if not declared.isdigit():
-            raise Refused(400, "Content-Length is no number")
-        if len(declared) > 18 or int(declared) > self._limits.max_bytes:
-            raise self._too_large()
 
     def _too_large(self) -> Refused:
         return Refused(413, f"the upload is larger than {self._limits.max_bytes:,} bytes")
@@ -215,39 +231,3 @@ class Uploads:
         self._stopping = True
         for arriving in list(self._arriving):
             arriving.reschedule(0)
-
-
-PORT = re.compile(rb":\d{1,5}\Z")
-OPEN_PATH = "/health"
-
-
-class Door:
-    """Lets requests in.
-
-    On a loopback address the Host header must name this machine: a page whose name was pointed at 127.0.0.1 (DNS
-    rebinding) reaches the port, but its browser sends the page's name. A request that a page of another origin made
-    is refused everywhere. With a token, every route but /health needs it.
-
-    Args:
-        settings: Address and token.
-    """
-
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
-        own = f"[{settings.host}]" if ":" in settings.host else settings.host
-        names = {own, "127.0.0.1", "localhost", "[::1]"}
-        self._hosts = {name.encode() for name in names} if settings.is_loopback else None
-
-    def check(self, exchange: Exchange) -> None:
-        """Raise Refused unless the request may come in: 401 without the token, 403 from a foreign page."""
-        headers = exchange.headers
-        host = headers.get(b"host", b"")
-        if self._hosts is not None and PORT.sub(b"", host.lower()) not in self._hosts:
-            raise Refused(403, "the Host header names another machine")
-        origin = headers.get(b"origin")
-        if origin is not None and origin not in (b"http://" + host, b"https://" + host):
-            raise Refused(403, "requests of pages of another origin are refused")
-        if self._token is not None and exchange.scope["path"] != OPEN_PATH:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._token):
-                raise Refused(401, "the token is missing or wrong", headers=[(b"www-authenticate", b"Bearer")])

@@ -1,6 +1,6 @@
-"""Uploaded bytes to a picture: in memory, by real content, with its pixels counted before they are decoded.
+"""Pictures that come and go: uploads by their real content, pixels counted before anything is decoded; files by id.
 
-The pictures of the gallery, as they are sent out: by id only, and only if they are pictures.
+A picture of the gallery is opened by the path that the index has for its id, and sent only if it is a picture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 
 from ke_metric.serving.exchange import Refused, Reply
-from ke_metric.serving.searcher import Searcher
 from ke_metric.stores.contract import Item
 from ke_metric.stores.where import LONGEST_TEXT
 
@@ -25,6 +24,18 @@ ALLOWED = "must be image/jpeg, image/png or image/webp"
 # Each scan of a progressive JPEG costs about a decoding; encoders write about ten.
 MAX_SCANS = 100
 SCAN = b"\xff\xda"
+# Pillow's name of a format -> content type. What a browser could run (SVG, HTML, PDF) is not among them.
+CONTENT_TYPES = {
+    "JPEG": b"image/jpeg",
+    "MPO": b"image/jpeg",
+    "PNG": b"image/png",
+    "WEBP": b"image/webp",
+    "GIF": b"image/gif",
+    "BMP": b"image/bmp",
+    "TIFF": b"image/tiff",
+}
+# A JPEG with several pictures is opened as one and then calls itself MPO.
+DECODERS = tuple(name for name in CONTENT_TYPES if name != "MPO")
 
 
 def count_pixels_ourselves() -> None:
@@ -60,15 +71,12 @@ def begins_as(body: bytes) -> str | None:
 
 
 def decode(body: bytes, kind: str, max_pixels: int) -> Image.Image:
-    """Decode a picture.
+    """Decode a picture; its first frame where there are several.
 
     Args:
         body: The file.
         kind: Pillow's name of the format it must have.
         max_pixels: Width x height, at most; read from the header, before anything is decoded.
-
-    Returns:
-        The picture, decoded; its first frame where there are several.
 
     Raises:
         Refused: 413 too many pixels, 415 another format, 422 it cannot be decoded.
@@ -77,36 +85,24 @@ def decode(body: bytes, kind: str, max_pixels: int) -> Image.Image:
         raise Refused(415, f"the content is no {kind}, as which the Content-Type announces it; {ALLOWED}")
     if kind == "JPEG" and body.count(SCAN) > MAX_SCANS:
         raise Refused(422, f"the JPEG has more than {MAX_SCANS} scans")
+    too_many = Refused(413, f"the picture has more than {max_pixels:,} pixels")
     try:
         with Image.open(io.BytesIO(body), formats=(kind,)) as image:
             if image.width * image.height > max_pixels:
-                raise _too_many(max_pixels)
+                raise too_many
             image.load()
             return image
     except Refused:
         raise
     except Image.DecompressionBombError:
-        raise _too_many(max_pixels) from None
+        raise too_many from None
     except Exception as error:  # whatever a decoder says of bytes that somebody made up
         raise Refused(422, f"the {kind} cannot be decoded: it is damaged or cut off") from error
 
 
-def _too_many(max_pixels: int) -> Refused:
-    return Refused(413, f"the picture has more than {max_pixels:,} pixels")
-
-
-# Pillow's name of a format -> content type. What a browser could run (SVG, HTML, PDF) is not among them.
-CONTENT_TYPES = {
-    "JPEG": b"image/jpeg",
-    "MPO": b"image/jpeg",
-    "PNG": b"image/png",
-    "WEBP": b"image/webp",
-    "GIF": b"image/gif",
-    "BMP": b"image/bmp",
-    "TIFF": b"image/tiff",
-}
-# A JPEG with several pictures is opened as one and then calls itself MPO.
-DECODERS = tuple(name for name in CONTENT_TYPES if name != "MPO")
+def can_be_id(text: str) -> bool:
+    """Return whether an item can have this id."""
+    return 0 < len(text) <= LONGEST_TEXT and "\0" not in text
 
 
 def read_id(raw: bytes) -> str:
@@ -119,23 +115,20 @@ def read_id(raw: bytes) -> str:
         text = unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         _not_found()
-    if not text or len(text) > LONGEST_TEXT or "\0" in text:
+    if not can_be_id(text):
         _not_found()
     return text
 
 
-def read_picture(searcher: Searcher, identifier: str, max_bytes: int) -> Reply:
+def read_picture(item: Item | None, max_bytes: int) -> Reply:
     """Return the picture of an item.
 
-    The path comes from the index alone. A special file is not read, and what is no picture is not sent.
-
     Raises:
-        Refused: 404: there is no such item, or no picture where it should lie.
+        Refused: 404: there is no item, or no picture where it should lie; a special file is not read.
     """
-    item = searcher.find(identifier)
     if item is None or not item.path:
         _not_found()
-    body = _read_regular(item, max_bytes)
+    body = _read_regular(item.path, max_bytes)
     try:
         with Image.open(io.BytesIO(body), formats=DECODERS) as image:
             content_type = CONTENT_TYPES[str(image.format)]
@@ -144,9 +137,9 @@ def read_picture(searcher: Searcher, identifier: str, max_bytes: int) -> Reply:
     return Reply(200, body, ((b"content-type", content_type),))
 
 
-def _read_regular(item: Item, max_bytes: int) -> bytes:
+def _read_regular(path: str, max_bytes: int) -> bytes:
     try:
-        descriptor = os.open(item.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:

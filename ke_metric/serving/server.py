@@ -1,6 +1,6 @@
-"""HTTP as uvicorn speaks it, less patient: headers have a size and a time, and connections a number.
+"""The process: HTTP as uvicorn speaks it, less patient, on a socket, and an end that leaves nothing half done.
 
-The process: a socket, uvicorn, and an end that leaves nothing half done.
+Headers have a size and a time, and connections a number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -21,16 +20,17 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
 from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY, error_body
 from ke_metric.serving.pictures import count_pixels_ourselves
-from ke_metric.serving.searcher import Answerer
-from ke_metric.serving.service import Service
+from ke_metric.serving.service import ServedNetwork, Service
 from ke_metric.serving.settings import Limits, ServiceSettings
 
-# Requests that a connection may send before the first one is answered.
 PIPELINE = 16
+"""Requests that a connection may send before the first one is answered."""
+BACKLOG = 1024
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ImpatientProtocol(HttpToolsProtocol):
-    """A connection. `protocol_of` gives the class its limits.
+    """A connection, whose class has the limits: uvicorn makes connections by their class.
 
     uvicorn waits for headers for ever, and takes any number of bytes of them; httptools counts neither. And it waits
     for ever for a client that does not read its answer.
@@ -153,15 +153,6 @@ def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
 
 
-def protocol_of(limits: Limits) -> Any:
-    """Return the class of connections with these limits."""
-    return type("LimitedProtocol", (ImpatientProtocol,), {"limits": limits})
-
-
-BACKLOG = 1024
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 class Server(uvicorn.Server):
     """uvicorn that stops the service first, and ends without the signal that ended it.
 
@@ -169,9 +160,6 @@ class Server(uvicorn.Server):
         config: Of uvicorn.
         service: What is served.
         ready: Called once, when the index is open.
-
-    Attributes:
-        service: What is served.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
@@ -206,17 +194,17 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    open_searcher: Callable[[], Answerer],
+    open_network: Callable[[], ServedNetwork],
     settings: ServiceSettings,
     *,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve an index until SIGTERM or SIGINT.
+    """Serve an index, or a classifier, until SIGTERM or SIGINT.
 
     Args:
-        open_searcher: Opens the index; called in another thread while /health already answers `starting`.
+        open_network: Opens it; called in another thread while /health already answers `starting`.
         settings: Where, for whom, and how much.
-        ready: Called with the URL when the index is open.
+        ready: Called with the URL when it is open.
 
     Raises:
         KeMetricError: The address cannot be had, or the index cannot be opened.
@@ -224,20 +212,20 @@ def serve(
     count_pixels_ourselves()
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
-        server = build_server(open_searcher, settings, ready=lambda: ready(settings.url))
+        server = build_server(open_network, settings, ready=lambda: ready(settings.url))
         server.run([listener])
     if server.service.failure is not None:
         raise server.service.failure
 
 
 def build_server(
-    open_searcher: Callable[[], Answerer], settings: ServiceSettings, *, ready: Callable[[], None] = lambda: None
+    open_network: Callable[[], ServedNetwork], settings: ServiceSettings, *, ready: Callable[[], None] = lambda: None
 ) -> Server:
     """Return a server that is not running yet; see `serve`."""
-    service = Service(open_searcher, settings.limits)
+    service = Service(open_network, settings.limits)
     config = uvicorn.Config(
         Application(service, settings),
-        http=protocol_of(settings.limits),
+        http=type("LimitedProtocol", (ImpatientProtocol,), {"limits": settings.limits}),
         ws="none",
         lifespan="on",
         log_config=None,

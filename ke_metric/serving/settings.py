@@ -21,7 +21,7 @@ class Limits:
     Attributes:
         max_bytes: Of an upload.
         max_pixels: Of an uploaded picture, width x height.
-        max_k: Neighbours that can be asked for.
+        max_k: Neighbours that can be asked for, or that expansion and re-ranking may look at.
         max_batch: Pictures per forward pass.
         batch_seconds: How long a forward pass waits for pictures that are on their way.
         queue: Pictures that may wait for their forward pass; one more is answered 503.
@@ -32,7 +32,6 @@ class Limits:
         upload_seconds: From the end of the headers to the end of the body.
         answer_seconds: From the end of the body to the begin of the work.
         send_seconds: In which a client must take `send_bytes` of an answer that waits for it.
-        send_bytes: See there.
         idle_seconds: Between two requests of a connection.
         stop_seconds: For what is in work when the service is stopped.
         image_bytes: Of a picture of the gallery that is sent out.
@@ -95,9 +94,14 @@ class ServiceSettings:
             return self.host == "localhost"
 
     @property
+    def address(self) -> str:
+        """The host as it stands in a URL."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def url(self) -> str:
         """Where clients find the service."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
 
 def read_token(file: Path | None) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ke_metric.retrieval.index import Result
+from ke_metric.retrieval.query import SearchOptions
 from ke_metric.serving.server import build_server, listen
 from ke_metric.serving.settings import Limits, ServiceSettings
 
@@ -71,17 +72,27 @@ class FakeSearcher:
         flat = pixels.reshape(len(pixels), -1).astype(np.float32) - 127
         return flat / np.linalg.norm(flat + 1e-3, axis=1, keepdims=True)
 
-    def embed(self, pixels):
+    @property
+    def network(self):
+        return self
+
+    def compute(self, pixels):
         assert self.gate.wait(20)
         self.batches.append(len(pixels))
         return self._embed(pixels)
 
-    def search(self, queries, k, where):
-        return [self._one(query, k, where) for query in queries]
+    def search(self, queries, options, exclude=None):
+        excluded = exclude or [[]] * len(queries)
+        return [self._one(query, options, ids) for query, ids in zip(queries, excluded, strict=True)]
 
-    def _one(self, query, k, where):
+    def _one(self, query, options, excluded):
         order = np.argsort(-(self._vectors @ query), kind="stable")
-        found = [number for number in order if where is None or _holds(self._items[number], where)][:k]
+        found = [
+            number
+            for number in order
+            if (options.where is None or _holds(self._items[number], options.where))
+            and self._items[number].id not in excluded
+        ][: options.k]
         return [
             Result(rank, self._items[number].id, self._items[number].path, self._items[number].label,
                    float(self._vectors[number] @ query))
@@ -115,7 +126,7 @@ def embedded(searcher, image):
 
 
 def assert_results(answer, searcher, image, k, where=None):
-    results = searcher.search(embedded(searcher, image), k, where)[0]
+    results = searcher.search(embedded(searcher, image), SearchOptions(k, where))[0]
     assert answer.status == 200, answer
     document = answer.document
     assert document["digest"] == searcher.digest

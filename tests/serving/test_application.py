@@ -11,8 +11,10 @@ import pytest
 from live_service import PNG, FakeSearcher, Running, assert_results, embedded, encode, picture_of
 
 from ke_metric.retrieval.index import Result
+from ke_metric.retrieval.query import SearchOptions
+from ke_metric.retrieval.ranking import Expansion, Reranking
+from ke_metric.serving.api import Question, read_question, search_document
 from ke_metric.serving.pictures import decode
-from ke_metric.serving.service import read_question, search_document
 from ke_metric.serving.settings import ServiceSettings
 from ke_metric.stores.where import Where
 
@@ -82,12 +84,43 @@ def test_embed_gives_the_vector_bit_by_bit(service):
     "query",
     ["k=0", "k=8", "k=-1", "k=1.5", "k=x", "k=", "k=%31%00", "k=1&k=1", "k=99999999999999999999", "zork=1", "k=1&K=1",
      "where=zork", "where=", "where=path+%3D%3D+%22x%22", "where=label", "k", "&&", "k=%ff", "k=%C2%B2",
-     "where=" + "(" * 300, "k=1;where=x", "a=1&" * 20 + "k=1"],
+     "where=" + "(" * 300, "k=1;where=x", "a=1&" * 20 + "k=1", "expand=", "expand=0", "expand=x", "expand=3:y",
+     "expand=8", "expand=4:1&expand=4:1", "rerank=", "rerank=5:3", "rerank=5:3:2", "rerank=5:3:0.3",
+     "rerank=2:2:0.3:8", "rerank=2:2:0.3:6", "rerank=x:y:z", "rerank=2:2:0.3:" + "9" * 5000, "exclude=",
+     "exclude=%00", "exclude=" + "x" * 1025, "keep_self=1"],
 )  # fmt: skip
 def test_parameters_that_are_not_allowed(service, query):
     answer = service.search(PICTURE, f"/search?{query}")
     assert answer.status == 400, answer
     assert set(answer.document) == {"error"}
+
+
+def test_no_more_neighbours_are_looked_at_than_can_be_asked_for(service):
+    for query in ("expand=8", "k=3&rerank=2:2:0.3:8"):
+        answer = service.search(PICTURE, f"/search?{query}")
+        assert "8 neighbours of a query, at most 7 are looked at" in answer.document["error"]
+    assert service.search(PICTURE, "/search?expand=7").status == 200
+    assert service.search(PICTURE, "/search?k=7&rerank=2:2:0.3:7").status == 200
+    question = read_question(b"k=3&expand=4:1&rerank=2:2:0.3:7&exclude=a%2Fb", 7)
+    assert question == Question(
+        SearchOptions(3, None, Expansion(4, 1), Reranking(2, 2, 0.3, 7), keep_self=True), "a/b"
+    )
+
+
+def test_an_item_that_is_excluded_is_no_result(service):
+    own = "birds/3 ü.png"
+    documents = [
+        service.search(PICTURE, f"/search?k=3{more}").document
+        for more in ("", f"&exclude={quote(own)}", "&exclude=x")
+    ]
+    found = [[result["id"] for result in document["results"]] for document in documents]
+    assert (found[0][0], len(found[1])) == (own, 3)
+    assert found[1][:2] == found[0][1:]
+    assert found[2] == found[0]
+    condition = quote(f'id == "{own}"')
+    alone = service.search(PICTURE, f"/search?exclude={quote(own)}&where={condition}")
+    assert alone.document["results"] == []
+    assert "no other item" in alone.document["note"]
 
 
 def test_questions_are_kept_only_where_they_are_short():

@@ -18,8 +18,8 @@ from ke_metric.networks.bundle_config import NetworkCard
 from ke_metric.networks.heads import build_classifier
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.predictor import Predictor
-from ke_metric.serving.openapi import openapi_document
-from ke_metric.serving.searcher import NetworkLabeller
+from ke_metric.serving.api import openapi_document
+from ke_metric.serving.service import ServedNetwork
 from ke_metric.serving.settings import ServiceSettings
 
 NAMES = ("crow", "jay", "héron", "🦜")
@@ -37,7 +37,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def service(predictor):
-    found = Running(NetworkLabeller(predictor), SETTINGS, max_k=3).start()
+    found = Running(ServedNetwork(predictor), SETTINGS, max_k=3).start()
     yield found
     found.stop()
 

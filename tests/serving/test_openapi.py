@@ -6,8 +6,9 @@ import re
 import pytest
 from live_service import FakeSearcher, encode, picture_of
 
+from ke_metric.serving.api import REASONS, openapi_document, read_question
 from ke_metric.serving.application import Application
-from ke_metric.serving.openapi import REASONS, openapi_document
+from ke_metric.serving.exchange import Refused
 from ke_metric.serving.service import Service
 from ke_metric.serving.settings import Limits, ServiceSettings
 
@@ -68,6 +69,8 @@ def conforms(value, schema):
         ("post", "/search", encode(picture_of(1)), "image/png"),
         ("post", "/search", b"", "image/png"),
         ("post", "/search?k=0", b"", "image/png"),
+        ("post", "/search?k=3&expand=2:1&rerank=2:2:0.3:5&exclude=x", encode(picture_of(1)), "image/png"),
+        ("post", "/search?where=label+%3D%3D+%22nobody%22", encode(picture_of(1)), "image/png"),
         ("post", "/search", b"x", "text/plain"),
         ("post", "/search", b"x", "image/png"),
         ("post", "/search", bytes(300_000), "image/png"),
@@ -95,6 +98,13 @@ def test_a_token_is_described_where_there_is_one():
     assert document["security"] == [{"token": []}]
     assert document["paths"]["/health"]["get"]["security"] == []
     assert "0123456789abcdef" not in json.dumps(document)
+
+
+def test_every_parameter_is_described():
+    described = [parameter["name"] for parameter in DOCUMENT["paths"]["/search"]["post"]["parameters"]]
+    with pytest.raises(Refused) as caught:
+        read_question(b"zork=1", 5)
+    assert str(caught.value).endswith(f"allowed: {', '.join(described)}")
 
 
 def test_limits_are_described():

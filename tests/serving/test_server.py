@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
-from ke_metric.serving.searcher import IndexSearcher
+from ke_metric.retrieval.query import SearchOptions, answer_queries
 from ke_metric.serving.server import listen
+from ke_metric.serving.service import IndexSearcher
 from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings
 from ke_metric.stores.contract import Item
 from ke_metric.stores.gallery import VECTORS
@@ -111,6 +113,57 @@ def test_answers_are_those_of_embedder_and_index(served, folder):
     np.testing.assert_allclose([document["embedding"] for _, document in vectors], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"expand": "3:1"},
+        {"rerank": "3:2:0.3:12"},
+        {"expand": "2", "rerank": "4:2:0.5:20", "where": 'label != "class 1"'},
+        {"exclude": "7.png"},
+        {"exclude": "7.png", "expand": "3:1", "rerank": "3:2:0.3:12"},
+        {"exclude": "no such item"},
+    ],
+    ids=str,
+)
+def test_what_the_options_of_a_search_give_is_what_the_library_gives(served, folder, asked):
+    numbers = (7, 8, 12)
+    query = "&".join(f"{name}={quote(text)}" for name, text in {"k": "4", **asked}.items())
+    with ThreadPoolExecutor(3) as pool:
+        bodies = [encode(picture_of(number, (40, 30))) for number in numbers]
+        found = list(pool.map(lambda body: served.ask("POST", f"/search?{query}", body), bodies))
+    texts = {name: asked.get(name) for name in ("where", "expand", "rerank")}
+    with Index.open(folder) as index:
+        vectors = index.embedder([picture_of(number, (40, 30)) for number in numbers])
+        excluded = [[asked["exclude"]] if "exclude" in asked else []] * len(numbers)
+        options = SearchOptions.parse(4, **texts, keep_self=True)
+        expected = answer_queries(index.store, [Item("")] * len(numbers), vectors, options, exclude=excluded)
+        plain = [[item.id for item in row] for row in index.search(vectors, 4, digest=index.digest).items()]
+    for (status, document), answer in zip(found, expected, strict=True):
+        assert status == 200, document
+        assert [result["id"] for result in document["results"]] == [result.id for result in answer.results]
+        np.testing.assert_allclose(
+            [result["similarity"] for result in document["results"]],
+            [result.similarity for result in answer.results],
+            atol=1e-5,
+        )
+    ids = [[result["id"] for result in document["results"]] for _, document in found]
+    assert (ids != plain) == (asked != {"exclude": "no such item"})
+    assert "7.png" not in ids[0] or asked.get("exclude") != "7.png"
+
+
+def test_pictures_that_leave_out_different_items_share_a_search(folder):
+    searcher = IndexSearcher(folder)
+    try:
+        vectors = searcher.network.compute(np.stack([searcher.network.prepare(image) for image in QUERIES[:3]]))
+        firsts = [found[0].id for found in searcher.search(vectors, SearchOptions(1))]
+        found = searcher.search(vectors, SearchOptions(19), [[firsts[0]], [], [firsts[2]]])
+    finally:
+        searcher.close()
+    assert [first in [result.id for result in results] for first, results in zip(firsts, found, strict=True)] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
 def test_a_strip_that_would_grow_to_more_pixels_than_allowed_is_refused(served):
     status, document = served.ask("POST", "/search", encode(picture_of(1, (30_000, 1))))
     assert (status, "too long a strip" in document["error"]) == (422, True)
@@ -149,7 +202,7 @@ def test_what_a_writer_removes_at_the_same_moment_disturbs_nobody(folder, monkey
         monkeypatch.setattr(store, "known", removing(store.known))
         try:
             index.add([item], vector, digest=index.digest)
-            assert item.id not in [result.id for result in searcher.search(vector, 3, None)[0]]
+            assert item.id not in [result.id for result in searcher.search(vector, SearchOptions(3))[0]]
             index.add([item], vector, digest=index.digest)
             assert searcher.find(item.id) is None
             assert len(removals) == 2

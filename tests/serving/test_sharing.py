@@ -52,8 +52,8 @@ def test_what_waited_too_long_is_told(fresh):
 
 
 class Broken(FakeSearcher):
-    def search(self, queries, k, where):
-        raise RuntimeError(f"/secret/place k={k}")
+    def search(self, queries, options, exclude=None):
+        raise RuntimeError(f"/secret/place k={options.k}")
 
 
 def test_our_own_mistakes_are_told_without_their_words(items, capfd):
@@ -71,10 +71,10 @@ class Picky(FakeSearcher):
         black = pixels.reshape(len(pixels), -1).max(axis=1) == 0
         return np.where(black[:, None], np.float32(0), super()._embed(pixels))
 
-    def search(self, queries, k, where):
-        if k > 5 or not queries.any(axis=1).all():
+    def search(self, queries, options, exclude=None):
+        if options.k > 5 or not queries.any(axis=1).all():
             raise ValueError("no")
-        return super().search(queries, k, where)
+        return super().search(queries, options, exclude)
 
 
 def test_what_one_request_breaks_harms_no_other(items):

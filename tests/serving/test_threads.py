@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ke_metric.images.preparation import Preparation
-from ke_metric.serving import searcher
+from ke_metric.serving import service
 
 
 class Slow:
@@ -30,9 +30,9 @@ def test_a_small_network_gets_one_thread_and_a_large_one_all(monkeypatch, work, 
     torch.set_num_threads(2)
     try:
         embedder = Slow(work)
-        assert searcher.choose_threads(embedder) == expected
+        assert service.choose_threads(embedder) == expected
         assert torch.get_num_threads() == 2
         assert set(embedder.threads) == {1}
-        assert embedder.shapes[0] == (searcher.TRIED, 8, 8, 3)
+        assert embedder.shapes[0] == (service.TRIED, 8, 8, 3)
     finally:
         torch.set_num_threads(before)
