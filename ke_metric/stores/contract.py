@@ -96,6 +96,9 @@ class VectorStore(Protocol):
     `add` and `remove` have done when they return is acknowledged: it is on the disk (or with the server), and a
     SIGKILL at any moment later loses none of it. A call that is killed before it returns has happened as a whole or
     not at all. One writer at a time: a second one is refused when it opens the store.
+
+    Where texts are asked for, one text, or something that holds others than texts, is refused: DATA. So is, as USAGE,
+    a `where` that is no condition.
     """
 
     @property
@@ -125,7 +128,7 @@ class VectorStore(Protocol):
         """Remove items; all of them or none.
 
         Raises:
-            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
+            KeMetricError: DATA, naming it: there is no item of an id.
         """
         ...
 
@@ -145,8 +148,7 @@ class VectorStore(Protocol):
             [Q, K] hits, K the smaller one of k and N, and at least 1.
 
         Raises:
-            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k, or a
-                `where` that is none.
+            KeMetricError: DATA for queries of another shape or type, or not of length 1; USAGE for another k.
         """
         ...
 
@@ -155,42 +157,26 @@ class VectorStore(Protocol):
         ...
 
     def count(self, where: Where) -> int:
-        """Return the number of items for which `where` holds.
-
-        Raises:
-            KeMetricError: USAGE: `where` is no condition.
-        """
+        """Return the number of items for which `where` holds."""
         ...
 
     def known_labels(self, labels: Collection[str]) -> set[str]:
-        """Return those of the labels that an item has; the empty one is that of an item without.
-
-        Raises:
-            KeMetricError: DATA, as `known`.
-        """
+        """Return those of the labels that an item has; the empty one is that of an item without."""
         ...
 
     def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
-        """Return the items of each of the paths that has some, in the order of `read`.
-
-        Raises:
-            KeMetricError: DATA, as `known`.
-        """
+        """Return the items of each of the paths that has some, in the order of `read`."""
         ...
 
     def known(self, ids: Collection[str]) -> set[str]:
-        """Return those of the ids that are in the store.
-
-        Raises:
-            KeMetricError: DATA: they are no collection of texts, or one text.
-        """
+        """Return those of the ids that are in the store."""
         ...
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Return the items of ids, in order.
 
         Raises:
-            KeMetricError: DATA, naming it: there is no item of an id; or as `known`.
+            KeMetricError: DATA, naming it: there is no item of an id.
         """
         ...
 
@@ -216,12 +202,8 @@ class VectorStore(Protocol):
 
 
 def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -> None:
-    """Refuse what no store takes.
-
-    Raises:
-        KeMetricError: DATA, see `VectorStore.add`.
-    """
-    check_vectors(vectors, dimension)
+    """Refuse what no store takes; see `VectorStore.add` for errors."""
+    _check_vectors(vectors, dimension)
     wrong = [items] if isinstance(items, Item) else [item for item in items if not isinstance(item, Item)]
     if wrong:
         raise KeMetricError(
@@ -241,24 +223,14 @@ def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -
                     f"most {LONGEST_TEXT:,} characters without NUL{', and not empty' if name == 'id' else ''}",
                     ExitCode.DATA,
                 )
-    for row, length in _wrong_lengths(vectors):
-        raise KeMetricError(
-            f"item {items[row].id!r}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
-        )
+    _check_lengths(vectors, lambda row: f"item {items[row].id!r}")
 
 
 def check_queries(queries: FloatArray, k: int, dimension: int) -> None:
-    """Refuse queries of another shape or type, or not of length 1, and a k that is no number of neighbours.
-
-    Raises:
-        KeMetricError: DATA, USAGE; see `VectorStore.search`.
-    """
+    """Refuse queries and numbers of neighbours that no store takes; see `VectorStore.search` for errors."""
     check_count("k", k)
-    check_vectors(queries, dimension)
-    for row, length in _wrong_lengths(queries):
-        raise KeMetricError(
-            f"query {row}: its vector has length {length:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
-        )
+    _check_vectors(queries, dimension)
+    _check_lengths(queries, lambda row: f"query {row}")
 
 
 def most_found(k: int, there: int) -> int:
@@ -269,23 +241,20 @@ def most_found(k: int, there: int) -> int:
     return max(1, min(int(k), there))
 
 
-def _wrong_lengths(vectors: FloatArray) -> Iterator[tuple[int, float]]:
-    """Yield the row and the length of each vector that is not of length 1, or not finite."""
-    lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors, dtype=np.float64))
-    for row in np.flatnonzero(~(np.abs(lengths - 1) < 1e-3)).tolist():
-        yield row, float(lengths[row])
-
-
-def check_vectors(vectors: FloatArray, dimension: int) -> None:
-    """Refuse vectors of another shape or type.
-
-    Raises:
-        KeMetricError: DATA.
-    """
+def _check_vectors(vectors: FloatArray, dimension: int) -> None:
     if vectors.ndim != 2 or vectors.shape[1] != dimension or vectors.dtype != np.float32:
         raise KeMetricError(
             f"vectors have shape {list(vectors.shape)} and type {vectors.dtype}, must be float32 [B, {dimension}]",
             ExitCode.DATA,
+        )
+
+
+def _check_lengths(vectors: FloatArray, name_of: Callable[[int], str]) -> None:
+    """Refuse vectors that are not of length 1, or not finite, naming the first of them by its row."""
+    lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors, dtype=np.float64))
+    for row in np.flatnonzero(~(np.abs(lengths - 1) < 1e-3)).tolist():
+        raise KeMetricError(
+            f"{name_of(row)}: its vector has length {lengths[row]:.4g}, must be 1 (L2-normalised)", ExitCode.DATA
         )
 
 

@@ -3,13 +3,14 @@
 The gallery is the truth. `index.faiss` is derived from it and can be deleted. It covers the rows that there were when
 it was last brought up to date; rows after those are searched exactly. So nothing acknowledged depends on it.
 
-Shapes: B batch, Q queries, K neighbours, D embedding.
+Shapes: N rows, B batch, Q queries, K neighbours, D embedding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,32 @@ import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.stores.contract import Hits, Item, check_queries, most_found
-from ke_metric.stores.faiss_build import Copies, build_index, extend_index, find_copies, linked_rows
-from ke_metric.stores.faiss_index import Found, State, best, look, read_records, record_no_copies, save_derived
+from ke_metric.stores.faiss_file import Derived, Record, load_derived, read_records, record_no_copies, save_derived
+from ke_metric.stores.faiss_index import (
+    Copies,
+    IndexSearch,
+    Unfolding,
+    build_index,
+    extend_index,
+    find_copies,
+    linked_rows,
+)
 from ke_metric.stores.faiss_kinds import (
     AUTO,
     Choice,
+    apply_settings,
     check_factory,
     check_settings,
     choose_kind,
     is_exact,
     is_graph,
+    is_whole,
     make_index,
     training_counts,
 )
-from ke_metric.stores.gallery import Gallery
-from ke_metric.stores.memmap import SPARE, search_doubly, search_rows, settle
+from ke_metric.stores.gallery import VECTORS, Gallery
+from ke_metric.stores.gallery_files import disk_error
+from ke_metric.stores.memmap import SPARE, Found, best, search_rows, settle
 from ke_metric.stores.where import Where
 
 # An addition first brings the index up to date where more rows than this wait, and more than this share.
@@ -45,8 +57,102 @@ DEFAULT_SEARCH: Mapping[str, int] = {}
 NO_ROWS: IntArray = np.empty(0, np.int64)
 
 
-class FaissStore:
-    """Items searched by FAISS; see `VectorStore` for the methods and `Gallery` for the files.
+@dataclass(frozen=True, eq=False)
+class State:
+    """The gallery and the index at one moment.
+
+    Attributes:
+        version: The gallery's.
+        rows: Rows of the gallery, holes among them.
+        holes: The rows that are no items, ascending.
+        records: What the gallery says of the index's file.
+        derived: The index; None where there is none that can be used.
+        missing: Why there is none; empty where there is one.
+        search: Searches it, with these `settings`.
+    """
+
+    version: int
+    rows: int
+    holes: IntArray
+    records: tuple[Record, ...]
+    derived: Derived | None
+    missing: str
+    search: IndexSearch | None = None
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return self.rows - len(self.holes)
+
+    @property
+    def covered(self) -> int:
+        """Rows that the index covers; those after them are searched exactly."""
+        return 0 if self.derived is None else self.derived.record.rows
+
+    @property
+    def covered_holes(self) -> int:
+        """How many of the covered rows are holes."""
+        return int(np.searchsorted(self.holes, self.covered))
+
+    @property
+    def live(self) -> int:
+        """How many of the covered rows are items."""
+        return self.covered - self.covered_holes
+
+
+def look(
+    gallery: Gallery, settings: Mapping[str, int], before: State | None = None, *, derived: Derived | None = None
+) -> State:
+    """Return the state of now, with an index that was just built, that of `before`, or the one in the file.
+
+    That of an earlier state is taken as long as the gallery tells of the same file.
+    """
+    version = gallery.version
+    records = read_records(gallery)
+    missing = ""
+    if derived is None and before is not None and before.records == records:
+        derived, missing = before.derived, before.missing
+    elif derived is None:
+        derived, missing = load_derived(gallery)
+    rows, holes = gallery.snapshot()
+    state = State(version, rows, holes, records, derived, missing)
+    if derived is None:
+        return state
+    used = apply_settings(derived.index, settings)
+    return replace(state, search=_searcher(gallery, state, derived), settings=used)
+
+
+def _searcher(gallery: Gallery, state: State, derived: Derived) -> IndexSearch:
+    removed, unfolding = np.zeros(state.covered, np.bool_), None
+    removed[state.holes[: state.covered_holes]] = True
+    if len(derived.copies):
+        unfolding = Unfolding(derived.copies, removed)
+        removed = unfolding.size == 0
+    exact = is_exact(derived.index)
+    # Mapped, not read: of the vectors of a million, a search looks at a few thousand, all over the file.
+    mapped = _mapped(gallery, state.covered) if exact or not is_whole(derived.index) else None
+    return IndexSearch(
+        derived.index,
+        removed=removed,
+        vectors=None if exact else mapped,
+        live=state.live,
+        unfolding=unfolding,
+        whole=mapped if exact else None,
+    )
+
+
+def _mapped(gallery: Gallery, rows: int) -> FloatArray:
+    """Return the vectors of the first rows, which never change, as they lie in the gallery's file."""
+    path = gallery.folder / VECTORS
+    try:
+        return np.asarray(np.memmap(path, np.float32, "r", shape=(rows, gallery.dimension)))
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+class FaissStore(Gallery):
+    """A `VectorStore`: items searched by FAISS; see `Gallery` for its files.
 
     The similarities of hits are true cosines with every kind of index: kinds that hold short codes only propose
     candidates, which are compared again by their whole vectors. A search with `where` is exact with every kind: it
@@ -80,17 +186,9 @@ class FaissStore:
     ) -> None:
         self._factory, self._settings = factory, check_settings(search)
         check_factory(factory, dimension, self._settings)
-        self._gallery = Gallery(folder, dimension, writing=writing)
+        super().__init__(folder, dimension, writing=writing)
         self._mutex = threading.RLock()
         self._state: State | None = None
-
-    @property
-    def dimension(self) -> int:
-        """Length D of the vectors."""
-        return self._gallery.dimension
-
-    def __len__(self) -> int:
-        return len(self._gallery)
 
     def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
         """Add items, all of them or none; see `VectorStore.add`.
@@ -100,25 +198,21 @@ class FaissStore:
         """
         if self._many_wait():
             self._extend()
-        self._gallery.add(items, vectors, replace=replace)
-
-    def remove(self, ids: Collection[str]) -> None:
-        """Remove items, all of them or none; see `VectorStore.remove`."""
-        self._gallery.remove(ids)
+        super().add(items, vectors, replace=replace)
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
         check_queries(queries, k, self.dimension)
         k = most_found(k, len(self))
         if where is not None:
-            found = search_rows(self._gallery, queries, k, rows=self._gallery.matching(where))
+            found = search_rows(self, queries, k, rows=self.rows_matching(where))
         else:
             found = self._search(queries, k, self._now())
-        return Hits(*found, self._gallery.items, self._gallery.vectors)
+        return Hits(*found, self.items, self.vectors)
 
     def _search(self, queries: FloatArray, k: int, state: State) -> Found:
         if state.search is None or not len(queries):
-            return search_rows(self._gallery, queries, k)
+            return search_rows(self, queries, k)
         if state.search.whole is not None:
             (similarities, rows), lacking = state.search.search(queries, k + SPARE)
             found, unsure = settle(state.search.whole.__getitem__, queries, similarities, rows, k)
@@ -126,40 +220,12 @@ class FaissStore:
         else:
             found, lacking = state.search.search(queries, k)
         if state.rows > state.covered:
-            after = search_rows(self._gallery, queries, k, first=state.covered)
+            after = search_rows(self, queries, k, first=state.covered)
             found = best(np.hstack([found[0], after[0]]), np.hstack([found[1], after[1]]), k)
         if len(lacking):
-            search = search_rows if state.search.whole is None else search_doubly
-            found[0][lacking], found[1][lacking] = search(self._gallery, queries[lacking], k)
+            doubly = state.search.whole is not None
+            found[0][lacking], found[1][lacking] = search_rows(self, queries[lacking], k, doubly=doubly)
         return found
-
-    def matching(self, where: Where) -> list[Item]:
-        """Return all items for which `where` holds, in the order of `read`."""
-        return self._gallery.items_matching(where)
-
-    def count(self, where: Where) -> int:
-        """Return the number of items for which `where` holds."""
-        return self._gallery.count(where)
-
-    def known_labels(self, labels: Collection[str]) -> set[str]:
-        """Return those of the labels that an item has."""
-        return self._gallery.known_labels(labels)
-
-    def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
-        """Return the items of each of the paths that has some."""
-        return self._gallery.items_at(paths)
-
-    def known(self, ids: Collection[str]) -> set[str]:
-        """Return those of the ids that are in the store."""
-        return self._gallery.known(ids)
-
-    def get(self, ids: Sequence[str]) -> list[Item]:
-        """Return the items of ids, in order; see `VectorStore.get`."""
-        return self._gallery.get(ids)
-
-    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
-        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D]."""
-        return self._gallery.read(batch_size)
 
     def flush(self) -> None:
         """Bring the index up to date, or build it anew.
@@ -172,7 +238,7 @@ class FaissStore:
             KeMetricError: USAGE: FAISS cannot build such an index of these vectors; ENVIRONMENT: the disk is full.
                 The index is as it was, and no item is lost.
         """
-        assert self._gallery.writing, "opened for reading"
+        assert self.writing, "opened for reading"
         with self._mutex:
             state = self._now()
             factory = self._choice(state).factory
@@ -196,21 +262,21 @@ class FaissStore:
             "removed": len(state.holes),
             "indexed": state.live,
             **({} if derived is None or not len(derived.copies) else {"copies": len(derived.copies)}),
-            "bytes": self._gallery.nbytes + (0 if derived is None else derived.record.nbytes),
+            "bytes": self.nbytes + (0 if derived is None else derived.record.nbytes),
         }
 
     def close(self) -> None:
         """Release files and lock; once is enough."""
         self._state = None
-        self._gallery.close()
+        super().close()
 
     # --- the index -----------------------------------------------------------------------------------------------
 
     def _now(self) -> State:
         """Return the state of now; a reader sees what a writer beside it did."""
         with self._mutex:
-            if self._state is None or self._state.version != self._gallery.version:
-                self._state = look(self._gallery, self._settings, self._state)
+            if self._state is None or self._state.version != self.version:
+                self._state = look(self, self._settings, self._state)
             return self._state
 
     def _choice(self, state: State) -> Choice:
@@ -239,19 +305,19 @@ class FaissStore:
         if (derived := state.derived) is None or derived.record.factory != factory:
             return True
         if derived.record.copies is None and is_graph(derived.index):
-            if len(find_copies(self._gallery, NO_ROWS, linked_rows(derived.index))):
+            if len(find_copies(self, NO_ROWS, linked_rows(derived.index))):
                 return True
-            record_no_copies(self._gallery)
+            record_no_copies(self)
         held = int(derived.index.ntotal) + len(derived.copies)
         many_removed = held - state.live > REMOVED_SHARE * held
         return many_removed or (self._needed(factory) > 0 and state.items > GROWN * derived.record.trained)
 
     def _many_wait(self) -> bool:
-        covered = [record.rows for record in read_records(self._gallery)[:1]]
-        return bool(covered) and self._gallery.rows - covered[0] > max(WAITING_ROWS, WAITING_SHARE * covered[0])
+        covered = [record.rows for record in read_records(self)[:1]]
+        return bool(covered) and self.rows - covered[0] > max(WAITING_ROWS, WAITING_SHARE * covered[0])
 
     def _build(self, state: State, factory: str) -> None:
-        index, copies = build_index(self._gallery, factory, rows=state.rows, holes=state.holes)
+        index, copies = build_index(self, factory, rows=state.rows, holes=state.holes)
         self._save(index, factory, state.rows, trained=state.items, copies=copies)
 
     def _extend(self) -> None:
@@ -263,10 +329,10 @@ class FaissStore:
             derived, record = state.derived, state.derived.record
             # Until it is saved, the index in memory is not what a record tells of: after an error it is read again.
             self._state = None
-            new = extend_index(self._gallery, derived.index, record.factory, first=state.covered, rows=state.rows)
+            new = extend_index(self, derived.index, record.factory, first=state.covered, rows=state.rows)
             copies = derived.copies + new
             self._save(derived.index, record.factory, state.rows, trained=record.trained, copies=copies)
 
     def _save(self, index: Any, factory: str, rows: int, *, trained: int, copies: Copies) -> None:
-        derived = save_derived(self._gallery, index, factory, rows=rows, trained=trained, copies=copies)
-        self._state = look(self._gallery, self._settings, derived=derived)
+        derived = save_derived(self, index, factory, rows=rows, trained=trained, copies=copies)
+        self._state = look(self, self._settings, derived=derived)

@@ -29,8 +29,9 @@ LOCK = ".lock"
 class Gallery:
     """Items and vectors in a folder, changed by one process and read by any number beside it.
 
-    Readers see what a writer has committed, at their next call. All methods may be called by several threads. In a
-    folder that this process may not write, a reader sees what was there when it opened.
+    A local `VectorStore` is a gallery that can be searched; methods of that name do what is said there. Readers see
+    what a writer has committed, at their next call. All methods may be called by several threads. In a folder that
+    this process may not write, a reader sees what was there when it opened.
 
     Args:
         folder: Where the files lie; made, with its files, when writing and absent.
@@ -44,8 +45,8 @@ class Gallery:
 
     def __init__(self, folder: Path, dimension: int, *, writing: bool) -> None:
         self.folder = folder
-        self.dimension = dimension
         self.writing = writing
+        self._dimension = dimension
         self._holes: IntArray = np.empty(0, np.int64)
         self._lock = _lock(folder) if writing else None
         try:
@@ -53,6 +54,11 @@ class Gallery:
         except BaseException:
             self._unlock()
             raise
+
+    @property
+    def dimension(self) -> int:
+        """Length D of the vectors."""
+        return self._dimension
 
     @property
     def rows(self) -> int:
@@ -69,6 +75,12 @@ class Gallery:
         """The rows that are no items any more, int64, ascending."""
         return self.snapshot()[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files."""
+        tables = (self.folder / f"{ITEMS}{end}" for end in ("", "-wal"))
+        return self._vectors.nbytes + sum(path.stat().st_size for path in tables if path.is_file())
+
     def __len__(self) -> int:
         facts = self._table.facts("rows", "holes")
         return int(facts["rows"]) - int(facts["holes"])
@@ -80,12 +92,6 @@ class Gallery:
             if len(self._holes) != int(facts["holes"]):  # holes are never filled: as many are the same ones
                 self._holes = self._table.holes()
             return int(facts["rows"]), self._holes
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the files."""
-        tables = (self.folder / f"{ITEMS}{end}" for end in ("", "-wal"))
-        return self._vectors.nbytes + sum(path.stat().st_size for path in tables if path.is_file())
 
     def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
         """Add items, all of them or none; see `VectorStore.add`."""
@@ -115,11 +121,7 @@ class Gallery:
         return set(self._table.rows_of(texts_of(ids)))
 
     def get(self, ids: Sequence[str]) -> list[Item]:
-        """Return the items of ids, in order.
-
-        Raises:
-            KeMetricError: DATA, naming it: there is no item of an id.
-        """
+        """Return the items of ids, in order; see `VectorStore.get`."""
         asked = texts_of(ids)
         with self._table.reading():
             return self.items(np.array(self._rows_of_all(asked), np.int64))
@@ -152,11 +154,15 @@ class Gallery:
         assert not len(rows) or 0 <= int(rows.min()) <= int(rows.max()) < self.rows, "no such row"
         return self._vectors.gather(rows)
 
-    def matching(self, where: Where) -> IntArray:
+    def blocks(self, first: int, last: int, rows_at_a_time: int) -> Iterator[tuple[int, FloatArray]]:
+        """Yield the vectors of rows, holes among them, from `first` to before `last`; see `VectorFile.blocks`."""
+        return self._vectors.blocks(first, last, rows_at_a_time)
+
+    def rows_matching(self, where: Where) -> IntArray:
         """Return the rows of the items for which `where` holds, int64, ascending."""
         return self._table.matching(where)
 
-    def items_matching(self, where: Where) -> list[Item]:
+    def matching(self, where: Where) -> list[Item]:
         """Return the items for which `where` holds, in the order of their rows."""
         with self._table.reading():
             return self.items(self._table.matching(where))
@@ -172,13 +178,9 @@ class Gallery:
     def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
         """Return the items of each of the paths that has some, in the order of their rows."""
         found: dict[str, list[Item]] = {}
-        for item in self._table.items_at(list(dict.fromkeys(texts_of(paths, "paths")))):
+        for item in self._table.items_at(texts_of(paths, "paths")):
             found.setdefault(item.path, []).append(item)
         return found
-
-    def blocks(self, first: int, last: int, rows_at_a_time: int) -> Iterator[tuple[int, FloatArray]]:
-        """Yield the vectors of rows, holes among them, from `first` to before `last`; see `VectorFile.blocks`."""
-        return self._vectors.blocks(first, last, rows_at_a_time)
 
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
         """Yield everything, in order of rows, at most batch_size items at a time.

@@ -1,12 +1,9 @@
-"""The vectors of a gallery, `vectors.f32`: a file that is only ever appended to.
+"""The two files of a gallery: `vectors.f32`, only ever appended to, and `items.sqlite`, which says what is in it.
+
+Whether a change has happened is SQLite's business: a write-ahead log, each commit of which reaches the disk. Its
+table says which rows of the vectors are items, and which are holes.
 
 Shapes: N rows, M some of them, D embedding.
-
-The table of a gallery, `items.sqlite`: which rows of the vectors are items, and which are holes.
-
-Whether a change has happened is SQLite's business: a write-ahead log, each commit of which reaches the disk.
-
-Shapes: M some rows.
 """
 
 from __future__ import annotations
@@ -19,26 +16,40 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Item, is_unicode
 from ke_metric.stores.where import Where, check_where
 
 REPAIR = "restore it from a copy, or build the index again"
 GATHERED_BYTES = 1 << 16
 """Rows asked for that lie within so many bytes of each other are read at once."""
+FORMAT = 1
+BUSY_SECONDS = 30.0
+AT_A_TIME = 10_000
+"""Ids or rows asked for in one statement."""
+OWN_FACTS = ("format", "dimension", "rows", "holes", "changes")
+SCHEMA = """
+CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL, label TEXT NOT NULL);
+CREATE INDEX items_by_label ON items (label);
+CREATE TABLE holes (row INTEGER PRIMARY KEY);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+COUNTS = """
+SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM holes),
+       max((SELECT ifnull(max(row), -1) FROM items), (SELECT ifnull(max(row), -1) FROM holes))
+"""
 
 
 class VectorFile:
-    """Rows of float32 in the machine's byte order, and nothing else; what lies after the last row is worthless.
+    """Rows of D float32 in the machine's byte order, and nothing else; what lies after the last row is worthless.
 
-    Args:
-        path: The file.
-        dimension: Length D of a row.
-        writing: Make the file where there is none, and let rows be written.
+    When writing, it is made where there is none.
 
     Raises:
         KeMetricError: LINEAGE: it is missing; ENVIRONMENT: it cannot be opened.
@@ -63,11 +74,7 @@ class VectorFile:
         return os.fstat(self._file).st_size
 
     def require(self, rows: int) -> None:
-        """Refuse a file that is shorter than it must be.
-
-        Raises:
-            KeMetricError: DATA.
-        """
+        """Refuse a file that is shorter than so many rows, as DATA."""
         if self.nbytes < rows * self.row_bytes:
             raise KeMetricError(
                 f"{self.path}: has {self.nbytes:,} bytes, {rows:,} vectors of {self.dimension} float32 need "
@@ -76,11 +83,7 @@ class VectorFile:
             )
 
     def write(self, row: int, vectors: FloatArray) -> None:
-        """Write rows from `row` on; they are on the disk when this returns.
-
-        Args:
-            row: The first.
-            vectors: [M, D].
+        """Write vectors [M, D] into the rows from `row` on; they are on the disk when this returns.
 
         Raises:
             KeMetricError: ENVIRONMENT: the disk is full or cannot be written.
@@ -98,11 +101,7 @@ class VectorFile:
             raise disk_error(self.path, error) from error
 
     def gather(self, rows: IntArray) -> FloatArray:
-        """Return rows in the order asked for, float32 [M, D].
-
-        Args:
-            rows: [M] numbers of rows that there are.
-        """
+        """Return the rows of numbers [M], all of them there, in the order asked for: float32 [M, D]."""
         found = np.empty((len(rows), self.dimension), np.float32)
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
@@ -117,12 +116,8 @@ class VectorFile:
     def blocks(self, first: int, last: int, rows_at_a_time: int) -> Iterator[tuple[int, FloatArray]]:
         """Yield the rows from `first` to before `last`: the number of a block's first row, and the block [M, D].
 
-        Read, not mapped into memory: pages of a mapped file count as this process's memory.
-
-        Args:
-            first: Number of the first row.
-            last: Number after that of the last row.
-            rows_at_a_time: The most rows in a block, at least 1. The next block overwrites this one.
+        Read, not mapped into memory: pages of a mapped file count as this process's memory. A block has at most so
+        many rows at a time, at least 1; the next one overwrites it.
         """
         assert rows_at_a_time >= 1, rows_at_a_time
         block = np.empty((min(rows_at_a_time, max(last - first, 0)), self.dimension), np.float32)
@@ -172,23 +167,6 @@ def reach_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-FORMAT = 1
-BUSY_SECONDS = 30.0
-AT_A_TIME = 10_000
-"""Ids or rows asked for in one statement."""
-OWN_FACTS = ("format", "dimension", "rows", "holes", "changes")
-SCHEMA = """
-CREATE TABLE items (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL, label TEXT NOT NULL);
-CREATE INDEX items_by_label ON items (label);
-CREATE TABLE holes (row INTEGER PRIMARY KEY);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
-COUNTS = """
-SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM holes),
-       max((SELECT ifnull(max(row), -1) FROM items), (SELECT ifnull(max(row), -1) FROM holes))
-"""
 
 
 class ItemTable:
@@ -301,34 +279,32 @@ class ItemTable:
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the row of each id that is there."""
-        found: dict[str, int] = {}
-        query = "SELECT id, row FROM items WHERE id IN (SELECT value FROM json_each(?))"
-        with self.reading():
-            for start in range(0, len(ids), AT_A_TIME):
-                found.update(self._connection.execute(query, (_json_texts(ids[start : start + AT_A_TIME]),)))
-        return found
+        return dict(self._some("SELECT id, row FROM items WHERE id IN (SELECT value FROM json_each(?))", ids))
 
     def items_of(self, rows: Sequence[int]) -> dict[int, Item]:
         """Return the item of each row that is one."""
-        found: dict[int, Item] = {}
         query = "SELECT row, id, path, label FROM items WHERE row IN (SELECT value FROM json_each(?))"
+        return {row: Item(*texts) for row, *texts in self._some(query, rows)}
+
+    def _some(self, query: str, asked: Sequence[str] | Sequence[int]) -> list[Any]:
         with self.reading():
-            for start in range(0, len(rows), AT_A_TIME):
-                for row, *texts in self._connection.execute(query, (json.dumps(rows[start : start + AT_A_TIME]),)):
-                    found[row] = Item(*texts)
-        return found
+            return [
+                found
+                for part in row_chunks(len(asked), AT_A_TIME)
+                for found in self._connection.execute(query, (_json(asked[part]),))
+            ]
 
     def known_labels(self, labels: Sequence[str]) -> set[str]:
         """Return those of the labels that an item has."""
         query = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM items WHERE label = value)"
         with self.reading():
-            return {label for (label,) in self._connection.execute(query, (_json_texts(labels),))}
+            return {label for (label,) in self._connection.execute(query, (_json(labels),))}
 
     def items_at(self, paths: Sequence[str]) -> list[Item]:
         """Return the items of paths, in the order of their rows."""
         query = "SELECT id, path, label FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY row"
         with self.reading():
-            return [Item(*texts) for texts in self._connection.execute(query, (_json_texts(paths),))]
+            return [Item(*texts) for texts in self._connection.execute(query, (_json(paths),))]
 
     def everything(self, at_a_time: int) -> Iterator[tuple[IntArray, list[Item]]]:
         """Yield rows and items of this moment, whatever changes meanwhile, in order, [M] at a time."""
@@ -425,9 +401,10 @@ def _in_sql(where: Where) -> tuple[str, list[str]]:
         f"{part.field} {'IN' if part.within else 'NOT IN'} (SELECT value FROM json_each(?))"
         for part in where.conditions
     )
-    return conditions, [_json_texts(part.values) for part in where.conditions]
+    return conditions, [_json(part.values) for part in where.conditions]
 
 
-def _json_texts(texts: Sequence[str]) -> str:
-    """Return as JSON those texts that a gallery can hold; the others equal none of its texts."""
-    return json.dumps([text for text in texts if "\0" not in text and is_unicode(text)], ensure_ascii=False)
+def _json(asked: Sequence[str] | Sequence[int]) -> str:
+    """Return as JSON those of the values that a gallery can hold; the others equal none of its texts."""
+    known = [value for value in asked if isinstance(value, int) or ("\0" not in value and is_unicode(value))]
+    return json.dumps(known, ensure_ascii=False)

@@ -1,25 +1,22 @@
-"""Exact search through the vectors of a gallery, streamed from the disk: memory is bounded, whatever their number.
+"""The store that needs nothing but NumPy and torch: exact search of a gallery, streamed from the disk.
 
-What is found does not depend on k, on the other queries or on which other rows are searched. The similarity of two
-vectors is their inner product in float64, rounded to float32; of equal ones the earlier row comes first. Products in
-float32, of which a library computes the last bits in one way or another, only propose: a few more rows than are
-wanted are compared again. Where that leaves it open which are the best, as with many copies of one vector, that query
-is searched once more in float64.
+Memory is bounded, whatever the number of vectors. What is found does not depend on k, on the other queries or on
+which other rows are searched. The similarity of two vectors is their inner product in float64, rounded to float32; of
+equal ones the earlier row comes first. Products in float32, of which a library computes the last bits in one way or
+another, only propose: a few more rows than are wanted are compared again. Where that leaves it open which are the
+best, as with many copies of one vector, that query is searched once more in float64.
 
 The K best of a block of products are found by way of groups of neighbouring rows: all of them lie in the K groups
 with the largest maxima, and a maximum per group costs a tenth of what choosing among all rows does. Products are
 [rows, queries]: the other way round torch took half as long again on a processor.
 
 Shapes: N rows, Q queries, D embedding, K neighbours, M rows of a block.
-
-The store that needs nothing but NumPy and torch: exact search streamed from the file of vectors, on any device.
-
-Shapes: B batch, Q queries, K neighbours, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ from torch.nn import functional
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import exact_products
 from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.stores.contract import Hits, Item, check_queries, most_found
+from ke_metric.stores.contract import Hits, check_queries, most_found
 from ke_metric.stores.gallery import Gallery
 from ke_metric.stores.where import Where
 
@@ -49,6 +46,8 @@ SPARE = 4
 COMPARED = 1 << 20
 """Numbers of vectors that are compared again at a time, in about 20 bytes each."""
 LAST_ROW = (1 << 32) - 1
+Found = tuple[FloatArray, IntArray]
+"""Similarities float32 [Q, K], most similar first, and rows int64 [Q, K]; -inf and -1 where there is none."""
 
 
 def search_rows(
@@ -59,7 +58,8 @@ def search_rows(
     rows: IntArray | None = None,
     first: int = 0,
     device: str | torch.device = "cpu",
-) -> tuple[FloatArray, IntArray]:
+    doubly: bool = False,
+) -> Found:
     """Find the rows with the largest inner product with each query; of equal products the earlier row is first.
 
     Memory beside queries and result: about 40 MB, with 2,000 rows or more in a block; every call reads all rows that
@@ -72,37 +72,23 @@ def search_rows(
         rows: Search only these, ascending, none of them a hole; None: all.
         first: Search no row before this one.
         device: Where torch computes.
-
-    Returns:
-        Similarities [Q, K] float32, most similar first, -inf where there are fewer than K; rows [Q, K] int64, -1
-        there.
+        doubly: Multiply in float64 only: slower, and sure at once.
     """
     assert k >= 1, k
-    scores, proposed = _search(gallery, queries, k + SPARE, rows=rows, first=first, device=device, kind=torch.float32)
+    search = partial(_search, gallery, rows=rows, first=first)
+    place = "cpu" if torch.device(device).type == "mps" else device  # which has no float64
+    if doubly:
+        return search(queries, k, device=place, kind=torch.float64)
+    scores, proposed = search(queries, k + SPARE, device=device, kind=torch.float32)
     found, unsure = settle(gallery.vectors, queries, scores, proposed, k)
     if len(unsure):
-        some = search_doubly(gallery, queries[unsure], k, rows=rows, first=first, device=device)
-        found[0][unsure], found[1][unsure] = some
+        found[0][unsure], found[1][unsure] = search(queries[unsure], k, device=place, kind=torch.float64)
     return found
-
-
-def search_doubly(
-    gallery: Gallery,
-    queries: FloatArray,
-    k: int,
-    *,
-    rows: IntArray | None = None,
-    first: int = 0,
-    device: str | torch.device = "cpu",
-) -> tuple[FloatArray, IntArray]:
-    """Do what `search_rows` does with products in float64 alone: slower, and sure at once."""
-    place = "cpu" if torch.device(device).type == "mps" else device  # which has no float64
-    return _search(gallery, queries, k, rows=rows, first=first, device=place, kind=torch.float64)
 
 
 def settle(
     vectors: Callable[[IntArray], FloatArray], queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
-) -> tuple[tuple[FloatArray, IntArray], IntArray]:
+) -> tuple[Found, IntArray]:
     """Choose the k best of more rows that were proposed by products in float32.
 
     Args:
@@ -114,8 +100,7 @@ def settle(
         k: Neighbours per query.
 
     Returns:
-        Similarities [Q, K] and rows [Q, K], as `search_rows`; and the numbers of the queries for which others than
-        those proposed may be among the best.
+        The best; and the numbers of the queries for which others than those proposed may be among them.
     """
     true = _similarities(vectors, queries, rows)
     order = np.lexsort((rows, -true), axis=1)[:, :k]
@@ -124,6 +109,12 @@ def settle(
     error = (queries.shape[1] + 4) * float(np.finfo(np.float32).epsneg) * 1.01
     unsure = (rows[:, -1] >= 0) & (scores[:, -1].astype(np.float64) + error >= found[0][:, -1])
     return found, np.flatnonzero(unsure)
+
+
+def best(similarities: FloatArray, rows: IntArray, k: int) -> Found:
+    """Return the k most similar of each query, of similarities [Q, C] and rows [Q, C] in any order; C >= k."""
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _similarities(vectors: Callable[[IntArray], FloatArray], queries: FloatArray, rows: IntArray) -> FloatArray:
@@ -147,19 +138,18 @@ def _search(
     first: int,
     device: str | torch.device,
     kind: torch.dtype,
-) -> tuple[FloatArray, IntArray]:
+) -> Found:
     """Find the k largest products, computed in numbers of a kind and rounded to float32."""
     with exact_products(str(device)):
-        on_device = (
-            torch.from_numpy(np.array(queries, order="C")).to(device).to(kind)
-        )  # torch warns of read-only ones
+        # A copy, because torch warns of arrays that are read-only.
+        on_device = torch.from_numpy(np.array(queries, order="C")).to(device).to(kind)
         best = _Best(len(queries), k, device)
         memory = torch.empty(PRODUCTS, device=device, dtype=kind)
         for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):
             names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device).to(kind)
             for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
                 best.improve(some, _products(on_device[some], vectors, memory).float(), names)
-        return best.scores_and_rows()
+        return best.found()
 
 
 class _Best:
@@ -171,15 +161,10 @@ class _Best:
         self.worst = self.keys[:, 0].clone()
 
     def improve(self, some: slice, scores: Tensor, rows: Tensor) -> None:
-        """Let the scores of some queries in.
+        """Let in the scores [M, Q] of some queries, in whole groups of `rows`, which lack those that are padding.
 
         A group's key is that of its maximum in its first row: no key in the group is larger. Groups are in the order
         of rows, so an item of a group that is not chosen has K others before it.
-
-        Args:
-            some: The queries.
-            scores: [M, Q], in whole groups of rows.
-            rows: The numbers of those that are not padding, int64, ascending.
         """
         rows = functional.pad(rows, (0, len(scores) - len(rows)), value=LAST_ROW).view(-1, GROUP)
         grouped = scores.view(len(rows), GROUP, -1)
@@ -196,8 +181,7 @@ class _Best:
         self.keys[queries] = best = both.topk(self.keys.shape[1], 1, sorted=False).values
         self.worst[queries] = best.amin(1)
 
-    def scores_and_rows(self) -> tuple[FloatArray, IntArray]:
-        """Return scores [Q, K], largest first, -inf where there are fewer; and rows [Q, K], -1 there."""
+    def found(self) -> Found:
         keys = self.keys.sort(1, descending=True).values
         rising = (keys >> 32).int()
         scores = (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32)
@@ -257,8 +241,8 @@ def _keys(scores: Tensor, rows: Tensor) -> Tensor:
     return (rising.long() << 32) + (LAST_ROW - rows)
 
 
-class MemmapStore:
-    """Exact search through a gallery; see `VectorStore` for the methods and `Gallery` for the files.
+class MemmapStore(Gallery):
+    """A `VectorStore`: exact search through a gallery; see `Gallery` for its files.
 
     Every search reads the vectors of all items from the disk (or from what the system has cached of it): 4 N D bytes
     and 2 Q N D operations, so a hundred queries at once are far cheaper than one a hundred times. Memory is about
@@ -275,75 +259,26 @@ class MemmapStore:
     """
 
     def __init__(self, folder: Path, dimension: int, *, writing: bool, device: str | torch.device = "cpu") -> None:
-        self._gallery = Gallery(folder, dimension, writing=writing)
+        super().__init__(folder, dimension, writing=writing)
         self._device = device
-
-    @property
-    def dimension(self) -> int:
-        """Length D of the vectors."""
-        return self._gallery.dimension
-
-    def __len__(self) -> int:
-        return len(self._gallery)
-
-    def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
-        """Add items, all of them or none; see `VectorStore.add`."""
-        self._gallery.add(items, vectors, replace=replace)
-
-    def remove(self, ids: Collection[str]) -> None:
-        """Remove items, all of them or none; see `VectorStore.remove`."""
-        self._gallery.remove(ids)
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
         check_queries(queries, k, self.dimension)
         k = most_found(k, len(self))
-        rows = None if where is None else self._gallery.matching(where)
-        found = search_rows(self._gallery, queries, k, rows=rows, device=self._device)
-        return Hits(*found, self._gallery.items, self._gallery.vectors)
-
-    def matching(self, where: Where) -> list[Item]:
-        """Return all items for which `where` holds, in the order of `read`."""
-        return self._gallery.items_matching(where)
-
-    def count(self, where: Where) -> int:
-        """Return the number of items for which `where` holds."""
-        return self._gallery.count(where)
-
-    def known_labels(self, labels: Collection[str]) -> set[str]:
-        """Return those of the labels that an item has."""
-        return self._gallery.known_labels(labels)
-
-    def items_at(self, paths: Collection[str]) -> dict[str, list[Item]]:
-        """Return the items of each of the paths that has some."""
-        return self._gallery.items_at(paths)
-
-    def known(self, ids: Collection[str]) -> set[str]:
-        """Return those of the ids that are in the store."""
-        return self._gallery.known(ids)
-
-    def get(self, ids: Sequence[str]) -> list[Item]:
-        """Return the items of ids, in order; see `VectorStore.get`."""
-        return self._gallery.get(ids)
-
-    def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
-        """Yield everything, at most batch_size items at a time: B items and their vectors float32 [B, D]."""
-        return self._gallery.read(batch_size)
+        rows = None if where is None else self.rows_matching(where)
+        return Hits(*search_rows(self, queries, k, rows=rows, device=self._device), self.items, self.vectors)
 
     def flush(self) -> None:
         """Do nothing: nothing here only makes searching faster."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return kind, exactness and sizes as plain JSON values."""
-        rows, holes = self._gallery.snapshot()
+        rows, holes = self.snapshot()
         return {
             "kind": "memmap",
             "exact": True,
             "items": rows - len(holes),
             "removed": len(holes),
-            "bytes": self._gallery.nbytes,
+            "bytes": self.nbytes,
         }
-
-    def close(self) -> None:
-        """Release files and lock; once is enough."""
-        self._gallery.close()

@@ -28,7 +28,7 @@ from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, Item, check_addition, check_count, check_queries, most_found, texts_of
-from ke_metric.stores.faiss_index import best
+from ke_metric.stores.memmap import best
 from ke_metric.stores.milvus_collection import (
     REQUEST_ROWS,
     TEXT_BYTES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 
@@ -15,25 +15,6 @@ LONGEST_TEXT = 1024
 # SQLite gives up at about 1,000.
 MOST_CONDITIONS = 100
 FORM = 'must be FIELD == "text", FIELD != "text" or FIELD in ["text", ...], several of them joined by `and`'
-
-
-class Fields(Protocol):
-    """What has the fields; an `Item`."""
-
-    @property
-    def id(self) -> str:
-        """Unique in a store."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """Where the picture lies."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """The class."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -100,17 +81,13 @@ class Where:
             raise _refused(text, f"{len(parts)} conditions, at most {MOST_CONDITIONS} are allowed")
         return cls(tuple(_condition(part, source) for part in parts))
 
-    def holds(self, item: Fields) -> bool:
-        """Return whether all conditions hold for an item."""
+    def holds(self, item: Any) -> bool:
+        """Return whether all conditions hold for an `Item`, or what else has its fields."""
         return all((getattr(item, one.field) in one.values) == one.within for one in self.conditions)
 
 
 def check_where(where: Where | None) -> None:
-    """Refuse what is no condition, such as the text of one.
-
-    Raises:
-        KeMetricError: USAGE.
-    """
+    """Refuse what is no condition, such as the text of one, as USAGE."""
     if where is not None and not isinstance(where, Where):
         raise KeMetricError(
             f"where = {str(where)[:80]!r}: is {type(where).__name__}, must be a Where, as Where.parse makes one of a "

@@ -8,8 +8,8 @@ from faiss_filled import KINDS, RARER_KINDS, D, check, fill, vectors_of
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores import faiss_index as faiss_file
-from ke_metric.stores.faiss_index import NAME, read_records
+from ke_metric.stores import faiss_file
+from ke_metric.stores.faiss_file import NAME, read_records
 from ke_metric.stores.faiss_store import FaissStore
 
 pytestmark = pytest.mark.usefixtures("one_faiss_thread")
@@ -117,7 +117,7 @@ def test_killed_twice_before_the_file_was_renamed_the_old_one_is_good(opened, mo
         check(store, twin, exact=True)
     store.flush()
     assert store.describe()["indexed"] == 1200
-    assert len(read_records(store._gallery)) == 1
+    assert len(read_records(store)) == 1
 
 
 def test_a_file_that_this_faiss_cannot_read_is_built_anew(opened, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_file_that_is_replaced_while_a_reader_looks(opened, monkeypatch):
     writer = opened()
     twin = fill(writer)
     writer.flush()
-    gallery = writer._gallery
+    gallery = writer
     stale = read_records(gallery)
     fill(writer, 100, seed=1, twin=twin, first=1000)
     writer.flush()

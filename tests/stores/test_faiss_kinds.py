@@ -12,7 +12,7 @@ from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores.faiss_index import read_records
+from ke_metric.stores.faiss_file import read_records
 from ke_metric.stores.faiss_kinds import EXAMPLES, choose_kind, make_index
 from ke_metric.stores.faiss_store import FaissStore
 from ke_metric.stores.gallery import Gallery
@@ -43,7 +43,7 @@ def test_a_kind_is_trained_again_when_the_gallery_has_grown(opened):
         if size > len(twin.content):
             fill(store, size - len(twin.content), seed=size, twin=twin, first=len(twin.content))
         store.flush()
-        assert read_records(store._gallery)[0].trained == trained
+        assert read_records(store)[0].trained == trained
         assert store.describe()["indexed"] == size
 
 
@@ -71,7 +71,7 @@ def test_the_same_gallery_gives_the_same_file(tmp_path):
         store = FaissStore(tmp_path / name, D, writing=True, factory="IVF4,PQ8x4")
         fill(store)
         store.flush()
-        digests.append(read_records(store._gallery)[0].sha256)
+        digests.append(read_records(store)[0].sha256)
         store.close()
     assert digests[0] == digests[1]
 

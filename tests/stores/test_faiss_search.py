@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_twin import unit_vectors
 
-from ke_metric.stores.faiss_index import IndexSearch, best
+from ke_metric.stores.faiss_index import IndexSearch
 from ke_metric.stores.faiss_kinds import make_index
+from ke_metric.stores.memmap import best
 
 D = 16
 VECTORS = unit_vectors(800, D, seed=1)

@@ -189,7 +189,7 @@ def test_many_threads(opened):
 
     def look():
         for _ in range(30):
-            rows = gallery.matching(Where.parse('label == "class-1"'))
+            rows = gallery.rows_matching(Where.parse('label == "class-1"'))
             if any(item.label != "class-1" for item in gallery.items(rows)) or len(rows) != 29:
                 wrong.append(rows)
             rows, holes = gallery.snapshot()
