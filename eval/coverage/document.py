@@ -22,7 +22,7 @@ Task = tuple[str, float]
 USAGE = """\
 pip install -e '.[timm,compare]'
 python -m eval.coverage.run run --out FILE.jsonl [--jobs 1] [--networks NAME ...] [--rates 0.5 0.8] [--timeout 180]
-python -m eval.coverage.run table FILE.jsonl --out docs/coverage.md
+python -m eval.coverage.run table FILE.jsonl --out docs/results/coverage.md
 """
 LONGEST_COMMAND = 200
 OURS, THEIRS = "ke_metric", "torch-pruning"

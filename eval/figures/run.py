@@ -1,7 +1,7 @@
 """Draw generations: scores of the whole network and of its fit hypothesis, and how large the two hypotheses are.
 
-    python -m eval.figures.run curves KELS=lineages/kels-s0 WELS=lineages/wels-s0 -o docs/figures/splits
-    python -m eval.figures.run magnitudes lineages/vgg-s0 lineages/vgg-s1 -o docs/figures/vgg11
+    python -m eval.figures.run curves KELS=lineages/kels-s0 WELS=lineages/wels-s0 -o docs/results/figures/splits
+    python -m eval.figures.run magnitudes lineages/vgg-s0 lineages/vgg-s1 -o docs/results/figures/vgg11
 
 Lineages of one label are seeds: the line is their mean, the band their standard deviation. Written are PNG, SVG and
 the numbers as JSON. KELS's fit hypothesis is the slim network, whose scores the lineage has. WELS has none: its fit

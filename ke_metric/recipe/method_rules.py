@@ -26,7 +26,7 @@ class Method(Section):
         "slim_alone",
     ] = "knowledge_evolution"
     """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn. The others are
-    described in docs/methods.md."""
+    described in docs/recipes-and-methods.md."""
     reset: Literal["official", "same_as_init", "orthogonal", "zero"] = "official"
     """How weights are redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code."""
     reset_loss: bool = True

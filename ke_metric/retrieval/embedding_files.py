@@ -4,7 +4,7 @@ Shapes: B batch, D embedding.
 
 Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
 
-Plain formats that any program reads (docs/pipelines.md); an index can be made of them without the pictures.
+Plain formats that any program reads (docs/retrieval.md); an index can be made of them without the pictures.
 
 Shapes: N items, B batch, D embedding.
 

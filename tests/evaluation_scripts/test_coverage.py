@@ -282,7 +282,7 @@ def test_reasons():
 
 def test_how_it_was_made():
     text = document([begun(), begun(made_by={"ke_metric": "before"}, commit="old")], made_up())
-    assert "python -m eval.coverage.run table FILE.jsonl --out docs/coverage.md" in text
+    assert "python -m eval.coverage.run table FILE.jsonl --out docs/results/coverage.md" in text
     for said in ("commit abc", "2026-11-24", "Some, 2 cores", "torch 2.14.1", "180 s", "10 GB", "random.Random(0)"):
         assert said in text
     assert "commit old" not in text

@@ -11,7 +11,7 @@ from ke_metric.methods.table import METHODS
 from ke_metric.recipe.schema import READERS
 from ke_metric.recipe.schema import Method as MethodRecipe
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "recipes-and-methods.md").read_text(encoding="utf-8")
 FIELDS = {
     name: (default, readers)
     for names, default, readers in re.findall(r"^\| (`[^|]*`) \| ([^|]*) \| ([^|]*) \|$", GUIDE, flags=re.MULTILINE)
@@ -21,7 +21,7 @@ FIELDS = {
 
 def section_of(name):
     """Return what the guide says under a method's own heading."""
-    found = re.search(rf"^###? {name}\n(.*?)(?=^##|\Z)", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^###?#? {name}\n(.*?)(?=^##|\Z)", GUIDE, flags=re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
 
 

@@ -1,4 +1,4 @@
-"""What docs/pipelines.md shows is run, in one folder, from top to bottom; and what it computes is right."""
+"""What docs/retrieval.md shows is run, in one folder, from top to bottom; and what it computes is right."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from ke_metric.evaluation.retrieval import Scoring
 for optional in ("faiss", "milvus_lite", "onnx", "onnxruntime", "pandas", "starlette", "uvicorn"):
     pytest.importorskip(optional)
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^ke-metric (.*?)(?:\s+#.*)?$", re.MULTILINE)
 
