@@ -201,7 +201,7 @@ class Batches(Section):
     size: int = Field(64, ge=2)
     """Images in a batch, over all processes; paired: without their partners, which come on top."""
     images_per_class: int = Field(4, ge=1)
-    """M of class_balanced; size / M classes share a batch. Some losses need 2 or more: docs/recipes-and-methods.md."""
+    """M of class_balanced; size / M classes share a batch. Some losses need 2: docs/recipes-and-methods.md."""
 
     @model_validator(mode="after")
     def _whole_classes(self) -> Self:
