@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there at all, whatever stops the process that writes them.
 
-What is written gets a temporary name beside its place, reaches the disk, and is renamed.
+What is written gets a temporary name beside its place, reaches the disk, and is renamed. Every room says in its own
+words what a failure means to its user: it gives `as_error`, which makes the error from a path and what went wrong.
 """
 
 from __future__ import annotations
@@ -10,20 +11,41 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from ke_metric.errors import ExitCode, KeMetricError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".writing-"
 TOKEN_BYTES = 4
 
+AsError = Callable[[Path, OSError], KeMetricError]
 
-def temporary_name(folder: Path) -> Path:
-    """Return a name beside `folder` that nothing has: two processes never write into one temporary folder."""
-    return folder.with_name(f"{TEMPORARY}{secrets.token_hex(TOKEN_BYTES)}-{folder.name}")
+
+def disk_error(path: Path, error: OSError, cannot: str = "cannot be written", afterwards: str = "") -> KeMetricError:
+    """Return the error a user sees when something could not be written."""
+    what = "the disk is full" if error.errno in DISK_FULL else error.strerror or str(error)
+    return KeMetricError(f"{path}: {cannot}: {what}{afterwards}", ExitCode.ENVIRONMENT)
+
+
+def reach_disk(path: Path) -> None:
+    """Make sure that a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(place: Path) -> Path:
+    """Return a name beside `place` that nothing has: two processes never write into one temporary folder."""
+    return place.with_name(f"{TEMPORARY}{secrets.token_hex(TOKEN_BYTES)}-{place.name}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -33,7 +55,63 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_folder(folder: Path) -> None:
+def is_empty_folder(path: Path) -> bool:
+    """Return whether there is a folder with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+@contextmanager
+def whole_folder(
+    place: Path, *, overwrite: bool = False, sole_writer: bool = False, as_error: AsError = disk_error
+) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it becomes `place`, on any error nothing is left of it.
+
+    Args:
+        place: What it becomes: not there, an empty folder, or one to be replaced.
+        overwrite: Whether it takes the place of a folder; that one is gone only when the new one is in its place.
+        sole_writer: Nobody else can be writing this folder: what killed processes left of it is deleted.
+        as_error: Makes the error that is raised.
+
+    Raises:
+        KeMetricError: The disk is full or cannot be written, or something is in `place`.
+    """
+    temporary = temporary_name(place)
+    parents: list[Path] = []
+    try:
+        parents = [above for above in place.parents if not above.exists()]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if sole_writer:
+            remove_leftovers(place)
+        temporary.mkdir()
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            reach_disk(path)
+        _take_place(temporary, place, overwrite=overwrite)
+    except OSError as error:
+        raise as_error(place, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # Innermost first; one that holds something, `place` above all, stays.
+        for above in parents:
+            with suppress(OSError):
+                above.rmdir()
+
+
+def _take_place(temporary: Path, place: Path, *, overwrite: bool) -> None:
+    former = temporary_name(place.with_name(f"former-{place.name}"))
+    if overwrite and place.exists():
+        place.rename(former)
+    try:
+        temporary.rename(place)
+    except OSError:
+        if former.exists():
+            former.rename(place)
+        raise
+    reach_disk(place.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_folder(folder: Path, *, as_error: AsError = disk_error) -> None:
     """Delete a folder; to everybody else it is gone at once.
 
     Raises:
@@ -43,37 +121,80 @@ def remove_folder(folder: Path) -> None:
     try:
         folder.rename(removed)
     except OSError as error:
-        raise disk_error(folder, error) from error
+        raise as_error(folder, error) from error
     shutil.rmtree(removed, ignore_errors=True)
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success it becomes `folder`, on any error nothing is left of it.
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that may take the place of one of its own kind.
 
-    Args:
-        folder: What it becomes; may be an empty folder already.
+    Attributes:
+        name: What it is called, with its article.
+        files: The names of its files, in words.
+        is_one: Whether a path is such a folder and nothing else.
+    """
+
+    name: str
+    files: str
+    is_one: Callable[[Path], bool]
+
+
+def require_free(path: Path, *, overwrite: bool, kind: FolderKind) -> Path:
+    """Return where a folder of a kind can be made, links followed.
 
     Raises:
-        KeMetricError: The disk is full or cannot be written, or `folder` is not empty.
+        KeMetricError: Something is there, and is of another kind or may not be replaced.
     """
-    temporary = temporary_name(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        temporary.mkdir()
-        yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            _reach_disk(path)
-        temporary.rename(folder)
-        _reach_disk(folder.parent)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        place = path.resolve()
+        is_free = not place.exists() or is_empty_folder(place)
+    except (OSError, RuntimeError) as error:
+        # A name that is too long, a folder that may not be entered, a link to itself.
+        raise KeMetricError(f"{path}: {kind.name} cannot be made there: {error}", ExitCode.USAGE) from error
+    if place == Path.cwd():
+        raise KeMetricError(f"{path}: is the current folder; name one of its own for {kind.name}", ExitCode.USAGE)
+    if is_free:
+        return place
+    if not kind.is_one(place):
+        raise KeMetricError(
+            f"{path}: exists and is not just {kind.name} ({kind.files} and nothing else), so it is never replaced; "
+            "choose another folder, or delete it yourself",
+            ExitCode.USAGE,
+        )
+    if not overwrite:
+        raise KeMetricError(
+            f"{path}: there is {kind.name} already; choose another folder, or replace it (overwrite=True, "
+            "--overwrite)",
+            ExitCode.USAGE,
+        )
+    return place
 
 
-def write_text(path: Path, text: str) -> None:
+def refuse_occupied(target: Path) -> None:
+    """Raise a KeMetricError (DATA) when `target` is anything but an empty folder or a path where nothing lies."""
+    if not is_empty_folder(target) and (target.exists() or target.is_symlink()):
+        raise KeMetricError(f"{target}: exists and is not an empty folder; nothing is overwritten", ExitCode.DATA)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes `target` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        KeMetricError: DATA: the target holds something; ENVIRONMENT: the disk is full or cannot be written to.
+    """
+    target = target.resolve()
+    refuse_occupied(target)
+    with whole_folder(target, as_error=_cannot_be_made) as folder:
+        yield folder
+
+
+def _cannot_be_made(path: Path, error: OSError) -> KeMetricError:
+    return disk_error(path, error, "cannot be made", "; nothing was kept")
+
+
+def write_text(path: Path, text: str, *, as_error: AsError = disk_error) -> None:
     """Replace a file as a whole.
 
     Raises:
@@ -82,20 +203,15 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        _reach_disk(temporary)
+        reach_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise as_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def to_json(value: Any) -> str:
-    """Return the text of a JSON file; a number that is not finite is our own mistake."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, as_error: AsError = disk_error) -> None:
     """Append one line to a file, on a line of its own even if a killed process left the last one unfinished.
 
     Raises:
@@ -106,7 +222,7 @@ def append_line(path: Path, line: str) -> None:
             mend = "\n" if _is_torn(file) else ""
             file.write(f"{mend}{line}\n".encode())
     except OSError as error:
-        raise disk_error(path, error) from error
+        raise as_error(path, error) from error
 
 
 def _is_torn(file: IO[bytes]) -> bool:
@@ -116,55 +232,29 @@ def _is_torn(file: IO[bytes]) -> bool:
     return file.read(1) != b"\n"
 
 
-def read_text(path: Path) -> str:
-    """Read a text file.
+def to_json(value: Any) -> str:
+    """Return the text of a JSON file; a number that is not finite is our own mistake."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def lock_for_writing(path: Path, busy: str, *, as_error: AsError = disk_error) -> FileLock:
+    """Take the lock of a folder's one writer; it is freed when the process ends, however it ends.
+
+    Args:
+        path: The lock's file; its folder is made where there is none.
+        busy: What an error says when another process holds it.
+        as_error: Makes the error that is raised when the file cannot be written.
 
     Raises:
-        KeMetricError: It is missing, cannot be read, or is no text.
+        KeMetricError: Another process holds it (LINEAGE), or it cannot be written.
     """
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise KeMetricError(f"{path}: no such file; the lineage is damaged", ExitCode.LINEAGE) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise damage(path, error) from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        KeMetricError: It is missing or damaged.
-    """
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise damage(path, error) from error
-    if not isinstance(value, dict):
-        raise KeMetricError(f"{path}: damaged: holds {type(value).__name__}, not an object", ExitCode.LINEAGE)
-    return value
-
-
-def damage(path: Path, error: Exception) -> KeMetricError:
-    """Return the error a user sees when a file of a lineage does not hold what it should."""
-    what = "cannot be read" if isinstance(error, OSError) else "damaged"
-    return KeMetricError(f"{path}: {what}: {type(error).__name__}: {error}", ExitCode.LINEAGE)
-
-
-def disk_error(path: Path, error: OSError) -> KeMetricError:
-    """Return the error a user sees when something could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = "the disk is full. Free some space and go on with --resume"
-    else:
-        what = f"{error.strerror or error}. Once this is mended, go on with --resume"
-    return KeMetricError(
-        f"{path}: cannot be written: {what}; what was complete before still is", ExitCode.ENVIRONMENT
-    )
-
-
-def _reach_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise KeMetricError(busy, ExitCode.LINEAGE) from None
+    except OSError as error:
+        raise as_error(path, error) from error
+    return lock

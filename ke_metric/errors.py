@@ -7,7 +7,7 @@ mistakes. The message carries the whole situation: file, field, value, what is a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -47,3 +47,15 @@ def closest(name: str, candidates: Iterable[str]) -> str:
     by_folded = {candidate.casefold(): candidate for candidate in candidates}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return f"; did you mean {by_folded[found[0]]!r}?" if found else ""
+
+
+def either(choices: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    *others, last = choices or [""]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def some_of(texts: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Return the first texts, and how many more there are."""
+    more = len(texts) - most
+    return separator.join(texts[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ke_metric.errors import some_of
 
 TRAIN = "train"
 # What a part is called in a sentence; where there is no gallery of its own, the queries are the test part.
 NAMES = {TRAIN: "training part", "query": "queries", "gallery": "gallery", "validation": "validation part"}
-NAMED = 3
-"""So many keys or classes are named in a sentence; of the rest it says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def class_name_changes(before: Sequence[str], now: Sequence[str]) -> str:
     if tuple(before) == tuple(now):
         return ""
     gone, new = ([each for each in one if each not in set(other)] for one, other in ((before, now), (now, before)))
-    told = [*([f"gone: {_some(gone)}"] if gone else []), *([f"new: {_some(new)}"] if new else [])]
+    told = [*([f"gone: {some_of(gone, 3)}"] if gone else []), *([f"new: {some_of(new, 3)}"] if new else [])]
     return f"{len(before):,} classes then, {len(now):,} now; {', '.join(told) or 'in another order'}"
 
 
@@ -153,7 +153,7 @@ def _moved(before: DataFingerprint, now: DataFingerprint) -> str:
         {name for part in each.tested.parts.values() for name in part.classes.values()} for each in (now, before)
     )
     moved = sorted((trained & tested) - tested_before)
-    return f"classes that were trained on are now tested on: {_some(moved)}" if moved else ""
+    return f"classes that were trained on are now tested on: {some_of(moved, 3)}" if moved else ""
 
 
 def _part_changes(before: PartFingerprint, now: PartFingerprint) -> list[str]:
@@ -187,13 +187,8 @@ def _class_counts(before: Iterable[str], now: Iterable[str]) -> str:
     then, today = Counter(before), Counter(now)
     gone, new = (sorted(one.keys() - other.keys()) for one, other in ((then, today), (today, then)))
     told = [(f"class{'es' * (len(some) > 1)} {what}", some) for what, some in (("gone", gone), ("new", new)) if some]
-    return ", ".join(f"{what}: {_some(some)}" for what, some in told)
+    return ", ".join(f"{what}: {some_of(some, 3)}" for what, some in told)
 
 
 def _counted(keys: Sequence[str], what: str) -> str:
-    return f"{len(keys):,} picture{'s' * (len(keys) > 1)} {what} ({_some(keys)})" if keys else ""
-
-
-def _some(names: Collection[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(list(names)[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return f"{len(keys):,} picture{'s' * (len(keys) > 1)} {what} ({some_of(keys, 3)})" if keys else ""

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
 Weights = Mapping[str, Tensor]
 """A state dict on the CPU: name to tensor."""
-NAMED_MISFITS = 5
 TIES_BY_ROW = "order of rows"
 TIES_BY_MEAN = "mean over all orders"
 
@@ -79,9 +78,8 @@ def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
         if given.get(name, shape) != shape
     ]
     if misfits:
-        more = f" and {len(misfits) - NAMED_MISFITS} more" if len(misfits) > NAMED_MISFITS else ""
         raise KeMetricError(
-            f"{what} do not fit the recipe's network or loss: {'; '.join(misfits[:NAMED_MISFITS])}{more}. What has a "
+            f"{what} do not fit the recipe's network or loss: {some_of(misfits, separator='; ')}. What has a "
             "row for every class needs the classes that it was trained on",
             ExitCode.LINEAGE,
         )

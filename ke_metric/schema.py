@@ -1,6 +1,4 @@
-"""What all sections of a recipe have in common: frozen, closed, strict; and the kinds of value they share.
-
-Fields that came after the first files were written, and what a file that lacks one of them means by that.
+"""What everything that is stored as JSON or YAML rests on: closed schemas, fields that came later, problems in words.
 
 What is stored goes on as it was made: a field that a stored recipe, bundle or export does not have takes the value
 that was in effect before there was a choice, whatever the default is now; and a digest leaves a field out that has
@@ -12,9 +10,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Strict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ke_metric.errors import ExitCode, KeMetricError, either
+
+FieldPath = tuple[int | str, ...]
+Added = Mapping[str, JsonValue]
+"""Dotted name of a field to the value that was in effect before the field existed."""
+
+RECIPE_FIELDS: Added = {
+    "data.background": "keep",
+    "data.exif_orientation": False,
+    "data.path_column": "path",
+    "data.label_column": "label",
+}
+PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
+LONGEST_VALUE = 80
+_ABSENT = object()
 
 
 class ConflictError(ValueError):
@@ -30,20 +46,6 @@ class ConflictError(ValueError):
         self.fields = fields
 
 
-def folder_name(name: str) -> str:
-    """Refuse a name that is no plain folder name, or that would lead out of its parent folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        raise ValueError("must be 1 to 100 letters, digits, '_', '.' or '-', the first one a letter or a digit")
-    return name
-
-
-def not_a_bool(value: object) -> object:
-    """Refuse `true` where 1 is allowed: Python holds them for equal, and so does Literal."""
-    if isinstance(value, bool):
-        raise ValueError("must be a whole number")
-    return value
-
-
 def _ground(value: object) -> object:
     """Return the name of a ground in the one way it is compared: `white`, `keep`, or `#rrggbb` in small letters."""
     if value in ("white", "keep"):
@@ -56,7 +58,6 @@ def _ground(value: object) -> object:
 
 
 # Strict types would refuse the list that a YAML file has for a tuple; what is inside stays strict.
-Pair = Annotated[tuple[float, float], Strict(False)]
 Triple = Annotated[tuple[float, float, float], Strict(False)]
 WholeNumbers = Annotated[tuple[int, ...], Strict(False)]
 Names = Annotated[tuple[str, ...], Strict(False)]
@@ -72,17 +73,48 @@ class Section(BaseModel):
     )
 
 
-Added = Mapping[str, JsonValue]
-"""Dotted name of a field to the value that was in effect before the field existed."""
+def dotted(path: FieldPath) -> str:
+    """Return ("data", "mean", 1) as `data.mean[1]`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
-RECIPE_FIELDS: Added = {
-    "data.background": "keep",
-    "data.exif_orientation": False,
-    "data.path_column": "path",
-    "data.label_column": "label",
-}
-PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
-_ABSENT = object()
+
+def shown(value: Any) -> str:
+    """Return a value as a recipe would write it, cut off after 80 characters."""
+    in_yaml = {None: "null", True: "true", False: "false"}
+    text = in_yaml[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def in_words(error: ValidationError, most: int = 1) -> str:
+    """Return the first things that are wrong with a stored document: field, value, and what pydantic says of it."""
+    return "; ".join(_in_words(details) for details in error.errors(include_url=False)[:most])
+
+
+def _in_words(details: ErrorDetails) -> str:
+    where, said = dotted(details["loc"]), details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        return f"unknown field {where!r}"
+    if details["type"] == "missing":
+        return f"{where} is missing"
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = details["ctx"]["discriminator"].strip("'")
+        given = details["input"].get(tag) if isinstance(details["input"], dict) else details["input"]
+        allowed = [name.strip("'") for name in details["ctx"].get("expected_tags", "").split(", ") if name]
+        return f"{where}.{tag} = {shown(given)}, must be {either(allowed) or 'one that there is'}"
+    return f"{where} = {shown(details['input'])}: {said}" if where else said
+
+
+def require_version(path: Path, document: Any, version: int) -> None:
+    """Refuse a document of another format version, before anything else: what that one writes has other fields.
+
+    Raises:
+        KeMetricError: DATA.
+    """
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if type(found) is not int or found != version:
+        raise KeMetricError(
+            f"{path}: format_version = {shown(found)}, this version of ke_metric reads {version}", ExitCode.DATA
+        )
 
 
 def with_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:

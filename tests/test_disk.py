@@ -11,18 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ke_metric import disk as lineage_disk
-from ke_metric.disk import (
-    append_line,
-    read_object,
-    read_text,
-    remove_folder,
-    temporary_name,
-    to_json,
-    whole_folder,
-    write_text,
-)
+from ke_metric import disk
+from ke_metric.disk import append_line, remove_folder, temporary_name, to_json, whole_folder, write_text
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.lineage.files import not_written
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -62,7 +54,7 @@ def kill_before(step):
 
 
 def fill(folder, text="new"):
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, sole_writer=True, as_error=not_written) as temporary:
         (temporary / "a").write_text(text)
         (temporary / "b").write_text(text)
 
@@ -128,13 +120,13 @@ def test_another_trouble_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeMetricError, match=r"cannot be written: Input/output error\.") as raised:
-        write_text(tmp_path / "file", "x")
+        write_text(tmp_path / "file", "x", as_error=not_written)
     assert raised.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_everything_reaches_the_disk_before_the_folder_appears(tmp_path, monkeypatch):
     reached = []
-    monkeypatch.setattr(lineage_disk, "_reach_disk", lambda path: reached.append((path.name, names(tmp_path))))
+    monkeypatch.setattr(disk, "reach_disk", lambda path: reached.append((path.name, names(tmp_path))))
     with whole_folder(tmp_path / "folder") as temporary:
         (temporary / "a").write_text("a")
         (temporary / "b").write_text("b")
@@ -278,34 +270,3 @@ def test_a_number_that_is_not_finite_never_gets_into_a_file():
     assert json.loads(to_json({"a": [1.5, None]})) == {"a": [1.5, None]}
     with pytest.raises(ValueError, match="JSON compliant"):
         to_json({"a": float("nan")})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no such file; the lineage is damaged"),
-        (b"", "damaged: JSONDecodeError"),
-        (b'{"a": 1', "damaged: JSONDecodeError"),
-        (b"\xff\xfe{}", "damaged: UnicodeDecodeError"),
-        (b"[1]", "damaged: holds list, not an object"),
-        (b"null", "damaged: holds NoneType, not an object"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path, content, message):
-    path = tmp_path / "facts.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(KeMetricError, match=f"facts.json: {message}") as raised:
-        read_object(path)
-    assert raised.value.exit_code == ExitCode.LINEAGE
-
-
-def test_what_is_no_file_cannot_be_read(tmp_path):
-    with pytest.raises(KeMetricError, match=f"{tmp_path}: cannot be read: IsADirectoryError") as raised:
-        read_text(tmp_path)
-    assert raised.value.exit_code == ExitCode.LINEAGE
-
-
-def test_text_is_read_as_it_was_written(tmp_path):
-    write_text(tmp_path / "file", "a\r\nb\rc\n ")
-    assert read_text(tmp_path / "file") == "a\r\nb\rc\n "

@@ -14,7 +14,7 @@ from ke_metric.benchmarks.layout import (
     read_rows,
     whole_number,
 )
-from ke_metric.benchmarks.listings import key_below, some_of
+from ke_metric.benchmarks.listings import key_below
 from ke_metric.benchmarks.table import (
     PublishedCounts,
     Table,
@@ -23,7 +23,7 @@ from ke_metric.benchmarks.table import (
     build_classification,
     split_at,
 )
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
 

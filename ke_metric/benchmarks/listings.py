@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 SPLIT_FOLDERS = ("train", "test")
 VALIDATION_FOLDER = "val"
-NAMED_IN_ERRORS = 5
 SKIPPED = " skipped"
 OWN_LIST = "pictures.csv"
 OWN_LIST_COLUMNS = ("path", "label", "split", "key")
@@ -208,12 +207,6 @@ def key_below(path: str, where: str) -> str:
             ExitCode.DATA,
         )
     return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def some_of(names: Sequence[str]) -> str:
-    """Return the first few names for an error message, and how many more there are."""
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 Divisions = Sequence[Sequence[str]]

@@ -10,8 +10,8 @@ from typing import cast
 from ke_metric.benchmarks.own_splits import arrange_parts
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.images.image_set import Benchmark
-from ke_metric.recipe.file import shown
 from ke_metric.recipe.schema import Data
+from ke_metric.schema import shown
 
 Reader = Callable[[Data], Benchmark]
 

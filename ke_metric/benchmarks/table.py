@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ke_metric.benchmarks.listings import some_of
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.images.decoding import Decoding
 from ke_metric.images.image_set import Benchmark, FolderSource, ImageSet, ImageSource
 from ke_metric.recipe.schema import Data

@@ -13,7 +13,7 @@ import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ke_metric.benchmarks.listings import some_of
+from ke_metric.errors import some_of
 
 # Under torchrun one process speaks for all.
 IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"

@@ -10,10 +10,11 @@ from rich.table import Table
 from ke_metric.cli.chosen import generation_of, say_network
 from ke_metric.cli.display import Result
 from ke_metric.cli.lineages import open_lineage
+from ke_metric.disk import require_free
 from ke_metric.generation import Scores
 from ke_metric.lineage.report import is_share
 from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle import require_free, save_network
+from ke_metric.networks.bundle import STORED_NETWORK, save_network
 from ke_metric.networks.bundle_config import WEIGHTS
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.retrieval.network_choice import card_of, choose_network
@@ -35,7 +36,7 @@ def store_network(*, which: str | None, network: str, lineage: Path | None, fold
         KeMetricError: No such lineage or generation, weights not kept, no slim network (wels), or the
             folder is taken.
     """
-    require_free(folder, overwrite=overwrite)
+    require_free(folder, overwrite=overwrite, kind=STORED_NETWORK)
     store = open_lineage(lineage)
     choice = choose_network(store, generation_of(which), network)
     say_network(f"{store.folder}, {choice.words}", choice.reason)

@@ -28,7 +28,7 @@ from ke_metric.evolution import LineageTraining, Start
 from ke_metric.images.batches import Pictures, fingerprint, first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
 from ke_metric.lineage.comparison import told_ties
-from ke_metric.lineage.folder import require_room, why_not_longer
+from ke_metric.lineage.folder import require_room
 from ke_metric.lineage.report import (
     idle_steps,
     mistakes_table,
@@ -293,7 +293,7 @@ def _require_unfinished(lineage: Lineage, recipe: Recipe) -> Recipe:
         # Killed between its last generation and this record.
         with lineage.writing():
             lineage.set_status("finished")
-    why_not = why_not_longer(recipe)
+    why_not = recipe.method.why_not_longer
     raise KeMetricError(
         f"{lineage.folder}: finished, it has all {recipe.generations} generations of the recipe; "
         + (

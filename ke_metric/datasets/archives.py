@@ -19,16 +19,15 @@ import io
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Literal
 
+from ke_metric.disk import new_folder
 from ke_metric.errors import ExitCode, KeMetricError
 
 # Python's tarfile reads a header extension in one piece, whatever length it declares; no honest one comes near this.
@@ -258,7 +257,6 @@ _DAMAGED = (
     NotImplementedError,
     UnicodeError,
 )
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COLLIDES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _IMPOSSIBLE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
@@ -281,47 +279,6 @@ def safe_extract(archive: Path, target: Path, *, limits: ExtractionLimits | None
     """
     with new_folder(target) as folder:
         extract_into(archive, folder, limits=limits)
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target` that takes its name when the block ends well, and vanishes otherwise.
-
-    Args:
-        target: A path where nothing lies yet, or an empty folder. Missing parents are made.
-
-    Raises:
-        KeMetricError: DATA: the target holds something; ENVIRONMENT: the disk is full or cannot be written to.
-    """
-    target = target.resolve()
-    refuse_occupied(target)
-    missing_parents = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-unpacking-", dir=target.parent) as scratch:
-            # A folder inside it, since the temporary one is closed to everybody but its owner.
-            folder = Path(scratch) / "content"
-            folder.mkdir()
-            yield folder
-            if target.exists():
-                target.rmdir()
-            folder.rename(target)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in _DISK_FULL else str(error)
-        raise KeMetricError(f"{target}: cannot be made: {reason}; nothing was kept", ExitCode.ENVIRONMENT) from error
-    finally:
-        # Innermost first; one that holds something, the target above all, stays.
-        for parent in missing_parents:
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def refuse_occupied(target: Path) -> None:
-    """Raise a KeMetricError (DATA) when `target` is anything but an empty folder or a path where nothing lies."""
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() or target.is_symlink():
-        raise KeMetricError(f"{target}: exists and is not an empty folder; nothing is overwritten", ExitCode.DATA)
 
 
 def extract_into(archive: Path, folder: Path, *, limits: ExtractionLimits | None = None) -> None:

@@ -8,7 +8,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
-from ke_metric.benchmarks.listings import SKIPPED, some_of
+from ke_metric.benchmarks.listings import SKIPPED
 from ke_metric.benchmarks.registry import NAMES, default_task, load_benchmark
 from ke_metric.datasets.problems import (
     Problem,
@@ -25,7 +25,7 @@ from ke_metric.datasets.problems import (
     unreadable_images,
     vanished_images,
 )
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 from ke_metric.images.decoding import UPRIGHT
 from ke_metric.images.image_set import Benchmark, ImageSource, PartCounts, count_parts, counts_text, parts_of
 from ke_metric.recipe.schema import Data

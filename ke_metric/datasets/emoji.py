@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 
 from ke_metric.benchmarks.emoji import COLUMNS, Row
-from ke_metric.datasets.archives import new_folder, refuse_occupied
 from ke_metric.datasets.emoji_artwork import (
     STYLES,
     DrawingError,
@@ -24,6 +23,7 @@ from ke_metric.datasets.emoji_artwork import (
     read_icon_set,
     render,
 )
+from ke_metric.disk import new_folder, refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
 
 SIDE = 64

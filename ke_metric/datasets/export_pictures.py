@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS, OWN_LIST, OWN_LIST_COLUMNS
-from ke_metric.datasets.archives import new_folder, refuse_occupied
+from ke_metric.disk import new_folder, refuse_occupied
 from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import Benchmark, ImageSet
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from ke_metric.benchmarks import cars, cub, official_lists, products
 from ke_metric.benchmarks.layout import Layout
-from ke_metric.benchmarks.listings import some_of
 from ke_metric.benchmarks.registry import default_task, load_benchmark
-from ke_metric.datasets.archives import archive_format, extract_into, new_folder, refuse_occupied
+from ke_metric.datasets.archives import archive_format, extract_into
 from ke_metric.datasets.published_files import (
     DISTRIBUTIONS,
     Distribution,
@@ -25,7 +24,8 @@ from ke_metric.datasets.published_files import (
     published_as,
     verify_published,
 )
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.disk import new_folder, refuse_occupied
+from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 from ke_metric.images.image_set import Benchmark, PartCounts, count_parts, counts_text
 from ke_metric.recipe.schema import Data
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from ke_metric.arrays import PixelArray
+from ke_metric.disk import require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.onnx_file import (
     OPSET,
@@ -52,7 +53,6 @@ from ke_metric.export.verification import (
     require_enough,
     top_cost,
 )
-from ke_metric.networks.bundle import require_free, whole_folder
 from ke_metric.networks.heads import PictureModule
 from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.predictor import Predictor

@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ke_metric.disk import FolderKind
 from ke_metric.environment import describe_processor, package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.preparation import Preparation
-from ke_metric.networks.bundle import FolderKind
 from ke_metric.networks.bundle_config import Sha256, WeightsFile, with_preparation
-from ke_metric.recipe.file import dotted
-from ke_metric.schema import Names, Section
+from ke_metric.schema import Names, Section, in_words
 
 RECORD = "export.json"
 ONNX_FILE, ONNX_WEIGHTS, PROGRAM_FILE = "model.onnx", "model.onnx.data", "model.pt2"
@@ -199,8 +198,7 @@ def read_record(folder: Path) -> ExportRecord:
     except OSError as error:
         raise KeMetricError(f"{path}: cannot be read: {error.strerror}", ExitCode.DATA) from error
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise KeMetricError(f"{path}: {dotted(problem['loc'])}: {problem['msg']}", ExitCode.DATA) from error
+        raise KeMetricError(f"{path}: {in_words(error)}", ExitCode.DATA) from error
     for name, facts in record.files.items():
         _require_unchanged(folder / name, facts)
     return record

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ke_metric.disk import damage, disk_error, read_object, read_text, to_json, whole_folder
+from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState, Weights
@@ -43,15 +43,11 @@ MISFITS = (AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def write_generation(folder: Path, generation: Generation) -> None:
-    """Write a generation's folder, whole or not at all.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written.
-    """
+    """Write a generation's folder, whole or not at all."""
     magnitudes = {name: list(pair) for name, pair in generation.magnitudes.items()}
     facts = score_facts(generation.number, generation.scorecard, magnitudes)
     lines = [json.dumps(record, allow_nan=False) + "\n" for record in generation.training_log]
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, sole_writer=True, as_error=not_written) as temporary:
         _save(generation.weights, temporary / WEIGHTS)
         if generation.loss_weights:
             _save(generation.loss_weights, temporary / LOSS_WEIGHTS)
@@ -70,11 +66,7 @@ def score_facts(number: int, scorecard: Scorecard, magnitudes: Mapping[str, Any]
 
 
 def read_generation(folder: Path, number: int) -> Generation:
-    """Read a generation's folder.
-
-    Args:
-        folder: Its folder.
-        number: Which generation it must be.
+    """Read the folder of generation `number`.
 
     Raises:
         KeMetricError: Its weights were not kept, a file is missing or damaged, or it is another generation.
@@ -104,11 +96,7 @@ def read_generation(folder: Path, number: int) -> Generation:
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """Read where a generation came from; it stays when its weights are dropped.
-
-    Raises:
-        KeMetricError: It is missing or damaged.
-    """
+    """Read where a generation came from; it stays when its weights are dropped."""
     facts = read_object(folder / PROVENANCE)
     try:
         return Provenance(**facts | {"class_names": _class_names(facts)})
@@ -124,22 +112,9 @@ def _class_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_scorecard(folder: Path, number: int) -> Scorecard:
-    """Read the scores of a generation; they stay when its weights are dropped.
-
-    Raises:
-        KeMetricError: They are missing or damaged, or those of another generation.
-    """
-    return _read_scores(folder / SCORECARD, number)[0]
-
-
-def read_untrained(path: Path) -> Scorecard:
-    """Read the scores of the network before any training, which stand as generation 0.
-
-    Raises:
-        KeMetricError: They are missing or damaged.
-    """
-    return _read_scores(path, 0)[0]
+def read_scorecard(path: Path, number: int) -> Scorecard:
+    """Read the scores of generation `number`, 0 before any training."""
+    return _read_scores(path, number)[0]
 
 
 def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[float | None, float | None]]]:
@@ -164,11 +139,7 @@ def _class_scores(facts: Mapping[str, Any] | None) -> dict[str, ClassScores] | N
 
 
 def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Read a training's log, one record per epoch.
-
-    Raises:
-        KeMetricError: It is missing or damaged.
-    """
+    """Read a training's log, one record per epoch."""
     try:
         return tuple(json.loads(line) for line in read_text(path).splitlines())
     except json.JSONDecodeError as error:
@@ -181,11 +152,7 @@ def _require_number(found: object, number: int) -> None:
 
 
 def read_fingerprint(path: Path) -> DataFingerprint:
-    """Read what a lineage is grown and scored on.
-
-    Raises:
-        KeMetricError: The file is missing or damaged.
-    """
+    """Read what a lineage is grown and scored on."""
     try:
         return DataFingerprint.from_json(read_object(path))
     except MISFITS as error:
@@ -195,37 +162,25 @@ def read_fingerprint(path: Path) -> DataFingerprint:
 
 
 def drop_weights(folder: Path) -> None:
-    """Delete the weights of a generation and leave everything else.
-
-    Raises:
-        KeMetricError: They cannot be deleted.
-    """
+    """Delete the weights of a generation and leave everything else."""
     try:
         for name in (WEIGHTS, LOSS_WEIGHTS):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise disk_error(folder, error) from error
+        raise not_written(folder, error) from error
 
 
 def newest_state(in_progress: Path, number: int | None = None) -> Path | None:
     """Return the folder of the last state, of generation `number` or of any; None when there is none."""
-    found = _states(in_progress)
-    chosen = [found[key] for key in sorted(found) if number in (None, key[0])]
+    paths = in_progress.iterdir() if in_progress.is_dir() else ()
+    matches = [(match, path) for path in paths if (match := STATE_FOLDER.fullmatch(path.name))]
+    states = {(int(match[1]), int(match[2])): path for match, path in matches}
+    chosen = [states[key] for key in sorted(states) if number in (None, key[0])]
     return chosen[-1] if chosen else None
 
 
-def _states(in_progress: Path) -> dict[tuple[int, int], Path]:
-    """Folders of states by generation and epoch."""
-    paths = in_progress.iterdir() if in_progress.is_dir() else ()
-    return {(int(match[1]), int(match[2])): path for path in paths if (match := STATE_FOLDER.fullmatch(path.name))}
-
-
 def replace_state(in_progress: Path, state: TrainingState) -> None:
-    """Write the state of a generation under way, whole or not at all, then delete whatever else is there.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written; the state before is still there.
-    """
+    """Write the state of a generation under way, whole or not at all, then delete whatever else is there."""
     newest = in_progress / f"generation-{state.number:03d}-epoch-{state.epoch:05d}"
     write_state(newest, state)
     for path in in_progress.iterdir():
@@ -234,11 +189,7 @@ def replace_state(in_progress: Path, state: TrainingState) -> None:
 
 
 def write_state(folder: Path, state: TrainingState) -> None:
-    """Write the state of a generation under way, whole or not at all.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written.
-    """
+    """Write the state of a generation under way, whole or not at all."""
     facts = {
         "number": state.number,
         "epoch": state.epoch,
@@ -248,7 +199,7 @@ def write_state(folder: Path, state: TrainingState) -> None:
     }
     optimizer = io.BytesIO()
     torch.save(dict(state.optimizer), optimizer)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, sole_writer=True, as_error=not_written) as temporary:
         _save(state.weights, temporary / WEIGHTS)
         _save(state.loss_weights, temporary / LOSS_WEIGHTS)
         if state.method_weights:
@@ -259,11 +210,7 @@ def write_state(folder: Path, state: TrainingState) -> None:
 
 
 def read_state(folder: Path, number: int) -> TrainingState:
-    """Read a state written by `write_state`.
-
-    Args:
-        folder: Its folder.
-        number: Which generation it must be of.
+    """Read a state of generation `number`.
 
     Raises:
         KeMetricError: A file is missing or damaged; deleting the folder repeats the generation from its beginning.
@@ -318,3 +265,36 @@ def _load_optimizer(path: Path) -> dict[str, Any]:
             f"{path}: damaged: torch cannot read it ({type(error).__name__})", ExitCode.LINEAGE
         ) from error
     return state
+
+
+def not_written(path: Path, error: OSError) -> KeMetricError:
+    """Return the error a user sees when something of a lineage could not be written."""
+    advice = ". Free some space and" if error.errno in DISK_FULL else ". Once this is mended,"
+    return disk_error(path, error, afterwards=f"{advice} go on with --resume; what was complete before still is")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise KeMetricError(f"{path}: no such file; the lineage is damaged", ExitCode.LINEAGE) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise damage(path, error) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise damage(path, error) from error
+    if not isinstance(value, dict):
+        raise KeMetricError(f"{path}: damaged: holds {type(value).__name__}, not an object", ExitCode.LINEAGE)
+    return value
+
+
+def damage(path: Path, error: Exception) -> KeMetricError:
+    """Return the error a user sees when a file of a lineage does not hold what it should."""
+    what = "cannot be read" if isinstance(error, OSError) else "damaged"
+    return KeMetricError(f"{path}: {what}: {type(error).__name__}: {error}", ExitCode.LINEAGE)

@@ -1,32 +1,21 @@
-"""The folder of a lineage: what lies in it, how it begins, when it may be replaced, who may write in it.
-
-Which recipe may continue a lineage: the one it was grown from, but for what changes no weight.
-
-Whether the data that lie there are those of a lineage: by its fingerprint, or by what else it has kept.
-"""
+"""The folder of a lineage: what lies in it, how it begins, when it may be replaced, who may write in it."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ke_metric.disk import TEMPORARY, disk_error, read_object, remove_folder, to_json, whole_folder
+from ke_metric.disk import TEMPORARY, is_empty_folder, lock_for_writing, remove_folder, to_json, whole_folder
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint, class_name_changes
-from ke_metric.generation import Scorecard
-from ke_metric.lineage.files import newest_state
+from ke_metric.lineage.files import newest_state, not_written, read_object
 from ke_metric.recipe.file import RESOLVED
 from ke_metric.recipe.schema import Recipe
-from ke_metric.schema import RECIPE_FIELDS, unchanged_fields
 
 FORMAT_VERSION = 1
 RECIPE = "recipe.yaml"
@@ -43,10 +32,11 @@ WORTHLESS = frozenset({RECIPE, RESOLVED, FACTS, LOG, LOCK, DATA, UNTRAINED, IN_P
 
 
 def begin(folder: Path, recipe: Recipe, *, text: str, command: str, overwrite: bool) -> None:
-    """Make the folder of a new lineage; see `Lineage.create`."""
+    """Make the folder of a new lineage, in the place of what `Lineage.create` may replace."""
     place = folder.resolve()  # a link to another disk stays one
-    if place.exists() and not _is_empty_folder(place):
-        _make_room(place, folder, overwrite)
+    if place.exists() and not is_empty_folder(place):
+        with _replaceable(place, folder, overwrite):
+            remove_folder(place, as_error=not_written)
     facts = {
         "format_version": FORMAT_VERSION,
         "recipe_digest": recipe.digest,
@@ -55,14 +45,10 @@ def begin(folder: Path, recipe: Recipe, *, text: str, command: str, overwrite: b
         "status": "created",
         **describe_environment(),
     }
-    with whole_folder(place) as temporary:
+    with whole_folder(place, sole_writer=True, as_error=not_written) as temporary:
         (temporary / RECIPE).write_text(text, encoding="utf-8")
         (temporary / RESOLVED).write_text(recipe.to_yaml(), encoding="utf-8")
         (temporary / FACTS).write_text(to_json(facts), encoding="utf-8")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def require_room(folder: Path, *, overwrite: bool) -> None:
@@ -72,7 +58,7 @@ def require_room(folder: Path, *, overwrite: bool) -> None:
         KeMetricError: What `Lineage.create` would say, or the folder cannot be written.
     """
     place = folder.resolve()
-    if place.exists() and not _is_empty_folder(place):
+    if place.exists() and not is_empty_folder(place):
         with _replaceable(place, folder, overwrite):
             pass
     above = next(path for path in place.parents if path.exists())
@@ -83,15 +69,9 @@ def require_room(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def _make_room(place: Path, folder: Path, overwrite: bool) -> None:
-    """Remove the lineage at `place`, which the user calls `folder`."""
-    with _replaceable(place, folder, overwrite):
-        remove_folder(place)
-
-
 @contextmanager
 def _replaceable(place: Path, folder: Path, overwrite: bool) -> Iterator[None]:
-    """Hold a lineage that may be removed: it is to be overwritten, or nothing is in it."""
+    """Hold the lineage at `place`, which the user calls `folder`, where it is to be overwritten or holds nothing."""
     if not (place / FACTS).is_file():
         raise KeMetricError(
             f"{folder}: exists and is no lineage (no {FACTS}), so it is never replaced; choose another folder with "
@@ -150,18 +130,13 @@ def complete_generations(folder: Path) -> list[int]:
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of a lineage; it is freed when the process ends, however it ends.
+    """Hold the lock of a lineage.
 
     Raises:
         KeMetricError: Another process holds it, or the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise KeMetricError(f"{folder}: another process is writing this lineage", ExitCode.LINEAGE) from None
-    except OSError as error:
-        raise disk_error(folder / LOCK, error) from error
+    busy = f"{folder}: another process is writing this lineage"
+    lock = lock_for_writing(folder / LOCK, busy, as_error=not_written)
     try:
         yield
     finally:
@@ -171,171 +146,3 @@ def one_writer(folder: Path) -> Iterator[None]:
 def now() -> str:
     """Return the time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# Fields that say where things lie or how fast they go.
-FREE_FIELDS = frozenset({"data.root", "data.workers"})
-_NOT_SET = object()
-
-
-def as_continued(stored: Recipe, given: Recipe) -> Recipe:
-    """Return a recipe as it continues a lineage that was begun before some fields existed.
-
-    Such a field keeps the value that was in effect then, unless the recipe sets it: a default that came later is not
-    what its author asked for.
-
-    Args:
-        stored: The lineage's recipe.
-        given: The recipe that is to continue it.
-    """
-    document = stored.model_dump(mode="json")
-    for field in unchanged_fields(document, RECIPE_FIELDS):
-        section, name = field.split(".")
-        part = getattr(given, section)
-        if part is not None and name not in part.model_fields_set:
-            part = part.model_copy(update={name: document[section][name]})
-            given = given.model_copy(update={section: part})
-    return given
-
-
-def changed_fields(stored: Recipe, given: Recipe) -> dict[str, str]:
-    """Return what differs between two recipes: dotted field name to a sentence with both values.
-
-    Args:
-        stored: The lineage's recipe.
-        given: The recipe that is to continue it.
-    """
-    pairs = _differing(stored.model_dump(mode="json"), given.model_dump(mode="json"), ())
-    return {name: f"{name} {_given(new)}, the lineage {_stored(old)}" for name, old, new in pairs}
-
-
-def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
-    """Return the changes that make it another lineage: all but `FREE_FIELDS` and more generations.
-
-    What some recipes do in a generation depends on how many there are in all: those may not become more.
-    """
-    changed = {name: text for name, text in changed_fields(stored, given).items() if name not in FREE_FIELDS}
-    if "generations" in changed and (reason := why_not_longer(stored)):
-        changed["generations"] += f" ({reason})"
-    elif given.generations > stored.generations:
-        del changed["generations"]
-    elif "generations" in changed:
-        changed["generations"] += " (it may grow, not shrink)"
-    return changed
-
-
-def why_not_longer(recipe: Recipe) -> str | None:
-    """Return why a lineage cannot get more generations than it was begun with, if it cannot."""
-    method = recipe.method
-    if method.name == "layer_wise":
-        return "layer_wise shares its units out among the generations it was begun with"
-    if method.slim_last:
-        return "method.slim_last makes the last one the slim network"
-    if method.final_share is not None:
-        return "method.final_share belongs to the last one"
-    return None
-
-
-def _differing(stored: Any, given: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        for name in {**stored, **given}:
-            yield from _differing(stored.get(name, _NOT_SET), given.get(name, _NOT_SET), (*path, name))
-    elif _NOT_SET in (stored, given) or json.dumps(stored) != json.dumps(given):
-        # As text, as in the recipe's digest: to Python, true equals 1.
-        yield ".".join(path), stored, given
-
-
-def _given(value: Any) -> str:
-    return "is not set" if value is _NOT_SET else f"= {value!r}"
-
-
-def _stored(value: Any) -> str:
-    return "does not set it" if value is _NOT_SET else f"has {value!r}"
-
-
-UNCHECKED = "whether they are still the same could not be checked"
-
-
-def known_since(folder: Path, before: DataFingerprint) -> str:
-    """Return from when on the data of a lineage are known, to be put after "since"."""
-    return f"{folder} was begun" if before.since == 1 else f"generation {before.since} of {folder} was trained"
-
-
-def require_same_data(folder: Path, before: DataFingerprint, now: DataFingerprint) -> None:
-    """Check data against the fingerprint that a lineage keeps.
-
-    Args:
-        folder: The lineage's, for the message.
-        before: Its fingerprint.
-        now: What lies there; contents are compared where they have been read.
-
-    Raises:
-        KeMetricError: They have changed (exit code 4); what changed is named.
-    """
-    changes = before.changes(now)
-    if not changes:
-        return
-    if before.since == 1:
-        when, rule = "it was begun", "A lineage goes on with the data that it was begun on"
-    else:
-        when = f"generation {before.since} was trained"
-        rule = (
-            f"Of the data of earlier generations there is no record; it goes on with those of generation "
-            f"{before.since}"
-        )
-    raise KeMetricError(
-        f"{folder}: its data have changed since {when}: {'; '.join(changes)}. {rule}: put them back, or begin "
-        "another one with --lineage",
-        ExitCode.DATA,
-    )
-
-
-def require_class_names(folder: Path, names: Sequence[str], now: DataFingerprint) -> None:
-    """Check that a classifier's classes are still called what they were, in the order of its logits.
-
-    Args:
-        folder: The lineage's, for the message.
-        names: Those that it was trained on; empty where it is no classifier or nobody knows.
-        now: What lies there.
-
-    Raises:
-        KeMetricError: They are not (exit code 4).
-    """
-    changed = class_name_changes(names, now.class_names) if names else ""
-    if changed:
-        raise KeMetricError(
-            f"{folder}: the classes of its data are not those that it was trained on: {changed}. A classifier's "
-            "numbers mean the classes that it was trained on: put their names back",
-            ExitCode.DATA,
-        )
-
-
-def scorecard_contradictions(number: int, scorecard: Scorecard, now: DataFingerprint) -> list[str]:
-    """Return what data cannot have been scored as a scorecard says, a sentence each.
-
-    Args:
-        number: Of the generation.
-        scorecard: Its scores.
-        now: What lies there.
-    """
-    counts = [scorecard.dense.get(name) for name in ("queries", "queries_without_match")]
-    found = len(now.parts["query"].keys) if "query" in now.parts else 0
-    if None in counts or sum(int(count or 0) for count in counts) == found:
-        return []
-    then = sum(int(count or 0) for count in counts)
-    return [f"test part: {found:,} query picture(s), generation {number} was scored on {then:,}"]
-
-
-def require_possible_data(folder: Path, contradictions: Sequence[str]) -> None:
-    """Refuse data that cannot be those of a lineage that keeps no fingerprint of them.
-
-    Raises:
-        KeMetricError: There are contradictions (exit code 4).
-    """
-    if contradictions:
-        raise KeMetricError(
-            f"{folder}: these are not the data that it was trained on: {'; '.join(contradictions)}. A lineage goes "
-            "on with the data that it was begun on: put them back, or say where they are with --set data.root=..., "
-            "or begin another one with --lineage",
-            ExitCode.DATA,
-        )

@@ -19,18 +19,29 @@ from ke_metric.disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import Generation, Scorecard, TrainingState
+from ke_metric.lineage.continuation import (
+    UNCHECKED,
+    as_continued,
+    changed_fields,
+    forbidden_changes,
+    require_class_names,
+    require_possible_data,
+    require_same_data,
+    scorecard_contradictions,
+)
 from ke_metric.lineage.files import (
+    SCORECARD,
     TRAINING_LOG,
     WEIGHTS,
     drop_weights,
     newest_state,
+    not_written,
     read_fingerprint,
     read_generation,
     read_log,
     read_provenance,
     read_scorecard,
     read_state,
-    read_untrained,
     replace_state,
     score_facts,
     write_generation,
@@ -40,20 +51,12 @@ from ke_metric.lineage.folder import (
     FACTS,
     IN_PROGRESS,
     LOG,
-    UNCHECKED,
     UNTRAINED,
-    as_continued,
     begin,
-    changed_fields,
     complete_generations,
-    forbidden_changes,
     now,
     one_writer,
     read_facts,
-    require_class_names,
-    require_possible_data,
-    require_same_data,
-    scorecard_contradictions,
 )
 from ke_metric.recipe.file import RESOLVED, load_recipe
 from ke_metric.recipe.schema import Recipe
@@ -61,6 +64,7 @@ from ke_metric.recipe.schema import Recipe
 __all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
 LINEAGES = Path("lineages")
+NONE_YET = "there is no complete generation yet"
 
 
 def holds_lineage(folder: Path | str) -> bool:
@@ -74,16 +78,10 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 class Lineage:
-    """A lineage on disk.
+    """A lineage on disk; what is missing or damaged in it is a KeMetricError (LINEAGE).
 
     Open an existing one with `Lineage(folder)`, begin one with `Lineage.create`. Reading needs nothing more; writing
     happens inside `with lineage.writing():`, which one process at a time can enter.
-
-    Args:
-        folder: The lineage's folder.
-
-    Raises:
-        KeMetricError: There is no lineage in the folder, or one of another format.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -97,15 +95,7 @@ class Lineage:
 
     @classmethod
     def newest(cls, parent: Path = LINEAGES, *, task: str | None = None) -> Self:
-        """Open the lineage under `parent` whose training began, went on or ended last.
-
-        Args:
-            parent: Folder of lineages.
-            task: Only those of this task; any when None.
-
-        Raises:
-            KeMetricError: There is none, or the recipe of one is missing or damaged where the task is asked for.
-        """
+        """Open the lineage under `parent`, of a task where one is given, that was trained last."""
         found = [path for path in parent.glob(f"*/{FACTS}") if not path.parent.name.startswith(TEMPORARY)]
         # One that failed before its first generation has nothing to show while another has.
         found = [path for path in found if any(path.parent.glob("generation-*"))] or found
@@ -124,9 +114,11 @@ class Lineage:
     def create(cls, folder: Path | str, recipe: Recipe, *, text: str, command: str, overwrite: bool = False) -> Self:
         """Begin a lineage.
 
+        Whatever is in the folder stays, but for a lineage that has not finished an epoch, of which nothing is lost,
+        and one that `overwrite` gives up.
+
         Args:
-            folder: Its folder. Whatever is in it stays, but for a lineage that has not finished an epoch, of which
-                nothing is lost, and one that `overwrite` gives up.
+            folder: Its folder.
             recipe: What to grow.
             text: The recipe file as given.
             command: The command line, for the record.
@@ -145,11 +137,7 @@ class Lineage:
 
     @property
     def recipe(self) -> Recipe:
-        """The complete recipe.
-
-        Raises:
-            KeMetricError: It is missing or damaged.
-        """
+        """The complete recipe."""
         try:
             return load_recipe(self.folder / RESOLVED)
         except KeMetricError as error:
@@ -157,11 +145,7 @@ class Lineage:
 
     @property
     def numbers(self) -> list[int]:
-        """Numbers of the complete generations, from 1 without a gap.
-
-        Raises:
-            KeMetricError: One is missing in between.
-        """
+        """Numbers of the complete generations, from 1 without a gap."""
         return complete_generations(self.folder)
 
     def generation_folder(self, number: int) -> Path:
@@ -169,44 +153,28 @@ class Lineage:
         return self.folder / f"generation-{number:03d}"
 
     def load(self, number: int) -> Generation:
-        """Read a generation with its weights.
-
-        Raises:
-            KeMetricError: It is not there, its weights were not kept, or a file of it is missing or damaged.
-        """
+        """Read a generation with its weights, which must have been kept."""
         self._require(number)
         return read_generation(self.generation_folder(number), number)
 
     def scorecard(self, number: int) -> Scorecard:
-        """Read a generation's scores.
-
-        Raises:
-            KeMetricError: It is not there, or the file is missing or damaged.
-        """
+        """Read a generation's scores; they stay when its weights are dropped."""
         self._require(number)
-        return read_scorecard(self.generation_folder(number), number)
+        return read_scorecard(self.generation_folder(number) / SCORECARD, number)
 
     @property
     def untrained(self) -> Scorecard | None:
-        """Scores of generation 1's network before any training; None for a lineage of before they were kept.
-
-        Raises:
-            KeMetricError: The file is damaged.
-        """
+        """Scores of generation 1's network before any training; None for a lineage of before they were kept."""
         path = self.folder / UNTRAINED
-        return read_untrained(path) if path.exists() else None
+        return read_scorecard(path, 0) if path.exists() else None
 
     def record_untrained(self, scorecard: Scorecard) -> None:
         """Store the scores of generation 1's network before any training."""
-        write_text(self.folder / UNTRAINED, to_json(score_facts(0, scorecard, {})))
+        self._replace(UNTRAINED, to_json(score_facts(0, scorecard, {})))
 
     @property
     def data(self) -> DataFingerprint | None:
-        """What it is grown and scored on; None for a lineage of before fingerprints were kept.
-
-        Raises:
-            KeMetricError: The file is damaged.
-        """
+        """What it is grown and scored on; None for a lineage of before fingerprints were kept."""
         path = self.folder / DATA
         return read_fingerprint(path) if path.exists() else None
 
@@ -217,32 +185,24 @@ class Lineage:
         return tuple(read_provenance(self.generation_folder(numbers[-1])).class_names) if numbers else ()
 
     def training_log(self, number: int) -> tuple[Mapping[str, Any], ...]:
-        """Return one record per epoch of a generation's training.
-
-        Raises:
-            KeMetricError: There is no such generation, or the file is damaged.
-        """
+        """Return one record per epoch of a generation's training."""
         self._require(number)
         return read_log(self.generation_folder(number) / TRAINING_LOG)
 
     def _require(self, number: int) -> None:
         numbers = self.numbers
         if number not in numbers:
-            there = f"there are generations 1 to {numbers[-1]}" if numbers else "there is no complete generation yet"
+            there = f"there are generations 1 to {numbers[-1]}" if numbers else NONE_YET
             raise KeMetricError(f"{self.folder}: no generation {number}; {there}", ExitCode.LINEAGE)
 
     def number_of(self, which: int | str) -> int:
-        """Return the number that `which` means: a number, in digits or not, `last` or `best`.
-
-        Raises:
-            KeMetricError: It means none, or there is no generation yet.
-        """
+        """Return the number that `which` means: a number, in digits or not, `last` or `best`."""
         if which == "best":
             return self.best
         if which == "last":
             numbers = self.numbers
             if not numbers:
-                raise KeMetricError(f"{self.folder}: there is no complete generation yet", ExitCode.LINEAGE)
+                raise KeMetricError(f"{self.folder}: {NONE_YET}", ExitCode.LINEAGE)
             return numbers[-1]
         if isinstance(which, str) and not which.isdecimal():
             raise KeMetricError(
@@ -267,9 +227,6 @@ class Lineage:
         Of a classification, the one with the highest top-1 accuracy on the validation part, or on the test part where
         there is none. On a benchmark without a validation part this is a choice made on the test set: report the last
         generation.
-
-        Raises:
-            KeMetricError: There is no generation yet, or none has that score.
         """
         best = self._best()
         if best is None:
@@ -281,11 +238,7 @@ class Lineage:
 
     @property
     def best_kept(self) -> int:
-        """The best one, see `best`, of the generations whose weights were kept; where none has the score, the last.
-
-        Raises:
-            KeMetricError: There is no generation yet.
-        """
+        """The best one of the generations whose weights were kept; where none has the decisive score, the last."""
         last = self.number_of("last")
         kept = [number for number in self.numbers if self.has_weights(number)]
         return self._best(kept) or max(kept, default=last)
@@ -293,7 +246,7 @@ class Lineage:
     def _best(self, numbers: Sequence[int] | None = None) -> int | None:
         """Return the best of those numbers, of all when None; None where none has the decisive score."""
         chosen = self.numbers if numbers is None else numbers
-        dense = {number: read_scorecard(self.generation_folder(number), number).dense for number in chosen}
+        dense = {number: self.scorecard(number).dense for number in chosen}
         name = self.decisive_score
         if any(f"validation_{name}" in scores for scores in dense.values()):
             name = f"validation_{name}"
@@ -307,18 +260,13 @@ class Lineage:
         return "top1" if recipe.task == "classification" else f"recall@{min(recipe.evaluation.recall_at)}"
 
     def writing(self) -> AbstractContextManager[None]:
-        """Hold the lineage's lock; it is freed when the process ends, however it ends.
-
-        Raises:
-            KeMetricError: Another process is writing.
-        """
+        """Hold the lineage's lock; a KeMetricError where another process holds it."""
         return one_writer(self.folder)
 
     def append(self, generation: Generation) -> None:
         """Store the next generation, drop the weights the recipe does not keep, and end the progress in it.
 
-        Raises:
-            KeMetricError: It is not the next one, or the disk is full; what was there before is complete.
+        After an error, a full disk above all, what was there before is complete.
         """
         expected = len(self.numbers) + 1
         if generation.number != expected:
@@ -346,19 +294,11 @@ class Lineage:
         return {numbers[-1], best or numbers[-1]}
 
     def save_state(self, state: TrainingState) -> None:
-        """Store the state of the generation under way; it takes the place of the one before.
-
-        Raises:
-            KeMetricError: The disk is full; the state before is still there.
-        """
+        """Store the state of the generation under way; it takes the place of the one before."""
         replace_state(self.folder / IN_PROGRESS, state)
 
     def load_state(self) -> TrainingState | None:
-        """Return the state to resume from; None when the next generation has not finished an epoch.
-
-        Raises:
-            KeMetricError: It is damaged.
-        """
+        """Return the state to resume from; None when the next generation has not finished an epoch."""
         number = len(self.numbers) + 1
         folder = newest_state(self.folder / IN_PROGRESS, number)
         return read_state(folder, number) if folder else None
@@ -378,8 +318,7 @@ class Lineage:
             What could not be checked, in words; None where everything could.
 
         Raises:
-            KeMetricError: They have changed (exit code 4: recipe and lineage are as they should be, the data are what
-                must be mended). What changed is named.
+            KeMetricError: They have changed (DATA: the data are what must be mended). What changed is named.
         """
         if not self.holds_training:
             return None
@@ -388,15 +327,12 @@ class Lineage:
             require_same_data(self.folder, before, now)
             return None
         self.require_classes(now)
-        require_possible_data(self.folder, self.data_contradictions(now))
+        if numbers := self.numbers:
+            require_possible_data(self.folder, numbers[-1], self.scorecard(numbers[-1]), now)
         return f"{self.folder} was begun before lineages kept a fingerprint of their data: {UNCHECKED}"
 
     def require_classes(self, now: DataFingerprint) -> None:
-        """Check that a classifier's classes are still called what they were, in the order of its logits.
-
-        Raises:
-            KeMetricError: They are not (exit code 4).
-        """
+        """Check that a classifier's classes are still called what they were, in the order of its logits."""
         require_class_names(self.folder, self.class_names, now)
 
     def data_contradictions(self, now: DataFingerprint) -> list[str]:
@@ -406,28 +342,24 @@ class Lineage:
 
     def record_data(self, data: DataFingerprint) -> None:
         """Store what the lineage is grown and scored on from the next generation on, unless that is known."""
-        begun = self.holds_training
-        if not (self.folder / DATA).exists() or not begun:
+        if not (self.folder / DATA).exists() or not self.holds_training:
             known = replace(data, since=len(self.numbers) + 1)
-            write_text(self.folder / DATA, json.dumps(known.to_json()) + "\n")
+            self._replace(DATA, json.dumps(known.to_json()) + "\n")
 
     def set_status(self, status: str) -> None:
         """Record `running`, `interrupted`, `diverged`, `failed` or `finished`."""
-        write_text(self.folder / FACTS, to_json(self.facts | {"status": status}))
+        self._replace(FACTS, to_json(self.facts | {"status": status}))
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one event to log.jsonl."""
-        append_line(self.folder / LOG, json.dumps({"time": now(), "event": event, **facts}, allow_nan=False))
+        line = json.dumps({"time": now(), "event": event, **facts}, allow_nan=False)
+        append_line(self.folder / LOG, line, as_error=not_written)
 
     def require_recipe(self, recipe: Recipe) -> Recipe:
         """Check that `recipe` continues this lineage: the same but for more generations and where the data lie.
 
-        Returns:
-            The recipe with which it goes on: one that does not set a field which did not exist when the lineage was
-            begun has the lineage's value there.
-
-        Raises:
-            KeMetricError: It differs; the fields are named with both values.
+        Returns the recipe with which it goes on: one that does not set a field which did not exist when the lineage
+        was begun has the lineage's value there.
         """
         recipe = as_continued(self.recipe, recipe)
         changes = forbidden_changes(self.recipe, recipe)
@@ -441,5 +373,8 @@ class Lineage:
         """Record the recipe of a resume that `require_recipe` accepts."""
         recipe = self.require_recipe(recipe)
         self.log("resumed", changes=list(changed_fields(self.recipe, recipe).values()))
-        write_text(self.folder / RESOLVED, recipe.to_yaml())
-        write_text(self.folder / FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))
+        self._replace(RESOLVED, recipe.to_yaml())
+        self._replace(FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))
+
+    def _replace(self, name: str, text: str) -> None:
+        write_text(self.folder / name, text, as_error=not_written)

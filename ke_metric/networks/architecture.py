@@ -18,9 +18,8 @@ from ke_metric.networks.backbones import AUXILIARY_HEADS, imported_timm
 from ke_metric.networks.heads import build_classifier, build_network
 from ke_metric.networks.widths import is_plain
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.file import dotted, shown
 from ke_metric.recipe.schema import Network, Recipe
-from ke_metric.schema import Section
+from ke_metric.schema import Section, in_words
 
 # Arguments of the libraries' builders that name a file or an address to read weights from.
 FETCHING = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress"})
@@ -163,11 +162,7 @@ def _classifier(kind: type[_LibraryClassifier], name: str, arguments: dict[str, 
     try:
         return kind(name=name, arguments=arguments)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise KeMetricError(
-            f"architecture of {name!r}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}",
-            ExitCode.RECIPE,
-        ) from error
+        raise KeMetricError(f"architecture of {name!r}: {in_words(error)}", ExitCode.RECIPE) from error
 
 
 class TorchvisionArchitecture(_LibraryClassifier):

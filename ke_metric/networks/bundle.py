@@ -1,6 +1,4 @@
-"""Folders that are whole or not there at all: stored networks, indexes, exports.
-
-The tensors of a stored network: every parameter and buffer as safetensors, and how each one lies in memory.
+"""The tensors of a stored network: every parameter and buffer as safetensors, and how each one lies in memory.
 
 Networks on disk that travel: config.json and model.safetensors, rebuilt anywhere without pickle.
 
@@ -11,15 +9,10 @@ are stored alike.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -27,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ke_metric.disk import FolderKind, require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle_config import (
@@ -45,23 +39,6 @@ from ke_metric.networks.widths import apply_settings, find_settings
 from ke_metric.split.admission import tensors_of
 from ke_metric.split.slim import CHANNELS_LAST, memory_format_of
 
-TEMPORARY = ".writing-"
-
-
-@dataclass(frozen=True)
-class FolderKind:
-    """A kind of folder that may take the place of one of its own kind.
-
-    Attributes:
-        name: What it is called, with its article.
-        files: The names of its files, in words.
-        is_one: Whether a path is such a folder and nothing else.
-    """
-
-    name: str
-    files: str
-    is_one: Callable[[Path], bool]
-
 
 def _is_stored_network(path: Path) -> bool:
     if not path.is_dir() or {entry.name for entry in path.iterdir()} != {CONFIG, WEIGHTS}:
@@ -75,98 +52,6 @@ def _is_stored_network(path: Path) -> bool:
 
 
 STORED_NETWORK = FolderKind("a stored network", f"{CONFIG}, {WEIGHTS}", _is_stored_network)
-
-
-def require_free(path: Path, *, overwrite: bool, kind: FolderKind = STORED_NETWORK) -> Path:
-    """Return where a folder can be made, links followed.
-
-    Args:
-        path: The folder to make.
-        overwrite: Replace one of its kind.
-        kind: What is going to be there.
-
-    Raises:
-        KeMetricError: Something is there, and is of another kind or may not be replaced.
-    """
-    try:
-        place = path.resolve()
-        is_free = not place.exists() or _is_empty_folder(place)
-    except (OSError, RuntimeError) as error:
-        # A name that is too long, a folder that may not be entered, a link to itself.
-        raise KeMetricError(f"{path}: {kind.name} cannot be made there: {error}", ExitCode.USAGE) from error
-    if place == Path.cwd():
-        raise KeMetricError(f"{path}: is the current folder; name one of its own for {kind.name}", ExitCode.USAGE)
-    if is_free:
-        return place
-    if not kind.is_one(place):
-        raise KeMetricError(
-            f"{path}: exists and is not just {kind.name} ({kind.files} and nothing else), so it is never replaced; "
-            "choose another folder, or delete it yourself",
-            ExitCode.USAGE,
-        )
-    if not overwrite:
-        raise KeMetricError(
-            f"{path}: there is {kind.name} already; choose another folder, or replace it (overwrite=True, "
-            "--overwrite)",
-            ExitCode.USAGE,
-        )
-    return place
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
-@contextmanager
-def whole_folder(place: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success it becomes `place`, on any error nothing is left of it.
-
-    Args:
-        place: What it becomes: not there, an empty folder, or one to be replaced.
-        overwrite: Whether it takes the place of a folder; that one is gone only when the new one is in its place.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written, or something has come into `place` in between.
-    """
-    token = f"{TEMPORARY}{secrets.token_hex(4)}-"
-    temporary, former = place.with_name(token + place.name), place.with_name(f"{token}former-{place.name}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            _reach_disk(path)
-        if overwrite and place.exists():
-            place.rename(former)
-        try:
-            temporary.rename(place)
-        except OSError:
-            if former.exists():
-                former.rename(place)
-            raise
-        _reach_disk(place.parent)
-        shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else error.strerror or str(error)
-        raise KeMetricError(f"{place}: cannot be written: {what}", ExitCode.ENVIRONMENT) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_new_folder(place: Path) -> None:
-    """Delete a folder that this process has made and that turned out to be of no use."""
-    former = place.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{place.name}")
-    place.rename(former)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def _reach_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # A safetensors file begins with the length of its header, 8 bytes; its readers allow this much.
@@ -339,7 +224,7 @@ def save_network(
         KeMetricError: The folder is taken, the disk is full, the architecture cannot be built, the network differs
             from it in more than widths and plain attributes, or the class names are not one for each class.
     """
-    place = require_free(Path(path), overwrite=overwrite)
+    place = require_free(Path(path), overwrite=overwrite, kind=STORED_NETWORK)
     dense = architecture.build()
     try:
         require_names_fit(card.class_names, architecture)

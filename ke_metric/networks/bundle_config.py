@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
 
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import AnyArchitecture, Architecture
-from ke_metric.recipe.file import dotted, shown
 from ke_metric.recipe.schema import Recipe
-from ke_metric.schema import PREPARATION_FIELDS, Names, Section, WholeNumbers, with_values_before
+from ke_metric.schema import (
+    PREPARATION_FIELDS,
+    Names,
+    Section,
+    WholeNumbers,
+    in_words,
+    require_version,
+    with_values_before,
+)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -168,19 +174,12 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / CONFIG
     document = _read_object(path)
-    version = document.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        # Said before anything else: what another version writes has other fields.
-        raise KeMetricError(
-            f"{path}: format_version = {shown(version)}, this version of ke_metric reads {FORMAT_VERSION}",
-            ExitCode.DATA,
-        )
+    require_version(path, document, FORMAT_VERSION)
     checksum = document.pop("sha256", None)
     try:
         description = Description.model_validate(with_preparation(document, "normalization"))
     except ValidationError as error:
-        problems = "; ".join(_problem(details) for details in error.errors(include_url=False)[:3])
-        raise KeMetricError(f"{path}: {problems}", ExitCode.DATA) from error
+        raise KeMetricError(f"{path}: {in_words(error, most=3)}", ExitCode.DATA) from error
     if checksum != _digest(document):
         raise KeMetricError(
             f"{path}: was changed since it was written (its SHA-256 is not the one it states); save the network "
@@ -217,18 +216,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _digest(document: dict[str, Any]) -> str:
     """Return the SHA-256 of a JSON document, whatever its line breaks and the order of its keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _problem(details: ErrorDetails) -> str:
-    where = dotted(details["loc"])
-    if details["type"] == "extra_forbidden":
-        return f"unknown field {where!r}"
-    if details["type"] == "missing":
-        return f"{where} is missing"
-    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        given = details["input"].get("builder") if isinstance(details["input"], dict) else details["input"]
-        return f"{where}.builder = {shown(given)}, must be ke_metric, ke_metric_classifier, torchvision or timm"
-    return f"{where} = {shown(details['input'])}: {details['msg']}"
 
 
 def _lines(document: dict[str, Any]) -> str:

@@ -17,14 +17,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError, closest, either
 from ke_metric.recipe.schema import Recipe
 from ke_metric.recipe.yaml import NUMBER, read_yaml
-from ke_metric.schema import RECIPE_FIELDS, ConflictError, Section, with_values_before
+from ke_metric.schema import RECIPE_FIELDS, ConflictError, FieldPath, Section, dotted, shown, with_values_before
 
-FieldPath = tuple[int | str, ...]
-
-LONGEST_VALUE = 80
 BOUND_WORDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 NOT_A_LIST = {"tuple_type", "too_short", "too_long", "missing"}
@@ -55,18 +52,6 @@ class Problem:
 def find_problems(error: ValidationError) -> list[Problem]:
     """Return one problem for everything that pydantic found, in its order."""
     return [_problem(details) for details in error.errors(include_url=False)]
-
-
-def dotted(path: FieldPath) -> str:
-    """Return ("data", "mean", 1) as `data.mean[1]`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def shown(value: Any) -> str:
-    """Return a value as a recipe would write it, cut off after 80 characters."""
-    in_yaml = {None: "null", True: "true", False: "false"}
-    text = in_yaml[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 def _problem(details: ErrorDetails) -> Problem:
@@ -122,8 +107,7 @@ def _bounds(field: FieldInfo) -> str:
 
 def _choices(field: FieldInfo, value: Any) -> str:
     choices = [str(choice) for choice in get_args(field.annotation)]
-    last = f" or {choices[-1]}" if len(choices) > 1 else choices[-1]
-    return "must be " + ", ".join(choices[:-1]) + last + closest(str(value), choices)
+    return f"must be {either(choices)}{closest(str(value), choices)}"
 
 
 def _list_of(field: FieldInfo) -> str:

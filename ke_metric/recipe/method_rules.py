@@ -1,30 +1,69 @@
-"""The section `method` of a recipe: how a lineage goes from one generation to the next, and what each way reads."""
+"""All that holds for a method beside its code: the section `method` of a recipe, and the rules of every method.
+
+A new method is one entry in `RULES` and its fields in `Method`, here, and one file in `ke_metric/methods/`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ke_metric.schema import ConflictError, Names, Section
 
+_OF_A_TEACHER = ("teacher_weight", "teacher_temperature")
+_COMMON = ("reset_loss", *_OF_A_TEACHER, "slim_last")
+"""What every method reads whose child goes on from its parent and can be taught by it."""
+
+
+@dataclass(frozen=True)
+class MethodRules:
+    """What holds for one method.
+
+    Attributes:
+        reads: The fields of `method` that it reads, besides `name`; another one that is set is refused.
+        begins_anew: Every generation begins with nothing of its parent, so that none begins pretrained.
+        is_taught: Its children always learn from their parent's outputs.
+        is_slim: It trains the slim architecture itself: there is no slim network to be cut out.
+        why_not_longer: Why a lineage cannot get more generations than it was begun with; empty where it can.
+    """
+
+    reads: tuple[str, ...] = ()
+    begins_anew: bool = False
+    is_taught: bool = False
+    is_slim: bool = False
+    why_not_longer: str = ""
+
+
+RULES = {
+    "knowledge_evolution": MethodRules(reads=(*_COMMON, "reset", "fit_steps")),
+    "born_again": MethodRules(reads=_OF_A_TEACHER, begins_anew=True, is_taught=True),
+    "dense_sparse_dense": MethodRules(reads=("reset_loss", "share")),
+    "repr": MethodRules(reads=("reset_loss", "share", "full_epochs", "dropped_epochs", "cycles")),
+    "later_layer_forgetting": MethodRules(reads=(*_COMMON, "reset", "layers")),
+    "layer_wise": MethodRules(
+        reads=(*_COMMON, "layers"),
+        why_not_longer="layer_wise shares its units out among the generations it was begun with",
+    ),
+    "neural_regeneration": MethodRules(reads=(*_COMMON, "reset", "share", "final_share")),
+    "restarts": MethodRules(reads=(*_COMMON, "fit_steps")),
+    "repeats": MethodRules(begins_anew=True),
+    "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb")),
+    "slim_alone": MethodRules(reads=("reset_loss",), is_slim=True),
+}
+"""Every method by its name in a recipe; described in docs/methods.md."""
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(RULES)]
+
 
 class Method(Section):
     """What a child takes from its parent, and what else a method does while a generation trains."""
 
-    name: Literal[
-        "knowledge_evolution",
-        "born_again",
-        "dense_sparse_dense",
-        "repr",
-        "later_layer_forgetting",
-        "layer_wise",
-        "neural_regeneration",
-        "restarts",
-        "repeats",
-        "shrink_and_perturb",
-        "slim_alone",
-    ] = "knowledge_evolution"
+    name: MethodName = "knowledge_evolution"
     """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn. The others are
     described in docs/recipes-and-methods.md."""
     reset: Literal["official", "same_as_init", "orthogonal", "zero"] = "official"
@@ -60,16 +99,31 @@ class Method(Section):
     """kels: the last generation is the slim network itself, cut out of its parent and trained on, with the parent as
     its teacher (teacher_weight, 1 where it is 0)."""
 
+    @property
+    def rules(self) -> MethodRules:
+        """What holds for it."""
+        return RULES[self.name]
+
+    @property
+    def why_not_longer(self) -> str:
+        """Why a lineage cannot get more generations than it was begun with; empty where it can."""
+        if self.rules.why_not_longer:
+            return self.rules.why_not_longer
+        if self.slim_last:
+            return "method.slim_last makes the last one the slim network"
+        return "method.final_share belongs to the last one" if self.final_share is not None else ""
+
     @model_validator(mode="after")
     def _only_what_is_read(self) -> Self:
-        unread = [name for name in READERS if name in self.model_fields_set and self.name not in READERS[name]]
+        fields = type(self).model_fields
         # A recipe with every default written out is the same recipe.
-        unread = [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]
+        foreign = self.model_fields_set - {"name", *self.rules.reads}
+        unread = [name for name in fields if name in foreign and getattr(self, name) != fields[name].default]
         if unread:
-            readers = ", ".join(READERS[unread[0]])
+            readers = ", ".join(name for name, rules in RULES.items() if unread[0] in rules.reads)
             message = f"{unread[0]} = {getattr(self, unread[0])!r}, is not read by {self.name} (but by {readers})"
             raise ConflictError(message, (unread[0], "name"))
-        is_taught = self.teacher_weight > 0 or self.slim_last or self.name == "born_again"
+        is_taught = self.teacher_weight > 0 or self.slim_last or self.rules.is_taught
         if self.teacher_temperature is not None and not is_taught:
             message = f"teacher_temperature = {self.teacher_temperature}, has no effect where teacher_weight = 0"
             raise ConflictError(message, ("teacher_temperature", "teacher_weight"))
@@ -80,31 +134,50 @@ class Method(Section):
             raise ConflictError(message, ("layers", "name"))
         return self
 
+    def require_fit(self, *, kind: str, rate: float, generations: int, epochs: int, pretrained: bool) -> None:
+        """Check the method against what other sections of its recipe say.
 
-_TAUGHT = (
-    "knowledge_evolution",
-    "later_layer_forgetting",
-    "layer_wise",
-    "neural_regeneration",
-    "restarts",
-    "shrink_and_perturb",
-)
-# They begin every generation with nothing of its parent.
-ANEW = ("born_again", "repeats")
-READERS = {
-    "reset_loss": (*_TAUGHT, "dense_sparse_dense", "repr", "slim_alone"),
-    "reset": ("knowledge_evolution", "later_layer_forgetting", "neural_regeneration"),
-    "layers": ("later_layer_forgetting", "layer_wise"),
-    "share": ("dense_sparse_dense", "repr", "neural_regeneration"),
-    "final_share": ("neural_regeneration",),
-    "full_epochs": ("repr",),
-    "dropped_epochs": ("repr",),
-    "cycles": ("repr",),
-    "shrink": ("shrink_and_perturb",),
-    "perturb": ("shrink_and_perturb",),
-    "teacher_weight": (*_TAUGHT, "born_again"),
-    "teacher_temperature": (*_TAUGHT, "born_again"),
-    "fit_steps": ("knowledge_evolution", "restarts"),
-    "slim_last": _TAUGHT,
-}
-"""Fields of `method` that only some methods read, and which."""
+        Raises:
+            ConflictError: They do not go together.
+        """
+        grown = generations - self.slim_last
+        cycled = self.cycles * (self.full_epochs + self.dropped_epochs)
+        conflicts = (
+            (
+                self.rules.is_slim and kind != "kels",
+                f"method.name = {self.name!r}, needs split.kind = 'kels': single weights leave no slim network",
+                ("method.name", "split.kind"),
+            ),
+            (
+                self.slim_last and (kind != "kels" or generations < 2),
+                f"method.slim_last = true, needs split.kind = 'kels' (is {kind!r}) and generations of at least 2 (is "
+                f"{generations}): the slim network is cut out of the generation before the last",
+                ("method.slim_last", "split.kind", "generations"),
+            ),
+            (
+                self.final_share is not None and grown < 3,
+                f"method.final_share = {self.final_share}, needs at least 3 generations that {self.name} grows (are "
+                f"{grown}): the second has method.share, the last method.final_share",
+                ("method.final_share", "generations"),
+            ),
+            (
+                self.fit_steps > 0 and rate == 1,
+                f"method.fit_steps = {self.fit_steps}, has no reset hypothesis to leave out: split.rate = 1",
+                ("method.fit_steps", "split.rate"),
+            ),
+            (
+                "cycles" in self.rules.reads and cycled >= epochs,
+                f"training.epochs = {epochs}, must be more than method.cycles * (method.full_epochs + "
+                f"method.dropped_epochs) = {cycled}, so that the full network trains last",
+                ("training.epochs", "method.cycles"),
+            ),
+            (
+                self.rules.begins_anew and pretrained,
+                f"network.pretrained = true, does not go with method.name = {self.name!r}, which begins every "
+                "generation but the first from random weights",
+                ("network.pretrained", "method.name"),
+            ),
+        )
+        for is_met, message, fields in conflicts:
+            if is_met:
+                raise ConflictError(message, fields)

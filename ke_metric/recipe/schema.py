@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, Strict, field_validator, model_validator
 
-from ke_metric.recipe.method_rules import ANEW, READERS, Method
+from ke_metric.recipe.method_rules import Method
 from ke_metric.recipe.yaml import write_yaml
 from ke_metric.schema import (
     RECIPE_FIELDS,
     ConflictError,
     Ground,
     Names,
-    Pair,
     Section,
     Triple,
     WholeNumbers,
-    folder_name,
-    not_a_bool,
     without_values_before,
 )
 
 __all__ = [
-    "READERS",
     "Augmentation",
     "Batches",
     "Data",
@@ -44,6 +41,22 @@ __all__ = [
     "Split",
     "Training",
 ]
+
+# Strict types would refuse the list that a YAML file has for a tuple; what is inside stays strict.
+Pair = Annotated[tuple[float, float], Strict(False)]
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError("must be 1 to 100 letters, digits, '_', '.' or '-', the first one a letter or a digit")
+    return name
+
+
+def _not_a_bool(value: object) -> object:
+    """Refuse `true` where 1 is allowed: Python holds them for equal, and so does Literal."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
 
 
 class Data(Section):
@@ -152,7 +165,7 @@ class Network(Section):
     """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
     stem: Literal["standard", "small"] = "standard"
     """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
-    stem_stride: Annotated[Literal[1, 2], BeforeValidator(not_a_bool)] = 1
+    stem_stride: Annotated[Literal[1, 2], BeforeValidator(_not_a_bool)] = 1
     """Stride of the small stem's convolution."""
     pretrained: bool = False
     """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
@@ -268,9 +281,9 @@ class Evaluation(Section):
 class Recipe(Section):
     """One lineage, completely described."""
 
-    schema_version: Annotated[Literal[1], BeforeValidator(not_a_bool)] = 1
+    schema_version: Annotated[Literal[1], BeforeValidator(_not_a_bool)] = 1
     """Version of this schema."""
-    name: Annotated[str, AfterValidator(folder_name)]
+    name: Annotated[str, AfterValidator(_folder_name)]
     """Names the lineage folder; the recipe's file name when left out."""
     task: Literal["retrieval", "classification"] = "retrieval"
     """retrieval: embeddings that are searched with, test classes unseen. classification: logits of known classes."""
@@ -320,41 +333,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _method_fits_the_split(self) -> Self:
-        if self.method.name == "slim_alone" and self.split.kind != "kels":
-            message = "method.name = 'slim_alone', needs split.kind = 'kels': single weights leave no slim network"
-            raise ConflictError(message, ("method.name", "split.kind"))
-        if self.method.slim_last and (self.split.kind != "kels" or self.generations < 2):
-            message = (
-                f"method.slim_last = true, needs split.kind = 'kels' (is {self.split.kind!r}) and generations of at "
-                f"least 2 (is {self.generations}): the slim network is cut out of the generation before the last"
-            )
-            raise ConflictError(message, ("method.slim_last", "split.kind", "generations"))
-        grown = self.generations - self.method.slim_last
-        if self.method.final_share is not None and grown < 3:
-            message = (
-                f"method.final_share = {self.method.final_share}, needs at least 3 generations that "
-                f"neural_regeneration grows (are {grown}): the second has method.share, the last method.final_share"
-            )
-            raise ConflictError(message, ("method.final_share", "generations"))
-        if self.method.fit_steps and self.split.rate == 1:
-            message = (
-                f"method.fit_steps = {self.method.fit_steps}, has no reset hypothesis to leave out: split.rate = 1"
-            )
-            raise ConflictError(message, ("method.fit_steps", "split.rate"))
-        cycled = self.method.cycles * (self.method.full_epochs + self.method.dropped_epochs)
-        if self.method.name == "repr" and cycled >= self.training.epochs:
-            message = (
-                f"training.epochs = {self.training.epochs}, must be more than method.cycles * (method.full_epochs + "
-                f"method.dropped_epochs) = {cycled}, so that the full network trains last"
-            )
-            raise ConflictError(message, ("training.epochs", "method.cycles"))
-        if self.method.name in ANEW and self.network.pretrained:
-            message = (
-                f"network.pretrained = true, does not go with method.name = {self.method.name!r}, which begins every "
-                "generation but the first from random weights"
-            )
-            raise ConflictError(message, ("network.pretrained", "method.name"))
+    def _method_fits(self) -> Self:
+        self.method.require_fit(
+            kind=self.split.kind,
+            rate=self.split.rate,
+            generations=self.generations,
+            epochs=self.training.epochs,
+            pretrained=self.network.pretrained,
+        )
         return self
 
     @model_validator(mode="after")
@@ -375,7 +361,7 @@ class Recipe(Section):
     @property
     def has_slim(self) -> bool:
         """Whether every generation has a slim network that is scored beside the dense one."""
-        return self.split.kind == "kels" and self.evaluation.slim and self.method.name != "slim_alone"
+        return self.split.kind == "kels" and self.evaluation.slim and not self.method.rules.is_slim
 
     def trains_slim(self, number: int) -> bool:
         """Whether generation `number` trains the slim network itself, cut out of the recipe's before it begins."""

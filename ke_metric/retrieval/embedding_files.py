@@ -27,14 +27,13 @@ from numpy.lib import format as npy
 from pydantic import Field, ValidationError
 
 from ke_metric.arrays import FloatArray
+from ke_metric.disk import FolderKind, require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.bundle import FolderKind, require_free, whole_folder
 from ke_metric.networks.bundle_config import Sha256, installed_versions
-from ke_metric.recipe.file import dotted, shown
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import MANIFEST, MODEL, Index
 from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.schema import Section
+from ke_metric.schema import Section, in_words
 from ke_metric.stores.contract import Item, check_addition
 
 
@@ -283,10 +282,7 @@ def _read_facts(path: Path) -> Facts:
             f"{path.parent}: no embeddings here (no {FACTS}); make some with ke-metric embed", ExitCode.DATA
         ) from None
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise KeMetricError(
-            f"{path}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}", ExitCode.DATA
-        ) from error
+        raise KeMetricError(f"{path}: {in_words(error)}", ExitCode.DATA) from error
     except (OSError, ValueError, RecursionError) as error:
         raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
 

@@ -21,12 +21,11 @@ import torch
 from pydantic import Field, ValidationError
 
 from ke_metric.arrays import FloatArray
+from ke_metric.disk import remove_folder, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.bundle import remove_new_folder, whole_folder
 from ke_metric.networks.bundle_config import Sha256, installed_versions
-from ke_metric.recipe.file import dotted, shown
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.schema import Section
+from ke_metric.schema import Section, in_words, require_version
 from ke_metric.stores.contract import Hits, Item, VectorStore
 from ke_metric.stores.opening import StoreSettings, open_store
 from ke_metric.stores.where import Where
@@ -71,18 +70,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
     try:
         document = json.loads(text)
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
-            raise KeMetricError(
-                f"{path}: format_version = {shown(version)}, this version of ke_metric reads {FORMAT_VERSION}",
-                ExitCode.DATA,
-            )
+        require_version(path, document, FORMAT_VERSION)
         return Manifest.model_validate(document)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        raise KeMetricError(
-            f"{path}: {dotted(problem['loc'])} = {shown(problem['input'])}: {problem['msg']}", ExitCode.DATA
-        ) from error
+        raise KeMetricError(f"{path}: {in_words(error)}", ExitCode.DATA) from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, KeMetricError):
             raise
@@ -203,7 +194,7 @@ class Index:
         manifest = Manifest(
             digest=digest, dimension=dimension, description=description, store=settings.from_anywhere()
         )
-        with whole_folder(place.resolve(), overwrite=False) as temporary:
+        with whole_folder(place.resolve()) as temporary:
             (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             if embedder is not None:
                 embedder.save(temporary / MODEL)
@@ -217,7 +208,7 @@ class Index:
                 index.close()
                 raise
         except BaseException:
-            remove_new_folder(place)
+            remove_folder(place)
             raise
         return index
 

@@ -106,8 +106,9 @@ def _why_no_slim(recipe: Recipe) -> str:
             f"split.kind = {recipe.split.kind!r} keeps single weights of every channel ('kels' keeps whole channels, "
             "which can be cut out)"
         )
-    if recipe.method.name == "slim_alone":
-        return "method.name = 'slim_alone' trains the slim architecture itself, and nothing is left to be cut out"
+    if recipe.method.rules.is_slim:
+        itself = "trains the slim architecture itself, and nothing is left to be cut out"
+        return f"method.name = {recipe.method.name!r} {itself}"
     return ""
 
 

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.evaluation.backend import Neighbors
 from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embeddings import number_rows
@@ -39,8 +39,6 @@ from ke_metric.stores.contract import Hits, Item, VectorStore, texts_of
 
 PARTS = frozenset({"train", "test", "val", "validation", "query", "gallery"})
 Progress = Callable[[int, int], None]
-NAMED = 3
-"""How many names a message gives of many."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,9 @@ def require_labels(pictures: PictureList, *, pairs: bool) -> None:
     bare = [item.path for item in pictures.items if not item.label]
     if bare:
         raise KeMetricError(
-            f"{len(bare):,} of {len(pictures.items):,} pictures have no label: {_some(bare)}; the class of a picture "
-            "is the folder that holds it below the one that is named, or the column `label` of a CSV with path,label",
+            f"{len(bare):,} of {len(pictures.items):,} pictures have no label: {some_of(bare, 3)}; the class of "
+            "a picture is the folder that holds it below the one that is named, or the column `label` of a CSV "
+            "with path,label",
             ExitCode.DATA,
         )
     counts = Counter(item.label for item in pictures.items)
@@ -90,7 +89,7 @@ def require_labels(pictures: PictureList, *, pairs: bool) -> None:
         )
     if pairs and max(counts.values(), default=1) == 1:
         raise KeMetricError(
-            f"none of the {len(counts):,} classes has a second picture to find: {_some(sorted(counts))}",
+            f"none of the {len(counts):,} classes has a second picture to find: {some_of(sorted(counts), 3)}",
             ExitCode.DATA,
         )
 
@@ -157,11 +156,6 @@ def _computed(
     if not used:
         raise KeMetricError(f"none of the {len(items):,} pictures can be used: {left_out[0].reason}", ExitCode.DATA)
     return np.concatenate([batch.outputs for batch in batches]), used, left_out
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def score_through(

@@ -11,10 +11,11 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
+from ke_metric.disk import reach_disk
 from ke_metric.evaluation.backend import load_faiss
 from ke_metric.stores.faiss_index import Copies
 from ke_metric.stores.gallery import Gallery
-from ke_metric.stores.gallery_files import disk_error, reach_disk
+from ke_metric.stores.gallery_files import disk_error
 
 NAME = "index.faiss"
 TEMPORARY = f".writing-{NAME}"

@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.disk import lock_for_writing, reach_disk
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.contract import Item, check_addition, check_count, texts_of
-from ke_metric.stores.gallery_files import OWN_FACTS, ItemTable, VectorFile, disk_error, missing, reach_disk
+from ke_metric.stores.gallery_files import OWN_FACTS, ItemTable, VectorFile, disk_error, missing
 from ke_metric.stores.where import Where
 
 ITEMS = "items.sqlite"
@@ -235,13 +236,5 @@ def _open_files(folder: Path, dimension: int, *, writing: bool) -> tuple[VectorF
 
 
 def _lock(folder: Path) -> FileLock:
-    """Make the folder and become its one writer; the lock is freed when the process ends, however it ends."""
-    lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise KeMetricError(f"{folder}: another process is writing this gallery", ExitCode.LINEAGE) from None
-    except OSError as error:
-        raise disk_error(folder / LOCK, error) from error
-    return lock
+    busy = f"{folder}: another process is writing this gallery"
+    return lock_for_writing(folder / LOCK, busy, as_error=disk_error)

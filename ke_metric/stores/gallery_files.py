@@ -8,7 +8,6 @@ Shapes: N rows, M some of them, D embedding.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sqlite3
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ke_metric import disk
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import row_chunks
@@ -153,20 +153,7 @@ def missing(path: Path) -> KeMetricError:
 
 def disk_error(path: Path, error: OSError) -> KeMetricError:
     """Say which file could not be read or written, and why."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = "the disk is full" if full else error.strerror or str(error)
-    return KeMetricError(
-        f"{path}: cannot be read or written: {what}; what was acknowledged before still is", ExitCode.ENVIRONMENT
-    )
-
-
-def reach_disk(path: Path) -> None:
-    """Make sure that a folder's list of files, or a file, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return disk.disk_error(path, error, "cannot be read or written", "; what was acknowledged before still is")
 
 
 class ItemTable:

@@ -11,8 +11,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.recipe.file import dotted, shown
-from ke_metric.schema import Section
+from ke_metric.schema import Section, in_words
 from ke_metric.stores.contract import VectorStore
 from ke_metric.stores.gallery import VECTORS
 
@@ -48,11 +47,7 @@ class StoreSettings(Section):
         try:
             return cls(**{name: value for name, value in fields.items() if value is not None})
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = dotted(problem["loc"])
-            words = problem["msg"].removeprefix("Value error, ")
-            said = f"{where} = {shown(problem['input'])}: {words}" if where else words
-            raise KeMetricError(f"store: {said}", ExitCode.USAGE) from error
+            raise KeMetricError(f"store: {in_words(error)}", ExitCode.USAGE) from error
 
     def from_anywhere(self) -> Self:
         """Return settings that mean the same whatever the current folder is: a file's URI with its whole path."""

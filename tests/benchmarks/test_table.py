@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks.listings import key_below, some_of
+from ke_metric.benchmarks.listings import key_below
 from ke_metric.benchmarks.table import Table, TableRow, build_benchmark, build_classification, split_at
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.recipe.schema import Data
 
 MINE = Data(benchmark="mine")

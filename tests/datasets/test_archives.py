@@ -17,10 +17,10 @@ from ke_metric.datasets.archives import (
     archive_format,
     file_checksum,
     inner_path,
-    new_folder,
     safe_extract,
     verify_checksum,
 )
+from ke_metric.disk import new_folder
 from ke_metric.errors import ExitCode, KeMetricError
 
 CONTENT = {"birds/001.A/a.jpg": b"first", "birds/001.A/b.jpg": b"", "birds/list.txt": b"1 a\n" * 1000}

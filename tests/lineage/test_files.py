@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ke_metric.disk import write_text
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState
 from ke_metric.lineage.files import (
@@ -28,8 +29,10 @@ from ke_metric.lineage.files import (
     drop_weights,
     newest_state,
     read_generation,
+    read_object,
     read_scorecard,
     read_state,
+    read_text,
     replace_state,
     write_generation,
     write_state,
@@ -184,7 +187,7 @@ def test_what_was_written_is_read_again(tmp_path_factory, generation):
     folder = tmp_path_factory.mktemp("files") / "generation"
     write_generation(folder, generation)
     assert_same(read_generation(folder, generation.number), generation)
-    assert_same(read_scorecard(folder, generation.number), generation.scorecard)
+    assert_same(read_scorecard(folder / SCORECARD, generation.number), generation.scorecard)
 
 
 def test_a_generation_is_plain_files(tmp_path, generation):
@@ -221,7 +224,7 @@ def test_dropped_weights_leave_everything_else(tmp_path, generation):
     for _ in range(2):
         drop_weights(folder)
     assert {path.name for path in folder.iterdir()} == {SPLIT, SPLIT_BITS, SCORECARD, TRAINING_LOG, PROVENANCE}
-    assert_same(read_scorecard(folder, 2), generation.scorecard)
+    assert_same(read_scorecard(folder / SCORECARD, 2), generation.scorecard)
     with pytest.raises(KeMetricError, match=r"not kept.*keep: all") as raised:
         read_generation(folder, 2)
     assert raised.value.exit_code == ExitCode.LINEAGE
@@ -280,9 +283,10 @@ def test_good_json_of_the_wrong_kind_is_damage(tmp_path, generation, name, chang
 
 def test_a_folder_that_was_renamed_is_not_another_generation(tmp_path, generation):
     write_generation(tmp_path / "generation", generation)
-    for read in (read_generation, read_scorecard):
+    folder = tmp_path / "generation"
+    for read, path in ((read_generation, folder), (read_scorecard, folder / SCORECARD)):
         with pytest.raises(KeMetricError, match="generation 2 in the folder of generation 3") as raised:
-            read(tmp_path / "generation", 3)
+            read(path, 3)
         assert raised.value.exit_code == ExitCode.LINEAGE
 
 
@@ -385,3 +389,34 @@ def test_a_new_state_takes_the_place_of_all_before(tmp_path):
     replace_state(folder, state_of(network, optimizer, epoch=11))
     assert [path.name for path in folder.iterdir()] == ["generation-002-epoch-00011"]
     assert read_state(newest_state(folder, 2), 2).epoch == 11
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; the lineage is damaged"),
+        (b"", "damaged: JSONDecodeError"),
+        (b'{"a": 1', "damaged: JSONDecodeError"),
+        (b"\xff\xfe{}", "damaged: UnicodeDecodeError"),
+        (b"[1]", "damaged: holds list, not an object"),
+        (b"null", "damaged: holds NoneType, not an object"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    path = tmp_path / "facts.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(KeMetricError, match=f"facts.json: {message}") as raised:
+        read_object(path)
+    assert raised.value.exit_code == ExitCode.LINEAGE
+
+
+def test_what_is_no_file_cannot_be_read(tmp_path):
+    with pytest.raises(KeMetricError, match=f"{tmp_path}: cannot be read: IsADirectoryError") as raised:
+        read_text(tmp_path)
+    assert raised.value.exit_code == ExitCode.LINEAGE
+
+
+def test_text_is_read_as_it_was_written(tmp_path):
+    write_text(tmp_path / "file", "a\r\nb\rc\n ")
+    assert read_text(tmp_path / "file") == "a\r\nb\rc\n "

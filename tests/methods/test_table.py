@@ -8,7 +8,7 @@ import pytest
 
 from ke_metric.methods.method import LineageMethod
 from ke_metric.methods.table import METHODS
-from ke_metric.recipe.schema import READERS
+from ke_metric.recipe.method_rules import RULES
 from ke_metric.recipe.schema import Method as MethodRecipe
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "recipes-and-methods.md").read_text(encoding="utf-8")
@@ -16,6 +16,12 @@ FIELDS = {
     name: (default, readers)
     for names, default, readers in re.findall(r"^\| (`[^|]*`) \| ([^|]*) \| ([^|]*) \|$", GUIDE, flags=re.MULTILINE)
     for name in re.findall(r"`(\w+)`", names)
+}
+
+READERS = {
+    field: [name for name, rules in RULES.items() if field in rules.reads]
+    for field in MethodRecipe.model_fields
+    if field != "name"
 }
 
 

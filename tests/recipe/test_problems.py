@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ke_metric.recipe.file import dotted, find_problems, shown
+from ke_metric.recipe.file import find_problems
 from ke_metric.recipe.schema import Recipe
-from ke_metric.schema import Section
+from ke_metric.schema import Section, dotted, shown
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

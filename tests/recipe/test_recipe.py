@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
+from ke_metric.recipe.method_rules import RULES
 from ke_metric.recipe.schema import (
-    READERS,
     Augmentation,
     Batches,
     Data,
@@ -220,9 +220,9 @@ def test_a_temperature_is_read_where_the_slim_network_is_taught():
 
 def test_the_readers_of_a_field_are_methods():
     names = get_args(Method.model_fields["name"].annotation)
-    assert {reader for readers in READERS.values() for reader in readers} <= set(names)
+    assert list(names) == list(RULES)
     # All of the section's fields but its name: every field of it is read by some method only.
-    assert set(READERS) == set(Method.model_fields) - {"name"}
+    assert {field for rules in RULES.values() for field in rules.reads} == set(Method.model_fields) - {"name"}
 
 
 def test_a_whole_number_may_stand_where_a_fraction_may():

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ke_metric.recipe.file import load_recipe
-from ke_metric.recipe.schema import READERS, Recipe
+from ke_metric.recipe.method_rules import RULES
+from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import Section
 
 BOUNDS = ("gt", "ge", "lt", "le")
@@ -66,7 +67,8 @@ def of_section(section):
 
 def only_what_is_read(method):
     """Leave out what the method does not read, and give it what it needs."""
-    kept = {name: value for name, value in method.items() if name == "name" or method["name"] in READERS[name]}
+    read = {"name", *RULES[method["name"]].reads}
+    kept = {name: value for name, value in method.items() if name in read}
     if method["name"] == "later_layer_forgetting":
         kept["layers"] = [*method["layers"], "layer4"][:1]
     if method["name"] != "born_again" and not kept.get("teacher_weight") and not kept.get("slim_last"):

@@ -235,7 +235,7 @@ def test_an_index_that_is_there_has_its_store(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Index, "__init__", killed)
-        patch.setattr("ke_metric.retrieval.index.remove_new_folder", lambda place: None)  # a SIGKILL leaves it
+        patch.setattr("ke_metric.retrieval.index.remove_folder", lambda place: None)  # a SIGKILL leaves it
         with pytest.raises(KeyboardInterrupt):
             Index.create(tmp_path / "index", digest=DIGEST, dimension=4)
     with Index.open(tmp_path / "index", writing=True) as index:
