@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from ke_metric.cli.display import Result
+from ke_metric.cli.display import Outcome
 from ke_metric.lineage.comparison import (
     CONFIDENCE,
     Strategy,
@@ -30,7 +30,7 @@ COLUMNS = ("generation", "epochs", "network", "parameters", "seeds")
 FACTS = ("epochs", "parameters", "seeds")
 
 
-def compare_lineages(folders: Sequence[Path]) -> Result:
+def compare_lineages(folders: Sequence[Path]) -> Outcome:
     """Compare lineages.
 
     Args:
@@ -55,7 +55,7 @@ def compare_lineages(folders: Sequence[Path]) -> Result:
     }
     ties = told_ties(lineages)
     document |= {"ties": ties} if ties else {}
-    return Result(document, Group(*_shown(document, strategies), *([Text(ties)] if ties else [])))
+    return Outcome(document, Group(*_shown(document, strategies), *([Text(ties)] if ties else [])))
 
 
 def _rows(strategy: Strategy, numbers: Iterable[int]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Result, counting, say
+from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.datasets.check import check_images, check_text, load_for_check
 from ke_metric.datasets.emoji import prepare_emoji
@@ -20,7 +20,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import fingerprint
 
 
-def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Result:
+def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Outcome:
     """Prepare a benchmark into `target`."""
     if name == "emoji":
         return _prepare_emoji(source, target)
@@ -30,10 +30,10 @@ def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Result
             ExitCode.USAGE,
         )
     report = prepare(name, source, target=target, progress=say)
-    return Result(report.to_json(), prepare_text(report))
+    return Outcome(report.to_json(), prepare_text(report))
 
 
-def _prepare_emoji(source: Path | None, target: Path) -> Result:
+def _prepare_emoji(source: Path | None, target: Path) -> Outcome:
     with counting("rendering emoji") as progress:
         prepared = prepare_emoji(target, source=source, progress=progress)
     document = {
@@ -47,18 +47,18 @@ def _prepare_emoji(source: Path | None, target: Path) -> Result:
         f"emoji is ready: data.root = {target}\n{prepared.images:,} pictures of {prepared.classes:,} emojis; "
         f"{len(prepared.left_out):,} drawings left out (--json names them); licences in {target / 'licences.json'}"
     )
-    return Result(document, text)
+    return Outcome(document, text)
 
 
-def check_benchmark(name_or_path: str, **options: Any) -> Result:
+def check_benchmark(name_or_path: str, **options: Any) -> Outcome:
     """Look through every picture of a benchmark, folder or CSV; for the options see `load_for_check`."""
     benchmark = load_for_check(name_or_path, **options)
     with counting("decoding") as progress:
         report = check_images(benchmark, progress=progress)
-    return Result(report.to_json(), check_text(report))
+    return Outcome(report.to_json(), check_text(report))
 
 
-def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> Result:
+def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> Outcome:
     """Write the pictures of a part of the benchmark of a lineage's recipe.
 
     Args:
@@ -84,4 +84,4 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
         "pictures": written.counts,
     }
     lines = [f"{target / name}: {count:,} pictures" for name, count in written.counts.items()]
-    return Result(document, "\n".join([*lines, f"{written.classes:,} classes of {benchmark.name}"]))
+    return Outcome(document, "\n".join([*lines, f"{written.classes:,} classes of {benchmark.name}"]))

@@ -47,7 +47,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """The outcome of a command.
 
     Attributes:

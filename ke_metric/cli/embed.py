@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ke_metric.cli.chosen import list_chosen, load_embedder, require_some, warn_of
-from ke_metric.cli.display import Result, counting
+from ke_metric.cli.display import Outcome, counting
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.retrieval.embedding_files import (
     ItemBatch,
@@ -29,7 +29,7 @@ def told(batches: Iterable[ItemBatch], what: str, total: int) -> Iterator[ItemBa
             progress(done, total)
 
 
-def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Result:
+def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Outcome:
     """Embed pictures into a folder of files.
 
     Args:
@@ -60,7 +60,7 @@ def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path,
         "left_out": facts.left_out,
         "skipped": list(listed.skipped),
     }
-    return Result(document, _table(document))
+    return Outcome(document, _table(document))
 
 
 def _not_empty(batches: Iterable[ItemBatch], listed: int) -> Iterator[ItemBatch]:

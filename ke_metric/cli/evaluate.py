@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 
 from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Result, counting, say
+from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.evaluate_store import StoreScoring, store_table
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.environment import package_versions
@@ -35,7 +35,7 @@ def evaluate_lineage(
     device: str | None,
     through: StoreScoring | None = None,
     asked: Sequence[str] = (),
-) -> Result:
+) -> Outcome:
     """Score generations of a lineage.
 
     Args:
@@ -85,7 +85,7 @@ def evaluate_lineage(
     table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network], untrained=untrained)
     last = max(cards)
     mistakes = mistakes_table(last, cards[last], networks=NETWORKS[network])
-    return Result(document, Group(table, mistakes, *tables))
+    return Outcome(document, Group(table, mistakes, *tables))
 
 
 def _require_scored(store: Lineage, network: str, through: StoreScoring | None) -> None:
@@ -207,7 +207,7 @@ def _only(document: dict[str, Any], networks: Sequence[str]) -> dict[str, Any]:
     return chosen
 
 
-def require_minimums(result: Result, gates: Sequence[tuple[str, float]]) -> None:
+def require_minimums(result: Outcome, gates: Sequence[tuple[str, float]]) -> None:
     """Check that every network scored reaches every minimum.
 
     Raises:

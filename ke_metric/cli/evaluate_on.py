@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ke_metric.benchmarks.listings import Columns
 from ke_metric.cli.chosen import warn_of
-from ke_metric.cli.display import Result, counting, say
+from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
 from ke_metric.cli.lineages import count_trained_pictures, open_lineage
 from ke_metric.cli.options import PictureChoice
@@ -53,7 +53,7 @@ def evaluate_on(
     bundle: Path | None,
     device: str | None,
     asked: Sequence[str] = (),
-) -> Result:
+) -> Outcome:
     """Score networks of a lineage, or a bundle, on labelled pictures.
 
     Args:
@@ -100,7 +100,7 @@ def evaluate_on(
     return _result(document, f"{on}: {store.folder}", rows)
 
 
-def _evaluate_bundle(on: Path, columns: Columns, bundle: Path, device: str | None, asked: Sequence[str]) -> Result:
+def _evaluate_bundle(on: Path, columns: Columns, bundle: Path, device: str | None, asked: Sequence[str]) -> Outcome:
     classifies = read_description(bundle).embedding_size is None
     scoring = Scoring(device=device)
     task = "classification" if classifies else "retrieval"
@@ -177,7 +177,7 @@ def _facts(on: Path, pictures: PictureList, rows: Sequence[Row]) -> dict[str, An
     return facts | ({"unknown_classes": first.unknown} if first.unknown else {})
 
 
-def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Result:
+def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Outcome:
     baseline = told_baseline(found.scores for _, _, _, found in rows)
 
     def build(names: Sequence[str], facts: Sequence[str]) -> Table:
@@ -200,4 +200,4 @@ def _result(document: dict[str, Any], title: str, rows: Sequence[Row]) -> Result
     last = rows[-1][0]
     classes = {name: found.classes for generation, name, _, found in rows if found.classes and generation == last}
     mistakes = mistakes_table(last, Scorecard({}, None, 0, None, classes), networks=list(classes))
-    return Result(document, Group(table, mistakes))
+    return Outcome(document, Group(table, mistakes))

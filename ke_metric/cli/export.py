@@ -13,7 +13,7 @@ from rich.table import Table
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.chosen import load_either
-from ke_metric.cli.display import Result, counting
+from ke_metric.cli.display import Outcome, counting
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import ExitCode, KeMetricError
@@ -38,7 +38,7 @@ SCORED_BATCH = 256
 
 def export_network(
     *, model: ModelChoice, folder: Path, settings: ExportSettings, pictures: Path | None, overwrite: bool
-) -> Result:
+) -> Outcome:
     """Export a network.
 
     Args:
@@ -70,7 +70,7 @@ def export_network(
         evidence = _of_lineage(Lineage(chosen.lineage), network, settings)
     with counting("exporting"):
         record = export(network, folder, settings=settings, evidence=evidence, overwrite=overwrite)
-    return Result({"folder": str(folder)} | record.document, _table(folder, record))
+    return Outcome({"folder": str(folder)} | record.document, _table(folder, record))
 
 
 def _of_folder(folder: Path, network: PictureNetwork, settings: ExportSettings) -> Evidence:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from ke_metric.cli.chosen import embedder_of, list_chosen, load_embedder, require_some, say_network
-from ke_metric.cli.display import Result, say
+from ke_metric.cli.display import Outcome, say
 from ke_metric.cli.embed import told
 from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
 from ke_metric.errors import ExitCode, KeMetricError
@@ -90,7 +90,7 @@ class Source:
             yield replace(batch, items=self.named(batch.items))
 
 
-def build_index(*, source: Source, folder: Path, store: StoreChoice, model: ModelChoice) -> Result:
+def build_index(*, source: Source, folder: Path, store: StoreChoice, model: ModelChoice) -> Outcome:
     """Make an index of pictures, or of embeddings that exist.
 
     Args:
@@ -117,7 +117,9 @@ def build_index(*, source: Source, folder: Path, store: StoreChoice, model: Mode
         return _report(index, counts)
 
 
-def _build_from(source: Source, origin: Path, *, folder: Path, settings: StoreSettings, model: ModelChoice) -> Result:
+def _build_from(
+    source: Source, origin: Path, *, folder: Path, settings: StoreSettings, model: ModelChoice
+) -> Outcome:
     with Origin.open(origin) as there:
         embedder = _embedder_of(there, model)
         facts: dict[str, Any] = {
@@ -140,7 +142,7 @@ def _embedder_of(source: Origin, model: ModelChoice) -> Embedder | None:
     return source.embedder()
 
 
-def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: ModelChoice) -> Result:
+def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: ModelChoice) -> Outcome:
     """Add pictures, or embeddings that exist, to an index.
 
     Args:
@@ -171,7 +173,7 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
         return _report(index, counts)
 
 
-def _add_from(source: Source, origin: Path, index: Index, *, replace_there: bool) -> Result:
+def _add_from(source: Source, origin: Path, index: Index, *, replace_there: bool) -> Outcome:
     counts = Counts()
     with Origin.open(origin) as there:
         index.require_digest(there.digest, str(origin))
@@ -254,7 +256,7 @@ def _key_and_number(text: str) -> tuple[str, int]:
 
 def remove_from_index(
     ids: Sequence[str], *, folder: Path, where: str | None, yes: bool = False, dry_run: bool = False
-) -> Result:
+) -> Outcome:
     """Remove items, all that are meant or none.
 
     Args:
@@ -282,14 +284,14 @@ def remove_from_index(
             say(f"--where '{where}' holds for none of the {there:,} items of {folder}")
         if dry_run:
             document = {"index": str(folder), "would_remove": count, "removed": 0, "items": there}
-            return Result(document, f"{folder}: {count:,} of {there:,} items would be removed (--dry-run)")
+            return Outcome(document, f"{folder}: {count:,} of {there:,} items would be removed (--dry-run)")
         index.remove([item.id for item in found])
         index.store.flush()
         document = {"index": str(folder), "removed": count, "items": len(index)}
-    return Result(document, f"{folder}: {_counted(count)} removed, {document['items']:,} left")
+    return Outcome(document, f"{folder}: {_counted(count)} removed, {document['items']:,} left")
 
 
-def describe_index(folder: Path) -> Result:
+def describe_index(folder: Path) -> Outcome:
     """Say what an index holds.
 
     Raises:
@@ -297,10 +299,10 @@ def describe_index(folder: Path) -> Result:
     """
     with Index.open(folder) as index:
         document = index.describe()
-    return Result(document, _table(document))
+    return Outcome(document, _table(document))
 
 
-def _report(index: Index, counts: Counts) -> Result:
+def _report(index: Index, counts: Counts) -> Outcome:
     document = {
         "index": str(index.folder),
         "added": counts.added,
@@ -309,7 +311,7 @@ def _report(index: Index, counts: Counts) -> Result:
         "skipped": list(counts.skipped),
         **{name: value for name, value in index.describe().items() if name != "index"},
     }
-    return Result(document, _table(document))
+    return Outcome(document, _table(document))
 
 
 def _table(document: Mapping[str, Any]) -> Table:

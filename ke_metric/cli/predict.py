@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ke_metric.arrays import FloatArray
 from ke_metric.cli.chosen import list_chosen, load_predictor, require_some, warn_of
-from ke_metric.cli.display import Result, counting, say
+from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.disk import write_text
 from ke_metric.errors import ExitCode, KeMetricError
@@ -51,7 +51,7 @@ class Answer:
 
 def predict_pictures(
     *, pictures: PictureChoice, model: ModelChoice, k: int, file: Path | None, overwrite: bool
-) -> Result:
+) -> Outcome:
     """Tell which classes pictures are of, and score those whose class is known.
 
     Args:
@@ -92,7 +92,7 @@ def predict_pictures(
     if file is not None:
         write_text(file, json.dumps(document, indent=2) + "\n" if file.suffix == ".json" else _csv(answers))
         document["file"] = str(file)
-    return Result(document, _shown(document, answers))
+    return Outcome(document, _shown(document, answers))
 
 
 def _require_place(file: Path, overwrite: bool) -> None:

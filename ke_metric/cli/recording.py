@@ -36,7 +36,7 @@ SLOW_SECONDS = 2.0
 WRITING_SHARE = 0.1
 
 
-class Keeper(TrainingObserver):
+class LineageRecorder(TrainingObserver):
     """Writes into a lineage while its generations are trained.
 
     The state to resume from is written after every epoch, or, where that takes long beside the epochs, less often;

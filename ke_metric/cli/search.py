@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ke_metric.cli.chosen import embedder_of, list_chosen, require_some, warn_of
-from ke_metric.cli.display import Result, counting, say
+from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.images.decoding import Decoding
 from ke_metric.retrieval.embedder import BadPicture
@@ -30,7 +30,7 @@ def search_index(
     where: str | None,
     montage: Path | None,
     model: ModelChoice,
-) -> Result:
+) -> Outcome:
     """Search an index with pictures.
 
     Args:
@@ -78,7 +78,7 @@ def search_index(
     require_some(len(answers), len(listed.items))
     if montage is not None:
         _draw(answers, montage, embedder.normalization.decoding)
-    return Result(_document(folder, answers, left_out, montage), _tables(answers))
+    return Outcome(_document(folder, answers, left_out, montage), _tables(answers))
 
 
 def _draw(answers: Sequence[Answer], path: Path, decoding: Decoding) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ke_metric.cli.chosen import generation_of, say_network
-from ke_metric.cli.display import Result
+from ke_metric.cli.display import Outcome
 from ke_metric.cli.lineages import open_lineage
 from ke_metric.disk import require_free
 from ke_metric.generation import Scores
@@ -22,7 +22,7 @@ from ke_metric.scoring import count_parameters
 from ke_metric.split.slim import extract_slim
 
 
-def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Result:
+def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Outcome:
     """Store a network of a generation.
 
     Args:
@@ -68,7 +68,7 @@ def store_network(*, which: str | None, network: str, lineage: Path | None, fold
     document[f"{network}_bytes"] = (folder / WEIGHTS).stat().st_size
     if generation.scorecard.slim is not None:
         document["slim"] = dict(generation.scorecard.slim)
-    return Result(document, _table(document))
+    return Outcome(document, _table(document))
 
 
 def _table(document: dict[str, Any]) -> Table:

@@ -19,8 +19,15 @@ from rich.console import Group
 from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Result, counting, say, say_skipped
-from ke_metric.cli.recording import Interrupts, Keeper, interruptible, resume_command, together, warn_of_changes
+from ke_metric.cli.display import Outcome, counting, say, say_skipped
+from ke_metric.cli.recording import (
+    Interrupts,
+    LineageRecorder,
+    interruptible,
+    resume_command,
+    together,
+    warn_of_changes,
+)
 from ke_metric.cli.training_display import TrainingDisplay
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
@@ -50,7 +57,7 @@ MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
 BYTES_PER_WEIGHT = 4
 
 
-def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Result:
+def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outcome:
     """Do everything `train` does up to the second optimizer step, and report what it would take.
 
     Raises:
@@ -83,7 +90,7 @@ def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Resu
         **engine.describe(),
         **({"search_backend": backend} if backend else {}),
     }
-    return Result(document, _table(document))
+    return Outcome(document, _table(document))
 
 
 def _try(training: GenerationTraining, batches: int) -> tuple[float, float]:
@@ -156,7 +163,7 @@ STATUS = {ExitCode.DIVERGED: "diverged", ExitCode.INTERRUPTED: "interrupted"}
 
 def train_lineage(
     recipe: Recipe, *, text: str, folder: Path | None, device: str | None, resume: bool, overwrite: bool
-) -> Result:
+) -> Outcome:
     """Train a lineage, or the rest of one.
 
     Args:
@@ -208,7 +215,7 @@ def train_lineage(
     last = lineage.numbers[-1]
     table = scorecards_table(str(folder), cards, untrained=untrained)
     ties = [sentence] if (sentence := told_ties([lineage])) else []
-    return Result(document, Group(table, *_idle_lines(idle), *ties, mistakes_table(last, cards[last])))
+    return Outcome(document, Group(table, *_idle_lines(idle), *ties, mistakes_table(last, cards[last])))
 
 
 def _idle_lines(idle: Mapping[int, Mapping[str, int]]) -> Iterator[str]:
@@ -323,16 +330,16 @@ def _grow(lineage: Lineage, training: LineageTraining, *, start: Start, device: 
     warn_of_changes(start, engine, lineage=lineage, device=device)
     with (
         _recorded_status(lineage),
-        Keeper(lineage) as keeper,
+        LineageRecorder(lineage) as recorder,
         TrainingDisplay(recipe.generations) as display,
         interruptible(interrupts),
         # Here as well, so that the lineage records why it stopped.
         together(engine, lineage.folder, device),
     ):
-        observer = TrainingObservers(display, keeper, interrupts)
+        observer = TrainingObservers(display, recorder, interrupts)
         for generation in training.evolve(start, observer):
             lineage.append(generation)
-            keeper.generation_done(generation)
+            recorder.generation_done(generation)
             display.generation_done(generation)
 
 

@@ -1,9 +1,9 @@
-"""The keeper writes resume states as often as their writing allows, and never leaves the last one unwritten."""
+"""The recorder writes resume states as often as their writing allows, and never leaves the last one unwritten."""
 
 import pytest
 
 from ke_metric.cli import recording as module
-from ke_metric.cli.recording import Keeper
+from ke_metric.cli.recording import LineageRecorder
 from ke_metric.errors import KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.recipe.schema import Recipe
@@ -46,15 +46,15 @@ def clock(monkeypatch):
     return clock
 
 
-def train(keeper, clock, epochs, seconds):
+def train(recorder, clock, epochs, seconds):
     for epoch in range(1, epochs + 1):
         clock.now += seconds
-        keeper.epoch_done(state_of(epoch))
+        recorder.epoch_done(state_of(epoch))
 
 
 def stop(lineage, clock, error):
-    with Keeper(lineage) as keeper:
-        train(keeper, clock, 3, 1.0)
+    with LineageRecorder(lineage) as recorder:
+        train(recorder, clock, 3, 1.0)
         raise error
 
 
@@ -69,8 +69,8 @@ def stop(lineage, clock, error):
 )
 def test_writing_takes_a_tenth_of_the_time_at_most(writing, epoch, saved, clock, tmp_path):
     lineage = FakeLineage(tmp_path, clock, writing)
-    with Keeper(lineage) as keeper:
-        train(keeper, clock, 6, epoch)
+    with LineageRecorder(lineage) as recorder:
+        train(recorder, clock, 6, epoch)
     assert lineage.saved == saved
 
 
@@ -97,7 +97,7 @@ def test_what_stopped_it_is_told_even_where_the_state_cannot_be_written(clock, t
 
 
 class Stored:
-    """As much of a stored generation as a keeper looks at."""
+    """As much of a stored generation as a recorder looks at."""
 
     number, magnitudes = 1, {}
 
@@ -107,7 +107,7 @@ class Stored:
 
 def test_a_stored_generation_leaves_no_state(clock, tmp_path):
     lineage = FakeLineage(tmp_path, clock, 5.0)
-    with Keeper(lineage) as keeper:
-        train(keeper, clock, 3, 1.0)
-        keeper.generation_done(Stored())
+    with LineageRecorder(lineage) as recorder:
+        train(recorder, clock, 3, 1.0)
+        recorder.generation_done(Stored())
     assert lineage.saved == [1]
