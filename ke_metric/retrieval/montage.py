@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import secrets
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
@@ -20,18 +24,21 @@ MOST_QUERIES = 50
 MOST_RESULTS = 20
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-# In pixels.
-PICTURE, FRAME, GAP, MARGIN = 112, 5, 16, 24
+# In pixels; a point of text is one too.
+DOTS_PER_INCH = 72
+PICTURE, FRAME, GAP, MARGIN, HEADER = 112, 5, 16, 24, 46
 CELL = PICTURE + 2 * FRAME
-TEXT_LINE, LINES_OF_LABEL = 14, 3
-HEADER = 46
-ROW = CELL + TEXT_LINE * (1 + LINES_OF_LABEL) + 24
+ROW = CELL + 80
 # Between the query and its results.
 DIVIDE = 34
+SMALL, LARGE = 11, 13
+# Of a label: lines, and letters in one, which are all equally wide.
+LINES, LETTERS = 3, 18
 
 PAPER, INK, FAINT = "#ffffff", "#202124", "#6b7075"
 RIGHT, WRONG, UNKNOWN, QUERY = "#1e8e4e", "#c9353f", "#b3b7bb", "#3c4043"
 NO_PICTURE = "#eceef0"
+FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,16 @@ def draw_montage(rows: Sequence[MontageRow], decoding: Decoding = UPRIGHT_ON_WHI
     """
     rows = rows[:MOST_QUERIES]
     columns = max((min(len(row.results), MOST_RESULTS) for row in rows), default=0)
-    width = 2 * MARGIN + CELL + DIVIDE + max(columns, 3) * (CELL + GAP) - GAP
-    sheet = Image.new("RGB", (width, HEADER + MARGIN + max(len(rows), 1) * ROW), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _draw_header(draw, columns)
+    width, height = _left_of(max(columns, 3) + 1) - GAP + MARGIN, HEADER + MARGIN + max(len(rows), 1) * ROW
+    figure = Figure((width / DOTS_PER_INCH, height / DOTS_PER_INCH), dpi=DOTS_PER_INCH, facecolor=PAPER)
+    for column in range(columns + 1):
+        name = "query" if column == 0 else str(column)
+        _write(figure, name, _left_of(column) + CELL // 2, MARGIN, size=LARGE, color=FAINT)
     for number, row in enumerate(rows):
-        _draw_row(sheet, partial(_thumbnail, decoding=decoding), row, HEADER + MARGIN // 2 + number * ROW)
-    return sheet
+        _draw_row(figure, row, HEADER + MARGIN // 2 + number * ROW, decoding)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="raw")
+    return Image.frombytes("RGBA", (width, height), drawn.getvalue()).convert("RGB")
 
 
 def _left_of(column: int) -> int:
@@ -111,120 +121,60 @@ def _left_of(column: int) -> int:
     return MARGIN if column == 0 else MARGIN + CELL + DIVIDE + (column - 1) * (CELL + GAP)
 
 
-def _draw_header(draw: ImageDraw.ImageDraw, columns: int) -> None:
-    top = MARGIN
-    for column in range(columns + 1):
-        text = "query" if column == 0 else str(column)
-        draw.text((_left_of(column) + CELL // 2, top), text, FAINT, _font(13), anchor="ma")
-
-
-def _draw_row(sheet: Image.Image, thumbnail: Callable[[str], Image.Image], row: MontageRow, top: int) -> None:
-    draw = ImageDraw.Draw(sheet)
-    line = MARGIN + CELL + DIVIDE // 2
-    draw.line(((line, top), (line, top + ROW - 24)), "#dadce0", 1)
-    _draw_cell(
-        sheet, (MARGIN, top), picture=thumbnail(row.path), color=QUERY, caption="", label=row.label or row.name
-    )
+def _draw_row(figure: Figure, row: MontageRow, top: int, decoding: Decoding) -> None:
+    _draw_picture(figure, row.path, _left_of(0), top, color=QUERY, decoding=decoding)
+    _write(figure, "\n".join(shortened(row.label or row.name)), _left_of(0) + CELL // 2, top + CELL + 4)
     for result in row.results[:MOST_RESULTS]:
-        known = bool(row.label and result.label)
-        right = known and row.label == result.label
-        color = (RIGHT if right else WRONG) if known else UNKNOWN
-        mark = ("✓ " if right else "✗ ") if known else ""
-        _draw_cell(
-            sheet,
-            (_left_of(result.rank), top),
-            picture=thumbnail(result.path),
-            color=color,
-            caption=f"{mark}{result.similarity:.3f}",
-            label=result.label or result.id,
-        )
+        color, mark = UNKNOWN, ""
+        if row.label and result.label:
+            color, mark = (RIGHT, "✓ ") if row.label == result.label else (WRONG, "✗ ")
+        left, below = _left_of(result.rank), top + CELL + 4
+        _draw_picture(figure, result.path, left, top, color=color, decoding=decoding)
+        ink = INK if color == UNKNOWN else color
+        _write(figure, f"{mark}{result.similarity:.3f}", left + CELL // 2, below, size=LARGE, color=ink)
+        _write(figure, "\n".join(shortened(result.label or result.id)), left + CELL // 2, below + LARGE + 4)
     if not row.results:
-        draw.text((_left_of(1), top + CELL // 2), "nothing found", FAINT, _font(13), anchor="lm")
+        _write(figure, "nothing found", _left_of(1) + CELL // 2, top + CELL // 2, size=LARGE, color=FAINT)
 
 
-def _draw_cell(
-    sheet: Image.Image, corner: tuple[int, int], *, picture: Image.Image, color: str, caption: str, label: str
-) -> None:
-    left, top = corner
-    draw = ImageDraw.Draw(sheet)
-    draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), PAPER, color, FRAME)
-    sheet.paste(picture, (left + FRAME, top + FRAME))
-    centre, below = left + CELL // 2, top + CELL + 4
-    if caption:
-        draw.text((centre, below), caption, INK if color == UNKNOWN else color, _font(13, bold=True), anchor="ma")
-        below += TEXT_LINE + 3
-    for line in shortened(label, CELL + 4, LINES_OF_LABEL):
-        draw.text((centre, below), line, INK, _font(11), anchor="ma")
-        below += TEXT_LINE
-
-
-def _thumbnail(path: str, *, decoding: Decoding) -> Image.Image:
-    """Return a picture, whole, on a white square; a grey one that says what is missing where there is none."""
+def _draw_picture(figure: Figure, path: str, left: int, top: int, *, color: str, decoding: Decoding) -> None:
+    """Draw a picture, whole, on a white square; a grey one that says what is missing where there is none."""
     try:
-        picture = read_picture(Path(path), decoding)
+        picture = ImageOps.pad(
+            read_picture(Path(path), decoding), (PICTURE, PICTURE), Image.Resampling.LANCZOS, PAPER
+        )
     except KeMetricError:
-        return _placeholder(path)
-    small = ImageOps.contain(picture, (PICTURE, PICTURE), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (PICTURE, PICTURE), PAPER)
-    square.paste(small, ((PICTURE - small.width) // 2, (PICTURE - small.height) // 2))
-    return square
+        picture = Image.new("RGB", (PICTURE, PICTURE), NO_PICTURE)
+        lines = ["no picture", *shortened(Path(path).name or "path not known", LETTERS - 2)]
+        _write(figure, "\n".join(lines), left + CELL // 2, top + CELL // 3, color=FAINT)
+    framed = np.asarray(ImageOps.expand(picture, FRAME, color))
+    figure.figimage(framed, left, round(figure.bbox.height) - top - CELL)
 
 
-def _placeholder(path: str) -> Image.Image:
-    square = Image.new("RGB", (PICTURE, PICTURE), NO_PICTURE)
-    draw = ImageDraw.Draw(square)
-    lines = ["no picture", *shortened(Path(path).name or "path not known", PICTURE - 8, 3)]
-    top = (PICTURE - TEXT_LINE * len(lines)) // 2
-    for number, line in enumerate(lines):
-        draw.text((PICTURE // 2, top + TEXT_LINE * number), line, FAINT, _font(11, bold=number == 0), anchor="ma")
-    return square
+def _write(figure: Figure, text: str, middle: int, top: int, *, size: int = SMALL, color: str = INK) -> None:
+    height = figure.bbox.height - top
+    written = figure.text(middle, height, text, ha="center", va="top", size=size, color=color, font=FONT)
+    written.set_parse_math(False)
+    written.set_transform(None)
 
 
-def shortened(text: str, width: int, lines: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels; what does not fit is left out of its middle.
+def shortened(text: str, letters: int = LETTERS, lines: int = LINES) -> list[str]:
+    """Break a text into lines of so many letters; what does not fit is left out of its middle.
 
     Characters that the font has not are shown by their number, as `U+9E1F`.
     """
-    text = _drawable(text)
-    whole = _broken(text, width)
+    broken = partial(textwrap.wrap, width=letters, break_on_hyphens=False)
+    text = " ".join(text.split())
+    text = "".join(letter if ord(letter) in _characters() else f"U+{ord(letter):04X}" for letter in text)
+    whole = broken(text)
     for kept in range(len(text) - 1, 0, -1):
         if len(whole) <= lines:
             break
         # The end often tells what the beginning does not: LATIN CAPITAL LETTER A.
-        whole = _broken(f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}", width)
+        whole = broken(f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}")
     return whole[:lines]
-
-
-def _broken(text: str, width: int) -> list[str]:
-    """Break a text between words, and inside those that are too long."""
-    lines: list[str] = []
-    rest = text.strip()
-    while rest:
-        fits = len(rest)
-        while fits > 1 and _font(11).getlength(rest[:fits]) > width:
-            fits -= 1
-        cut = fits if fits == len(rest) else max(rest.rfind(" ", 0, fits + 1), 0) or fits
-        lines.append(rest[:cut].strip())
-        rest = rest[cut:].strip()
-    return lines
-
-
-def _drawable(text: str) -> str:
-    """Return a text in one line of which the font has every character."""
-    line = " ".join(text.split())
-    return "".join(letter if ord(letter) in _characters() else f"U+{ord(letter):04X}" for letter in line)
 
 
 @cache
 def _characters() -> frozenset[int]:
-    return frozenset(FT2Font(str(_font_file(bold=False))).get_charmap()) | {ord(" ")}
-
-
-@cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file(bold=bold), size)
-
-
-def _font_file(*, bold: bool) -> Path:
-    """Return DejaVu Sans, which matplotlib brings along."""
-    return Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' if bold else ''}.ttf")
+    return frozenset(FT2Font(str(FONT)).get_charmap())

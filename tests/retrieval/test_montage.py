@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFont
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval import montage
@@ -99,11 +99,11 @@ def test_nothing_found_is_said(picture):
     ],
 )
 def test_labels_that_fit(text, lines, shown):
-    assert shortened(text, 126, lines) == shown
+    assert shortened(text, 18, lines) == shown
 
 
 def test_what_does_not_fit_is_left_out_of_the_middle():
-    lines = shortened("U+FB03 LATIN SMALL LIGATURE FFI AND MUCH MORE THAN FITS HERE THE END", 126, 2)
+    lines = shortened("U+FB03 LATIN SMALL LIGATURE FFI AND MUCH MORE THAN FITS HERE THE END", 18, 2)
     assert len(lines) == 2
     assert lines[0].startswith("U+FB03")
     assert lines[1].endswith("END")
@@ -111,11 +111,13 @@ def test_what_does_not_fit_is_left_out_of_the_middle():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=60), st.integers(40, 150), st.integers(1, 3))
-def test_nothing_is_wider_than_its_place(text, width, lines):
-    shown = shortened(text, width, lines)
+@given(st.text(max_size=60), st.integers(7, montage.LETTERS), st.integers(1, montage.LINES))
+def test_nothing_is_wider_than_its_place(text, letters, lines):
+    shown = shortened(text, letters, lines)
     assert len(shown) <= lines
-    assert all(montage._font(11).getlength(line) <= width for line in shown)
+    assert all(len(line) <= letters for line in shown)
+    font = ImageFont.truetype(montage.FONT, montage.SMALL)
+    assert all(font.getlength(line) <= montage.CELL + montage.GAP for line in shown)
     if text.strip() and text.isprintable():
         assert shown
 
