@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -27,10 +27,9 @@ from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 
-Seen = Callable[[str, FloatArray, FloatArray], None]
+EmbeddingsListener = Callable[[str, FloatArray, FloatArray], None]
 """Takes which network, "dense" or "slim", its embeddings of the queries [Q, D] and of the gallery [G, D]."""
-SeenOfOne = Callable[[FloatArray, FloatArray], None]
-"""Takes the embeddings of the queries [Q, D] and of the gallery [G, D]."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Scorer:
     """Scores networks on the query and gallery of a benchmark, or on its test part where classes are predicted.
 
     Embeddings are computed in fp32 whatever the training's precision, so that a stored network gives them again.
+    Networks may be in eval mode or not; they are left as they were.
 
     Attributes:
         pictures: The benchmark, decoded.
@@ -58,24 +58,21 @@ class Scorer:
         """
         return choose_backend(self.recipe.evaluation.backend, self.engine.device).name
 
-    def scorecard(self, network: nn.Module, plan: SplitPlan, *, seen: Seen | None = None) -> Scorecard:
+    def scorecard(self, network: nn.Module, plan: SplitPlan, *, seen: EmbeddingsListener | None = None) -> Scorecard:
         """Score a network and, where the recipe asks for it and KELS gives one, its slim network.
 
         Args:
-            network: In eval mode or not; left as it was.
+            network: The network.
             plan: Its split.
             seen: Called with "dense" and "slim" and the embeddings that were scored; never for a classification.
         """
         networks = {"dense": network}
         if plan.kind == "kels" and self.recipe.has_slim:
             networks["slim"] = extract_slim(network, plan)
-        scored = {"dense": self._score(network, partial(seen, "dense") if seen else None)}
+        scored = {"dense": self._score(network, "dense", seen)}
         if "slim" in networks:
             # All of it is kept, as in a last generation that is slim already: the same network.
-            same = not plan.reset_count
-            scored["slim"] = (
-                scored["dense"] if same else self._score(networks["slim"], partial(seen, "slim") if seen else None)
-            )
+            scored["slim"] = self._score(networks["slim"], "slim", seen) if plan.reset_count else scored["dense"]
         classes = {name: found for name, (_, found) in scored.items() if found is not None}
         return Scorecard(
             dense=scored["dense"][0],
@@ -85,43 +82,24 @@ class Scorer:
             classes=classes or None,
         )
 
-    def score(self, network: nn.Module, *, seen: SeenOfOne | None = None) -> Scores:
+    def score(self, network: nn.Module) -> Scores:
         """Return the scores of a network.
 
         Those of a classification are what `score_classification` gives on the test part and, where the benchmark has
         a validation part, the same on that, as `validation_top1` and so on.
-
-        Args:
-            network: In eval mode or not; left as it was.
-            seen: Called with the embeddings of the queries and of the gallery; never for a classification.
         """
-        return self._score(network, seen)[0]
+        return self._score(network, "dense", None)[0]
 
-    def _score(self, network: nn.Module, seen: SeenOfOne | None) -> tuple[Scores, ClassScores | None]:
+    def _score(
+        self, network: nn.Module, name: str, seen: EmbeddingsListener | None
+    ) -> tuple[Scores, ClassScores | None]:
         """Return the scores of a network, and of a classifier how it recognised each class."""
         if self.recipe.task == "classification":
             return self._classify(network)
         query, gallery = self._embed_all(network)
         if seen is not None:
-            seen(query, gallery)
+            seen(name, query, gallery)
         return self._compare(query, gallery, clusters=True), None
-
-    def _classify(self, network: nn.Module) -> tuple[Scores, ClassScores]:
-        benchmark, pictures = self.pictures.benchmark, self.pictures
-        with _evaluating(network):
-            scores, classes = self._accuracies(self._embed(network, pictures.query), benchmark.query)
-            if benchmark.validation is not None and pictures.validation is not None:
-                held_out, _ = self._accuracies(self._embed(network, pictures.validation), benchmark.validation)
-                scores |= {f"validation_{name}": value for name, value in held_out.items()}
-        return scores, classes
-
-    def _accuracies(self, logits: FloatArray, images: ImageSet) -> tuple[dict[str, float], ClassScores]:
-        """Return the scores of logits [N, C], computed by the first process and given to all."""
-        found = []
-        if self.engine.is_main:
-            classes = score_classes(logits, images.labels, images.class_names)
-            found = [(score_classification(logits, images.labels), classes)]
-        return self.engine.gather_records(found)[0]
 
     def untrained(self, network: nn.Module) -> tuple[Scores, float | None]:
         """Return scores without clusters, and embedding spread, of a network before any training.
@@ -136,6 +114,24 @@ class Scorer:
         total = float(np.square(vectors.sum(axis=0)).sum())
         spread = 1 - (total - count) / max(1, count * (count - 1))
         return self._compare(query, gallery, clusters=False), spread
+
+    def _classify(self, network: nn.Module) -> tuple[Scores, ClassScores]:
+        benchmark, pictures = self.pictures.benchmark, self.pictures
+        with _evaluating(network):
+            scores, classes = self._accuracies(self._embed(network, pictures.query), benchmark.query)
+            if benchmark.validation is not None and pictures.validation is not None:
+                held_out, _ = self._accuracies(self._embed(network, pictures.validation), benchmark.validation)
+                scores |= {f"validation_{name}": value for name, value in held_out.items()}
+        return scores, classes
+
+    def _accuracies(self, logits: FloatArray, images: ImageSet) -> tuple[dict[str, float], ClassScores]:
+        """Return the scores of logits [N, C]."""
+
+        def scored() -> tuple[dict[str, float], ClassScores]:
+            classes = score_classes(logits, images.labels, images.class_names)
+            return score_classification(logits, images.labels), classes
+
+        return self._by_the_first(scored)
 
     def _embed_all(self, network: nn.Module) -> tuple[FloatArray, FloatArray]:
         """Return the embeddings of the queries and of the gallery, one and the same where they are one set."""
@@ -159,27 +155,23 @@ class Scorer:
         return whole
 
     def _compare(self, query: FloatArray, gallery: FloatArray, *, clusters: bool) -> Scores:
-        """Return the scores of embeddings, computed by the first process and given to all."""
-        scores = [self._retrieval_scores(query, gallery, clusters)] if self.engine.is_main else []
-        return self.engine.gather_records(scores)[0]
-
-    def _retrieval_scores(self, query: FloatArray, gallery: FloatArray, clusters: bool) -> dict[str, float]:
+        """Return the scores of embeddings [Q, D] and [G, D]."""
         benchmark, evaluation = self.pictures.benchmark, self.recipe.evaluation
         scoring = Scoring(
             backend=evaluation.backend,
             device=self.engine.device,
             kmeans_seeds=tuple(range(evaluation.kmeans_seeds)) if clusters else (),
         )
-        if benchmark.leave_one_out:
-            return score_retrieval(query, benchmark.query.labels, evaluation.recall_at, scoring=scoring)
-        return score_retrieval(
-            query,
-            benchmark.query.labels,
-            evaluation.recall_at,
-            gallery=Embeddings(gallery, benchmark.gallery.labels, benchmark.gallery.keys),
-            ids=benchmark.query.keys,
-            scoring=scoring,
-        )
+        separate: dict[str, Any] = {}
+        if not benchmark.leave_one_out:
+            embeddings = Embeddings(gallery, benchmark.gallery.labels, benchmark.gallery.keys)
+            separate = {"gallery": embeddings, "ids": benchmark.query.keys}
+        labels, depths = benchmark.query.labels, evaluation.recall_at
+        return self._by_the_first(lambda: score_retrieval(query, labels, depths, scoring=scoring, **separate))
+
+    def _by_the_first(self, compute: Callable[[], Found]) -> Found:
+        """Return what the first process computes, in all of them."""
+        return self.engine.gather_records([compute()] if self.engine.is_main else [])[0]
 
 
 @contextmanager

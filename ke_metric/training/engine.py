@@ -19,26 +19,20 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# What gloo says when another process has gone, or has not answered for half an hour.
 LOST = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out waiting",
 )  # fmt: skip
-"""What gloo says when another process has gone, or has not answered for half an hour."""
 
 Record = TypeVar("Record")
 
 
 class Engine:
-    """Where and how a network is trained and run.
+    """Where and how a network is trained and run: `device`, `precision` (never auto), `processes` and own `rank`.
 
     Args:
         precision: `auto`, `fp32`, `bf16` or `fp16`; auto is bf16 where the device computes in it, else fp32.
         device: A torch device such as `cpu` or `cuda:1`; the process's own device when None.
-
-    Attributes:
-        device: The device in use.
-        precision: The precision in use, never `auto`.
-        processes: Number of processes.
-        rank: This process's number.
 
     Raises:
         KeMetricError: The device is not there, or does not compute in the precision.

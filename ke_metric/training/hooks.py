@@ -1,8 +1,6 @@
-"""The hooks of a generation: what a method does while it trains, as the training calls it.
+"""Who has a say while a generation trains, and who is told: the hooks of a method, the observer of a training.
 
 Shapes: B batch, H and W image height and width, D size of an output (embedding or logits).
-
-What a training tells whoever observers it: a display, a log, a store.
 """
 
 from __future__ import annotations
@@ -26,12 +24,7 @@ class TrainingHooks:
     learning_rate_factor: float = 1.0
 
     def epoch_begins(self, epoch: int, optimizer: Optimizer) -> None:
-        """Hear that epoch `epoch` (from 1) begins; also of the first one after a resume.
-
-        Args:
-            epoch: Its number.
-            optimizer: Of the generation, whose state may be changed in place.
-        """
+        """Hear that epoch `epoch` (from 1) begins, also the first one after a resume; may change the optimizer."""
 
     def step(self, number: int) -> AbstractContextManager[None]:
         """Return what surrounds the computation of loss and gradient in step `number` (from 0) of a generation."""
@@ -42,12 +35,7 @@ class TrainingHooks:
         return None
 
     def added_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return what is added to the loss, a scalar.
-
-        Args:
-            outputs: Of the network, float32 [B, D].
-            targets: What `targets` gave for the same images, float32 [B, D].
-        """
+        """Return what is added to the loss, a scalar, given outputs and what `targets` gave, both float32 [B, D]."""
         raise NotImplementedError
 
     def before_step(self) -> None:
@@ -75,7 +63,7 @@ class StepReport:
         steps: Steps of a whole generation.
         images: Images of this step, over all processes.
         loss: Its loss.
-        learning_rate: The network's learning rate.
+        learning_rate: The network's.
     """
 
     generation: int
@@ -88,7 +76,7 @@ class StepReport:
 
 
 class TrainingObserver:
-    """Observes nothing; a subclass overrides what it wants to know. An exception raised here stops the training."""
+    """Hears of a training; a subclass overrides what it wants to know. What it raises stops the training."""
 
     def note(self, text: str) -> None:
         """Hear a line that is worth printing."""
@@ -107,11 +95,7 @@ class TrainingObserver:
 
 
 class TrainingObservers(TrainingObserver):
-    """Passes everything on to several others, in their order.
-
-    Args:
-        observers: Who wants to know.
-    """
+    """Several observers as one: each hears of everything, in their order."""
 
     def __init__(self, *observers: TrainingObserver) -> None:
         self._observers = observers

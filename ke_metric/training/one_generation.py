@@ -1,10 +1,8 @@
-"""The optimizer and its learning rate: new and empty in every generation.
+"""One generation of training: epochs over batches, from starting weights to the last epoch's.
 
-One generation of training: epochs over batches, from starting weights to the last epoch's.
+Optimizer and learning rate are new in every generation. The gradients of what was trained are measured here too.
 
 Shapes: B batch, D embedding.
-
-How much the loss of a trained network depends on each of its weights.
 """
 
 from __future__ import annotations
@@ -21,20 +19,18 @@ from torch.optim import Optimizer
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState, Weights, load_whole
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.schema import Loss, Recipe, Training
-from ke_metric.recipe.schema import Optimizer as OptimizerRecipe
+from ke_metric.recipe.schema import Recipe, Training
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 
+# Mean cosine distance between the embeddings of a batch below which they are as good as one point.
+COLLAPSED_SPREAD = 0.01
+# What the log says of an epoch beside its loss, by the recipe's task.
+SIGNS = {"retrieval": "spread", "classification": "top1"}
+
 
 def build_optimizer(
-    network: nn.Module,
-    loss: nn.Module,
-    *,
-    recipe: OptimizerRecipe,
-    loss_recipe: Loss,
-    device: torch.device,
-    scaled: bool,
+    network: nn.Module, loss: nn.Module, recipe: Recipe, *, device: torch.device, scaled: bool
 ) -> Optimizer:
     """Build the recipe's optimizer over the network and the loss's own parameters (proxies).
 
@@ -44,26 +40,22 @@ def build_optimizer(
     Args:
         network: The network.
         loss: The loss.
-        recipe: The recipe's section on the optimizer.
-        loss_recipe: The one on the loss.
+        recipe: The recipe.
         device: Where both are.
         scaled: Whether a loss scaler (fp16) leaves steps out whose gradients are not finite.
     """
+    section, of_loss = recipe.optimizer, recipe.optimizer.learning_rate * recipe.loss.learning_rate_factor
     groups = [
-        {"params": _trainable(network), "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
-        {
-            "params": _trainable(loss),
-            "lr": recipe.learning_rate * loss_recipe.learning_rate_factor,
-            "weight_decay": 0.0,
-        },
+        {"params": _trainable(network), "lr": section.learning_rate, "weight_decay": section.weight_decay},
+        {"params": _trainable(loss), "lr": of_loss, "weight_decay": 0.0},
     ]
     groups = [group | {"peak": group["lr"]} for group in groups if group["params"]]
     # One pass over the parameters instead of several: a fifth less time for a small batch on the CPU.
     fused = device.type in ("cpu", "cuda")
-    if recipe.name == "sgd":
+    if section.name == "sgd":
         # A first step that is left out would leave torch's fused SGD with momentum from memory nobody has written.
-        return torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused and not scaled)
-    kind = torch.optim.AdamW if recipe.name == "adamw" else torch.optim.Adam
+        return torch.optim.SGD(groups, momentum=section.momentum, fused=fused and not scaled)
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     return kind(groups, fused=fused)
 
 
@@ -90,12 +82,6 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its highest."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-
-
-# Mean cosine distance between the embeddings of a batch below which they are as good as one point.
-COLLAPSED_SPREAD = 0.01
-# What the log says of an epoch beside its loss, by the recipe's task.
-SIGNS = {"retrieval": "spread", "classification": "top1"}
 
 
 class TrainingBatch(Protocol):
@@ -151,24 +137,14 @@ class GenerationTraining:
         self.hooks = hooks or TrainingHooks()
         self.parallel = engine.parallel(network)
         self.scaler = engine.new_scaler()
-        self.optimizer = build_optimizer(
-            network,
-            loss,
-            recipe=recipe.optimizer,
-            loss_recipe=recipe.loss,
-            device=engine.device,
-            scaled=self.scaler.is_enabled(),
-        )
+        scaled = self.scaler.is_enabled()
+        self.optimizer = build_optimizer(network, loss, recipe, device=engine.device, scaled=scaled)
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
         self._last_keys: tuple[str, ...] = ()
 
     def restore(self, state: TrainingState) -> None:
-        """Continue from a state of the same generation; every tensor must match.
-
-        Raises:
-            KeMetricError: One does not.
-        """
+        """Continue from a state of the same generation; a tensor that does not match is a KeMetricError."""
         assert state.number == self.number, (state.number, self.number)
         load_whole(self.network, state.weights, "the weights to go on with")
         load_whole(self.loss, state.loss_weights, "the parameters of the loss to go on with")
@@ -196,17 +172,7 @@ class GenerationTraining:
         facts = self._take_steps(epoch, observer)
         self.engine.share_buffers(self.network)
         self._require_finite_weights(epoch)
-        if facts.get("spread", 1.0) < COLLAPSED_SPREAD:
-            observer.warn(
-                f"generation {self.number}, epoch {epoch}: embeddings have collapsed (mean cosine distance in a "
-                f"batch {facts['spread']:.4f}); a smaller optimizer.learning_rate or another loss may help"
-            )
-        if facts.get("idle_steps") == len(self.epochs):
-            observer.warn(
-                f"generation {self.number}, epoch {epoch}: nothing was learnt: all {len(self.epochs)} steps had loss "
-                "0 or no tuples. Either everything is told apart already, or the batches have no pairs that the loss "
-                "can use: other batches, another loss or another miner may help"
-            )
+        self._warn(epoch, facts, observer)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         engine = {"processes": self.engine.processes, "precision": self.engine.precision}
@@ -214,11 +180,23 @@ class GenerationTraining:
         self.log = (*self.log, record)
         return self._state()
 
-    def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, float]:
-        """Take the steps of one epoch and return what the log says of them: means over steps, images in all.
+    def _warn(self, epoch: int, facts: Mapping[str, float], observer: TrainingObserver) -> None:
+        """Tell the observer of an epoch that was probably in vain."""
+        where = f"generation {self.number}, epoch {epoch}"
+        if facts.get("spread", 1.0) < COLLAPSED_SPREAD:
+            observer.warn(
+                f"{where}: embeddings have collapsed (mean cosine distance in a batch {facts['spread']:.4f}); a "
+                "smaller optimizer.learning_rate or another loss may help"
+            )
+        if facts.get("idle_steps") == len(self.epochs):
+            observer.warn(
+                f"{where}: nothing was learnt: all {len(self.epochs)} steps had loss 0 or no tuples. Either "
+                "everything is told apart already, or the batches have no pairs that the loss can use: other "
+                "batches, another loss or another miner may help"
+            )
 
-        Steps with loss 0 or without tuples are counted as `idle_steps` of `steps`, where there are any.
-        """
+    def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, float]:
+        """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
         losses, signs, tuples, images, idle = [], [], [], 0, 0
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
@@ -234,7 +212,7 @@ class GenerationTraining:
                     tuples.append(count)
                 idle += loss == 0 or count == 0
                 images += len(batch.keys) * self.engine.processes
-                observer.step_done(self._describe(step, epoch, len(batch.keys), loss))
+                observer.step_done(self._report(step, epoch, len(batch.keys), loss))
         return {
             "loss": _mean(losses),
             SIGNS[self.recipe.task]: _mean(signs),
@@ -303,7 +281,7 @@ class GenerationTraining:
         outputs: Tensor = self.network(images)
         return outputs
 
-    def _describe(self, step: int, epoch: int, images: int, loss: float) -> StepReport:
+    def _report(self, step: int, epoch: int, images: int, loss: float) -> StepReport:
         return StepReport(
             generation=self.number,
             epoch=epoch,
@@ -378,14 +356,9 @@ def mean_gradients(
 ) -> dict[str, Tensor]:
     """Return the mean over batches of the absolute gradient of every parameter, on the CPU, in float32.
 
-    Network and loss are in eval mode, so that a batch neither changes norm statistics nor depends on dropout, and
-    moves no scale. Where a loss takes partners, the images are their own: what partners add is 0 then.
-
-    Args:
-        network: Images [B, 3, H, W] to outputs; placed.
-        loss: Outputs and labels to a scalar; placed.
-        batches: One or more batches, each process's share of them.
-        engine: Device and processes.
+    Network and loss, both placed, are in eval mode, so that a batch neither changes norm statistics nor depends on
+    dropout, and moves no scale. Where a loss takes partners, the images are their own: what partners add is 0 then.
+    Each process has its share of the batches.
     """
     network.eval()
     loss.eval()

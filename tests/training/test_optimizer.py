@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ke_metric.recipe.schema import Loss, Optimizer, Training
+from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
 from ke_metric.training.one_generation import build_optimizer, learning_rate_factor, set_learning_rate
 
 KINDS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -24,8 +24,11 @@ def build(name="sgd", loss=None, network=None, *, scaled=False, **loss_section):
     return build_optimizer(
         network or nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)),
         Proxies() if loss is None else loss,
-        recipe=Optimizer(name=name, learning_rate=0.2, weight_decay=0.03, momentum=0.7),
-        loss_recipe=Loss(**loss_section),
+        Recipe(
+            name="x",
+            optimizer=Optimizer(name=name, learning_rate=0.2, weight_decay=0.03, momentum=0.7),
+            loss=Loss(**loss_section),
+        ),
         device=torch.device("cpu"),
         scaled=scaled,
     )
