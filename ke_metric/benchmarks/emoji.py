@@ -8,9 +8,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,54 +22,13 @@ from ke_metric.recipe.schema import Data
 COLUMNS = ("path", "code points", "name", "style")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of `index.csv`."""
+class EmojiRow(NamedTuple):
+    """One line of `index.csv`: a picture, the emoji that it shows and its style."""
 
     path: str
     code_points: str
     name: str
     style: str
-
-    @classmethod
-    def of(cls, code_points: str, name: str, style: str) -> Row:
-        """The line of a picture at its place."""
-        return cls(f"images/{code_points}/{style}.png", code_points, name, style)
-
-
-def read_index(root: Path) -> list[Row]:
-    """Read `index.csv`.
-
-    Args:
-        root: Folder that `prepare_emoji` made.
-
-    Returns:
-        The lines in the order of the file.
-
-    Raises:
-        KeMetricError: The file is missing, has other columns, or names a picture outside the folder (DATA).
-    """
-    path = root / "index.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
-    except FileNotFoundError:
-        raise KeMetricError(
-            f"{path}: no such file; render the emojis first: ke-metric data prepare emoji", ExitCode.DATA
-        ) from None
-    if tuple(header) != COLUMNS:
-        raise KeMetricError(f"{path}: columns {header}, expected {list(COLUMNS)}", ExitCode.DATA)
-    return [_row(path, number, line) for number, line in enumerate(lines, start=2)]
-
-
-def _row(path: Path, number: int, line: list[str]) -> Row:
-    if len(line) != len(COLUMNS):
-        raise KeMetricError(f"{path}, line {number}: {len(line)} fields, expected {len(COLUMNS)}", ExitCode.DATA)
-    row = Row(*line)
-    picture = PurePosixPath(row.path)
-    if picture.is_absolute() or ".." in picture.parts:
-        raise KeMetricError(f"{path}, line {number}: path {row.path!r} leads out of the folder", ExitCode.DATA)
-    return row
 
 
 def read(data: Data) -> Benchmark:
@@ -86,9 +44,7 @@ def read(data: Data) -> Benchmark:
     Raises:
         KeMetricError: The folder is missing or its index is not as `prepare_emoji` writes it (DATA).
     """
-    root = _root(data)
-    rows = read_index(root)
-    source = FolderSource(root, Decoding.of_recipe(data))
+    root, rows, source = _opened(data)
     train_ids, test_ids = split_classes({row.code_points for row in rows}, data.test_fraction, "emoji")
     test = _image_set(rows, test_ids, source)
     notes = _notes(root, "by class, test classes never seen in training")
@@ -108,9 +64,7 @@ def read_classification(data: Data) -> Benchmark:
     Raises:
         KeMetricError: As `read`, or no emoji has a training and a test style (DATA).
     """
-    root = _root(data)
-    rows = read_index(root)
-    source = FolderSource(root, Decoding.of_recipe(data))
+    root, rows, source = _opened(data)
     train_styles, test_styles = draw_share({row.style for row in rows}, data.test_fraction, "styles/emoji")
     trained, tested = ({row.code_points for row in rows if row.style in part} for part in (train_styles, test_styles))
     if not trained & tested:
@@ -127,16 +81,39 @@ def read_classification(data: Data) -> Benchmark:
     return Benchmark("emoji", train, query, query, notes, task="classification")
 
 
-def _root(data: Data) -> Path:
-    return Path(data.root or "data/emoji").expanduser()
+def _opened(data: Data) -> tuple[Path, list[EmojiRow], FolderSource]:
+    root = Path(data.root or "data/emoji").expanduser()
+    return root, _read_index(root / "index.csv"), FolderSource(root, Decoding.of_recipe(data))
 
 
-def _image_set(rows: Sequence[Row], class_ids: Sequence[str], source: FolderSource) -> ImageSet:
+def _read_index(path: Path) -> list[EmojiRow]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except FileNotFoundError:
+        raise KeMetricError(
+            f"{path}: no such file; render the emojis first: ke-metric data prepare emoji", ExitCode.DATA
+        ) from None
+    if tuple(header) != COLUMNS:
+        raise KeMetricError(f"{path}: columns {header}, expected {list(COLUMNS)}", ExitCode.DATA)
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=2)]
+
+
+def _row(line: list[str], where: str) -> EmojiRow:
+    if len(line) != len(COLUMNS):
+        raise KeMetricError(f"{where}: {len(line)} fields, expected {len(COLUMNS)}", ExitCode.DATA)
+    row = EmojiRow(*line)
+    picture = PurePosixPath(row.path)
+    if picture.is_absolute() or ".." in picture.parts:
+        raise KeMetricError(f"{where}: path {row.path!r} leads out of the folder", ExitCode.DATA)
+    return row
+
+
+def _image_set(rows: Sequence[EmojiRow], class_ids: Sequence[str], source: FolderSource) -> ImageSet:
     number = {code_points: class_id for class_id, code_points in enumerate(class_ids)}
     kept = [row for row in rows if row.code_points in number]
     names = {number[row.code_points]: row.name for row in kept}
-    keys = [row.path for row in kept]
-    return labelled_set(keys, [number[row.code_points] for row in kept], names, source)
+    return labelled_set([row.path for row in kept], [number[row.code_points] for row in kept], names, source)
 
 
 def _notes(root: Path, split: str) -> dict[str, str]:

@@ -1,20 +1,15 @@
-"""What lies inside a tar, tar.gz or zip archive, member by member, as strangers' files have to be read.
+"""Unpacking tar, tar.gz and zip archives that strangers made: nothing outside the target, never more than declared.
 
-A file is recognised by its content, never by its extension. Only regular files and folders are handed out; links,
-devices, sparse and encrypted members are refused by name, and so is an archive that ends early.
-
-How much an archive may unpack to, and the count of how much it did.
-
-Unpacking archives that strangers made, and comparing their checksums.
-
-Nothing is written outside the target, the sizes are bounded, and the target appears whole or not at all.
+tarfile and zipfile read; here is what they leave open: a file is recognised by its content, only regular files and
+folders are taken, names are refused by the rules of tarfile's `data` filter and stricter ones, every member counts
+with its declared size before anything of it is written, and an archive that ends early is damaged. The target appears
+whole or not at all.
 """
 
 from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import io
 import shutil
 import stat
@@ -32,6 +27,24 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 # Python's tarfile reads a header extension in one piece, whatever length it declares; no honest one comes near this.
 LARGEST_READ = 64 * 1024
+# A few compressible bytes are no bomb: the ratio counts only above this.
+RATIO_FREE_BYTES = 16 * 1024**2
+# Headers and padding of a tar come on top of the content: 1 KiB for a member, 2 more for a long name.
+HEADER_BYTES = 4 * 1024
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    UnicodeError,
+)
+MEMBER_FAULTS = {
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "comes twice, or collides with another member"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), "has a name that no file can have here"),
+}
+"""Errors in writing that are the member's fault, not the disk's."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,25 @@ class Member:
     is_folder: bool
     size: int
     open: Callable[[], IO[bytes]]
+
+
+@dataclass(frozen=True)
+class ExtractionLimits:
+    """What an archive may grow to. The defaults leave room above Stanford Online Products (3.1 GB, 120,000 files).
+
+    Attributes:
+        members: Most files and folders.
+        file_bytes: Largest single file, in bytes.
+        total_bytes: All files together, in bytes.
+        ratio: Most unpacked bytes for one byte of archive, counted above 16 MiB; images hardly compress at all.
+        depth: Most folders inside one another.
+    """
+
+    members: int = 400_000
+    file_bytes: int = 2 * 10**9
+    total_bytes: int = 20 * 10**9
+    ratio: float = 100.0
+    depth: int = 32
 
 
 def archive_format(path: Path) -> Literal["tar", "tar.gz", "zip"] | None:
@@ -90,16 +122,15 @@ class _BoundedStream:
     """The bytes of a tar archive, of which only so many may be read, and only so many at once."""
 
     def __init__(self, stream: IO[bytes], archive: Path, most_bytes: int) -> None:
-        self._stream = stream
-        self._archive = archive
-        self._most_bytes = most_bytes
+        self._stream, self._archive, self._most_bytes = stream, archive, most_bytes
         self.last = b""
+        self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
         # A negative length, which a forged header can ask for, would read everything.
         if not 0 <= size <= LARGEST_READ:
             raise KeMetricError(f"{self._archive}: a header of {size} bytes; damaged or hostile", ExitCode.DATA)
-        self._check(self._stream.tell() + size)
+        self._check(self.tell() + size)
         self.last = self._stream.read(size)
         return self.last
 
@@ -107,14 +138,6 @@ class _BoundedStream:
         assert whence == io.SEEK_SET, "tarfile seeks from the start"
         self._check(offset)
         return self._stream.seek(offset)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def drain(self) -> None:
-        """Read to the end, whereupon gzip compares its checksum."""
-        while self.read(LARGEST_READ):
-            pass
 
     def _check(self, position: int) -> None:
         if not 0 <= position <= self._most_bytes + LARGEST_READ:
@@ -138,13 +161,15 @@ def _tar_members(archive: Path, most_bytes: int, *, packed: bool) -> Iterator[Me
                     f"{archive}: the archive breaks off without an end mark: damaged, or downloaded incompletely",
                     ExitCode.DATA,
                 )
-            stream.drain()
+            # At the end of its stream gzip compares its checksum.
+            while stream.read(LARGEST_READ):
+                pass
 
 
 def _tar_member(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path) -> Member:
     if not (member.isdir() or member.isreg()) or member.issparse():
         kind = "link" if member.issym() or member.islnk() else "sparse file" if member.issparse() else "special file"
-        raise _refused(archive, member.name, f"a {kind}")
+        raise _not_ordinary(archive, member.name, f"a {kind}")
     return Member(member.name, member.isdir(), member.size, partial(_content, tar, member))
 
 
@@ -159,7 +184,7 @@ def _zip_members(archive: Path) -> Iterator[Member]:
         for entry in zipped.infolist():
             mode = entry.external_attr >> 16
             if stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}:
-                raise _refused(archive, entry.filename, "a link" if stat.S_ISLNK(mode) else "a special file")
+                raise _not_ordinary(archive, entry.filename, "a link" if stat.S_ISLNK(mode) else "a special file")
             if entry.flag_bits & 0x1:
                 raise KeMetricError(
                     f"{archive}: member {entry.filename!r} is encrypted: unpack the archive with its password and "
@@ -168,151 +193,63 @@ def _zip_members(archive: Path) -> Iterator[Member]:
                 )
             # zipfile unpacks bzip2 and LZMA without a limit on what a few bytes become.
             if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise _refused(archive, entry.filename, f"compressed by method {entry.compress_type}, not by deflate")
+                how = f"compressed by method {entry.compress_type}, not by deflate"
+                raise _not_ordinary(archive, entry.filename, how)
             # Not is_dir(), which stumbles over an empty name.
             yield Member(entry.filename, entry.filename.endswith("/"), entry.file_size, partial(zipped.open, entry))
 
 
-def _refused(archive: Path, name: str, what: str) -> KeMetricError:
+def _not_ordinary(archive: Path, name: str, what: str) -> KeMetricError:
     return KeMetricError(
         f"{archive}: member {name!r} is {what}; only ordinary files and folders are unpacked", ExitCode.DATA
     )
 
 
-# A few compressible bytes are no bomb: the ratio counts only above this.
-RATIO_FREE_BYTES = 16 * 1024**2
-HEADER_BYTES = 4 * 1024
-
-
-@dataclass(frozen=True)
-class ExtractionLimits:
-    """What an archive may grow to. The defaults leave room above Stanford Online Products (3.1 GB, 120,000 files).
-
-    Attributes:
-        members: Most files and folders.
-        file_bytes: Largest single file, in bytes.
-        total_bytes: All files together, in bytes.
-        ratio: Most unpacked bytes for one byte of archive, counted above 16 MiB; images hardly compress at all.
-        depth: Most folders inside one another.
-    """
-
-    members: int = 400_000
-    file_bytes: int = 2 * 10**9
-    total_bytes: int = 20 * 10**9
-    ratio: float = 100.0
-    depth: int = 32
-
-
-class ExtractionBudget:
-    """What an archive may still use up of its limits.
-
-    Attributes:
-        archive: The archive; errors name it.
-        stream_bytes: Most bytes of its unpacked stream, headers included.
-    """
-
-    def __init__(self, archive: Path, limits: ExtractionLimits) -> None:
-        packed = archive.stat().st_size
-        self.archive = archive
-        self.limits = limits
-        self.bytes_left = min(limits.total_bytes, max(RATIO_FREE_BYTES, int(limits.ratio * packed)))
-        self.members_left = limits.members
-        # Headers and padding of a tar come on top of the content: 1 KiB for a member, 2 more for a long name.
-        self.stream_bytes = self.bytes_left + limits.members * HEADER_BYTES
-
-    def charge(self, member: Member) -> None:
-        """Count a member before anything of it is read or written.
-
-        The declared size is enough: neither tarfile nor zipfile hands out more bytes than that.
-
-        Raises:
-            KeMetricError: DATA: one of the limits is exceeded.
-        """
-        self.members_left -= 1
-        if self.members_left < 0:
-            raise self._exceeded(member, f"more than {self.limits.members:,} files and folders")
-        if member.name.count("/") + member.name.count("\\") > self.limits.depth:
-            raise self._exceeded(member, f"more than {self.limits.depth} folders inside one another")
-        if not 0 <= member.size <= self.limits.file_bytes:
-            allowed = f"at most {self.limits.file_bytes:,} are allowed"
-            raise self._exceeded(member, f"a file of {member.size:,} bytes, {allowed}")
-        self.bytes_left -= member.size
-        if self.bytes_left < 0:
-            raise self._exceeded(
-                member,
-                f"unpacks to more than {self.limits.total_bytes:,} bytes, or to more than {self.limits.ratio:g} "
-                "times its own size: a decompression bomb?",
-            )
-
-    def _exceeded(self, member: Member, what: str) -> KeMetricError:
-        return KeMetricError(f"{self.archive}: {what} (at member {member.name[:200]!r})", ExitCode.DATA)
-
-
-_DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    UnicodeError,
-)
-_COLLIDES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-_IMPOSSIBLE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-
-
 def safe_extract(archive: Path, target: Path, *, limits: ExtractionLimits | None = None) -> None:
-    """Unpack a tar, tar.gz or zip archive, recognised by content, into a new folder.
-
-    Regular files and folders only, each inside the target, by the rules of tarfile's `data` filter and stricter ones;
-    the content is copied here rather than by `extractall`, which cannot stop at a size. Modes, owners and times of
-    the archive are not taken over. The work is done in a temporary folder beside the target, renamed at the end.
-
-    Args:
-        archive: The archive.
-        target: The folder to make; may exist when it is empty.
-        limits: Caps on number, sizes and ratio; `ExtractionLimits()` when left out.
+    """Unpack an archive into a new folder, see `extract_into`: in a temporary one beside it, renamed at the end.
 
     Raises:
-        KeMetricError: DATA: not an archive, damaged, hostile (the member is named) or above a limit, or the target
-            holds something; ENVIRONMENT: the disk is full. Nothing is left behind in either case.
+        KeMetricError: DATA: see `extract_into`, or the target holds something; ENVIRONMENT: the disk is full. Nothing
+            is left behind in either case.
     """
     with new_folder(target) as folder:
         extract_into(archive, folder, limits=limits)
 
 
 def extract_into(archive: Path, folder: Path, *, limits: ExtractionLimits | None = None) -> None:
-    """Unpack an archive into an existing folder as `safe_extract` does, leaving it to the caller to clean up.
+    """Unpack an archive into an existing folder, leaving it to the caller to clean up.
+
+    The content is copied here rather than by `extractall`, which cannot stop at a size; modes, owners and times of
+    the archive are not taken over, and what lies in the folder is never overwritten.
 
     Args:
         archive: The archive, recognised by content.
-        folder: Where to write; what lies there is never overwritten.
+        folder: Where to write.
         limits: Caps on number, sizes and ratio; `ExtractionLimits()` when left out.
 
     Raises:
-        KeMetricError: DATA: not an archive, damaged, hostile or above a limit.
+        KeMetricError: DATA: not an archive, damaged, hostile (the member is named) or above a limit; ENVIRONMENT: the
+            disk has too little room.
         OSError: The disk is full or cannot be written to.
     """
     if not archive.is_file():
         raise KeMetricError(f"{archive}: no such file", ExitCode.DATA)
-    budget = ExtractionBudget(archive, limits or ExtractionLimits())
     _refuse_full_disk(archive, folder)
     folder = folder.resolve()
+    budget = _Budget(archive, limits or ExtractionLimits())
     try:
         for member in archive_members(archive, budget.stream_bytes):
-            _write(member, folder, budget)
-    except _DAMAGED as error:
+            budget.charge(member)
+            _write(member, folder, archive)
+    except DAMAGED as error:
         raise KeMetricError(f"{archive}: damaged, or downloaded incompletely: {error}", ExitCode.DATA) from error
 
 
 def inner_path(name: str, folder: Path) -> Path | None:
-    """Return where a member of this name belongs inside `folder`; None for a name that leads out of it.
+    """Return where a member of this name belongs inside a resolved folder; None for a name that leads out of it.
 
-    Refused are absolute names, drives, `..`, a NUL and ways through a link, by the rules of POSIX and of Windows.
-
-    Args:
-        name: As written in an archive; empty and "." mean the folder itself.
-        folder: A resolved folder.
+    Refused are absolute names, drives, `..`, a NUL and ways through a link, by the rules of POSIX and of Windows;
+    empty and "." mean the folder itself.
     """
     spellings = (PurePosixPath(name), PureWindowsPath(name))
     # Windows drops blanks and dots at the end of a name, so that ".. " is ".." there.
@@ -322,33 +259,42 @@ def inner_path(name: str, folder: Path) -> Path | None:
     return target if target.resolve().is_relative_to(folder) else None
 
 
-def file_checksum(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
-    """Return the checksum of a file's bytes in lower-case hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+class _Budget:
+    """What an archive may still use up of its limits; `stream_bytes` of its unpacked stream, headers included."""
 
+    def __init__(self, archive: Path, limits: ExtractionLimits) -> None:
+        packed = archive.stat().st_size
+        self._archive, self._limits = archive, limits
+        self._bytes_left = min(limits.total_bytes, max(RATIO_FREE_BYTES, int(limits.ratio * packed)))
+        self._members_left = limits.members
+        self.stream_bytes = self._bytes_left + limits.members * HEADER_BYTES
 
-def verify_checksum(archive: Path, known: str) -> None:
-    """Compare a file with its published checksum.
+    def charge(self, member: Member) -> None:
+        """Count a member before anything of it is read or written, or refuse it.
 
-    Args:
-        archive: The file.
-        known: 32 (md5) or 64 (sha256) hexadecimal digits.
-
-    Raises:
-        KeMetricError: DATA: they differ; expected and found are named.
-    """
-    assert len(known) in {32, 64}, known
-    algorithm: Literal["md5", "sha256"] = "md5" if len(known) == 32 else "sha256"
-    found = file_checksum(archive, algorithm)
-    if found != known.lower():
-        raise KeMetricError(f"{archive}: {algorithm} {found}, expected {known.lower()}", ExitCode.DATA)
+        The declared size is enough: neither tarfile nor zipfile hands out more bytes than that.
+        """
+        limits, too_much = self._limits, ""
+        self._members_left -= 1
+        self._bytes_left -= member.size
+        if self._members_left < 0:
+            too_much = f"more than {limits.members:,} files and folders"
+        elif member.name.count("/") + member.name.count("\\") > limits.depth:
+            too_much = f"more than {limits.depth} folders inside one another"
+        elif not 0 <= member.size <= limits.file_bytes:
+            too_much = f"a file of {member.size:,} bytes, at most {limits.file_bytes:,} are allowed"
+        elif self._bytes_left < 0:
+            too_much = (
+                f"unpacks to more than {limits.total_bytes:,} bytes, or to more than {limits.ratio:g} times its own "
+                "size: a decompression bomb?"
+            )
+        if too_much:
+            raise KeMetricError(f"{self._archive}: {too_much} (at member {member.name[:200]!r})", ExitCode.DATA)
 
 
 def _refuse_full_disk(archive: Path, folder: Path) -> None:
     # Pictures do not compress: they need at least the room that the archive takes.
-    needed = archive.stat().st_size
-    free = shutil.disk_usage(folder).free
+    needed, free = archive.stat().st_size, shutil.disk_usage(folder).free
     if free < needed:
         raise KeMetricError(
             f"{folder}: unpacking {archive.name} needs at least {needed:,} bytes, {free:,} are free on this disk",
@@ -356,11 +302,10 @@ def _refuse_full_disk(archive: Path, folder: Path) -> None:
         )
 
 
-def _write(member: Member, folder: Path, budget: ExtractionBudget) -> None:
-    budget.charge(member)
+def _write(member: Member, folder: Path, archive: Path) -> None:
     path = inner_path(member.name, folder)
     if path is None:
-        raise _refused_archive(budget.archive, member, "would be written outside of the target folder")
+        raise _refused(archive, member, "would be written outside of the target folder")
     try:
         if member.is_folder:
             path.mkdir(parents=True, exist_ok=True)
@@ -369,18 +314,10 @@ def _write(member: Member, folder: Path, budget: ExtractionBudget) -> None:
         with member.open() as content, path.open("xb") as file:
             shutil.copyfileobj(content, file, LARGEST_READ)
     except OSError as error:
-        fault = _member_fault(error)
-        if fault is None:
+        if error.errno not in MEMBER_FAULTS:
             raise
-        raise _refused_archive(budget.archive, member, fault) from error
+        raise _refused(archive, member, MEMBER_FAULTS[error.errno]) from error
 
 
-def _refused_archive(archive: Path, member: Member, fault: str) -> KeMetricError:
+def _refused(archive: Path, member: Member, fault: str) -> KeMetricError:
     return KeMetricError(f"{archive}: member {member.name[:200]!r} {fault}", ExitCode.DATA)
-
-
-def _member_fault(error: OSError) -> str | None:
-    """Say what is wrong with the member; None when it is the disk that fails."""
-    if error.errno in _COLLIDES:
-        return "comes twice, or collides with another member"
-    return "has a name that no file can have here" if error.errno in _IMPOSSIBLE_NAME else None

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ke_metric.benchmarks.listings import SKIPPED
 from ke_metric.benchmarks.registry import NAMES, default_task, load_benchmark
-from ke_metric.datasets.problems import (
-    Problem,
-    Progress,
-    dark_images,
-    duplicate_images,
-    few_training_classes,
-    lone_queries,
-    lone_training_images,
-    shared_classes,
-    small_classes_note,
-    take_fingerprints,
-    unbalanced_classes,
-    unreadable_images,
-    vanished_images,
-)
+from ke_metric.datasets.problems import DataProblem, look_at, problems_of, small_classes_note
 from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
-from ke_metric.images.decoding import UPRIGHT
+from ke_metric.images.decoding import UPRIGHT, Progress
 from ke_metric.images.image_set import Benchmark, ImageSource, PartCounts, count_parts, counts_text, parts_of
 from ke_metric.recipe.schema import Data
 
@@ -49,7 +35,7 @@ class CheckReport:
     benchmark: str
     counts: Mapping[str, PartCounts]
     images: int
-    problems: tuple[Problem, ...]
+    problems: tuple[DataProblem, ...]
     notes: Mapping[str, str]
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
@@ -96,31 +82,24 @@ def load_for_check(
     Raises:
         KeMetricError: DATA: it is neither, or what the reader says. RECIPE: the benchmark has not this task.
     """
-    if name_or_path in NAMES:
-        data = Data(benchmark=name_or_path, root=root, path_column=path_column, label_column=label_column)
-        return load_benchmark(data, task or default_task(name_or_path))
-    path = Path(name_or_path).expanduser()
-    if not path.exists():
-        raise KeMetricError(
-            f"{name_or_path!r} is neither a file or folder nor a benchmark{closest(name_or_path, NAMES)}; "
-            f"benchmarks: {', '.join(NAMES)}",
-            ExitCode.DATA,
-        )
-    data = Data(benchmark="folder", root=str(path), path_column=path_column, label_column=label_column)
-    return load_benchmark(data, task or default_task("folder"))
+    name = name_or_path
+    if name not in NAMES:
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            raise KeMetricError(
+                f"{name_or_path!r} is neither a file or folder nor a benchmark{closest(name_or_path, NAMES)}; "
+                f"benchmarks: {', '.join(NAMES)}",
+                ExitCode.DATA,
+            )
+        name, root = "folder", str(path)
+    data = Data(benchmark=name, root=root, path_column=path_column, label_column=label_column)
+    return load_benchmark(data, task or default_task(name))
 
 
 def check_images(
     benchmark: Benchmark, *, workers: int | None = None, progress: Progress | None = None
 ) -> CheckReport:
-    """Decode every picture of a benchmark and compare them all.
-
-    Errors: pictures that cannot be decoded, or only partly; the same picture in training and test or under two
-    classes; fewer than two training classes. Warnings: the same picture twice in one class; a transparent one of
-    which nothing is left on its ground; one of 12 bits in a file of 16. Of a retrieval benchmark
-    also, errors: a class name in training and test; no query with a match; warnings: training classes with one
-    image, queries without a match. A note: training classes smaller than their share of a batch. Of a classification
-    also, a warning: unbalanced training classes.
+    """Decode every picture of a benchmark and compare them all; what is looked for, `problems` has one by one.
 
     Args:
         benchmark: What to check.
@@ -130,21 +109,16 @@ def check_images(
     sources: dict[str, ImageSource] = {}
     for images in parts_of(benchmark).values():
         sources |= dict.fromkeys(images.keys, images.source)
-    found = take_fingerprints(sources, workers=workers, progress=progress)
+    found = look_at(sources, workers=workers, progress=progress)
     traits_of_all = {key: picture.traits for key, picture in found.seen.items() if picture.traits is not None}
-    problems = chain(
-        unreadable_images(found.unreadable),
-        vanished_images(found.seen),
-        dark_images(found.seen),
-        duplicate_images(benchmark, found.by_key),
-        few_training_classes(benchmark),
-        _retrieval_problems(benchmark) if benchmark.task == "retrieval" else unbalanced_classes(benchmark.train),
+    problems = sorted(
+        problems_of(benchmark, found), key=lambda problem: (not problem.is_error, problem.kind, problem.paths)
     )
     return CheckReport(
         benchmark=benchmark.name,
         counts=count_parts(benchmark),
         images=len(sources),
-        problems=tuple(sorted(problems, key=lambda problem: (not problem.is_error, problem.kind, problem.paths))),
+        problems=tuple(problems),
         notes={**benchmark.notes, **(small_classes_note(benchmark.train) if benchmark.task == "retrieval" else {})},
         skipped=benchmark.skipped,
         transparent=tuple(key for key, traits in traits_of_all.items() if traits.transparent),
@@ -152,20 +126,8 @@ def check_images(
     )
 
 
-def _retrieval_problems(benchmark: Benchmark) -> Iterator[Problem]:
-    """Yield what is wrong where classes must not be shared and every query must have something to find."""
-    yield from shared_classes(benchmark)
-    yield from lone_training_images(benchmark.train)
-    yield from lone_queries(benchmark)
-
-
 def check_text(report: CheckReport, *, most: int = 10) -> str:
-    """Return the report as plain lines.
-
-    Args:
-        report: What was found.
-        most: Name at most this many problems of every kind, and count the others.
-    """
+    """Return the report as plain lines; of every kind of problem at most `most` are named, the others counted."""
     errors = sum(problem.is_error for problem in report.problems)
     warnings = len(report.problems) - errors
     lines = [
@@ -199,15 +161,12 @@ def _traits_lines(report: CheckReport) -> Iterator[str]:
         )
 
 
-def _kind_lines(kind: str, problems: Sequence[Problem], most: int) -> list[str]:
+def _kind_lines(kind: str, problems: Sequence[DataProblem], most: int) -> list[str]:
     word = "ERROR" if problems[0].is_error else "warning"
     lines = [f"{word}: {kind} ({len(problems):,})"]
-    lines += [f"  {_line(problem)}" for problem in problems[:most]]
+    for problem in problems[:most]:
+        named = all(path in problem.reason for path in problem.paths)
+        lines.append(f"  {problem.reason}" if named else f"  {', '.join(problem.paths)}: {problem.reason}")
     if len(problems) > most:
         lines.append(f"  and {len(problems) - most:,} more")
     return [*lines, f"  fix: {problems[0].fix}"]
-
-
-def _line(problem: Problem) -> str:
-    named = all(path in problem.reason for path in problem.paths)
-    return problem.reason if named else f"{', '.join(problem.paths)}: {problem.reason}"

@@ -6,14 +6,13 @@ import csv
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ke_metric.benchmarks.emoji import COLUMNS, Row
+from ke_metric.benchmarks.emoji import COLUMNS, EmojiRow
 from ke_metric.datasets.emoji_artwork import (
     STYLES,
     DrawingError,
@@ -25,15 +24,14 @@ from ke_metric.datasets.emoji_artwork import (
 )
 from ke_metric.disk import new_folder, refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.decoding import Progress
 
 SIDE = 64
 MIN_STYLES = 5
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEmoji:
     """What `prepare_emoji` made.
 
     Attributes:
@@ -47,7 +45,7 @@ class Prepared:
     left_out: tuple[str, ...]
 
 
-def prepare_emoji(target: Path, *, source: Path | None = None, progress: Progress | None = None) -> Prepared:
+def prepare_emoji(target: Path, *, source: Path | None = None, progress: Progress | None = None) -> PreparedEmoji:
     """Render the artwork of eight openly licensed icon sets, once.
 
     Writes `index.csv`, `images/<code points>/<style>.png` (64 x 64 pixels, RGB, on white) and `licences.json`. The
@@ -57,9 +55,6 @@ def prepare_emoji(target: Path, *, source: Path | None = None, progress: Progres
         target: Folder to make; nothing may lie in it.
         source: Folder with the npm packages as archives or unpacked; fetched with the npm client when left out.
         progress: Called with the number of drawings done and their total.
-
-    Returns:
-        How many classes and pictures there are, and what was left out.
 
     Raises:
         KeMetricError: resvg_py or npm is missing, or the disk is full (ENVIRONMENT); a package is missing or broken,
@@ -76,9 +71,8 @@ def prepare_emoji(target: Path, *, source: Path | None = None, progress: Progres
         raise KeMetricError(f"the packages have no emoji that {MIN_STYLES} styles draw", ExitCode.DATA)
     with new_folder(target) as folder:
         _write_pictures(rows, pictures, folder)
-        _write_index(rows, folder)
         _write_licences(icon_sets, rows, renderer, folder)
-    return Prepared(len({row.code_points for row in rows}), len(rows), (*left_out, *shared.values()))
+    return PreparedEmoji(len({row.code_points for row in rows}), len(rows), (*left_out, *shared.values()))
 
 
 def _renderer() -> str:
@@ -101,17 +95,18 @@ def _icon_sets(source: Path | None) -> list[IconSet]:
 
 def _render_all(
     icon_sets: Sequence[IconSet], joined: Mapping[str, Mapping[str, str]], progress: Progress | None
-) -> tuple[dict[Row, Image.Image], list[str]]:
+) -> tuple[dict[EmojiRow, Image.Image], list[str]]:
     """Draw every emoji in every style that has it; what gives no picture is named in the second value."""
     by_style = {icon_set.style.name: icon_set for icon_set in icon_sets}
     total = sum(len(names) for names in joined.values())
-    pictures: dict[Row, Image.Image] = {}
+    pictures: dict[EmojiRow, Image.Image] = {}
     left_out: list[str] = []
     for code_points, names in joined.items():
         class_name = next(iter(names.values()))
         for style, name in names.items():
+            row = EmojiRow(f"images/{code_points}/{style}.png", code_points, class_name, style)
             try:
-                pictures[Row.of(code_points, class_name, style)] = render(by_style[style], name, SIDE)
+                pictures[row] = render(by_style[style], name, SIDE)
             except DrawingError as error:
                 left_out.append(f"{style}/{name}: {error}")
         if progress is not None:
@@ -119,9 +114,9 @@ def _render_all(
     return pictures, left_out
 
 
-def _shared(pictures: Mapping[Row, Image.Image]) -> dict[Row, str]:
-    """Pictures that a style uses for several emojis: nobody can tell which of them is meant."""
-    alike: dict[tuple[str, bytes], list[Row]] = {}
+def _shared(pictures: Mapping[EmojiRow, Image.Image]) -> dict[EmojiRow, str]:
+    """Return pictures that a style uses for several emojis: nobody can tell which of them is meant."""
+    alike: dict[tuple[str, bytes], list[EmojiRow]] = {}
     for row, picture in pictures.items():
         alike.setdefault((row.style, picture.tobytes()), []).append(row)
     return {
@@ -132,20 +127,24 @@ def _shared(pictures: Mapping[Row, Image.Image]) -> dict[Row, str]:
     }
 
 
-def _drawn_often(rows: Collection[Row]) -> list[Row]:
+def _drawn_often(rows: Collection[EmojiRow]) -> list[EmojiRow]:
     styles = Counter(row.code_points for row in rows)
     return [row for row in rows if styles[row.code_points] >= MIN_STYLES]
 
 
-def _write_pictures(rows: Sequence[Row], pictures: Mapping[Row, Image.Image], folder: Path) -> None:
+def _write_pictures(rows: Sequence[EmojiRow], pictures: Mapping[EmojiRow, Image.Image], folder: Path) -> None:
     for row in rows:
         path = folder / row.path
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures[row].save(path)
+    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
 
 
-def _write_licences(icon_sets: Sequence[IconSet], rows: Sequence[Row], renderer: str, folder: Path) -> None:
-    styles: list[dict[str, Any]] = [
+def _write_licences(icon_sets: Sequence[IconSet], rows: Sequence[EmojiRow], renderer: str, folder: Path) -> None:
+    styles = [
         {
             "style": icon_set.style.name,
             "package": icon_set.style.package,
@@ -158,11 +157,3 @@ def _write_licences(icon_sets: Sequence[IconSet], rows: Sequence[Row], renderer:
     ]
     document = {"renderer": renderer, "images": len(rows), "styles": styles}
     (folder / "licences.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_index(rows: Sequence[Row], folder: Path) -> None:
-    """Write `index.csv` into a folder, a line per picture in the order given."""
-    with (folder / "index.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows((row.path, row.code_points, row.name, row.style) for row in rows)

@@ -1,7 +1,4 @@
-"""Icon sets of emoji artwork as npm packages carry them: found or fetched, and read without unpacking.
-
-Emoji artwork: which drawings of which icon sets are the same emoji, and how a drawing becomes a picture.
-"""
+"""Emoji artwork as npm packages carry it: fetched or found, joined by emoji over the icon sets, and rendered."""
 
 from __future__ import annotations
 
@@ -29,10 +26,20 @@ MEMBERS = ("package.json", "info.json", "icons.json", "chars.json")
 MAX_PACKAGE_BYTES = 400_000_000
 FETCH_SECONDS = 300
 
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+PRIVATE_USE = range(0xE000, 0xF900)
+# An alias leads to its parent, which may be an alias itself; the sets have chains of 1.
+MAX_ALIAS_DEPTH = 10
+OUTSIDE = re.compile(r"""href\s*=\s*["'](?!#)|<!|<\?""")
+
 # Asks for the coloured form of a character that also has a plain one; some sets write it, some do not.
 VARIATION_SELECTOR = "fe0f"
 # The icon format's own defaults.
 DEFAULT_BOX = {"left": 0.0, "top": 0.0, "width": 16.0, "height": 16.0}
+
+
+class DrawingError(Exception):
+    """A drawing that gives no picture; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +109,14 @@ def read_icon_set(style: Style, folder: Path) -> IconSet:
         folder: Holds `iconify-json-<name>-<version>.tgz` (as `npm pack` writes it; only the JSON files are read, and
             nothing is unpacked), or a folder `<name>` or `@iconify-json/<name>` with the package's files.
 
-    Returns:
-        The icon set.
-
     Raises:
         KeMetricError: The package is not there, is there twice, cannot be read or is not laid out as expected (DATA).
     """
     path = _find(style, folder)
-    texts = _read_folder(path) if path.is_dir() else _read_archive(path)
+    if path.is_dir():
+        texts = {member: (path / member).read_bytes() for member in MEMBERS if (path / member).is_file()}
+    else:
+        texts = _read_archive(path)
     try:
         return _icon_set(style, {member: json.loads(text) for member, text in texts.items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,11 +160,7 @@ def _code_points(listed: str) -> str:
 
 
 def fetch_packages(folder: Path, styles: tuple[Style, ...] = STYLES) -> None:
-    """Fetch the packages with the npm client of this machine, as archives.
-
-    Args:
-        folder: Existing folder that receives them.
-        styles: Which ones, each in its fixed version.
+    """Fetch the packages of styles with the npm client of this machine, as archives, into an existing folder.
 
     Raises:
         KeMetricError: There is no npm client (ENVIRONMENT), or a package could not be fetched (DATA).
@@ -171,25 +174,26 @@ def fetch_packages(folder: Path, styles: tuple[Style, ...] = STYLES) -> None:
             ExitCode.ENVIRONMENT,
         )
     for style in styles:
-        _fetch(npm, style, folder)
-
-
-def _fetch(npm: str, style: Style, folder: Path) -> None:
-    command = [npm, "pack", f"{style.package}@{style.version}", "--pack-destination", str(folder), "--silent"]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=folder)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = str(error.stderr or "").strip() or str(error)
-        raise KeMetricError(
-            f"npm could not fetch {style.package}@{style.version}: {said}; check the network, or fetch the packages "
-            "elsewhere (npm pack NAME) and name their folder as source",
-            ExitCode.DATA,
-        ) from error
+        package = f"{style.package}@{style.version}"
+        command = [npm, "pack", package, "--pack-destination", str(folder), "--silent"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=folder)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            said = str(error.stderr or "").strip() or str(error)
+            raise KeMetricError(
+                f"npm could not fetch {package}: {said}; check the network, or fetch the packages elsewhere (npm "
+                "pack NAME) and name their folder as source",
+                ExitCode.DATA,
+            ) from error
 
 
 def _find(style: Style, folder: Path) -> Path:
     unpacked = [folder / style.name, folder / "@iconify-json" / style.name]
-    archives = [path for path in sorted(folder.glob("*.tgz")) if _archive_style(path.name) == style.name]
+    archives = [
+        path
+        for path in sorted(folder.glob("*.tgz"))
+        if path.stem.removeprefix("iconify-json-").rpartition("-")[0] == style.name
+    ]
     found = [path for path in unpacked if path.is_dir()] + archives
     if len(found) == 1:
         return found[0]
@@ -206,14 +210,6 @@ def _find(style: Style, folder: Path) -> Path:
     )
 
 
-def _archive_style(file_name: str) -> str:
-    return file_name.removesuffix(".tgz").removeprefix("iconify-json-").rpartition("-")[0]
-
-
-def _read_folder(path: Path) -> dict[str, bytes]:
-    return {member: (path / member).read_bytes() for member in MEMBERS if (path / member).is_file()}
-
-
 def _read_archive(path: Path) -> dict[str, bytes]:
     texts: dict[str, bytes] = {}
     try:
@@ -225,18 +221,6 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise KeMetricError(f"{path}: cannot be read as a package archive: {error}", ExitCode.DATA) from error
     return texts
-
-
-SKIN_TONES = range(0x1F3FB, 0x1F400)
-PRIVATE_USE = range(0xE000, 0xF900)
-# An alias leads to its parent, which may be an alias itself; the sets have chains of 1.
-MAX_ALIAS_DEPTH = 10
-
-OUTSIDE = re.compile(r"""href\s*=\s*["'](?!#)|<!|<\?""")
-
-
-class DrawingError(Exception):
-    """A drawing that gives no picture; the message says why."""
 
 
 def join_styles(icon_sets: Sequence[IconSet]) -> dict[str, dict[str, str]]:
@@ -266,15 +250,7 @@ def join_styles(icon_sets: Sequence[IconSet]) -> dict[str, dict[str, str]]:
 
 
 def render(icon_set: IconSet, name: str, size: int) -> Image.Image:
-    """Draw one emoji on white, whole and centred.
-
-    Args:
-        icon_set: The set.
-        name: Name of an icon or alias of it.
-        size: Height and width in pixels.
-
-    Returns:
-        RGB picture of size x size.
+    """Draw the icon or alias of a name on white, whole and centred, in RGB and `size` x `size` pixels.
 
     Raises:
         DrawingError: The drawing is missing, broken, blank, or refers to something outside itself.
@@ -337,7 +313,7 @@ def _chain(icon_set: IconSet, name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _characters(icon_set: IconSet) -> Iterator[tuple[str, str]]:
-    """Code points and names of a set's emojis, without skin tones and private code points."""
+    """Yield code points and names of a set's emojis, without skin tones and private code points."""
     # Openmoji calls both U+1F4DC and an icon of its own `scroll`, and has one drawing of that name: the icon.
     uses = Counter(icon_set.characters.values())
     for code_points, name in icon_set.characters.items():
@@ -347,7 +323,7 @@ def _characters(icon_set: IconSet) -> Iterator[tuple[str, str]]:
 
 
 def _by_name(icon_set: IconSet, sources: Sequence[IconSet]) -> Iterator[tuple[str, str]]:
-    """Code points and names of a set's emojis, the code points looked up by name in other sets, best match first."""
+    """Yield code points and names of a set's emojis, the former looked up by name in other sets, best match first."""
     present = [{name: code_points for code_points, name in _characters(source)} for source in sources]
     former = [_alias_names(source, names) for source, names in zip(sources, present, strict=True)]
     taken: set[str] = set()
@@ -367,7 +343,7 @@ def _alias_names(source: IconSet, present: Mapping[str, str]) -> dict[str, str]:
 
 
 def _plain_parent(icon_set: IconSet, name: str) -> str:
-    """The drawing that a name stands for, unless it is changed on the way: a turned arrow is another emoji."""
+    """Return the drawing that a name stands for, unless it is changed on the way: a turned arrow is another emoji."""
     for _ in range(MAX_ALIAS_DEPTH):
         alias = icon_set.aliases.get(name, {})
         if name in icon_set.icons or set(alias) != {"parent"}:

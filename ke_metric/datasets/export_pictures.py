@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import csv
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from ke_metric.benchmarks.listings import IMAGE_EXTENSIONS, OWN_LIST, OWN_LIST_COLUMNS
 from ke_metric.disk import new_folder, refuse_occupied
-from ke_metric.images.decoding import in_order
+from ke_metric.images.decoding import Progress, in_order
 from ke_metric.images.image_set import Benchmark, ImageSet
-
-Progress = Callable[[int, int], None]
 
 LONGEST_NAME = 80
 """Characters of a name made here: with four bytes each, and a number against doubles, still within 255 + suffix."""
@@ -29,8 +27,7 @@ RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 """Names that Windows keeps for devices, whatever their suffix."""
 
 
-@dataclass(frozen=True)
-class WrittenPictures:
+class WrittenPictures(NamedTuple):
     """What was written.
 
     Attributes:
@@ -42,8 +39,9 @@ class WrittenPictures:
     classes: int
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
+    """One picture to write; the first four are a line of `pictures.csv`."""
+
     path: str
     label: str
     part: str
@@ -72,44 +70,39 @@ def write_pictures(
             (ENVIRONMENT).
     """
     refuse_occupied(target)
-    rows = _train_rows(benchmark) if part == "train" else _test_rows(benchmark)
+    rows = _rows(benchmark, part)
     with new_folder(target) as folder:
         for folder_name in {str(PurePosixPath(row.path).parent) for row in rows}:
             (folder / folder_name).mkdir(parents=True)
         for done, _ in enumerate(in_order(partial(_write, folder), rows), start=1):
             if progress is not None:
                 progress(done, len(rows))
-        _write_index(rows, folder / OWN_LIST)
-    counts = {name: sum(row.part == name for row in rows) for name in dict.fromkeys(row.part for row in rows)}
-    return WrittenPictures(counts, len({PurePosixPath(row.path).parts[1] for row in rows}))
+        with (folder / OWN_LIST).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(OWN_LIST_COLUMNS)
+            writer.writerows(row[:4] for row in rows)
+    return WrittenPictures(dict(Counter(row.part for row in rows)), len({row.path.split("/")[1] for row in rows}))
 
 
 def _write(folder: Path, row: _Row) -> None:
     row.images.read(row.position).save(folder / row.path, "PNG")
 
 
-def _write_index(rows: list[_Row], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(OWN_LIST_COLUMNS)
-        writer.writerows((row.path, row.label, row.part, row.key) for row in rows)
-
-
-def _train_rows(benchmark: Benchmark) -> list[_Row]:
-    return list(_rows(benchmark.train, ["train"] * len(benchmark.train), _Names()))
-
-
-def _test_rows(benchmark: Benchmark) -> list[_Row]:
-    names = _Names()
-    if not benchmark.leave_one_out:
-        query, gallery = benchmark.query, benchmark.gallery
-        return [
-            *_rows(query, ["query"] * len(query), names),
-            *_rows(gallery, ["gallery"] * len(gallery), names),
-        ]
-    images = benchmark.query
-    first = set(np.unique(images.labels, return_index=True)[1].tolist())
-    return list(_rows(images, ["query" if n in first else "gallery" for n in range(len(images))], names))
+def _rows(benchmark: Benchmark, part: str) -> list[_Row]:
+    query, gallery = benchmark.query, benchmark.gallery
+    if part == "train":
+        placed = [(benchmark.train, ["train"] * len(benchmark.train))]
+    elif benchmark.leave_one_out:
+        first = set(np.unique(query.labels, return_index=True)[1].tolist())
+        placed = [(query, ["query" if position in first else "gallery" for position in range(len(query))])]
+    else:
+        placed = [(query, ["query"] * len(query)), (gallery, ["gallery"] * len(gallery))]
+    names, rows = _Names(), []
+    for images, parts in placed:
+        for position, (of, key, number) in enumerate(zip(parts, images.keys, images.labels.tolist(), strict=True)):
+            label = images.class_names[number]
+            rows.append(_Row(names.path(of, label, key), label, of, key, position, images))
+    return rows
 
 
 class _Names:
@@ -123,7 +116,9 @@ class _Names:
         if label not in self._folders:
             self._folders[label] = self._free(safe_name(label), "")
         folder = f"{part}/{self._folders[label]}"
-        return f"{folder}/{self._free(safe_name(_stem(key)), folder)}.png"
+        last = PurePosixPath(key)
+        stem = last.stem if last.suffix.lower() in IMAGE_EXTENSIONS else last.name
+        return f"{folder}/{self._free(safe_name(stem), folder)}.png"
 
     def _free(self, name: str, folder: str) -> str:
         """Return the name, with a number where the folder has it already, upper and lower case being the same."""
@@ -134,18 +129,6 @@ class _Names:
             free = f"{name}-{number}"
         taken.add(_folded(free))
         return free
-
-
-def _rows(images: ImageSet, parts: list[str], names: _Names) -> Iterator[_Row]:
-    for position, (part, key, number) in enumerate(zip(parts, images.keys, images.labels.tolist(), strict=True)):
-        label = images.class_names[number]
-        yield _Row(names.path(part, label, key), label, part, key, position, images)
-
-
-def _stem(key: str) -> str:
-    """Return the last part of a key, without the suffix of a picture."""
-    path = PurePosixPath(key)
-    return path.stem if path.suffix.lower() in IMAGE_EXTENSIONS else path.name
 
 
 def safe_name(text: str) -> str:

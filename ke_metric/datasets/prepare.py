@@ -1,6 +1,6 @@
-"""Which of the files a user has make up a benchmark, and what is missing.
+"""Making a benchmark ready from the archives or folders a user already has; nothing is downloaded.
 
-Making a benchmark ready from the archives or folders a user already has; nothing is downloaded.
+First which of the files make up a distribution, and what is missing; then they are compared, unpacked and read.
 """
 
 from __future__ import annotations
@@ -29,113 +29,6 @@ from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 from ke_metric.images.image_set import Benchmark, PartCounts, count_parts, counts_text
 from ke_metric.recipe.schema import Data
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file the user has, and the published file it claims to be; None for an archive nobody published."""
-
-    path: Path
-    published: PublishedFile | None
-
-
-def choose_files(name: str, source: Path) -> tuple[SourceFile, ...]:
-    """Find the files of one complete distribution of a benchmark.
-
-    Args:
-        name: A benchmark of `DISTRIBUTIONS`.
-        source: One archive, or a folder that holds the files itself or in folders directly below.
-
-    Returns:
-        All files of the first distribution that is complete, or the one archive of unknown name that is there; empty
-        for a folder without any of these.
-
-    Raises:
-        KeMetricError: DATA: nothing usable, or a distribution is incomplete; the message has what was found and what
-            is missing.
-    """
-    candidates = [source] if source.is_file() else _candidates(source)
-    ours = {file for each in DISTRIBUTIONS[name] for file in each.files}
-    # By content only where names are not enough: a folder of downloads can hold a lot that is none of our business.
-    for recognize in (published_as, identify):
-        identified = [(path, published) for path in candidates if (published := recognize(path))]
-        found = [SourceFile(path, published) for path, published in identified if published in ours]
-        if chosen := _first_complete(name, source, found):
-            return chosen
-    if found:
-        raise _incomplete(name, source, found)
-    if identified:
-        raise KeMetricError(
-            f"{source}: no file of {name}, but {some_of([describe(published) for _, published in identified])}",
-            ExitCode.DATA,
-        )
-    return _unknown_archive(name, source, candidates)
-
-
-def archives_in(folder: Path) -> list[Path]:
-    """List the tar, tar.gz and zip archives in a folder and in the folders directly below it."""
-    return [path for path in _files_in(folder) if archive_format(path)]
-
-
-def _candidates(source: Path) -> list[Path]:
-    """List what may be a published file: archives by content, others by name."""
-    return [path for path in _files_in(source) if published_as(path) or archive_format(path)]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    below = [path for entry in entries if entry.is_dir() for path in sorted(entry.iterdir())]
-    return [path for path in [*entries, *below] if path.is_file() and not path.name.startswith(".")]
-
-
-def _first_complete(name: str, source: Path, found: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
-    for distribution in DISTRIBUTIONS[name]:
-        chosen = tuple(each for each in found if each.published in distribution.files)
-        if {each.published for each in chosen} == set(distribution.files):
-            _refuse_twice(source, chosen)
-            return chosen
-    return ()
-
-
-def _incomplete(name: str, source: Path, found: Sequence[SourceFile]) -> KeMetricError:
-    mixed = " Files of different layouts do not go together." if len(DISTRIBUTIONS[name]) > 1 else ""
-    lines = [
-        f"{source}: incomplete. Found: {', '.join(each.path.name for each in found)}.",
-        *(line for distribution in DISTRIBUTIONS[name] if (line := _missing(distribution, found))),
-        f"Put the files into one folder and give that folder; or unpack all of them there yourself.{mixed}",
-    ]
-    return KeMetricError("\n".join(lines), ExitCode.DATA)
-
-
-def _missing(distribution: Distribution, found: Sequence[SourceFile]) -> str:
-    have = {each.published for each in found}
-    missing = [file.name for file in distribution.files if file not in have]
-    begun = len(missing) < len(distribution.files)
-    return f"Missing for {distribution.name}: {', '.join(missing)}." if begun else ""
-
-
-def _refuse_twice(source: Path, chosen: Sequence[SourceFile]) -> None:
-    if len({each.published for each in chosen}) < len(chosen):
-        raise KeMetricError(
-            f"{source}: a file is there more than once: {', '.join(str(each.path) for each in chosen)}; keep one",
-            ExitCode.DATA,
-        )
-
-
-def _unknown_archive(name: str, source: Path, candidates: Sequence[Path]) -> tuple[SourceFile, ...]:
-    archives = [path for path in candidates if archive_format(path)]
-    if len(archives) == 1:
-        return (SourceFile(archives[0], None),)
-    if not archives and source.is_dir():
-        return ()
-    expected = "; or ".join(", ".join(file.name for file in each.files) for each in DISTRIBUTIONS[name])
-    found = f"{len(archives):,} archives of unknown names ({some_of([path.name for path in archives])})"
-    raise KeMetricError(
-        f"{source}: {found if archives else 'not an archive'}. Expected {expected}; or one archive that holds "
-        "everything; or the unpacked folder.",
-        ExitCode.DATA,
-    )
-
-
 LAYOUTS: Mapping[str, Sequence[Layout]] = {
     "cub": (cub.LAYOUT,),
     "cars": cars.LAYOUTS,
@@ -144,7 +37,13 @@ LAYOUTS: Mapping[str, Sequence[Layout]] = {
 }
 """Benchmarks that can be prepared, to the layouts their readers know."""
 
-Progress = Callable[[str], None]
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file the user has, and the published file it claims to be; None for an archive nobody published."""
+
+    path: Path
+    published: PublishedFile | None
 
 
 @dataclass(frozen=True)
@@ -194,7 +93,12 @@ class PrepareReport:
 
 
 def prepare(
-    name: str, source: Path, *, target: Path, verify_counts: bool = True, progress: Progress | None = None
+    name: str,
+    source: Path,
+    *,
+    target: Path,
+    verify_counts: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> PrepareReport:
     """Unpack a published benchmark and check that it is the right one.
 
@@ -211,28 +115,28 @@ def prepare(
         KeMetricError: DATA: unknown benchmark, files missing, damaged, incomplete or of another data set, or the
             target holds something; ENVIRONMENT: the disk is full. Nothing is left behind in either case.
     """
-    _refuse_unknown(name)
-    source = source.expanduser()
-    tell = progress or (lambda _: None)
+    if name not in LAYOUTS:
+        raise KeMetricError(
+            f"{name!r} cannot be prepared from archives{closest(name, LAYOUTS)}; these can: {', '.join(LAYOUTS)}",
+            ExitCode.DATA,
+        )
+    source, target = source.expanduser(), target.expanduser()
     if not source.exists():
         raise KeMetricError(f"{source}: no such file or folder", ExitCode.DATA)
     files = () if source.is_dir() and _is_unpacked(name, source) else choose_files(name, source)
     if not files:
         # Of a folder without archives only the reader can say what it lacks.
-        tell(f"checking {source}")
+        progress(f"checking {source}")
         data = Data(benchmark=name, root=str(source), verify_counts=verify_counts)
-        return _report(load_benchmark(data, default_task(name)), source, taken=())
-    target = target.expanduser()
+        return _report(load_benchmark(data, default_task(name)), source, ())
     refuse_occupied(target)
-    checksums = [_checked(file, tell) for file in files]
+    checksums = [_checked(file, progress) for file in files]
     with new_folder(target) as folder:
-        taken = [
-            _take(file, checksum, folder=folder, tell=tell) for file, checksum in zip(files, checksums, strict=True)
-        ]
-        tell("checking what was unpacked")
+        taken = [_take(file, checksum, folder, progress) for file, checksum in zip(files, checksums, strict=True)]
+        progress("checking what was unpacked")
         data = Data(benchmark=name, root=str(folder), verify_counts=verify_counts)
-        benchmark = _load_unpacked(data, source, target=target)
-    return _report(benchmark, target, taken=tuple(taken))
+        benchmark = _load_unpacked(data, source, folder=folder, target=target)
+    return _report(benchmark, target, tuple(taken))
 
 
 def prepare_text(report: PrepareReport) -> str:
@@ -248,12 +152,89 @@ def prepare_text(report: PrepareReport) -> str:
     )
 
 
-def _refuse_unknown(name: str) -> None:
-    if name not in LAYOUTS:
+def choose_files(name: str, source: Path) -> tuple[SourceFile, ...]:
+    """Find the files of one complete distribution of a benchmark.
+
+    Args:
+        name: A benchmark of `DISTRIBUTIONS`.
+        source: One archive, or a folder that holds the files itself or in folders directly below.
+
+    Returns:
+        All files of the first distribution that is complete, or the one archive of unknown name that is there; empty
+        for a folder without any of these.
+
+    Raises:
+        KeMetricError: DATA: nothing usable, or a distribution is incomplete; the message has what was found and what
+            is missing.
+    """
+    candidates = [source]
+    if source.is_dir():
+        candidates = [path for path in _files_in(source) if published_as(path) or archive_format(path)]
+    ours = {file for each in DISTRIBUTIONS[name] for file in each.files}
+    # By content only where names are not enough: a folder of downloads can hold a lot that is none of our business.
+    for recognize in (published_as, identify):
+        identified = [(path, published) for path in candidates if (published := recognize(path))]
+        found = [SourceFile(path, published) for path, published in identified if published in ours]
+        if chosen := _first_complete(name, source, found):
+            return chosen
+    if found:
+        raise _incomplete(name, source, found)
+    if identified:
         raise KeMetricError(
-            f"{name!r} cannot be prepared from archives{closest(name, LAYOUTS)}; these can: {', '.join(LAYOUTS)}",
+            f"{source}: no file of {name}, but {some_of([describe(published) for _, published in identified])}",
             ExitCode.DATA,
         )
+    return _unknown_archive(name, source, candidates)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """List the files in a folder and in the folders directly below it, without hidden ones."""
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    below = [path for entry in entries if entry.is_dir() for path in sorted(entry.iterdir())]
+    return [path for path in [*entries, *below] if path.is_file() and not path.name.startswith(".")]
+
+
+def _first_complete(name: str, source: Path, found: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+    for distribution in DISTRIBUTIONS[name]:
+        chosen = tuple(each for each in found if each.published in distribution.files)
+        if {each.published for each in chosen} == set(distribution.files):
+            if len(chosen) > len(distribution.files):
+                twice = ", ".join(str(each.path) for each in chosen)
+                raise KeMetricError(f"{source}: a file is there more than once: {twice}; keep one", ExitCode.DATA)
+            return chosen
+    return ()
+
+
+def _incomplete(name: str, source: Path, found: Sequence[SourceFile]) -> KeMetricError:
+    mixed = " Files of different layouts do not go together." if len(DISTRIBUTIONS[name]) > 1 else ""
+    lines = [
+        f"{source}: incomplete. Found: {', '.join(each.path.name for each in found)}.",
+        *(line for distribution in DISTRIBUTIONS[name] if (line := _missing(distribution, found))),
+        f"Put the files into one folder and give that folder; or unpack all of them there yourself.{mixed}",
+    ]
+    return KeMetricError("\n".join(lines), ExitCode.DATA)
+
+
+def _missing(distribution: Distribution, found: Sequence[SourceFile]) -> str:
+    have = {each.published for each in found}
+    missing = [file.name for file in distribution.files if file not in have]
+    begun = len(missing) < len(distribution.files)
+    return f"Missing for {distribution.name}: {', '.join(missing)}." if begun else ""
+
+
+def _unknown_archive(name: str, source: Path, candidates: Sequence[Path]) -> tuple[SourceFile, ...]:
+    archives = [path for path in candidates if archive_format(path)]
+    if len(archives) == 1:
+        return (SourceFile(archives[0], None),)
+    if not archives and source.is_dir():
+        return ()
+    expected = "; or ".join(", ".join(file.name for file in each.files) for each in DISTRIBUTIONS[name])
+    found = f"{len(archives):,} archives of unknown names ({some_of([path.name for path in archives])})"
+    raise KeMetricError(
+        f"{source}: {found if archives else 'not an archive'}. Expected {expected}; or one archive that holds "
+        "everything; or the unpacked folder.",
+        ExitCode.DATA,
+    )
 
 
 def _is_unpacked(name: str, source: Path) -> bool:
@@ -261,44 +242,37 @@ def _is_unpacked(name: str, source: Path) -> bool:
     return any(len(layout.find(base)) == len(layout.paths) for base in bases for layout in LAYOUTS[name])
 
 
-def _checked(file: SourceFile, tell: Progress) -> str:
+def _checked(file: SourceFile, progress: Callable[[str], None]) -> str:
     if file.published is None:
         return "not a published file, no checksum to compare with"
-    tell(f"comparing the checksum of {file.path.name}")
+    progress(f"comparing the checksum of {file.path.name}")
     return verify_published(file.path, file.published)
 
 
-def _take(file: SourceFile, checksum: str, *, folder: Path, tell: Progress) -> TakenFile:
+def _take(file: SourceFile, checksum: str, folder: Path, progress: Callable[[str], None]) -> TakenFile:
+    """Unpack an archive, or copy another file, to the place where the reader looks for it."""
     place = folder / file.published.place if file.published else folder
     place.mkdir(exist_ok=True)
-    unpack = file.published is None or file.published.is_archive
-    tell(f"{'unpacking' if unpack else 'copying'} {file.path.name}")
-    if unpack:
-        extract_into(file.path, place)
-    else:
-        assert file.published is not None
+    copied = file.published is not None and not file.published.is_archive
+    progress(f"{'copying' if copied else 'unpacking'} {file.path.name}")
+    if file.published is not None and copied:
         shutil.copyfile(file.path, place / file.published.name)
-    return TakenFile(file.path.name, file.path.stat().st_size, "unpacked" if unpack else "copied", checksum)
+    else:
+        extract_into(file.path, place)
+    return TakenFile(file.path.name, file.path.stat().st_size, "copied" if copied else "unpacked", checksum)
 
 
-def _load_unpacked(data: Data, source: Path, *, target: Path) -> Benchmark:
+def _load_unpacked(data: Data, source: Path, *, folder: Path, target: Path) -> Benchmark:
     """Read what was unpacked, whose errors have to name the target: the temporary folder vanishes with them."""
-    assert data.root is not None
     try:
         return load_benchmark(data, default_task(data.benchmark))
     except KeMetricError as error:
-        said = str(error).replace(data.root, str(target))
-        raise KeMetricError(
-            f"{source}: unpacked, but not usable as {data.benchmark}; nothing was kept.\n"
-            f"{_archives_inside(Path(data.root))}{said}",
-            error.exit_code,
-        ) from error
+        lines = [f"{source}: unpacked, but not usable as {data.benchmark}; nothing was kept."]
+        if inner := [path.name for path in _files_in(folder) if archive_format(path)]:
+            lines.append(f"It holds archives: {some_of(inner)}. Unpack the outer one and give the folder.")
+        lines.append(str(error).replace(str(folder), str(target)))
+        raise KeMetricError("\n".join(lines), error.exit_code) from error
 
 
-def _archives_inside(folder: Path) -> str:
-    inner = [path.name for path in archives_in(folder)]
-    return f"It holds archives: {some_of(inner)}. Unpack the outer one and give the folder.\n" if inner else ""
-
-
-def _report(benchmark: Benchmark, root: Path, *, taken: tuple[TakenFile, ...]) -> PrepareReport:
+def _report(benchmark: Benchmark, root: Path, taken: tuple[TakenFile, ...]) -> PrepareReport:
     return PrepareReport(benchmark.name, root, taken, count_parts(benchmark), benchmark.notes)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import PixelStore, UnreadableError
 from ke_metric.images.preparation import Preparation, StoreShape, unit_range
-from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
+from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, Place, ShuffledBatches
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.schema import Recipe
 
@@ -296,7 +296,9 @@ class TrainingEpochs:
         self._batches = TrainingBatches(
             pictures.train,
             images.labels,
-            batches=_index_batches(images, recipe, generation=generation, rank=rank, processes=processes),
+            batches=_index_batches(
+                images, recipe, seed=recipe.seed, generation=generation, rank=rank, processes=processes
+            ),
             augmenter=self._augmenter,
             workers=recipe.data.workers,
         )
@@ -317,35 +319,13 @@ class TrainingEpochs:
             )
 
 
-def _index_batches(images: ImageSet, recipe: Recipe, *, generation: int, rank: int, processes: int) -> IndexBatches:
-    batches = recipe.batches
-    if batches.sampler == "shuffled":
-        return ShuffledBatches(
-            len(images),
-            batch_size=batches.size,
-            seed=recipe.seed,
-            generation=generation,
-            rank=rank,
-            processes=processes,
-        )
-    if batches.sampler == "paired":
-        return PairedBatches(
-            images.labels,
-            pairs=batches.size,
-            seed=recipe.seed,
-            generation=generation,
-            rank=rank,
-            processes=processes,
-        )
-    return ClassBalancedBatches(
-        images.labels,
-        classes_per_batch=batches.size // batches.images_per_class,
-        images_per_class=batches.images_per_class,
-        seed=recipe.seed,
-        generation=generation,
-        rank=rank,
-        processes=processes,
-    )
+def _index_batches(images: ImageSet, recipe: Recipe, **place: Unpack[Place]) -> IndexBatches:
+    size, each = recipe.batches.size, recipe.batches.images_per_class
+    if recipe.batches.sampler == "shuffled":
+        return ShuffledBatches(len(images), batch_size=size, **place)
+    if recipe.batches.sampler == "paired":
+        return PairedBatches(images.labels, pairs=size, **place)
+    return ClassBalancedBatches(images.labels, classes_per_batch=size // each, images_per_class=each, **place)
 
 
 def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]:
@@ -359,7 +339,7 @@ def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]
         KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
     """
     train = benchmark.train
-    batches = _index_batches(train, recipe, generation=1, rank=0, processes=1)
+    batches = _index_batches(train, recipe, seed=recipe.seed, generation=1)
     part = train.at(np.unique(next(iter(batches))))
     nothing = benchmark.query.at(NOTHING)
     small = replace(benchmark, train=part, query=nothing, gallery=nothing, validation=None)
@@ -373,7 +353,7 @@ def repeated_pictures(benchmark: Benchmark, recipe: Recipe) -> dict[str, int]:
         `classes`, the training classes with fewer images than batches.images_per_class; `self_pairs`, the positive
         pairs that are a picture and itself; `positive_pairs`, all of them.
     """
-    batches = _index_batches(benchmark.train, recipe, generation=1, rank=0, processes=1)
+    batches = _index_batches(benchmark.train, recipe, seed=recipe.seed, generation=1)
     if not isinstance(batches, ClassBalancedBatches) or not batches.small_classes:
         return {}
     itself, pairs = batches.self_pairs()

@@ -28,6 +28,9 @@ MAX_PIXELS = 100_000_000
 # Pictures per thread that are decoded ahead of the one asked for next: enough to even out slow files.
 LOOK_AHEAD = 4
 
+Progress = Callable[[int, int], None]
+"""Called with the number of pictures done and their total."""
+
 KEEP = "keep"
 TRANSPARENCY = "transparency"
 # Orientation of EXIF 2.32, 4.6.4: what takes the stored pixels to the picture. 1 is upright, others are invalid.

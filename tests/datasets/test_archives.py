@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from ke_metric.datasets.archives import (
     ExtractionLimits,
     archive_format,
-    file_checksum,
     inner_path,
     safe_extract,
-    verify_checksum,
 )
+from ke_metric.datasets.published_files import file_checksum, verify_checksum
 from ke_metric.disk import new_folder
 from ke_metric.errors import ExitCode, KeMetricError
 

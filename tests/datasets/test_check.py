@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ke_metric.datasets.check import check_images, check_text, load_for_check
-from ke_metric.datasets.problems import take_fingerprints, unbalanced_classes
+from ke_metric.datasets.problems import look_at, unbalanced_classes
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import LOOK_AHEAD
 from ke_metric.images.image_set import Benchmark, FolderSource, ImageSet, labelled_set
@@ -314,7 +314,7 @@ class CountingSource:
 def test_few_pictures_are_alive_at_once_and_progress_counts_them_all():
     source = CountingSource()
     seen = []
-    done = take_fingerprints(
+    done = look_at(
         {str(number): source for number in range(60)}, workers=3, progress=lambda *count: seen.append(count)
     )
     assert seen == [(number, 60) for number in range(1, 61)]
@@ -333,7 +333,7 @@ def test_look_ahead_is_bounded():
 
     ahead = []
     sources = Watched(dict.fromkeys(map(str, range(100)), CountingSource()))
-    take_fingerprints(sources, workers=2, progress=lambda done, _: ahead.append(len(submitted) - done))
+    look_at(sources, workers=2, progress=lambda done, _: ahead.append(len(submitted) - done))
     assert len(ahead) == 100
     assert max(ahead) < 2 * LOOK_AHEAD
 
@@ -341,9 +341,7 @@ def test_look_ahead_is_bounded():
 def test_fingerprints_do_not_depend_on_the_number_of_workers(pets):
     images = load_for_check(str(pets)).train
     sources = dict.fromkeys(images.keys, images.source)
-    assert (
-        take_fingerprints(sources, workers=1) == take_fingerprints(sources, workers=5) == take_fingerprints(sources)
-    )
+    assert look_at(sources, workers=1) == look_at(sources, workers=5) == look_at(sources)
 
 
 @pytest.mark.parametrize(

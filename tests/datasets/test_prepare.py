@@ -385,7 +385,13 @@ def test_renamed_file_is_known_by_its_content(cub, target):
 
 def test_other_archives_are_not_read_when_the_names_are_enough(cub, target, monkeypatch):
     zipped(cub.parent / "holiday.zip", {"film": b"x"})
-    monkeypatch.setattr(published_files, "file_checksum", lambda *_: pytest.fail("a checksum of some other file"))
+    real = published_files.file_checksum
+
+    def file_checksum(path, algorithm):
+        assert path.name != "holiday.zip", "a checksum of some other file"
+        return real(path, algorithm)
+
+    monkeypatch.setattr(published_files, "file_checksum", file_checksum)
     report = prepare("cub", cub.parent, target=target, verify_counts=False)
     assert [file.name for file in report.taken] == ["CUB_200_2011.tgz"]
 
