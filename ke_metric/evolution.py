@@ -27,8 +27,9 @@ from ke_metric.generation import (
     load_whole,
     weights_digest,
 )
-from ke_metric.images.batches import Pictures, TrainingEpochs
+from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.losses.building import build_loss
 from ke_metric.methods.method import Inheritance
 from ke_metric.methods.table import method_of

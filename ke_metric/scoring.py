@@ -19,9 +19,9 @@ from ke_metric.evaluation.classification import score_classes, score_classificat
 from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
 from ke_metric.generation import ClassScores, Scorecard, Scores
-from ke_metric.images.batches import Pictures, evaluation_batches
+from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import ImageSet
-from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim

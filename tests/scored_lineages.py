@@ -7,7 +7,8 @@ import torch
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import Generation, Provenance
-from ke_metric.images.batches import Pictures, without_training
+from ke_metric.images.image_set import without_training
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer

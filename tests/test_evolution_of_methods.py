@@ -11,9 +11,9 @@ from ke_metric import Lineage
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.generation import weights_digest
-from ke_metric.images.batches import Pictures, TrainingEpochs
+from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.methods.table import METHODS, method_of
 from ke_metric.methods.teacher import divergence
 from ke_metric.recipe.schema import Recipe

@@ -8,9 +8,9 @@ from torch.nn.functional import normalize
 
 from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.images.batches import Pictures, evaluation_batches
+from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.planning import plan_split

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evolution import evolve
 from ke_metric.generation import TrainingState
-from ke_metric.images.batches import Pictures
 from ke_metric.images.image_set import Benchmark
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.recipe.schema import Recipe
 from ke_metric.training.hooks import TrainingObserver
 

@@ -31,7 +31,8 @@ from eval.shared.lineages import Results, StoredResult, folder_of, train, traini
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.generation import Scorecard
-from ke_metric.images.batches import Pictures, without_training
+from ke_metric.images.image_set import without_training
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.lineage.comparison import Strategy, gather, mean_and_spread, paired_difference
 from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe

@@ -34,8 +34,8 @@ from ke_metric import Lineage
 from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.images.batches import Pictures, without_training
-from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.image_set import Benchmark, ImageSet, without_training
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -58,33 +59,25 @@ class GlyphSource:
 def read(data: Data) -> Benchmark:
     """Build the benchmark and split it by class; takes about three seconds, once per process.
 
-    Args:
-        data: Section of the recipe; only `test_fraction` is used.
-
-    Returns:
-        Every test picture queries all others. Class names are `U+0041 LATIN CAPITAL LETTER A`.
+    Every test picture queries all others. Class names are `U+0041 LATIN CAPITAL LETTER A`. Of the recipe's section
+    only `test_fraction` is used.
 
     Raises:
         KeMetricError: matplotlib has not the fonts (ENVIRONMENT).
     """
     classes = _all_classes()
     train_ids, test_ids = split_classes(classes, data.test_fraction, "glyphs")
-    test = _image_set({code_point: classes[code_point] for code_point in test_ids})
-    train = _image_set({code_point: classes[code_point] for code_point in train_ids})
+    train, test = (
+        _image_set({code_point: classes[code_point] for code_point in ids}) for ids in (train_ids, test_ids)
+    )
     return Benchmark("glyphs", train, test, test, _notes("by class, test classes never seen in training"))
 
 
 def read_classification(data: Data) -> Benchmark:
     """Build the benchmark and split it by face: every character is trained and tested on, in different faces.
 
-    Args:
-        data: Section of the recipe; only `test_fraction` is used, as the share of the faces that is for testing.
-
-    Returns:
-        The characters that have a training and a test face. Class names are as those of `read`.
-
-    Raises:
-        KeMetricError: matplotlib has not the fonts (ENVIRONMENT).
+    Characters that have no training or no test face are left out. `test_fraction` is the share of the faces that is
+    for testing; names and errors are those of `read`.
     """
     train_faces, test_faces = draw_share(FACES, data.test_fraction, FACE_SPLIT)
     parts: tuple[dict[int, tuple[str, ...]], ...] = ({}, {})
@@ -98,11 +91,8 @@ def read_classification(data: Data) -> Benchmark:
 
 
 def candidate_characters() -> list[int]:
-    """Code points, ascending, that at least 12 faces draw and that stand alone: no combining mark, control, space."""
-    having = [code_point for face in FACES for code_point in _characters(face)]
-    counts: dict[int, int] = {}
-    for code_point in having:
-        counts[code_point] = counts.get(code_point, 0) + 1
+    """Return code points, ascending, that at least 12 faces draw and that stand alone: no mark, control or space."""
+    counts = Counter(code_point for face in FACES for code_point in _characters(face))
     return sorted(
         code_point
         for code_point, count in counts.items()
@@ -117,11 +107,8 @@ def glyph_classes(code_points: Iterable[int]) -> dict[int, tuple[str, ...]]:
     image. A character that looks exactly like an earlier one, in DejaVu Sans or any other face, is that class (Greek
     Alpha is Latin A) and adds none either. What is left with fewer than 12 images is left out.
 
-    Args:
-        code_points: Candidates; the order does not matter.
-
     Returns:
-        Code point to faces, both in ascending order (faces as in `FACES`).
+        Code point to faces, both in ascending order (faces as in `FACES`), whatever the order of the candidates.
     """
     classes: dict[int, tuple[str, ...]] = {}
     taken: set[tuple[str, bytes]] = set()
@@ -135,14 +122,10 @@ def glyph_classes(code_points: Iterable[int]) -> dict[int, tuple[str, ...]]:
 
 
 def draw(code_point: int, face: str) -> Image.Image | None:
-    """Draw one character, its ink centred from left to right, standing on the common baseline.
-
-    Args:
-        code_point: The character.
-        face: One of `FACES`.
+    """Draw one character in one of `FACES`, its ink centred from left to right, standing on the common baseline.
 
     Returns:
-        Grey picture [H, W] = 64 x 64, black on white; None where the face lacks the character, draws nothing, or
+        Grey picture of 64 x 64 pixels, black on white; None where the face lacks the character, draws nothing, or
         draws more than fits.
     """
     if code_point not in _characters(face):
@@ -159,7 +142,7 @@ def draw(code_point: int, face: str) -> Image.Image | None:
 
 
 def _distinct(code_point: int) -> dict[bytes, str]:
-    """Pixels of the different pictures of a character, and the first face that draws each."""
+    """Return the pixels of the different pictures of a character, and the first face that draws each."""
     faces: dict[bytes, str] = {}
     for face in FACES:
         picture = draw(code_point, face)
@@ -181,7 +164,7 @@ def _font(face: str) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=len(FACES))
 def _characters(face: str) -> frozenset[int]:
-    """Code points that the face has a glyph for; glyph 0 is the box for a missing one."""
+    """Return the code points that the face has a glyph for; glyph 0 is the box for a missing one."""
     from matplotlib.ft2font import FT2Font
 
     charmap = FT2Font(str(_font_file(face))).get_charmap()
@@ -197,10 +180,6 @@ def _font_file(face: str) -> Path:
     return path
 
 
-def _key(code_point: int, face: str) -> str:
-    return f"U+{code_point:04X}/{face}"
-
-
 def _parse(key: str) -> tuple[int, str]:
     found = re.fullmatch("U\\+([0-9A-F]{4,6})/(.+)", key)
     if found is None or found[2] not in FACES:
@@ -211,7 +190,7 @@ def _parse(key: str) -> tuple[int, str]:
 def _image_set(classes: Mapping[int, Sequence[str]]) -> ImageSet:
     items = [(code_point, face) for code_point, faces in classes.items() for face in faces]
     names = {code_point: f"U+{code_point:04X} {unicodedata.name(chr(code_point))}" for code_point in classes}
-    keys = [_key(code_point, face) for code_point, face in items]
+    keys = [f"U+{code_point:04X}/{face}" for code_point, face in items]
     return labelled_set(keys, [code_point for code_point, _ in items], names, GlyphSource())
 
 

@@ -1,6 +1,6 @@
-"""Pictures in folders: which files count wherever a folder is named, and those that lie in a folder per class.
+"""Lists of pictures: what lies in a folder, and what a CSV file names.
 
-A CSV file that lists pictures: `path,label[,split]`, one header line, one row a picture, paths beside the file.
+A CSV file has one header line, `path,label[,split]`, and one row a picture, with paths relative to the file.
 """
 
 from __future__ import annotations
@@ -8,19 +8,24 @@ from __future__ import annotations
 import csv
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
-SPLIT_FOLDERS = ("train", "test")
-VALIDATION_FOLDER = "val"
-SKIPPED = " skipped"
+# What a spreadsheet may write between the cells, by the country it is set to.
+DELIMITERS = (",", ";", "\t")
 OWN_LIST = "pictures.csv"
 OWN_LIST_COLUMNS = ("path", "label", "split", "key")
 """The list that `ke-metric data pictures` writes beside its pictures."""
+
+Divisions = Sequence[Sequence[str]]
+"""The sets of parts that a split column may divide the pictures into."""
+
+RETRIEVAL: Divisions = (("train", "test"), ("train", "query", "gallery"))
+CLASSIFICATION: Divisions = (("train", "test"), ("train", "val", "test"))
 
 
 class LabelledPath(NamedTuple):
@@ -43,6 +48,16 @@ class FolderContent(NamedTuple):
     pictures: list[str]
     folders: list[str]
     others: list[str]
+
+
+class Columns(NamedTuple):
+    """What the columns are called that have a picture's path and its class."""
+
+    path: str = "path"
+    label: str = "label"
+
+
+PATH_AND_LABEL = Columns()
 
 
 def look_into(folder: Path) -> FolderContent:
@@ -85,112 +100,6 @@ def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bo
         return False
 
 
-class ClassFolders(NamedTuple):
-    """What lies in class folders.
-
-    Attributes:
-        pictures: With paths relative to the root.
-        notes: On the layout and on how much was passed over.
-        skipped: `files` and `folders` that were passed over, by kind: relative paths.
-    """
-
-    pictures: list[LabelledPath]
-    notes: dict[str, str]
-    skipped: dict[str, tuple[str, ...]]
-
-
-def scan_class_folders(root: Path, *, validation: bool = False) -> ClassFolders:
-    """List the pictures of class folders that lie in a folder, or below its folders train and test.
-
-    A picture is a file with an image's extension directly in a class folder. Everything else is passed over and
-    named: hidden files, `Thumbs.db`, files beside the class folders, folders inside them.
-
-    Args:
-        root: The folder.
-        validation: Whether a folder val beside train and test is a part as well; otherwise it is passed over.
-
-    Raises:
-        KeMetricError: There are no class folders, or one has no pictures, or a file name is not UTF-8.
-    """
-    skipped: dict[str, list[str]] = {"files": [], "folders": []}
-    beside = look_into(root)
-    folders = beside.folders
-    if all(split in folders and look_into(root / split).folders for split in SPLIT_FOLDERS):
-        has_validation = validation and VALIDATION_FOLDER in folders
-        splits = ("train", VALIDATION_FOLDER, "test") if has_validation else SPLIT_FOLDERS
-        skipped["files"] += [*beside.pictures, *beside.others]
-        skipped["folders"] += [folder for folder in folders if folder not in splits]
-        layout = f"class folders below {', '.join(splits[:-1])} and {splits[-1]}"
-        pictures = [
-            picture._replace(split=split)
-            for split in splits
-            for picture in _pictures_below(root / split, f"{split}/", skipped)
-        ]
-    else:
-        layout = "a folder per class"
-        pictures = _pictures_below(root, "", skipped)
-    _refuse_unreadable_names(root, pictures)
-    notes = {"layout": layout, **{f"{kind}{SKIPPED}": f"{len(paths):,}" for kind, paths in skipped.items() if paths}}
-    return ClassFolders(pictures, notes, {kind: _printable(paths) for kind, paths in skipped.items() if paths})
-
-
-def _pictures_below(parent: Path, prefix: str, skipped: Mapping[str, list[str]]) -> list[LabelledPath]:
-    """List the pictures of the class folders in `parent`, and add to `skipped` what is passed over.
-
-    Args:
-        parent: The folder.
-        prefix: What its paths begin with, as seen from the root.
-        skipped: Paths by kind.
-    """
-    content = look_into(parent)
-    if not content.folders:
-        raise KeMetricError(
-            f"{parent} has no class folders: expected {parent.name}/<class>/<image>, or such folders below "
-            f"{parent.name}/train and {parent.name}/test",
-            ExitCode.DATA,
-        )
-    skipped["files"] += [prefix + name for name in [*content.pictures, *content.others]]
-    classes = {folder: look_into(parent / folder) for folder in content.folders}
-    for folder, inside in classes.items():
-        skipped["files"] += [f"{prefix}{folder}/{name}" for name in inside.others]
-        skipped["folders"] += [f"{prefix}{folder}/{name}" for name in inside.folders]
-    _refuse_empty_classes(parent, {folder: inside for folder, inside in classes.items() if not inside.pictures})
-    return [
-        LabelledPath(f"{prefix}{folder}/{name}", folder, None)
-        for folder, inside in classes.items()
-        for name in inside.pictures
-    ]
-
-
-def _refuse_empty_classes(parent: Path, empty: Mapping[str, FolderContent]) -> None:
-    if not empty:
-        return
-    names = [f"{name} (holds only folders)" if inside.folders else name for name, inside in empty.items()]
-    raise KeMetricError(
-        f"{parent}: {len(empty):,} class folders have no images: {some_of(names)}. Images are files that end in "
-        f"{' '.join(sorted(IMAGE_EXTENSIONS))}, directly in the folder of their class; fill or remove these folders. "
-        "Folders that divide the classes must be called train and test",
-        ExitCode.DATA,
-    )
-
-
-def _refuse_unreadable_names(root: Path, pictures: Sequence[LabelledPath]) -> None:
-    # Such a name carries surrogates, which can be written to no JSON file.
-    unreadable = [ascii(path) for path, _, _ in pictures if not _is_utf8(path)]
-    if unreadable:
-        raise KeMetricError(
-            f"{root}: {len(unreadable):,} file names are not UTF-8: {some_of(unreadable)}; rename them", ExitCode.DATA
-        )
-
-
-def _printable(paths: Sequence[str]) -> tuple[str, ...]:
-    return tuple(path if _is_utf8(path) else ascii(path) for path in paths)
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
 def key_below(path: str, where: str) -> str:
     """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder.
 
@@ -209,25 +118,14 @@ def key_below(path: str, where: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-Divisions = Sequence[Sequence[str]]
-"""The sets of parts that a split column may divide the pictures into."""
-
-RETRIEVAL: Divisions = (("train", "test"), ("train", "query", "gallery"))
-CLASSIFICATION: Divisions = (("train", "test"), ("train", "val", "test"))
-
-
-# What a spreadsheet may write between the cells, by the country it is set to.
-DELIMITERS = (",", ";", "\t")
-
-
-class Columns(NamedTuple):
-    """What the columns are called that have a picture's path and its class."""
-
-    path: str = "path"
-    label: str = "label"
-
-
-PATH_AND_LABEL = Columns()
+def is_own_list(path: Path) -> bool:
+    """Return whether a file is a list that `ke-metric data pictures` wrote beside its pictures."""
+    header = ",".join(OWN_LIST_COLUMNS) + "\n"
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(len(header)) == header
+    except (OSError, ValueError):
+        return False
 
 
 def read_csv_rows(
@@ -245,8 +143,8 @@ def read_csv_rows(
             path absolute.
 
     Raises:
-        KeMetricError: A column is missing, a row is malformed, leaves the folder, repeats or contradicts another,
-            or the splits are not those of one division. The message has file and line.
+        KeMetricError: DATA, with file and line: a column is missing, a row is malformed, leaves the folder, repeats
+            or contradicts another, or the splits are not those of one division.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -257,14 +155,8 @@ def read_csv_rows(
             if labels_needed or not alone or columns.label != PATH_AND_LABEL.label:
                 _refuse_columns(path, header, columns, "" if labels_needed else "; --no-labels reads the paths only")
             reader.fieldnames = header
-            found = _rows(
-                path,
-                reader,
-                columns,
-                divisions=divisions if "split" in header else (),
-                labels_needed=labels_needed,
-            )
-            rows = list(found)
+            splits = divisions if "split" in header else ()
+            rows = list(_rows(path, reader, columns, divisions=splits, labels_needed=labels_needed))
     except UnicodeDecodeError as error:
         raise KeMetricError(
             f"{path}: not a UTF-8 text file: {error}; save it as CSV in UTF-8", ExitCode.DATA
@@ -278,16 +170,6 @@ def read_csv_rows(
     _refuse_contradictions(path, rows)
     _refuse_mixed_splits(path, rows, divisions=divisions)
     return rows
-
-
-def is_own_list(path: Path) -> bool:
-    """Return whether a file is a list that `ke-metric data pictures` wrote beside its pictures."""
-    header = ",".join(OWN_LIST_COLUMNS) + "\n"
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline(len(header)) == header
-    except (OSError, ValueError):
-        return False
 
 
 def _delimiter(lines: TextIO, columns: Columns) -> str:

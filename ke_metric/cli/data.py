@@ -17,7 +17,7 @@ from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.datasets.prepare import prepare, prepare_text
 from ke_metric.disk import refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.batches import fingerprint
+from ke_metric.images.pixel_store import fingerprint
 
 
 def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Outcome:

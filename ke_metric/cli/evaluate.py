@@ -17,7 +17,8 @@ from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
-from ke_metric.images.batches import Pictures, fingerprint, without_training
+from ke_metric.images.image_set import without_training
+from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks

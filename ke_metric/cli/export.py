@@ -21,9 +21,9 @@ from ke_metric.evaluation.backend import choose_backend
 from ke_metric.export.export import Evidence, ExportSettings, export, require_place
 from ke_metric.export.record import ExportRecord
 from ke_metric.export.verification import LabelledPictures, ScoredPictures, require_enough
-from ke_metric.images.batches import fingerprint
 from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import ImageSet
+from ke_metric.images.pixel_store import fingerprint
 from ke_metric.lineage.store import Lineage
 from ke_metric.randomness import numpy_generator
 from ke_metric.retrieval.embedder import PictureNetwork

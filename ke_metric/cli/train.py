@@ -32,8 +32,9 @@ from ke_metric.cli.training_display import TrainingDisplay
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start
-from ke_metric.images.batches import Pictures, fingerprint, first_pictures, repeated_pictures
+from ke_metric.images.batches import first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
+from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.comparison import told_ties
 from ke_metric.lineage.folder import require_room
 from ke_metric.lineage.report import (

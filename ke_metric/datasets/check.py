@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ke_metric.benchmarks.listings import SKIPPED
+from ke_metric.benchmarks.folder import SKIPPED
 from ke_metric.benchmarks.registry import NAMES, default_task, load_benchmark
 from ke_metric.datasets.problems import DataProblem, look_at, problems_of, small_classes_note
 from ke_metric.errors import ExitCode, KeMetricError, closest, some_of

@@ -46,20 +46,13 @@ class Augmenter:
         self.geometry_draws = _CROP_DRAWS if augmentation.geometry == "crop" else _AFFINE_DRAWS
 
     def __call__(self, picture: PixelArray, draws: DoubleArray) -> PixelArray:
-        """Cut or move a picture, then flip it.
-
-        Args:
-            picture: uint8 [H, W, 3].
-            draws: [U] uniform in [0, 1).
-
-        Returns:
-            uint8 [S, S, 3].
-        """
+        """Cut or move a picture uint8 [H, W, 3] by draws [U], uniform in [0, 1), then flip it: uint8 [S, S, 3]."""
         flip, *values = draws.tolist()
         if self._augmentation.geometry == "crop":
             top, left, height, width = crop_box(picture.shape, draws, self._augmentation)
             # Cut before resizing, as torchvision does: Pillow's own `box` looks at pixels outside of it.
-            result = _resized(picture[top : top + height, left : left + width], self._size)
+            cut = Image.fromarray(picture[top : top + height, left : left + width])
+            result = np.asarray(cut.resize((self._size, self._size), Image.Resampling.BILINEAR))
         else:
             result = self._affine(picture, values)
         return result[:, ::-1] if flip < self._augmentation.flip else result
@@ -71,11 +64,8 @@ class Augmenter:
         brightened picture. The result is clamped to [0, 1].
 
         Args:
-            batch: float [B, 3, H, W] in [0, 1].
+            batch: float [B, 3, H, W] in [0, 1]; returned itself when the recipe changes no colours.
             draws: [B, COLOUR_DRAWS] uniform in [0, 1).
-
-        Returns:
-            float [B, 3, H, W] in [0, 1]; `batch` itself when the recipe changes no colours.
         """
         if not (self._augmentation.brightness or self._augmentation.contrast):
             return batch
@@ -131,7 +121,7 @@ def crop_box(shape: tuple[int, ...], draws: DoubleArray, augmentation: Augmentat
     Args:
         shape: (H, W, ...) of the picture.
         draws: [U] uniform in [0, 1).
-        augmentation: Its `scale` and `ratio`.
+        augmentation: Its `scale` and `ratio` are used.
 
     Returns:
         top, left, height and width in pixels.
@@ -156,11 +146,6 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     elif width > height * ratio[1]:
         crop_width = round(height * ratio[1])
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def _resized(picture: PixelArray, size: int) -> PixelArray:
-    image = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 def _border_colour(picture: PixelArray) -> tuple[int, ...]:

@@ -1,19 +1,15 @@
-"""The augmented pictures of every training batch, the same ones whatever the number of worker processes.
+"""From decoded pictures to batches: the augmented ones of every epoch of a training, and those that are scored.
 
-Shapes: N pictures, B images of this process in a batch, S the size of a picture, U numbers per picture.
-
-A benchmark with its pictures decoded: what a training and a scoring draw their batches from.
-
-Shapes: B batch, N items, S image size in pixels.
+The batches of an epoch are the same ones whatever the number of worker processes.
+Shapes: N pictures, B images of this process in a batch, S image size in pixels, U numbers per picture.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -22,11 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ke_metric.arrays import DoubleArray, IntArray
-from ke_metric.fingerprint import DataFingerprint, PartFingerprint
 from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
-from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import PixelStore, UnreadableError
-from ke_metric.images.preparation import Preparation, StoreShape, unit_range
+from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
+from ke_metric.images.pixel_store import Pictures, PixelStore
+from ke_metric.images.preparation import Preparation, unit_range
 from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, Place, ShuffledBatches
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.schema import Recipe
@@ -42,10 +37,10 @@ class Batch(NamedTuple):
         colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
     """
 
-    indices: torch.Tensor
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    colour_draws: torch.Tensor
+    indices: Tensor
+    pixels: Tensor
+    labels: Tensor
+    colour_draws: Tensor
 
 
 class _Request(NamedTuple):
@@ -56,7 +51,7 @@ class _Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Workshop(Dataset[Batch]):
+class _AugmentedDataset(Dataset[Batch]):
     """Makes the batch of a request; the data set of torch's DataLoader, in this process or in a worker."""
 
     store: PixelStore
@@ -78,7 +73,7 @@ class _Workshop(Dataset[Batch]):
 
 
 class TrainingBatches:
-    """The augmented batches of every epoch, the same ones whatever the number of worker processes.
+    """The augmented batches of every epoch.
 
     Args:
         store: N decoded pictures.
@@ -94,7 +89,7 @@ class TrainingBatches:
         assert len(store) == len(labels), (len(store), len(labels))
         self._batches = batches
         self._columns = augmenter.geometry_draws + COLOUR_DRAWS
-        self._workshop = _Workshop(store, labels, augmenter)
+        self._dataset = _AugmentedDataset(store, labels, augmenter)
         self._requests: list[_Request] = []
         self._loader = self._started(workers) if workers else None
 
@@ -105,7 +100,7 @@ class TrainingBatches:
         """Yield the batches of one epoch, counted from 0."""
         self._batches.set_epoch(epoch)
         if self._loader is None:
-            yield from _one_ahead(self._workshop, self._epoch_requests(epoch))
+            yield from _one_ahead(self._dataset, self._epoch_requests(epoch))
         else:
             # Filled in place: the DataLoader holds this very list as its sampler.
             self._requests[:] = self._epoch_requests(epoch)
@@ -125,7 +120,7 @@ class TrainingBatches:
 
     def _started(self, workers: int) -> DataLoader[Batch]:
         return DataLoader(
-            self._workshop,
+            self._dataset,
             sampler=self._requests,
             batch_size=None,
             num_workers=workers,
@@ -137,118 +132,14 @@ class TrainingBatches:
         )
 
 
-def _one_ahead(workshop: _Workshop, requests: Iterator[_Request]) -> Iterator[Batch]:
+def _one_ahead(dataset: _AugmentedDataset, requests: Iterator[_Request]) -> Iterator[Batch]:
     """Make the next batch in a thread while the caller trains on this one: Pillow and torch both release the GIL."""
     with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(workshop.__getitem__, next(requests))
+        upcoming = thread.submit(dataset.__getitem__, next(requests))
         for request in requests:
-            ready, upcoming = upcoming, thread.submit(workshop.__getitem__, request)
+            ready, upcoming = upcoming, thread.submit(dataset.__getitem__, request)
             yield ready.result()
         yield upcoming.result()
-
-
-NOTHING = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A benchmark and the decoded pictures of its parts.
-
-    Attributes:
-        benchmark: Keys, labels and class names.
-        train: Pictures of `benchmark.train`, in its order.
-        query: Pictures of `benchmark.query`.
-        gallery: Pictures of `benchmark.gallery`; the same object as `query` where that is one set.
-        validation: Pictures of `benchmark.validation`; None where there is no such part.
-    """
-
-    benchmark: Benchmark
-    train: PixelStore
-    query: PixelStore
-    gallery: PixelStore
-    validation: PixelStore | None = None
-
-    @classmethod
-    def decode(
-        cls,
-        benchmark: Benchmark,
-        store_size: int,
-        *,
-        store_shape: StoreShape = "keep",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Pictures:
-        """Decode all parts, shorter sides resized to `store_size` pixels.
-
-        Args:
-            benchmark: What to decode.
-            store_size: Shorter side in pixels.
-            store_shape: "keep": aspect ratios stay; "square": pictures are squashed to store_size x store_size.
-            progress: Called with pictures done and pictures in all, for each part.
-
-        Raises:
-            UnreadableError: Pictures cannot be decoded; those of all parts are named.
-            KeMetricError: See `PixelStore.build`.
-        """
-        unreadable: list[str] = []
-
-        def build(images: ImageSet) -> PixelStore:
-            try:
-                return PixelStore.build(images, store_size, shape=store_shape, progress=progress)
-            except UnreadableError as error:
-                unreadable.extend(error.reasons)
-                return PixelStore.undecoded(len(images))
-
-        train = build(benchmark.train)
-        validation = None if benchmark.validation is None else build(benchmark.validation)
-        query = build(benchmark.query)
-        gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
-        if unreadable:
-            raise UnreadableError(unreadable)
-        return cls(benchmark, train, query, gallery, validation)
-
-    @classmethod
-    def undecoded(cls, benchmark: Benchmark) -> Pictures:
-        """Return a benchmark whose pictures nobody has looked at, to build what depends on its labels alone."""
-        query = PixelStore.undecoded(len(benchmark.query))
-        gallery = query if benchmark.leave_one_out else PixelStore.undecoded(len(benchmark.gallery))
-        return cls(benchmark, PixelStore.undecoded(len(benchmark.train)), query, gallery)
-
-    @property
-    def contents(self) -> dict[str, tuple[str, ...]]:
-        """Part to the digests of what its pictures were decoded from; none where they were not decoded from files."""
-        stores = {"train": self.train, "query": self.query, "gallery": self.gallery, "validation": self.validation}
-        return {name: store.contents for name, store in stores.items() if store is not None}
-
-    @property
-    def fingerprint(self) -> DataFingerprint:
-        """Which pictures these are."""
-        return fingerprint(self.benchmark, self.contents)
-
-
-def fingerprint(
-    benchmark: Benchmark, contents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-) -> DataFingerprint:
-    """Return which pictures a benchmark has.
-
-    Args:
-        benchmark: Its parts.
-        contents: Part to the digests of its pictures, for the parts that were decoded.
-    """
-    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
-    if benchmark.leave_one_out:
-        del parts["gallery"]
-    if benchmark.validation is not None:
-        parts["validation"] = benchmark.validation
-    found = {
-        name: PartFingerprint(images.keys, tuple(images.labels.tolist()), images.class_names, contents.get(name, ()))
-        for name, images in parts.items()
-    }
-    return DataFingerprint(found, benchmark.task)
-
-
-def without_training(benchmark: Benchmark) -> Benchmark:
-    """Return the benchmark with an empty training part, which a scoring has no need to decode; the rest stays."""
-    return replace(benchmark, train=benchmark.train.at(NOTHING))
 
 
 class DeviceBatch(NamedTuple):
@@ -312,11 +203,8 @@ class TrainingEpochs:
         for batch in self._batches.epoch(number - 1):
             images = unit_range(batch.pixels, device=self._device, channels_last=channels_last)
             images = self._augmenter.colour(images, batch.colour_draws.to(self._device))
-            yield DeviceBatch(
-                images=how.standardize(images),
-                labels=batch.labels.to(self._device),
-                keys=tuple(self._images.keys[index] for index in batch.indices.tolist()),
-            )
+            keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
+            yield DeviceBatch(how.standardize(images), batch.labels.to(self._device), keys)
 
 
 def _index_batches(images: ImageSet, recipe: Recipe, **place: Unpack[Place]) -> IndexBatches:
@@ -338,10 +226,9 @@ def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]
     Raises:
         KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
     """
-    train = benchmark.train
-    batches = _index_batches(train, recipe, seed=recipe.seed, generation=1)
-    part = train.at(np.unique(next(iter(batches))))
-    nothing = benchmark.query.at(NOTHING)
+    batches = _index_batches(benchmark.train, recipe, seed=recipe.seed, generation=1)
+    part = benchmark.train.at(np.unique(next(iter(batches))))
+    nothing = benchmark.query.at(NO_ITEMS)
     small = replace(benchmark, train=part, query=nothing, gallery=nothing, validation=None)
     return Pictures.decode(small, recipe.data.store_size, store_shape=recipe.data.store_shape), len(batches)
 
@@ -363,16 +250,10 @@ def repeated_pictures(benchmark: Benchmark, recipe: Recipe) -> dict[str, int]:
 def evaluation_batches(
     store: PixelStore, indices: Sequence[int], *, recipe: Recipe, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield the pictures with these numbers as the network sees them when it is scored.
-
-    Args:
-        store: N pictures.
-        indices: Numbers of the pictures, in the order wanted.
-        recipe: Sizes, standardisation and batch size.
-        device: Where the batches go.
+    """Yield the pictures with these numbers, in their order, as the network sees them when it is scored.
 
     Yields:
-        float32 [B, 3, S, S], standardised.
+        float32 [B, 3, S, S], standardised, with B = evaluation.batch_size but for the last.
     """
     how, size = Preparation.of_recipe(recipe), recipe.evaluation.batch_size
     for start in range(0, len(indices), size):

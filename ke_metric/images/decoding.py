@@ -1,4 +1,7 @@
-"""From a file to a picture in RGB, upright, on a ground where it is transparent: every reader goes through here."""
+"""From a file to a picture in RGB, upright, on a ground where it is transparent: every reader goes through here.
+
+Where many pictures are decoded, `in_order` does it in threads that run ahead by a bounded number of pictures.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,7 @@ class Decoding:
     """How the numbers of a file become the colours that are seen.
 
     Attributes:
-        background: What transparent parts are put on, `white` or `#rrggbb`; `keep`: the colours hidden under the
-            transparency show.
+        background: What transparent parts are put on, `white` or `#rrggbb`; `keep`: the colours hidden there show.
         exif_orientation: Whether pictures are turned upright as EXIF says. A TIFF always is: by Pillow.
     """
 
@@ -89,10 +91,10 @@ def traits_of(picture: Image.Image) -> FileTraits | None:
 
 
 def read_picture(path: Path, decoding: Decoding = UPRIGHT_ON_WHITE) -> Image.Image:
-    """Decode a file by its content, whatever its extension says, and convert to RGB; the first frame of several.
+    """Decode a file by its content, whatever its extension says, and convert it by `as_rgb`; the first frame of many.
 
     Raises:
-        KeMetricError: It is missing, no picture, damaged, or larger than MAX_PIXELS; see `as_rgb`.
+        KeMetricError: DATA: it is missing, no picture, damaged, or larger than MAX_PIXELS.
     """
     _require_file(path)
     try:

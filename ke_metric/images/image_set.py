@@ -1,15 +1,13 @@
 """Image sets and benchmarks: tables of items whose pictures are decoded on demand.
 
 Shapes: N items, C classes.
-
-The parts of a benchmark by name, and how many images and classes each has.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +20,7 @@ from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
 
 # Of a SHA-256: changes are to be noticed, nobody forges a picture here.
 CONTENT_DIGITS = 16
+NO_ITEMS = np.empty(0, np.int64)
 
 
 class ImageSource(Protocol):
@@ -49,7 +48,7 @@ class FolderSource:
     decoding: Decoding = UPRIGHT_ON_WHITE
 
     def read(self, key: str) -> Image.Image:
-        """Decode the file of a key, see `read_picture`."""
+        """Decode the file of a key; errors are those of `read_picture`."""
         return read_picture(self.root / key, self.decoding)
 
     def content(self, key: str) -> str:
@@ -109,8 +108,7 @@ class ImageSet:
 
     def at(self, indices: IntArray) -> ImageSet:
         """Return the items at some positions [n], in the order given; classes and labels stay."""
-        keys = tuple(self.keys[index] for index in indices)
-        return ImageSet(keys, self.labels[indices], self.class_names, self.source)
+        return replace(self, keys=tuple(self.keys[index] for index in indices), labels=self.labels[indices])
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -133,8 +131,8 @@ class Benchmark:
         notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
         validation: classification: images of the training classes that are neither learnt from nor tested on; None
             where there is no such part.
-        skipped: Files and folders that lie beside the pictures and are none, by kind; paths as keys are.
         task: "retrieval": training and test classes are different ones. "classification": they are the same.
+        skipped: Files and folders that lie beside the pictures and are none, by kind; paths as keys are.
     """
 
     name: str
@@ -159,6 +157,11 @@ class Benchmark:
         return self.query is self.gallery
 
 
+def without_training(benchmark: Benchmark) -> Benchmark:
+    """Return the benchmark with an empty training part, which a scoring has no need to decode; the rest stays."""
+    return replace(benchmark, train=benchmark.train.at(NO_ITEMS))
+
+
 def labelled_set(keys: list[str], class_ids: list[int], names: Mapping[int, str], source: ImageSource) -> ImageSet:
     """Build an image set whose labels are the sorted class ids renumbered from 0.
 
@@ -176,14 +179,7 @@ def labelled_set(keys: list[str], class_ids: list[int], names: Mapping[int, str]
 
 @dataclass(frozen=True)
 class PartCounts:
-    """How large a part is.
-
-    Attributes:
-        images: Number of images, at least 1.
-        classes: Number of classes that have an image here.
-        smallest_class: Images of the class that has fewest.
-        largest_class: Images of the class that has most.
-    """
+    """How large a part is: its images, the classes that have one, the images of its smallest and largest class."""
 
     images: int
     classes: int
@@ -205,23 +201,20 @@ def parts_of(benchmark: Benchmark) -> dict[str, ImageSet]:
 
 def count_parts(benchmark: Benchmark) -> dict[str, PartCounts]:
     """Count images and classes of every part that has an image."""
-    return {name: _count(images) for name, images in parts_of(benchmark).items() if len(images)}
+    counts = {}
+    for name, images in parts_of(benchmark).items():
+        if len(images):
+            _, sizes = np.unique(images.labels, return_counts=True)
+            counts[name] = PartCounts(len(images), len(sizes), int(sizes.min()), int(sizes.max()))
+    return counts
 
 
 def counts_text(counts: Mapping[str, PartCounts]) -> str:
     """Return the counts as a plain table, one line per part."""
-    return "\n".join(
-        f"{name:<10} {part.images:>9,} images {part.classes:>8,} classes   {_sizes(part)} images per class"
-        for name, part in counts.items()
-    )
-
-
-def _sizes(part: PartCounts) -> str:
-    if part.smallest_class == part.largest_class:
-        return f"{part.largest_class:,}"
-    return f"{part.smallest_class:,} to {part.largest_class:,}"
-
-
-def _count(images: ImageSet) -> PartCounts:
-    _, sizes = np.unique(images.labels, return_counts=True)
-    return PartCounts(len(images), len(sizes), int(sizes.min()), int(sizes.max()))
+    lines = []
+    for name, part in counts.items():
+        sizes = f"{part.largest_class:,}"
+        if part.smallest_class != part.largest_class:
+            sizes = f"{part.smallest_class:,} to {sizes}"
+        lines.append(f"{name:<10} {part.images:>9,} images {part.classes:>8,} classes   {sizes} images per class")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Decoded pictures, kept once: one flat buffer of uint8 pixels, in memory or in a file without a name.
+"""Decoded pictures, kept once: those of an image set in one flat buffer, and those of a benchmark's parts.
 
 Shapes: N pictures, H and W height and width in pixels.
 """
@@ -9,17 +9,20 @@ import io
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import reduction
+from types import MappingProxyType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.decoding import in_order
-from ke_metric.images.image_set import ImageSet
+from ke_metric.fingerprint import DataFingerprint, PartFingerprint
+from ke_metric.images.decoding import Progress, in_order
+from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.preparation import StoreShape, kept_pixels
 
 MEMORY_LIMIT = 2 * 1024**3
@@ -41,10 +44,8 @@ class UnreadableError(KeMetricError):
         count = len(self.reasons)
         lines = [self.reasons[0]]
         if count > 1:
-            lines = [
-                f"{count:,} pictures cannot be decoded",
-                *(f"  {reason}" for reason in self.reasons[:MOST_NAMED]),
-            ]
+            named = [f"  {reason}" for reason in self.reasons[:MOST_NAMED]]
+            lines = [f"{count:,} pictures cannot be decoded", *named]
         if count > MOST_NAMED:
             lines.append(f"  and {count - MOST_NAMED:,} more")
         lines.append("put whole copies in their place, or remove them; ke-metric data check names all that is wrong")
@@ -81,39 +82,23 @@ class PixelStore:
         self.contents = contents
         self._pixels = pixels.view()
         self._pixels.flags.writeable = False
-        self._heights = heights
-        self._widths = widths
+        self._heights, self._widths, self._file = heights, widths, file
         self._ends = np.cumsum(heights * widths * 3)
-        self._file = file
         assert len(pixels) == (self._ends[-1] if len(heights) else 0)
 
     @classmethod
     def build(
-        cls,
-        images: ImageSet,
-        store_size: int,
-        *,
-        shape: StoreShape = "keep",
-        progress: Callable[[int, int], None] | None = None,
+        cls, images: ImageSet, store_size: int, *, shape: StoreShape = "keep", progress: Progress | None = None
     ) -> Self:
-        """Decode every picture and resize it, up or down (antialiased bicubic).
-
-        Args:
-            images: N pictures.
-            store_size: Shorter side in pixels of what is kept.
-            shape: "keep": the aspect ratio stays. "square": every picture is squashed to store_size x store_size, as
-                Later-Layer Forgetting (Zhou et al., ICLR 2022) does before it cuts its crops.
-            progress: Called with (pictures done, N) after each picture.
-
-        Returns:
-            The store; the same one whatever the number of threads.
+        """Decode every picture and resize it, see `kept_pixels`; the same store whatever the number of threads.
 
         Raises:
             UnreadableError: Pictures cannot be decoded, however many; all others have been looked at (DATA).
             KeMetricError: The disk of temporary files is full (ENVIRONMENT).
         """
+        decode = partial(_decode, images, store_size=store_size, shape=shape)
         try:
-            return cls._build(images, partial(_decode, images, store_size=store_size, shape=shape), progress)
+            return cls._build(images, decode, progress)
         except OSError as error:
             raise KeMetricError(
                 f"the decoded pictures do not fit into {MEMORY_LIMIT / 1e9:.1f} GB of memory, and not on the disk of "
@@ -127,7 +112,7 @@ class PixelStore:
         cls,
         images: ImageSet,
         decode: Callable[[int], tuple[PixelArray, str] | KeMetricError],
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
         stream: BinaryIO = io.BytesIO()
@@ -205,3 +190,88 @@ def _decode(
         return kept_pixels(image, images.keys[index], store_size=store_size, shape=shape), content
     except KeMetricError as error:
         return error
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A benchmark and the decoded pictures of its parts.
+
+    Attributes:
+        benchmark: Keys, labels and class names.
+        train: Pictures of `benchmark.train`, in its order.
+        query: Pictures of `benchmark.query`.
+        gallery: Pictures of `benchmark.gallery`; the same object as `query` where that is one set.
+        validation: Pictures of `benchmark.validation`; None where there is no such part.
+    """
+
+    benchmark: Benchmark
+    train: PixelStore
+    query: PixelStore
+    gallery: PixelStore
+    validation: PixelStore | None = None
+
+    @classmethod
+    def decode(
+        cls,
+        benchmark: Benchmark,
+        store_size: int,
+        *,
+        store_shape: StoreShape = "keep",
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """Decode all parts, see `PixelStore.build`; progress is counted in each part.
+
+        Raises:
+            UnreadableError: Pictures cannot be decoded; those of all parts are named.
+            KeMetricError: The disk of temporary files is full (ENVIRONMENT).
+        """
+        unreadable: list[str] = []
+
+        def build(images: ImageSet) -> PixelStore:
+            try:
+                return PixelStore.build(images, store_size, shape=store_shape, progress=progress)
+            except UnreadableError as error:
+                unreadable.extend(error.reasons)
+                return PixelStore.undecoded(len(images))
+
+        train = build(benchmark.train)
+        validation = None if benchmark.validation is None else build(benchmark.validation)
+        query = build(benchmark.query)
+        gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
+        if unreadable:
+            raise UnreadableError(unreadable)
+        return cls(benchmark, train, query, gallery, validation)
+
+    @classmethod
+    def undecoded(cls, benchmark: Benchmark) -> Pictures:
+        """Return a benchmark whose pictures nobody has looked at, to build what depends on its labels alone."""
+        query = PixelStore.undecoded(len(benchmark.query))
+        gallery = query if benchmark.leave_one_out else PixelStore.undecoded(len(benchmark.gallery))
+        return cls(benchmark, PixelStore.undecoded(len(benchmark.train)), query, gallery)
+
+    @property
+    def contents(self) -> dict[str, tuple[str, ...]]:
+        """Part to the digests of what its pictures were decoded from; none where they were not decoded from files."""
+        stores = {"train": self.train, "query": self.query, "gallery": self.gallery, "validation": self.validation}
+        return {name: store.contents for name, store in stores.items() if store is not None}
+
+    @property
+    def fingerprint(self) -> DataFingerprint:
+        """Which pictures these are."""
+        return fingerprint(self.benchmark, self.contents)
+
+
+def fingerprint(
+    benchmark: Benchmark, contents: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> DataFingerprint:
+    """Return which pictures a benchmark has; `contents` are the digests of the parts that were decoded."""
+    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    if benchmark.leave_one_out:
+        del parts["gallery"]
+    if benchmark.validation is not None:
+        parts["validation"] = benchmark.validation
+    found = {
+        name: PartFingerprint(images.keys, tuple(images.labels.tolist()), images.class_names, contents.get(name, ()))
+        for name, images in parts.items()
+    }
+    return DataFingerprint(found, benchmark.task)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from ke_metric.benchmarks.listings import LabelledPath, scan_class_folders
+from ke_metric.benchmarks.folder import scan_class_folders
+from ke_metric.benchmarks.listings import LabelledPath
 from ke_metric.errors import ExitCode, KeMetricError
 
 

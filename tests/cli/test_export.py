@@ -19,7 +19,8 @@ from ke_metric.export.export import ExportSettings
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.verification import top_cost
 from ke_metric.generation import Generation, Provenance
-from ke_metric.images.batches import Pictures, without_training
+from ke_metric.images.image_set import without_training
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe

@@ -13,7 +13,9 @@ from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.evaluation.embeddings import embed
 from ke_metric.evaluation.retrieval import Scoring
-from ke_metric.images.batches import Pictures, evaluation_batches, without_training
+from ke_metric.images.batches import evaluation_batches
+from ke_metric.images.image_set import without_training
+from ke_metric.images.pixel_store import Pictures
 
 
 def run(*arguments):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ke_metric.cli import export as export_command
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.batches import Pictures
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.lineage.store import Lineage
 from ke_metric.losses import building
 from ke_metric.networks import recipe_networks

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.batches import Pictures, TrainingEpochs, evaluation_batches, first_pictures, without_training
-from ke_metric.images.image_set import Benchmark, ImageSet
+from ke_metric.images.batches import TrainingEpochs, evaluation_batches, first_pictures
+from ke_metric.images.image_set import Benchmark, ImageSet, without_training
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.recipe.schema import Recipe
 
 CPU = torch.device("cpu")

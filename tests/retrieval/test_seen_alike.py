@@ -14,7 +14,7 @@ from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli import main
 from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.errors import KeMetricError
-from ke_metric.images.batches import Pictures
+from ke_metric.images.pixel_store import Pictures
 from ke_metric.recipe.schema import Data
 from ke_metric.retrieval.embedding_files import ITEMS
 from ke_metric.retrieval.index import Index

@@ -19,9 +19,9 @@ from ke_metric.cli.recording import together
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import evolve
 from ke_metric.generation import weights_digest
-from ke_metric.images.batches import DeviceBatch, Pictures
+from ke_metric.images.batches import DeviceBatch
 from ke_metric.images.image_set import Benchmark, ImageSet
-from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.losses.building import build_embedding_loss
 from ke_metric.losses.classification import CSKDLoss
 from ke_metric.methods.teacher import Guided
