@@ -1,6 +1,5 @@
-"""Export: an embedder as a file that other runtimes run, compared with PyTorch before anybody relies on it.
+"""Export: an embedder or a classifier as a file that other runtimes run, compared with PyTorch before it is kept.
 
-`export` writes the folder, `onnx_file` and `torch_program` the two kinds of file, `quantization` makes one of 8-bit
-integers, `verification` and `recall_cost` say how far it is from the network it was made of. Imports lineage,
-evaluation, networks and retrieval; onnx and onnxruntime, which are an extra, only when they are needed.
+`export` writes the folder, `onnx_file` the files, `verification` says how far one is from its network, `record` what
+export.json says. onnx and onnxruntime, which are an extra, are imported only when they are needed.
 """

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -33,7 +33,6 @@ from ke_metric.export.record import (
     ONNX_FILE,
     PROGRAM_FILE,
     RECORD,
-    Agreement,
     ExportRecord,
     RecallCost,
     TopCost,
@@ -49,6 +48,7 @@ from ke_metric.export.verification import (
     compare,
     recall_cost,
     require_agreement,
+    require_alike,
     require_cheap,
     require_enough,
     top_cost,
@@ -59,8 +59,6 @@ from ke_metric.retrieval.predictor import Predictor
 
 MAX_LOSS = 5.0
 """Points of Recall@1, or top-1, that 8-bit integers may cost unless somebody says otherwise."""
-LEAST_COSINE = 0.9
-"""What 8-bit integers must keep where nothing can be scored, for want of labels."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,11 @@ def export(
     place = require_place(folder, settings, overwrite=overwrite)
     with whole_folder(place, overwrite=overwrite) as temporary:
         exported = _write(network, temporary, settings, evidence)
-        verification = _verify(network, exported, settings, evidence)
-        cost = _cost(network.compute, exported, settings, evidence)
-        record = _record(network, temporary, settings, evidence, verification=verification, cost=cost)
+        proved = {
+            "verification": _verify(network, exported, settings, evidence),
+            **_cost(network.compute, exported, settings, evidence),
+        }
+        record = _record(network, temporary, settings, evidence, proved)
         (temporary / RECORD).write_text(record.to_json(), encoding="utf-8")
     return record
 
@@ -169,13 +169,13 @@ def _write(network: PictureNetwork, folder: Path, settings: ExportSettings, evid
     if settings.int8 == "none":
         write(folder / ONNX_FILE)
         return OnnxNetwork(folder / ONNX_FILE)
+    assert settings.int8 == "dynamic" or evidence.calibration is not None, "static ranges are measured on pictures"
     with tempfile.TemporaryDirectory() as other:
         exact = Path(other) / ONNX_FILE
         write(exact)
         # What is lost below is then lost by the integers, not by the export.
         require_agreement(compare(network.compute, OnnxNetwork(exact), evidence.pictures, classes=bool(names)))
-        calibration = _calibration(evidence) if settings.int8 == "static" else None
-        quantize(exact, folder / ONNX_FILE, calibration)
+        quantize(exact, folder / ONNX_FILE, evidence.calibration if settings.int8 == "static" else None)
     return OnnxNetwork(folder / ONNX_FILE)
 
 
@@ -184,18 +184,13 @@ def _output_of(network: PictureNetwork) -> tuple[Literal["embeddings", "logits"]
     return ("logits", network.class_names) if isinstance(network, Predictor) else ("embeddings", ())
 
 
-def _calibration(evidence: Evidence) -> PixelArray:
-    assert evidence.calibration is not None, "static ranges are measured on pictures"
-    return evidence.calibration
-
-
 def _verify(network: PictureNetwork, exported: Embed, settings: ExportSettings, evidence: Evidence) -> Verification:
     classes = isinstance(network, Predictor)
     agreements = compare(network.compute, exported, evidence.pictures, classes=classes)
     if settings.int8 == "none":
         require_agreement(agreements)
     elif evidence.scored is None:
-        _require_alike(agreements)
+        require_alike(agreements)
     return Verification(
         pictures=len(evidence.pictures),
         source=evidence.source,
@@ -204,35 +199,20 @@ def _verify(network: PictureNetwork, exported: Embed, settings: ExportSettings, 
     )
 
 
-def _require_alike(agreements: tuple[Agreement, ...]) -> None:
-    smallest = min(found.smallest_cosine for found in agreements)
-    if smallest < LEAST_COSINE:
-        raise KeMetricError(
-            f"the exported file is not kept: smallest cosine to the network's numbers {smallest:.4f}, at least "
-            f"{LEAST_COSINE} is demanded of 8-bit integers where there are no labels to score",
-            ExitCode.GATE,
-        )
-
-
 def _cost(
     network: Embed, exported: Embed, settings: ExportSettings, evidence: Evidence
-) -> RecallCost | TopCost | None:
+) -> dict[str, RecallCost | TopCost]:
+    """Return what 8-bit integers cost, under its name in the record; nothing where it is not scored."""
     if settings.int8 == "none" or evidence.scored is None:
-        return None
-    measure = top_cost if evidence.scored.classes else recall_cost
+        return {}
+    measure, name = (top_cost, "top1") if evidence.scored.classes else (recall_cost, "recall_at_1")
     cost = measure(network, exported, evidence.scored)
     require_cheap(cost, settings.max_loss)
-    return cost
+    return {name: cost}
 
 
 def _record(
-    network: PictureNetwork,
-    folder: Path,
-    settings: ExportSettings,
-    evidence: Evidence,
-    *,
-    verification: Verification,
-    cost: RecallCost | TopCost | None,
+    network: PictureNetwork, folder: Path, settings: ExportSettings, evidence: Evidence, proved: dict[str, Any]
 ) -> ExportRecord:
     files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
     digest = network.digest
@@ -240,6 +220,7 @@ def _record(
         # Other vectors: an index of the network's own must refuse them.
         digest = hashlib.sha256(f"{digest} {files[ONNX_FILE].sha256}".encode()).hexdigest()
     output, class_names = _output_of(network)
+    calibration = evidence.calibration if settings.int8 == "static" else None
     return ExportRecord(
         output=output,
         class_names=class_names or None,
@@ -255,9 +236,7 @@ def _record(
         steps=network.normalization.steps,
         opset=OPSET if settings.format == "onnx" else None,
         versions=versions(),
-        verification=verification,
-        calibration_pictures=len(_calibration(evidence)) if settings.int8 == "static" else None,
-        recall_at_1=cost if isinstance(cost, RecallCost) else None,
-        top1=cost if isinstance(cost, TopCost) else None,
+        calibration_pictures=None if calibration is None else len(calibration),
         machine=this_machine(),
+        **proved,
     )

@@ -1,27 +1,17 @@
-"""An embedder or a predictor as an ONNX file, and that file run by ONNX Runtime.
+"""Files of other runtimes: ONNX in fp32 or 8-bit integers, run by ONNX Runtime; and programs of torch.export.
 
-Shapes: B batch, D embedding or classes, S image size in pixels.
-
-An ONNX file of fp32 numbers as one of 8-bit integers, by ONNX Runtime's own quantization.
-
-Shapes: N pictures, S image size in pixels.
-
-An embedder or a predictor as a program of torch.export, in a .pt2 file.
-
-Such a file may hold pickles, which run code when they are loaded; nothing here loads one that it did not just write.
-
-Shapes: B batch, D embedding or classes, S image size in pixels.
+A .pt2 file may hold pickles, which run code when they are loaded; nothing here loads one that it did not just write.
+Shapes: B batch, D embedding or classes, N pictures, S image size in pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +26,7 @@ from ke_metric.export.record import ONNX_FILE, read_record
 from ke_metric.images.preparation import unit_range
 from ke_metric.networks.heads import PictureModule
 
+Int8 = Literal["none", "dynamic", "static"]
 INPUT = "images"
 OUTPUTS = ("embeddings", "logits")
 CLASS_NAMES = "class_names"
@@ -45,16 +36,14 @@ LARGEST_FILE = 2**31 - 2**22
 """Bytes of weights that fit into one ONNX file: protobuf ends at 2 GiB, and the graph takes a little."""
 EXAMPLES = 2
 """Pictures that the graph is followed with: with a single one torch.export takes the batch for a constant."""
+ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
+CALIBRATION_BATCH = 32
 ERRORS_ONLY = 3
 """ONNX Runtime's severity: it warns of things in its own optimisation that nobody can mend."""
 
 
 def require_onnx() -> None:
-    """Check that what writes and runs ONNX files is installed.
-
-    Raises:
-        KeMetricError: ENVIRONMENT: it is not.
-    """
+    """Raise KeMetricError (ENVIRONMENT) unless what writes and runs ONNX files is installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise KeMetricError(
@@ -84,21 +73,17 @@ def write_onnx(
         KeMetricError: The network cannot be exported.
     """
     weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    # The exporter reports what it does on stdout, which is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            program = torch.onnx.export(
-                module,
-                (torch.zeros(EXAMPLES, 3, image_size, image_size),),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[output],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                opset_version=OPSET,
-                verbose=False,
-            )
-        except Exception as error:
-            raise export_error("ONNX", error) from error
+    with _exporting("ONNX"):
+        program = torch.onnx.export(
+            module,
+            _example(image_size),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[output],
+            dynamic_shapes=ANY_BATCH,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None, "with dynamo=True there is a program"
     for node in program.model.graph.all_nodes():
         # Stack traces, with the paths of this machine, which are nobody else's business.
@@ -108,8 +93,48 @@ def write_onnx(
     program.save(path, external_data=weights > LARGEST_FILE)
 
 
+def write_program(module: PictureModule, path: Path, *, image_size: int) -> None:
+    """Write a module as a .pt2 file that takes any number of pictures at a time; otherwise as `write_onnx`."""
+    with _exporting("a program of torch.export"), torch.no_grad():
+        program = torch.export.export(module, _example(image_size), dynamic_shapes=ANY_BATCH)
+    for node in program.graph.nodes:
+        # It has the paths of this machine, which are nobody else's business.
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)
+
+
+def run_program(path: Path) -> Callable[[PixelArray], FloatArray]:
+    """Load a .pt2 file that was just written; never one from elsewhere.
+
+    Returns:
+        A function of prepared pictures uint8 [B, S, S, 3] that gives embeddings, or logits, float32 [B, D].
+    """
+    network = torch.export.load(path).module()
+
+    def embed(pixels: PixelArray) -> FloatArray:
+        with torch.no_grad():
+            vectors: FloatArray = network(unit_range(pixels)).numpy()
+        return vectors
+
+    return embed
+
+
+def _example(image_size: int) -> tuple[torch.Tensor]:
+    return (torch.zeros(EXAMPLES, 3, image_size, image_size),)
+
+
+@contextmanager
+def _exporting(what: str) -> Iterator[None]:
+    """Say in words what a network cannot be exported as; torch's reports are not for stdout, which is for results."""
+    with redirect_stdout(sys.stderr):
+        try:
+            yield
+        except Exception as error:
+            raise export_error(what, error) from error
+
+
 def export_error(what: str, error: Exception) -> KeMetricError:
-    """Return what a user sees when torch cannot export a network."""
+    """Return what a user sees when a network cannot be exported."""
     lines = str(error).strip().splitlines() or [""]
     return KeMetricError(f"the network cannot be exported as {what}: {type(error).__name__}: {lines[0]}")
 
@@ -197,10 +222,6 @@ def _open(path: Path, threads: int | None) -> Any:
         raise KeMetricError(f"{path}: ONNX Runtime cannot load it: {error}", ExitCode.DATA) from error
 
 
-Int8 = Literal["none", "dynamic", "static"]
-CALIBRATION_BATCH = 32
-
-
 def quantize(source: Path, target: Path, calibration: PixelArray | None) -> None:
     """Write an ONNX file of 8-bit integers.
 
@@ -217,37 +238,33 @@ def quantize(source: Path, target: Path, calibration: PixelArray | None) -> None
     Raises:
         KeMetricError: ONNX Runtime cannot do it with this network.
     """
-    try:
-        _quantize(source, target, calibration)
-    except OSError:
-        raise
-    except Exception as error:
-        # ONNX Runtime's exceptions have no common class of their own.
-        raise export_error("ONNX of 8-bit integers", error) from error
-
-
-def _quantize(source: Path, target: Path, calibration: PixelArray | None) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        # The symbolic inference does not know the batch of a graph from torch.export, and stops with a TypeError.
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        _forget_shapes_of_weights(prepared)
-        if calibration is None:
-            quantization.quantize_dynamic(prepared, target, weight_type=quantization.QuantType.QUInt8)
-            return
-        quantization.quantize_static(
-            prepared,
-            target,
-            _reader(calibration),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
+        try:
+            # The symbolic inference does not know the batch of a graph from torch.export, and stops with a TypeError.
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            _forget_shapes_of_weights(prepared)
+            if calibration is None:
+                quantization.quantize_dynamic(prepared, target, weight_type=quantization.QuantType.QUInt8)
+                return
+            quantization.quantize_static(
+                prepared,
+                target,
+                _reader(calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                reduce_range=True,
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            # ONNX Runtime's exceptions have no common class of their own.
+            raise export_error("ONNX of 8-bit integers", error) from error
 
 
 def _forget_shapes_of_weights(path: Path) -> None:
@@ -267,19 +284,15 @@ def _forget_shapes_of_weights(path: Path) -> None:
 
 
 def _reader(pictures: PixelArray) -> Any:
-    """Return what ONNX Runtime takes batches of pictures from."""
+    """Return what ONNX Runtime takes batches of pictures from, and None at the end."""
     from onnxruntime.quantization import CalibrationDataReader
 
+    starts = range(0, len(pictures), CALIBRATION_BATCH)
+    batches = iter([pictures[start : start + CALIBRATION_BATCH] for start in starts])
+
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Gives a batch at each call, and None at the end."""
-
-        def __init__(self) -> None:
-            starts = range(0, len(pictures), CALIBRATION_BATCH)
-            self._batches = iter([pictures[start : start + CALIBRATION_BATCH] for start in starts])
-
         def get_next(self) -> dict[str, Any] | None:
-            """Return the next batch."""
-            batch = next(self._batches, None)
+            batch = next(batches, None)
             return None if batch is None else {INPUT: unit_range(batch).numpy()}
 
     return Reader()
@@ -294,45 +307,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def write_program(module: PictureModule, path: Path, *, image_size: int) -> None:
-    """Write a module as a .pt2 file that takes any number of pictures at a time.
-
-    Args:
-        module: On the processor, in eval mode; unchanged.
-        path: The file.
-        image_size: S.
-
-    Raises:
-        KeMetricError: The network cannot be exported.
-    """
-    with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
-        try:
-            program = torch.export.export(
-                module,
-                (torch.zeros(EXAMPLES, 3, image_size, image_size),),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            )
-        except Exception as error:
-            raise export_error("a program of torch.export", error) from error
-    for node in program.graph.nodes:
-        # It has the paths of this machine, which are nobody else's business.
-        node.meta.pop("stack_trace", None)
-    torch.export.save(program, path)
-
-
-def run_program(path: Path) -> Callable[[PixelArray], FloatArray]:
-    """Load a .pt2 file that was just written; never one from elsewhere.
-
-    Returns:
-        A function of prepared pictures uint8 [B, S, S, 3] that gives embeddings, or logits, float32 [B, D].
-    """
-    network = torch.export.load(path).module()
-
-    def embed(pixels: PixelArray) -> FloatArray:
-        with torch.no_grad():
-            vectors: FloatArray = network(unit_range(pixels)).numpy()
-        return vectors
-
-    return embed

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from ke_metric.schema import Names, Section, in_words
 RECORD = "export.json"
 ONNX_FILE, ONNX_WEIGHTS, PROGRAM_FILE = "model.onnx", "model.onnx.data", "model.pt2"
 LARGEST_RECORD = 2**20
+NEWER_FIELDS = {"class_names", "top1", "machine", "same_nearest", "same_class"}
 PACKAGES = ("ke_metric", "torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript")
 
 
@@ -96,7 +96,6 @@ class Machine(Section):
     """Where the file was made and compared; what is not known is empty."""
 
     processor: str
-    """Its name."""
     architecture: str
     """`x86_64`, `aarch64`, ..."""
     instructions: Names
@@ -117,7 +116,6 @@ class ExportRecord(Section):
     embedder: str
     """What was exported, embedder or predictor, in words."""
     embedder_digest: Sha256
-    """The digest of what was exported."""
     digest: Sha256
     """Vectors of one digest can be compared: the network's own in fp32, another one for 8-bit integers."""
     files: dict[str, WeightsFile]
@@ -148,20 +146,15 @@ class ExportRecord(Section):
     def document(self) -> dict[str, Any]:
         """Plain JSON values; of the newer fields, what does not apply is absent."""
         document = self.model_dump(mode="json")
-        for found in document["verification"]["batches"]:
-            _drop_absent(found, ("same_nearest", "same_class"))
-        return _drop_absent(document, ("class_names", "top1", "machine"))
+        for found in (document, *document["verification"]["batches"]):
+            for name in NEWER_FIELDS & found.keys():
+                if found[name] is None:
+                    del found[name]
+        return document
 
     def to_json(self) -> str:
         """Return the text of the file."""
         return json.dumps(self.document, indent=2, allow_nan=False) + "\n"
-
-
-def _drop_absent(document: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    for name in names:
-        if document[name] is None:
-            del document[name]
-    return document
 
 
 def file_facts(path: Path) -> WeightsFile:
@@ -189,8 +182,7 @@ def read_record(folder: Path) -> ExportRecord:
     """
     path = folder / RECORD
     try:
-        with path.open("rb") as file:
-            record = _record(file.read(LARGEST_RECORD))
+        record = _read(path)
     except FileNotFoundError:
         raise KeMetricError(
             f"{path}: no such file; an export is a folder with {RECORD} and a model (ke-metric export)", ExitCode.DATA
@@ -204,8 +196,10 @@ def read_record(folder: Path) -> ExportRecord:
     return record
 
 
-def _record(text: bytes) -> ExportRecord:
-    """Read the text of export.json, of this version or an older one."""
+def _read(path: Path) -> ExportRecord:
+    """Read export.json, of this version or an older one."""
+    with path.open("rb") as file:
+        text = file.read(LARGEST_RECORD)
     try:
         document = json.loads(text)
     except (RecursionError, ValueError):
@@ -228,8 +222,7 @@ def _is_export(path: Path) -> bool:
     if not path.is_dir():
         return False
     try:
-        with (path / RECORD).open("rb") as file:
-            record = _record(file.read(LARGEST_RECORD))
+        record = _read(path / RECORD)
     except (OSError, ValidationError):
         return False
     return {entry.name for entry in path.iterdir()} == {RECORD, *record.files}

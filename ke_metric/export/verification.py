@@ -1,10 +1,6 @@
-"""Whether an exported file gives the embeddings, or the logits, of the network it was made of.
+"""Whether an exported file gives the numbers of the network it was made of, and what Recall@1, or top-1, it loses.
 
 Shapes: N pictures, B batch, D embedding or classes, S image size in pixels.
-
-What Recall@1, or top-1, an exported file loses: the same pictures through the network and through the file.
-
-Shapes: N pictures, B batch, D embedding, S image size in pixels.
 """
 
 from __future__ import annotations
@@ -30,16 +26,14 @@ FEWEST_PICTURES = max(BATCHES)
 TOLERANCE = 1e-4
 """Largest difference of two numbers of an fp32 embedding; two correct runtimes differ by some 1e-7. Of logits, which
 have no fixed length, for each unit of the largest one above 1."""
+LEAST_COSINE = 0.9
+"""What 8-bit integers must keep where nothing can be scored, for want of labels."""
 TIE = 1e-5
 """Neighbours whose cosine similarities differ by less are equally near; logits so, for each unit of the largest."""
 
 
 def require_enough(count: int, source: str) -> None:
-    """Check that there are pictures enough to compare on.
-
-    Raises:
-        KeMetricError: DATA: there are fewer than `FEWEST_PICTURES`.
-    """
+    """Raise KeMetricError (DATA) where there are fewer than `FEWEST_PICTURES` to compare on."""
     if count < FEWEST_PICTURES:
         raise KeMetricError(
             f"{source}: {count} pictures, an exported file is compared on at least {FEWEST_PICTURES}; name a folder "
@@ -133,15 +127,24 @@ def require_agreement(agreements: tuple[Agreement, ...]) -> None:
             )
 
 
+def require_alike(agreements: tuple[Agreement, ...]) -> None:
+    """Check that 8-bit integers keep `LEAST_COSINE`, where there are no labels to score.
+
+    Raises:
+        KeMetricError: GATE: they do not.
+    """
+    smallest = min(found.smallest_cosine for found in agreements)
+    if smallest < LEAST_COSINE:
+        raise KeMetricError(
+            f"the exported file is not kept: smallest cosine to the network's numbers {smallest:.4f}, at least "
+            f"{LEAST_COSINE} is demanded of 8-bit integers where there are no labels to score",
+            ExitCode.GATE,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledPictures:
-    """Prepared pictures with their labels; read once.
-
-    Attributes:
-        batches: uint8 [B, S, S, 3], one after the other.
-        labels: [N] numbers of their classes.
-        keys: N item ids.
-    """
+    """Prepared pictures, uint8 [B, S, S, 3] one batch after the other, read once; their N labels and item ids."""
 
     batches: Iterable[PixelArray]
     labels: IntArray
@@ -203,32 +206,25 @@ def _score(query: FloatArray, gallery: FloatArray, pictures: ScoredPictures) -> 
     asked, searched = pictures.query, pictures.gallery
     if searched is None:
         return score_retrieval(query, asked.labels, (1,), scoring=scoring)
-    return score_retrieval(
-        query,
-        asked.labels,
-        (1,),
-        gallery=Embeddings(gallery, searched.labels, searched.keys),
-        ids=asked.keys,
-        scoring=scoring,
-    )
+    found = Embeddings(gallery, searched.labels, searched.keys)
+    return score_retrieval(query, asked.labels, (1,), gallery=found, ids=asked.keys, scoring=scoring)
 
 
 def require_cheap(cost: RecallCost | TopCost, max_loss: float) -> None:
-    """Check that a file does not lose more Recall@1, or top-1, than is allowed.
-
-    Args:
-        cost: What it loses.
-        max_loss: Points of a hundred.
+    """Check that a file does not lose more points of Recall@1, or top-1, than is allowed.
 
     Raises:
         KeMetricError: GATE: it loses more.
     """
-    if cost.points > max_loss:
-        recall = isinstance(cost, RecallCost)
-        counted = f"{cost.queries:,} queries" if isinstance(cost, RecallCost) else f"{cost.pictures:,} pictures"
-        raise KeMetricError(
-            f"the exported file costs {cost.points:.1f} points of {'Recall@1' if recall else 'top-1'} "
-            f"({cost.pytorch:.4f} with PyTorch, {cost.exported:.4f} with the file, {counted}) and is not kept: at "
-            f"most {max_loss:g} are allowed (--max-loss)",
-            ExitCode.GATE,
-        )
+    if cost.points <= max_loss:
+        return
+    if isinstance(cost, RecallCost):
+        score, counted = "Recall@1", f"{cost.queries:,} queries"
+    else:
+        score, counted = "top-1", f"{cost.pictures:,} pictures"
+    raise KeMetricError(
+        f"the exported file costs {cost.points:.1f} points of {score} ({cost.pytorch:.4f} with PyTorch, "
+        f"{cost.exported:.4f} with the file, {counted}) and is not kept: at most {max_loss:g} are allowed "
+        "(--max-loss)",
+        ExitCode.GATE,
+    )
