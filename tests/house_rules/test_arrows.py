@@ -1,6 +1,7 @@
-"""Imports go one way: every file of the package stays within what its room may import."""
+"""Imports go one way: every file of the package imports what docs/architecture.md draws, and nothing else."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,23 +10,37 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ke_metric"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"arrays", "disk", "environment", "errors", "fingerprint", "generation", "randomness", "recipe", "schema"}
-# What a room may import besides layer 0 and itself.
-ARROWS = {
-    **dict.fromkeys(LAYER_0 | {"evaluation", "images", "lineage", "losses", "split"}, frozenset[str]()),
-    "benchmarks": {"images"},
-    "datasets": {"benchmarks", "images"},
-    "networks": {"images", "split"},
-    "training": {"losses"},
-    "stores": {"evaluation"},
-    "methods": {"networks", "split", "training"},
-    "scoring": {"evaluation", "images", "networks", "split", "training"},
-    "evolution": {"evaluation", "images", "losses", "methods", "networks", "scoring", "split", "training"},
-    "retrieval": {"benchmarks", "evaluation", "images", "lineage", "networks", "split", "stores"},
-    "export": {"evaluation", "images", "networks", "retrieval"},
-    "serving": {"images", "retrieval", "stores"},
-}
-ARROWS["cli"] = set(ARROWS)
+PICTURE = re.search(
+    r"^```mermaid\n(.*?)^```",
+    (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)[1]
+
+
+def arrows_drawn(picture):
+    """Return room -> rooms that an arrow leads to, of a Mermaid picture with lines like `a --> b & c`."""
+    drawn = {}
+    for sources, targets in re.findall(r"^ *([\w &]+) --> ([\w &]+)$", picture, re.MULTILINE):
+        for source in sources.split(" & "):
+            drawn.setdefault(source, set()).update(targets.split(" & "))
+    return drawn
+
+
+def reached(room, drawn):
+    """Return what `room` comes to along the arrows."""
+    found = set()
+    waiting = set(drawn.get(room, ()))
+    while waiting:
+        found |= waiting
+        waiting = {target for source in waiting for target in drawn.get(source, ())} - found
+    return found
+
+
+DRAWN = arrows_drawn(PICTURE)
+FOR_ALL = set(
+    re.search(r"^ *(\w+(?: ~~~ \w+)*)$", PICTURE[PICTURE.index("subgraph") :], re.MULTILINE)[1].split(" ~~~ ")
+)
+ROOMS = FOR_ALL | set(DRAWN) | set().union(*DRAWN.values())
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "tools"}
 
 
@@ -51,7 +66,7 @@ def imported_rooms(source, package="ke_metric"):
 
 
 def forbidden_rooms(room, source, package="ke_metric"):
-    return imported_rooms(source, package) - LAYER_0 - ARROWS[room] - {room}
+    return imported_rooms(source, package) - FOR_ALL - reached(room, DRAWN) - {room}
 
 
 def package_of(path):
@@ -94,18 +109,29 @@ def test_the_package_was_found():
 
 
 def test_every_file_has_a_place():
-    homeless = {room_of(path) for path in FILES} - set(ARROWS) - {"__init__"}
-    assert not homeless, f"give {sorted(homeless)} a layer in this test and in docs/architecture.md"
+    homeless = {room_of(path) for path in FILES} - ROOMS - {"__init__"}
+    assert not homeless, f"draw {sorted(homeless)} in docs/architecture.md"
 
 
 def test_imports_follow_the_arrows():
     wrong = {
         str(path.relative_to(ROOT)): sorted(found)
         for path in FILES
-        if room_of(path) in ARROWS
+        if room_of(path) in ROOMS
         and (found := forbidden_rooms(room_of(path), path.read_text(encoding="utf-8"), package_of(path)))
     }
     assert not wrong
+
+
+def test_every_arrow_is_needed():
+    followed = {
+        (room_of(path), target) for path in FILES for target in imported_rooms(path.read_text(encoding="utf-8"))
+    }
+    assert {(source, target) for source, targets in DRAWN.items() for target in targets} <= followed
+
+
+def test_what_all_may_use_uses_nothing_else():
+    assert not FOR_ALL & set(DRAWN)
 
 
 def module_of(path):
