@@ -21,9 +21,9 @@ from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.schema import Section, in_words
 
-# Arguments of the libraries' builders that name a file or an address to read weights from.
+# These arguments of the libraries' builders name a file or an address to read weights from.
 FETCHING = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress"})
-# What the libraries raise for arguments that they do not know or cannot take.
+# The libraries raise these for arguments that they do not know or cannot take.
 _REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -154,7 +154,7 @@ class _LibraryClassifier(Architecture):
             items = value if isinstance(value, list | tuple) else [value]
             if not all(map(is_plain, items)):
                 raise ValueError(f"{name} must be a finite number, text, True, False, None, or a list of these")
-        # Lists, as they come back from JSON.
+        # JSON gives lists back.
         return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
 
 

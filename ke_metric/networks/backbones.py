@@ -21,7 +21,7 @@ from ke_metric.recipe.schema import Network
 TIMM_PREFIX = "timm/"
 # torchvision builds its classifiers for the classes of ImageNet; that number identifies the classifier layer.
 IMAGENET_CLASSES = 1000
-# Attributes of the classifiers halfway through a network, which train only beside the one at its end.
+# Classifiers halfway through a network train only beside the one at its end.
 AUXILIARY_HEADS = {"googlenet": ("aux_logits", "aux1", "aux2"), "inception_v3": ("aux_logits", "AuxLogits")}
 
 

@@ -79,7 +79,7 @@ def to_bytes(network: nn.Module) -> bytes:
         if tensor.is_meta or tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
             kind = f"{type(tensor).__name__}, {tensor.layout}, on {tensor.device}"
             raise ValueError(f"{name} is no ordinary tensor with values in memory ({kind})")
-        # A copy: safetensors refuses tensors that share memory.
+        # Copies are given: safetensors refuses tensors that share memory.
         copies[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     try:
         return safetensors.torch.save(copies, metadata={"format": "pt"})
@@ -178,7 +178,7 @@ def replace_tensors(network: nn.Module, stored: Mapping[str, Tensor], stated: Ma
     for module in network.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                # By setattr: torch's recurrent layers keep a second list of their parameters.
+                # Torch's recurrent layers keep a second list of their parameters, which setattr knows.
                 setattr(module, name, places[id(tensor)])
 
 

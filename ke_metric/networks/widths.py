@@ -25,9 +25,9 @@ SCALARS = (bool, int, float, str, type(None))
 SEQUENCES = (list, tuple, torch.Size)
 SLICE = "slice"
 ABSENT = object()
-# What torch keeps in every module: its mode, and the registers of parameters, submodules and hooks.
+# Torch keeps its mode and the registers of parameters, submodules and hooks in every module.
 TORCHS_OWN = frozenset(vars(nn.Module()))
-# Where torch's wrappers (DistributedDataParallel, torch.compile) keep the network.
+# Torch's wrappers (DistributedDataParallel, torch.compile) keep the network in these.
 WRAPPED = ("module", "_orig_mod")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -77,7 +77,7 @@ def apply_settings(dense: nn.Module, settings: Settings) -> None:
             if attribute in TORCHS_OWN or attribute not in own:
                 raise ValueError(f"settings: {_named(name)} has no attribute {attribute!r} that could be set")
             try:
-                # Not by setattr: a property would run code.
+                # A property would run code if it was set by setattr.
                 own[attribute] = _decoded(value, own[attribute])
             except ValueError as error:
                 raise ValueError(f"settings: {_named(name)}, {attribute} = {_short(value)}: {error}") from error

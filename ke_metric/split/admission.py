@@ -155,7 +155,7 @@ def _compiled_kind(module: nn.Module) -> str:
     """Return how a module was made that is no longer run module by module; "" for an ordinary one."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted (torch.jit)"
-    # A graph of aten operations: the modules that its weights come from are never called.
+    # An exported network is a graph of aten operations: the modules that its weights come from are never called.
     exported = isinstance(module, torch.fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
     )

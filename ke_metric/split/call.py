@@ -27,7 +27,7 @@ from ke_metric.split.graph import (
     varying,
 )
 
-# Labels of a position embedding or a table of relative positions: one for every entry. More than this is a weight.
+# A table of positions has a label for every entry; what has more entries than this is a weight.
 LARGEST_LABELLED = 1 << 21
 
 
@@ -152,7 +152,7 @@ class Call:
             sizes = [size for size in tensor.shape if size > 1]
             is_matrix = isinstance(owned.module, nn.Linear) and len(sizes) > 1
             if isinstance(owned.module, _ConvNd) and owned.name.endswith("weight") and len(sizes) > 1:
-                # A weight that is computed with before it is used as one: its rows are the output channels.
+                # This weight is computed with before it is used as one: its rows are the output channels.
                 rows = self.graph.new_outputs(owned.name, tensor.size(0))
                 self.labels[tensor] = rows.view(-1, *(1,) * (tensor.ndim - 1))
                 self.standardised[tensor] = owned
@@ -229,7 +229,7 @@ Rule = Callable[[Call], list[Tensor]]
 def mix(call: Call) -> list[Tensor]:
     """Every other operation: each element of the result may depend on all channels."""
     if not call.labelled:
-        # A product of parameters.
+        # This is a product of parameters, whose channels are always there.
         return [collapsed_always(output.ndim) for output in call.outputs]
     for _, labels in call.labelled:
         call.demand(labels, "mixes channels, or moves them in a way that is not followed")

@@ -44,14 +44,14 @@ from ke_metric.split.layers import convolution, linear, matrix_product
 from ke_metric.split.operations import CONSUMERS, LAYERS, computes, elementwise, follow, rearrange, rule_of
 from ke_metric.split.wels import is_vector
 
-# What adds a tensor to activations, or puts it beside them.
+# These operations add a tensor to activations, or put it beside them.
 _BESIDE = {
     "add", "sub", "rsub", "cat", "stack", "copy", "where", "masked_fill", "maximum", "minimum", "slice_scatter",
     "select_scatter",
 }  # fmt: skip
-# What takes rows of its first operand by their numbers.
+# These take rows of their first operand by number.
 _LOOKUPS = {"embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select", "gather"}
-# Matrix products whose first operand is added.
+# These matrix products add their first operand.
 _ADDS_FIRST = {"addmm", "baddbmm", "addbmm", "addmv", "addr"}
 _NONE = frozenset[str]()
 
@@ -251,10 +251,10 @@ class _Uses:
 
     def __init__(self) -> None:
         self._made_of: MutableMapping[Tensor, frozenset[str]] = WeakTensorKeyDictionary()
-        # What parameters of full size were put beside, as long as it may still be a weight.
+        # Activations that parameters of full size were put beside may still be a weight.
         self._beside_in: MutableMapping[Tensor, frozenset[str]] = WeakTensorKeyDictionary()
         self._tables: set[str] = set()
-        # By their shape, parameters that are biases, scales or tokens only.
+        # These parameters can, by their shape, be biases, scales or tokens only.
         self._vectors: set[str] = set()
         self._shapes: dict[str, Size] = {}
 
@@ -346,7 +346,7 @@ class _Uses:
         if is_beside or (rule in CONSUMERS and rule not in LAYERS):
             beside = made
         elif rule is elementwise or _records_layer(call):
-            # A scale, and the gain of a standardised weight.
+            # Scales and the gains of standardised weights multiply along one dimension only.
             beside = made & self._vectors
         call.graph.beside |= beside
         for name in made - beside:

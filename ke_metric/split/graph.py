@@ -17,9 +17,9 @@ import torch
 from torch import Size, Tensor
 
 ALWAYS = 0
-# So many pairs are worth sorting, to keep each only once.
+# More pairs than this are worth sorting, to keep each only once.
 MANY_PAIRS = 4096
-# More labels than any layer has channels.
+# A tensor with more labels than any layer has channels is a large table.
 LARGEST_SEEN = 1 << 16
 
 
@@ -180,8 +180,7 @@ class ChannelGraph:
         layers: Weight -> layer, in the order of first use.
         calls: Weight -> the layer as each of its calls saw it.
         followers: Parameter or buffer that is narrowed with the channels it meets, and never reset -> its labels.
-        origins: First label of the channels that a layer made -> (weight, number of channels).
-        made: Weight -> the labels of its output channels, [channels].
+        made: Weight -> the labels of its output channels, [channels], in the order in which they were given out.
         labels: How many labels were given out, `ALWAYS` included.
         ties: Pairs of labels, each [2, n]: both are kept or both are dropped.
         demands: What operations need of the labels.
@@ -206,7 +205,6 @@ class ChannelGraph:
     layers: dict[str, Layer] = field(default_factory=dict)
     calls: dict[str, list[Layer]] = field(default_factory=lambda: defaultdict(list))
     followers: dict[str, Labelled] = field(default_factory=dict)
-    origins: dict[int, tuple[str, int]] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
     labels: int = 1
     ties: list[Tensor] = field(default_factory=list)
@@ -270,7 +268,6 @@ class ChannelGraph:
     def new_outputs(self, weight: str, channels: int) -> Tensor:
         """Give every output channel of a layer a label of its own; return them as [channels]."""
         if weight not in self.made:
-            self.origins[self.labels] = (weight, channels)
             self.made[weight] = self._new_labels(channels)
         return self.made[weight]
 

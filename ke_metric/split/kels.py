@@ -30,7 +30,7 @@ from ke_metric.split.plan import SplitPlan
 from ke_metric.split.rehearsal import MisfitError
 from ke_metric.split.wels import Role, owner_of, remover_of, role_by_kind
 
-# Any odd number with well-mixed bits: numbers of layers and parts times it are told apart when they are added up.
+# Numbers of layers and parts times an odd number with well-mixed bits are told apart when they are added up.
 _MIXER = 0x1E3779B97F4A7C15
 
 
@@ -114,17 +114,17 @@ def _make_boxes(graph: ChannelGraph, family: Tensor) -> Tensor:
 def _cut(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: float, multiple: int) -> None:
     """Drop, in `kept`, all families behind the prefix of their section."""
     owners = torch.full_like(family, -1)
-    for number, (first, (_, channels)) in enumerate(graph.origins.items()):
-        owners[first : first + channels] = number
+    for number, labels in enumerate(graph.made.values()):
+        owners[labels] = number
     made = (owners >= 0).nonzero().flatten()
     section = torch.zeros_like(family)
     _mark(section, family[made], owners[made] + 1)
-    part = len(graph.origins) + 1
+    part = len(graph.made) + 1
     for parts in (parts for several in graph.parts.values() for parts in several):
         for labels in parts:
             _mark(section, family[labels], torch.full_like(labels, part))
             part += 1
-    # How many channels a family has, counted in the first of the layers that take part in it.
+    # The size of a family is counted in the first of the layers that take part in it.
     first_owner = torch.full_like(family, part).scatter_reduce(0, family[made], owners[made], "amin")
     counted = made[owners[made] == first_owner[family[made]]]
     sizes = torch.zeros_like(family).scatter_add(0, family[counted], torch.ones_like(counted))
@@ -165,11 +165,7 @@ def _require_demands(graph: ChannelGraph, family: Tensor, kept: Tensor, rate: fl
 
 def _sources(graph: ChannelGraph, labels: Collection[int]) -> list[str]:
     """Return the names of the weights whose layers made the labels."""
-    return [
-        weight
-        for first, (weight, channels) in graph.origins.items()
-        if any(first <= label < first + channels for label in labels)
-    ]
+    return [weight for weight, made in graph.made.items() if not set(made.tolist()).isdisjoint(labels)]
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ from ke_metric.split.layers import (
 
 SPATIAL = re.compile(r"_?(?:\w+_pool|upsample_[a-z_]+|reflection_pad|replication_pad)(\d)d\w*")
 REARRANGEMENTS = {"_unsafe_view", "index", "index_select", "flip", "repeat", "roll", "split_with_sizes_copy"}
-# Rearrangements that take channels apart.
+# These rearrangements take channels apart.
 PARTS = {"slice", "split", "split_with_sizes", "narrow", "chunk", "unsafe_chunk", "unsafe_split"}
 COLUMNS_IN_PLACE = {"view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "alias", "detach"}
-# Views that say nothing about channels: they name strides, or pair elements.
+# These views say nothing about channels: they name strides, or pair elements.
 BY_STRIDES = {"as_strided", "_reshape_alias", "view_as_real", "view_as_complex"}
-# Elementwise operations that torch does not tag as pointwise: at all, in place, or in its oldest version allowed.
+# Torch does not tag these as pointwise: not at all, not in place, or not in its oldest version allowed.
 ELEMENTWISE = {
     "hardswish", "_to_copy", "copy", "fill", "zeros_like", "ones_like", "full_like", "empty_like", "clone",
     "masked_fill", "_prelu_kernel", "lift_fresh", "zero",
@@ -115,7 +115,7 @@ def rearrange(call: Call) -> list[Tensor]:
     """Views, shapes, slices: labels move as the elements do."""
     [(tensor, labels)] = call.labelled
     if call.kind in ("index", "index_select") and id(tensor) in call.owned:
-        # A table: what is looked up are positions, and the channels (heads, say) are along the other dimension.
+        # Positions are looked up in a table, and the channels (heads, say) are along the other dimension.
         by_position = call.along(tensor, _looked_up(call))
         labels = labels if by_position is None else by_position
     if not varying(labels):
@@ -240,9 +240,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), blank),
 }
-# Rules that look for weights among the parameters themselves.
+# These rules look for weights among the parameters themselves.
 LAYERS = (convolution, linear)
-# Rules that let parameters follow the channels they are given.
+# These let parameters follow the channels they are given.
 CONSUMERS = (*LAYERS, batch_norm, layer_norm, group_norm)
-# Rules that take several operands with labels.
+# These take several operands with labels.
 SEVERAL = (*CONSUMERS, elementwise, concatenate, stack, matrix_product, mix)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.split.admission import KINDS, refusal, tensors_of, unwrapped
 
 FORMAT = 1
-# Why a module or weight is kept whole that `keep_whole` names.
+# This is why a module or weight is kept whole that `keep_whole` names.
 ASKED_FOR = "keep_whole names it"
 _PLACES = torch.arange(8, dtype=torch.uint8, device="cpu")
 
@@ -254,19 +254,8 @@ class SplitPlan:
 
     def to_json(self) -> str:
         """Return the plan as JSON; the bits of wels are left to `to_tensors`."""
-        document = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "rate": self.rate,
-            "weights": {name: mask.to_json() for name, mask in self.weights.items()},
-            "narrowings": {name: narrowing.to_json() for name, narrowing in self.narrowings.items()},
-            "norms": {name: narrowing.to_json() for name, narrowing in self.norms.items()},
-            "settings": self.settings,
-            "kept_whole": self.kept_whole,
-            "channel_multiple": self.channel_multiple,
-            "frozen": self.frozen,
-        }
-        return json.dumps(document)
+        document = {"format": FORMAT} | {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps(document, default=lambda entry: entry.to_json())
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the bits of a wels plan, weight name -> uint8 [ceil(entries / 8)]; nothing for kels."""

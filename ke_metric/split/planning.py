@@ -301,7 +301,7 @@ def _without_other_views(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> 
 def _compare(tensors: list[tuple[str, Tensor]], plan: SplitPlan) -> None:
     """Write into a copy of the memory who keeps or resets each number; raise where two do not agree."""
     size = min(tensor.element_size() for _, tensor in tensors)
-    # Twice the number of a tensor, and 1 where it resets; below 0 where nobody has been.
+    # A mark is twice the number of a tensor, and 1 more where it resets; below 0 nobody has been.
     marks = torch.full((tensors[0][1].untyped_storage().nbytes() // size,), -1, device="cpu")
     for number, (name, tensor) in enumerate(tensors):
         mask = plan.weights.get(name)

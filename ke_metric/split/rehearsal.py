@@ -30,7 +30,7 @@ from ke_metric.split.graph import ChannelGraph, Labelled, Layer, Step, collapse,
 
 Settings = dict[str, dict[str, int | list[int]]]
 
-# What a network raises when the numbers it holds do not fit the tensors it is given.
+# These errors a network raises when the numbers it holds do not fit the tensors it is given.
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
 MOST_ATTEMPTS = 600
 MOST_CHANGES = 64
@@ -236,7 +236,7 @@ class _Rehearsal:
         self._expectation = _Expectation(dense, kept)
         self._mode = ChannelMode(slim, example_input, self._expectation)
         self._given_up: set[nn.Module] = set()
-        # Attributes that had to be changed in another module of the same class.
+        # A habit of a class is what had to be changed in another module of it.
         self._habits: dict[type[nn.Module], tuple[str, ...]] = {}
         self._attempts = 0
         self._changed: dict[str, dict[str, Any]] = {}
@@ -261,7 +261,7 @@ class _Rehearsal:
         def watched(*args: Any, **kwargs: Any) -> Any:
             name, expectation = self._names[module], self._expectation
             depth, returns, steps = len(self._mode.places), expectation.returns.copy(), len(expectation.steps)
-            # Not the error itself: its traceback would lead back here, and keep the slim network alive.
+            # The error itself is not kept: its traceback would lead back here, and keep the slim network alive.
             furthest: tuple[int, str, str] | None = None
             for changes in self._possible_changes(module):
                 before = {attribute: module.__dict__[attribute] for attribute in changes}

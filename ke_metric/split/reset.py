@@ -17,7 +17,7 @@ from ke_metric.split.wels import owner_of
 
 INITS = ("official", "same_as_init", "orthogonal", "zero")
 
-# New values for a whole weight, from its name, the module that owns it and its present values.
+# Values are those of a whole weight, from its name, the module that owns it and its present values.
 _Values = Callable[[str, nn.Module, Tensor], Tensor]
 
 

@@ -48,7 +48,7 @@ class Kind:
         return None
 
 
-# (top-level package, class) -> its parameters. A class is also what it inherits from; "*" is any class of a package.
+# Keys are (top-level package, class). A class is also what it inherits from; "*" is any class of a package.
 # Layers that own no parameter of two or more dimensions themselves (GCNConv, SAGEConv, ...) need no entry: their
 # weights are those of the linear layers in them.
 LAYER_KINDS = {
@@ -87,7 +87,7 @@ LAYER_KINDS = {
     for name in names.split()
 }
 
-# Hook of torch.nn.utils that computes a weight from other parameters -> what makes it an ordinary weight again.
+# A hook of torch.nn.utils computes a weight from other parameters; the function makes it an ordinary weight again.
 REMOVERS = {
     ("torch", "WeightNorm"): "torch.nn.utils.remove_weight_norm",
     ("torch", "SpectralNorm"): "torch.nn.utils.remove_spectral_norm",
