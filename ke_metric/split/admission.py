@@ -65,7 +65,7 @@ def class_names(thing: object) -> list[tuple[str, str]]:
     return [(base.__module__.partition(".")[0], base.__name__) for base in type(thing).__mro__]
 
 
-def in_words(network: nn.Module, path: str) -> str:
+def called(network: nn.Module, path: str) -> str:
     """Return what a message calls the module at a path of a network."""
     return f"module {path!r}" if path else f"this {type(network).__name__}"
 
@@ -79,7 +79,7 @@ def _sharded_part(network: nn.Module) -> str:
     """Say which part of a network is sharded, and how; "" if none is."""
     for path, module in network.named_modules():
         if not {("torch", "FullyShardedDataParallel"), ("torch", "FSDPModule")}.isdisjoint(class_names(module)):
-            return f"{in_words(network, path)} is sharded by FSDP"
+            return f"{called(network, path)} is sharded by FSDP"
     for name, parameter in network.named_parameters():
         if ("torch", "DTensor") in class_names(parameter):
             return f"{name} of this {type(network).__name__} is sharded as a DTensor"
@@ -144,7 +144,7 @@ def check_ordinary(network: nn.Module) -> None:
     for path, module in network.named_modules():
         kind = _compiled_kind(module)
         if kind:
-            where = in_words(network, path) + (f" of {in_words(network, '')}" if path else "")
+            where = called(network, path) + (f" of {called(network, '')}" if path else "")
             raise refusal(
                 f"{where} is {kind}, and what goes on inside cannot be followed: split the network it was made from, "
                 "and script, trace or export the slim one"
