@@ -48,7 +48,7 @@ def temporary_name(place: Path) -> Path:
     return place.with_name(f"{TEMPORARY}{secrets.token_hex(TOKEN_BYTES)}-{place.name}")
 
 
-def remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left of earlier tries to write or remove `folder`."""
     for path in folder.parent.glob(f"{TEMPORARY}*"):
         if path.name[len(TEMPORARY) + 2 * TOKEN_BYTES :] == f"-{folder.name}":
@@ -81,7 +81,7 @@ def whole_folder(
         parents = [above for above in place.parents if not above.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
         if sole_writer:
-            remove_leftovers(place)
+            _remove_leftovers(place)
         temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):

@@ -13,30 +13,13 @@ from typing import Any
 
 # Whatever computes weights or scores, draws pictures, or searches.
 PACKAGES = (
-    "ke_metric",
-    "torch",
-    "torchvision",
-    "timm",
-    "accelerate",
-    "pytorch-metric-learning",
-    "faiss-cpu",
-    "faiss-gpu",
-    "faiss-gpu-cuvs",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-    "pillow",
-    "matplotlib",
-    "resvg-py",
-    "safetensors",
-    "pymilvus",
-    "milvus-lite",
-    "onnx",
-    "onnxruntime",
-    "starlette",
-    "uvicorn",
+    *("ke_metric", "torch", "torchvision", "timm", "accelerate", "pytorch-metric-learning"),
+    *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "scikit-learn", "scipy", "numpy"),
+    *("pillow", "matplotlib", "resvg-py", "safetensors", "pymilvus", "milvus-lite"),
+    *("onnx", "onnxruntime", "starlette", "uvicorn"),
 )
 GIT_SECONDS = 10
+CPU_INFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = (
     *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -69,14 +52,10 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def describe_processor(cpu_info: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+def describe_processor(cpu_info: Path = CPU_INFO) -> dict[str, Any]:
     """Return `processor`, its `architecture`, and those of `INSTRUCTIONS` it has; empty where that is not known."""
-    flags: set[str] = set()
-    if cpu_info.exists():
-        for line in cpu_info.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, values = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                flags |= set(values.split())
+    told = _told_of_processor(cpu_info)
+    flags = {flag for name, value in told if name in ("flags", "Features") for flag in value.split()}
     return {
         "processor": _processor(cpu_info),
         "architecture": platform.machine(),
@@ -84,13 +63,17 @@ def describe_processor(cpu_info: Path = Path("/proc/cpuinfo")) -> dict[str, Any]
     }
 
 
-def _processor(cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+def _processor(cpu_info: Path = CPU_INFO) -> str:
     """Return the processor's name; empty where the system does not tell."""
-    if cpu_info.exists():
-        for line in cpu_info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    return next((value for name, value in _told_of_processor(cpu_info) if name == "model name"), platform.processor())
+
+
+def _told_of_processor(cpu_info: Path) -> list[tuple[str, str]]:
+    if not cpu_info.exists():
+        return []
+    lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+    parts = [line.partition(":") for line in lines]
+    return [(name.strip(), value.strip()) for name, _, value in parts]
 
 
 def _commit(source: Path) -> dict[str, Any]:
@@ -101,11 +84,8 @@ def _commit(source: Path) -> dict[str, Any]:
     if not _git(source.parent, "ls-files", source.name):
         return {}
     commit = _git(source.parent, "rev-parse", "HEAD")
-    return (
-        {"commit": commit, "commit_changed": bool(_git(source.parent, "status", "--porcelain", "."))}
-        if commit
-        else {}
-    )
+    changed = bool(_git(source.parent, "status", "--porcelain", "."))
+    return {"commit": commit, "commit_changed": changed} if commit else {}
 
 
 def _git(folder: Path, *command: str) -> str | None:

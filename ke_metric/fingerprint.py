@@ -56,7 +56,7 @@ class PartFingerprint:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return its size and digest as plain JSON values."""
+        """Return its size and digest, as a provenance record has it."""
         return {"images": len(self.keys), "classes": len(set(self.labels)), "digest": self.digest}
 
 
@@ -87,19 +87,8 @@ class DataFingerprint:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
-        return {
-            "task": self.task,
-            "since": self.since,
-            "parts": {
-                name: {
-                    "keys": list(part.keys),
-                    "labels": list(part.labels),
-                    "class_names": list(part.class_names),
-                    "contents": list(part.contents),
-                }
-                for name, part in self.parts.items()
-            },
-        }
+        parts = {name: {key: list(values) for key, values in vars(part).items()} for name, part in self.parts.items()}
+        return {"task": self.task, "since": self.since, "parts": parts}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DataFingerprint:
@@ -114,9 +103,6 @@ class DataFingerprint:
         """Return what differs in `now`, a sentence each; none where nothing does.
 
         Contents are compared where both have them. A part that `now` does not have at all is told as removed.
-
-        Args:
-            now: The fingerprint of what lies there today.
         """
         told = [_moved(self, now)]
         for name in dict.fromkeys((*self.parts, *now.parts)):

@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
 Weights = Mapping[str, Tensor]
 """A state dict on the CPU: name to tensor."""
+ENGINE_FACTS = ("processes", "precision")
 TIES_BY_ROW = "order of rows"
 TIES_BY_MEAN = "mean over all orders"
 
@@ -58,15 +60,11 @@ class ClassScores:
 
 
 def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
-    """Load a state dict, every tensor of it and nothing else.
-
-    Args:
-        module: A network or a loss; left as it was when the weights do not fit.
-        weights: What it is given.
-        what: What an error calls the weights.
+    """Load a state dict into a network or a loss, every tensor of it and nothing else.
 
     Raises:
-        KeMetricError: A tensor is missing, left over or of another shape.
+        KeMetricError: A tensor is missing, left over or of another shape; `what` says whose weights they are. The
+            module is as it was.
     """
     expected = {name: list(value.shape) for name, value in module.state_dict().items()}
     given = {name: list(value.shape) for name, value in weights.items()}
@@ -87,36 +85,23 @@ def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
 
 
 def epochs_by_engine(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the epochs of a generation were trained by, equal neighbours in one.
+    """Return `processes` and `precision`, where the log has them, of every stretch of epochs trained alike.
 
     Args:
         log: One record per epoch; those of before this was recorded do not say.
-
-    Returns:
-        First and last epoch of each stretch, and its `processes` and `precision` where the log has them.
     """
-    engines = [{name: record[name] for name in ("processes", "precision") if name in record} for record in log]
-    return [
-        {"first": log[start]["epoch"], "last": log[end - 1]["epoch"], **engines[start]}
-        for start, end in _stretches(engines)
-    ]
-
-
-def _stretches(values: Sequence[object]) -> list[tuple[int, int]]:
-    """Return begin and end of every stretch of equal values."""
-    begins = [index for index in range(len(values)) if index == 0 or values[index] != values[index - 1]]
-    return list(zip(begins, [*begins[1:], len(values)], strict=True)) if begins else []
+    alike = groupby(log, key=lambda record: {name: record[name] for name in ENGINE_FACTS if name in record})
+    stretches = [(engine, [record["epoch"] for record in records]) for engine, records in alike]
+    return [{"first": epochs[0], "last": epochs[-1], **engine} for engine, epochs in stretches]
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """All scores of one generation.
+    """All scores of one generation, and the number of parameters of its networks.
 
     Attributes:
         dense: Scores of the full-width network.
         slim: Scores of the fit hypothesis alone; None where there is no slim network (WELS, or not asked for).
-        dense_parameters: Number of parameters of the dense network.
-        slim_parameters: Number of parameters of the slim network; None where there is none.
         classes: "dense" and "slim" to how each class was recognised; None for a retrieval, and where it was not
             recorded.
     """

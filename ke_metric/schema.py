@@ -120,9 +120,7 @@ def require_version(path: Path, document: Any, version: int) -> None:
 def with_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:
     """Return a stored document with the fields that it lacks because they did not exist when it was written.
 
-    Args:
-        document: As read. A section that is no mapping stays as it is, for the schema to refuse.
-        added: The fields.
+    A section that is no mapping stays as it is, for the schema to refuse.
     """
     filled = _copied(document)
     for field, value in added.items():
@@ -138,9 +136,7 @@ def with_values_before(document: Mapping[str, Any], added: Added) -> dict[str, A
 def without_values_before(document: Mapping[str, Any], added: Added) -> dict[str, Any]:
     """Return a document as it would have been written before the fields existed, where they change nothing.
 
-    Args:
-        document: With all its sections.
-        added: The fields; one that has another value stays. A section that has no others goes with them.
+    A field that has another value stays. A section that has no other fields goes with them.
     """
     left = _copied(document)
     for field in unchanged_fields(document, added):

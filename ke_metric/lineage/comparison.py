@@ -92,13 +92,9 @@ class Strategy:
         return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
 
     def worse_than_untrained(self, name: str) -> dict[int, tuple[float, float]]:
-        """Return the generations that training made worse than they began, over the seeds that tell.
+        """Return the generations that training made worse than they began, by a score of the network that is trained.
 
-        Args:
-            name: The score to go by, of the network that is trained.
-
-        Returns:
-            Generation -> mean score of the untrained networks, and of the generation.
+        Each has the mean score of the untrained networks, and its own, over the seeds that tell.
         """
         found: dict[int, tuple[float, float]] = {}
         for generation in range(1, self.generations + 1):
@@ -107,11 +103,9 @@ class Strategy:
                 for seed, card in self._cards(generation).items()
                 if seed in self.untrained and name in self.untrained[seed].dense and name in card.dense
             ]
-            before, after = (
-                (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
-            )
-            if after < before:
-                found[generation] = before, after
+            means = [math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True)]
+            if means and means[1] < means[0]:
+                found[generation] = means[0], means[1]
         return found
 
     def _cards(self, generation: int) -> dict[int, Scorecard]:
@@ -126,13 +120,9 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a strategy is ahead of the reference in one score, paired by seed.
+    """How far a strategy is ahead of the reference in one score, on the mean over so many pairs of one seed.
 
-    Attributes:
-        mean: Mean over seeds of strategy minus reference.
-        low: Lower end of the interval; None where a single seed says nothing about spread.
-        high: Its upper end.
-        seeds: Number of pairs.
+    `low` and `high` are the ends of the interval; None where a single seed says nothing about spread.
     """
 
     mean: float
@@ -155,9 +145,9 @@ def gather(lineages: Iterable[Lineage]) -> list[Strategy]:
         member = lineage, recipe
         group = next((each for each in groups if _of_one_strategy(each[0], member)), None)
         if group is None:
-            groups.append([member])
-        else:
-            group.append(member)
+            group = []
+            groups.append(group)
+        group.append(member)
     if not groups:
         raise KeMetricError("no lineage to compare", ExitCode.USAGE)
     _require_one_test([member for members in groups for member in members])
@@ -190,10 +180,9 @@ def _test_of(recipe: Recipe) -> tuple[str, ...]:
 def _flat(recipe: Recipe) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in recipe.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": each for inner, each in value.items()}
-        else:
-            flat[name] = value
+        flat |= (
+            {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+        )
     return flat
 
 
@@ -290,13 +279,12 @@ def _told_apart(names: Sequence[str], recipes: Sequence[Recipe], *, leaving_out:
             for name in sorted({name for other in same for name in other} - leaving_out)
             if any(other.get(name) != fields.get(name) for other in same)
         ]
-        told = ", ".join(f"{name}={_shown(fields.get(name))}" for name in differing)
+        values = {name: fields.get(name) for name in differing}
+        told = ", ".join(
+            f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+        )
         told_apart.append(f"{own} ({told})" if told else own)
     return told_apart
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -313,10 +301,6 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     The interval is the percentile bootstrap's (Efron, 1979): the pairs are drawn anew, with replacement, 10,000 times
     from a fixed seed, and it holds the middle 95 % of the means. Of few seeds it is too narrow: of three, it ends at
     the smallest and largest difference that was seen.
-
-    Args:
-        ours: Seed -> score of the strategy.
-        theirs: Seed -> score of the reference.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:

@@ -1,4 +1,4 @@
-"""A lineage as a table: a dense row and a slim row per generation."""
+"""Scorecards for people and for programs: a dense row and a slim row per generation, or plain JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
-from ke_metric.generation import ClassScores, Scorecard, Scores
+from ke_metric.generation import Scorecard, Scores
 
 RECALL = "recall@"
 ACCURACIES = ("top1", "balanced_accuracy", "top5", "validation_top1", "validation_top5")
@@ -42,23 +42,14 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
 
 
 def idle_steps(training_log: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many `steps` of a training were `idle_steps`, of loss 0 or without tuples; nothing where none was.
-
-    Args:
-        training_log: One record per epoch.
-    """
+    """Return how many `steps` of a training were `idle_steps`, of loss 0 or without tuples; nothing if none was."""
     idle = sum(record.get("idle_steps", 0) for record in training_log)
     per_epoch = max((record.get("steps", 0) for record in training_log), default=0)
     return {"idle_steps": idle, "steps": per_epoch * len(training_log)} if idle else {}
 
 
 def untrained_document(untrained: Scorecard | None, scorecards: Mapping[int, Scorecard]) -> dict[str, Any]:
-    """Return what a command's document says of the network before any training; nothing where nobody knows.
-
-    Args:
-        untrained: Its scores.
-        scorecards: Generation number to scorecard, of those that are shown.
-    """
+    """Return what a command's document says of the network before any training; nothing where nobody knows."""
     if untrained is None:
         return {}
     worse = sorted(worse_generations(untrained, scorecards))
@@ -76,11 +67,14 @@ def decisive_score(scores: Scores) -> str | None:
     """Return the score that a training is for: top-1, or Recall@K of the smallest K; None where there is neither."""
     if "top1" in scores:
         return "top1"
-    return min((name for name in scores if name.startswith(RECALL)), key=_rank, default=None)
+    return next(iter(_recalls(scores)), None)
 
 
-def _rank(name: str) -> int:
-    return int(name.removeprefix(RECALL))
+def _recalls(names: Iterable[str]) -> list[str]:
+    """Return every Recall@K, by K."""
+    return sorted(
+        (name for name in names if name.startswith(RECALL)), key=lambda name: int(name.removeprefix(RECALL))
+    )
 
 
 def scorecards_table(
@@ -92,23 +86,21 @@ def scorecards_table(
 ) -> FittingTable:
     """Return the table of generation number to scorecard: all but NMI, which lies in [0, 1], in percent.
 
-    The other scores are in `scorecard_document`.
-
-    Args:
-        title: What the generations are of.
-        scorecards: By number.
-        networks: Which have a row.
-        untrained: The network before any training, shown as generation 0; its row is left out where it is not known.
+    The network before any training is shown as generation 0 where its scores are known. What has no column is in
+    `scorecard_document`.
     """
     shown = {0: untrained} | dict(scorecards) if untrained and "dense" in networks else scorecards
     names = shown_names(score for card in shown.values() for score in (card.dense, card.slim or {}))
+    notes = [told_baseline(card.dense for card in shown.values())]
+    notes += [told_worse(untrained, scorecards)] if untrained else []
+    caption = Text("\n").join(Text(note) for note in notes if note) if any(notes) else None
 
     def build(names: Sequence[str], facts: Sequence[str]) -> Table:
         table = Table(
             *number_columns(("generation", "network", *facts), names),
             title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
             title_justify="left",
-            caption=_caption(shown, scorecards, untrained),
+            caption=caption,
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
@@ -137,8 +129,8 @@ class FittingTable:
     Where that is not enough it is wider than that.
 
     Args:
-        build: Makes the table of these scores and of these facts. Its columns are of texts, and may be narrowed to
-            their longest word where they are not `no_wrap`.
+        build: Makes the table of these scores and facts, of columns of texts, which may be narrowed to their longest
+            word where they are not `no_wrap`.
         names: All scores that there are.
         facts: All other columns that may be left out.
     """
@@ -156,7 +148,8 @@ class FittingTable:
         """Print it, as rich asks for."""
         names, facts = self._names, self._facts
         table = self._build(names, facts)
-        for dispensable in self._dispensable():
+        recalls = _recalls(names)[1:]
+        for dispensable in (name for each in DISPENSABLE for name in (recalls if each == RECALL else (each,))):
             if _least_width(table) <= options.max_width:
                 break
             names, facts = ([name for name in some if name != dispensable] for some in (names, facts))
@@ -164,10 +157,6 @@ class FittingTable:
         if _least_width(table) > options.max_width:
             table.width = _least_width(table)
         yield table
-
-    def _dispensable(self) -> list[str]:
-        recalls = sorted((name for name in self._names if name.startswith(RECALL)), key=_rank)[1:]
-        return [name for each in DISPENSABLE for name in (recalls if each == RECALL else (each,))]
 
 
 def _least_width(table: Table) -> int:
@@ -178,16 +167,6 @@ def _least_width(table: Table) -> int:
         parts = texts if column.no_wrap else [word for text in texts for word in text.split()]
         width += max(map(cell_len, parts), default=0) + table.padding[1] + table.padding[3]
     return width
-
-
-def _caption(
-    shown: Mapping[int, Scorecard], scorecards: Mapping[int, Scorecard], untrained: Scorecard | None
-) -> Text | None:
-    lines = [
-        told_baseline(card.dense for card in shown.values()),
-        told_worse(untrained, scorecards) if untrained else None,
-    ]
-    return Text("\n").join(Text(line) for line in lines if line) if any(lines) else None
 
 
 def told_worse(untrained: Scorecard, scorecards: Mapping[int, Scorecard]) -> str | None:
@@ -209,10 +188,7 @@ def told_baseline(cards: Iterable[Scores]) -> str | None:
 def mistakes_table(
     number: int | str, scorecard: Scorecard, *, networks: Collection[str] = ("dense", "slim")
 ) -> Table | Text:
-    """Return the classes of a generation that were most often taken for another one, with numbers of pictures.
-
-    Nothing, where nothing was mistaken or recorded.
-    """
+    """Return the classes that were most often taken for another one; nothing, where none was or nobody knows."""
     table = Table(
         *(Column(name, overflow="fold") for name in ("network", "class", "taken for")),
         *(Column(name, justify="right") for name in ("pictures", "of", "%")),
@@ -222,29 +198,19 @@ def mistakes_table(
         padding=(0, 1, 0, 0),
     )
     for network, found in (scorecard.classes or {}).items():
-        for position, (own, taken_for, count) in enumerate(_worst_pairs(found) if network in networks else ()):
+        taken = [(own, other, count) for own, others in found.confusion.items() for other, count in others.items()]
+        mistaken = sorted((each for each in taken if each[0] != each[1]), key=lambda each: -each[2])
+        for position, (own, other, count) in enumerate(mistaken[:WORST_PAIRS] if network in networks else ()):
             total = sum(found.confusion[own].values())
             label = "" if position else network
-            table.add_row(label, own, taken_for, f"{count:,}", f"{total:,}", f"{100 * count / total:.1f}")
+            table.add_row(label, own, other, f"{count:,}", f"{total:,}", f"{100 * count / total:.1f}")
     return table if table.rows else Text(end="")
-
-
-def _worst_pairs(classes: ClassScores) -> list[tuple[str, str, int]]:
-    """Return class, what it was taken for, and how often, for the pairs with the most pictures."""
-    pairs = [
-        (own, taken_for, count)
-        for own, others in classes.confusion.items()
-        for taken_for, count in others.items()
-        if taken_for != own
-    ]
-    return sorted(pairs, key=lambda pair: -pair[2])[:WORST_PAIRS]
 
 
 def shown_names(cards: Iterable[Scores]) -> list[str]:
     """Return the scores that have a column: every Recall@K, by K, MAP@R, R-precision and NMI; accuracies."""
     names = {name for scores in cards for name in scores}
-    recalls = sorted((name for name in names if name.startswith(RECALL)), key=_rank)
-    return [*recalls, *(name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names)]
+    return [*_recalls(names), *(name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names)]
 
 
 def unit(names: Sequence[str]) -> str:
@@ -275,8 +241,5 @@ def is_share(name: str) -> bool:
 
 def score_cells(scores: Scores, names: Sequence[str]) -> list[str]:
     """Return the cells of a row, a dash where a score was not computed."""
-    return [_cell(name, scores[name]) if name in scores else MISSING for name in names]
-
-
-def _cell(name: str, value: float) -> str:
-    return f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}"
+    found = {name: f"{100 * value:.1f}" if is_share(name) else f"{value:.3f}" for name, value in scores.items()}
+    return [found.get(name, MISSING) for name in names]

@@ -19,33 +19,7 @@ from ke_metric.disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import Generation, Scorecard, TrainingState
-from ke_metric.lineage.continuation import (
-    UNCHECKED,
-    as_continued,
-    changed_fields,
-    forbidden_changes,
-    require_class_names,
-    require_possible_data,
-    require_same_data,
-    scorecard_contradictions,
-)
-from ke_metric.lineage.files import (
-    SCORECARD,
-    TRAINING_LOG,
-    WEIGHTS,
-    drop_weights,
-    newest_state,
-    not_written,
-    read_fingerprint,
-    read_generation,
-    read_log,
-    read_provenance,
-    read_scorecard,
-    read_state,
-    replace_state,
-    score_facts,
-    write_generation,
-)
+from ke_metric.lineage import continuation, files
 from ke_metric.lineage.folder import (
     DATA,
     FACTS,
@@ -155,39 +129,39 @@ class Lineage:
     def load(self, number: int) -> Generation:
         """Read a generation with its weights, which must have been kept."""
         self._require(number)
-        return read_generation(self.generation_folder(number), number)
+        return files.read_generation(self.generation_folder(number), number)
 
     def scorecard(self, number: int) -> Scorecard:
         """Read a generation's scores; they stay when its weights are dropped."""
         self._require(number)
-        return read_scorecard(self.generation_folder(number) / SCORECARD, number)
+        return files.read_scorecard(self.generation_folder(number) / files.SCORECARD, number)
 
     @property
     def untrained(self) -> Scorecard | None:
         """Scores of generation 1's network before any training; None for a lineage of before they were kept."""
         path = self.folder / UNTRAINED
-        return read_scorecard(path, 0) if path.exists() else None
+        return files.read_scorecard(path, 0) if path.exists() else None
 
     def record_untrained(self, scorecard: Scorecard) -> None:
         """Store the scores of generation 1's network before any training."""
-        self._replace(UNTRAINED, to_json(score_facts(0, scorecard, {})))
+        self._replace(UNTRAINED, to_json(files.score_facts(0, scorecard, {})))
 
     @property
     def data(self) -> DataFingerprint | None:
         """What it is grown and scored on; None for a lineage of before fingerprints were kept."""
         path = self.folder / DATA
-        return read_fingerprint(path) if path.exists() else None
+        return files.read_fingerprint(path) if path.exists() else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of a classifier's classes in the order of the logits; empty for retrieval and before generation 1."""
         numbers = self.numbers
-        return tuple(read_provenance(self.generation_folder(numbers[-1])).class_names) if numbers else ()
+        return tuple(files.read_provenance(self.generation_folder(numbers[-1])).class_names) if numbers else ()
 
     def training_log(self, number: int) -> tuple[Mapping[str, Any], ...]:
         """Return one record per epoch of a generation's training."""
         self._require(number)
-        return read_log(self.generation_folder(number) / TRAINING_LOG)
+        return files.read_log(self.generation_folder(number) / files.TRAINING_LOG)
 
     def _require(self, number: int) -> None:
         numbers = self.numbers
@@ -218,7 +192,7 @@ class Lineage:
 
     def has_weights(self, number: int) -> bool:
         """Whether the weights of a generation were kept."""
-        return (self.generation_folder(number) / WEIGHTS).exists()
+        return (self.generation_folder(number) / files.WEIGHTS).exists()
 
     @property
     def best(self) -> int:
@@ -246,7 +220,8 @@ class Lineage:
     def _best(self, numbers: Sequence[int] | None = None) -> int | None:
         """Return the best of those numbers, of all when None; None where none has the decisive score."""
         chosen = self.numbers if numbers is None else numbers
-        dense = {number: self.scorecard(number).dense for number in chosen}
+        paths = {number: self.generation_folder(number) / files.SCORECARD for number in chosen}
+        dense = {number: files.read_scorecard(path, number).dense for number, path in paths.items()}
         name = self.decisive_score
         if any(f"validation_{name}" in scores for scores in dense.values()):
             name = f"validation_{name}"
@@ -274,9 +249,9 @@ class Lineage:
                 f"{self.folder}: generation {generation.number} cannot be stored, the next one is {expected}",
                 ExitCode.LINEAGE,
             )
-        write_generation(self.generation_folder(generation.number), generation)
+        files.write_generation(self.generation_folder(generation.number), generation)
         for number in set(self.numbers) - self._kept():
-            drop_weights(self.generation_folder(number))
+            files.drop_weights(self.generation_folder(number))
         shutil.rmtree(self.folder / IN_PROGRESS, ignore_errors=True)
         self.log(
             "generation",
@@ -295,18 +270,18 @@ class Lineage:
 
     def save_state(self, state: TrainingState) -> None:
         """Store the state of the generation under way; it takes the place of the one before."""
-        replace_state(self.folder / IN_PROGRESS, state)
+        files.replace_state(self.folder / IN_PROGRESS, state)
 
     def load_state(self) -> TrainingState | None:
         """Return the state to resume from; None when the next generation has not finished an epoch."""
         number = len(self.numbers) + 1
-        folder = newest_state(self.folder / IN_PROGRESS, number)
-        return read_state(folder, number) if folder else None
+        folder = files.newest_state(self.folder / IN_PROGRESS, number)
+        return files.read_state(folder, number) if folder else None
 
     @property
     def holds_training(self) -> bool:
         """Whether anything was trained: a generation is complete, or has finished an epoch."""
-        return bool(self.numbers) or newest_state(self.folder / IN_PROGRESS) is not None
+        return bool(self.numbers) or files.newest_state(self.folder / IN_PROGRESS) is not None
 
     def require_data(self, now: DataFingerprint) -> str | None:
         """Check that the lineage's data are what they were, so that it can go on.
@@ -324,21 +299,21 @@ class Lineage:
             return None
         before = self.data
         if before is not None:
-            require_same_data(self.folder, before, now)
+            continuation.require_same_data(self.folder, before, now)
             return None
         self.require_classes(now)
         if numbers := self.numbers:
-            require_possible_data(self.folder, numbers[-1], self.scorecard(numbers[-1]), now)
-        return f"{self.folder} was begun before lineages kept a fingerprint of their data: {UNCHECKED}"
+            continuation.require_possible_data(self.folder, numbers[-1], self.scorecard(numbers[-1]), now)
+        return f"{self.folder} was begun before lineages kept a fingerprint of their data: {continuation.UNCHECKED}"
 
     def require_classes(self, now: DataFingerprint) -> None:
         """Check that a classifier's classes are still called what they were, in the order of its logits."""
-        require_class_names(self.folder, self.class_names, now)
+        continuation.require_class_names(self.folder, self.class_names, now)
 
     def data_contradictions(self, now: DataFingerprint) -> list[str]:
         """Return what the last generation cannot have been scored on, by its scorecard; a sentence each."""
         numbers = self.numbers
-        return scorecard_contradictions(numbers[-1], self.scorecard(numbers[-1]), now) if numbers else []
+        return continuation.scorecard_contradictions(numbers[-1], self.scorecard(numbers[-1]), now) if numbers else []
 
     def record_data(self, data: DataFingerprint) -> None:
         """Store what the lineage is grown and scored on from the next generation on, unless that is known."""
@@ -353,7 +328,7 @@ class Lineage:
     def log(self, event: str, **facts: Any) -> None:
         """Append one event to log.jsonl."""
         line = json.dumps({"time": now(), "event": event, **facts}, allow_nan=False)
-        append_line(self.folder / LOG, line, as_error=not_written)
+        append_line(self.folder / LOG, line, as_error=files.not_written)
 
     def require_recipe(self, recipe: Recipe) -> Recipe:
         """Check that `recipe` continues this lineage: the same but for more generations and where the data lie.
@@ -361,8 +336,8 @@ class Lineage:
         Returns the recipe with which it goes on: one that does not set a field which did not exist when the lineage
         was begun has the lineage's value there.
         """
-        recipe = as_continued(self.recipe, recipe)
-        changes = forbidden_changes(self.recipe, recipe)
+        recipe = continuation.as_continued(self.recipe, recipe)
+        changes = continuation.forbidden_changes(self.recipe, recipe)
         if changes:
             raise KeMetricError(
                 f"{self.folder}: a lineage of another recipe: {'; '.join(changes.values())}", ExitCode.LINEAGE
@@ -372,9 +347,9 @@ class Lineage:
     def continue_with(self, recipe: Recipe) -> None:
         """Record the recipe of a resume that `require_recipe` accepts."""
         recipe = self.require_recipe(recipe)
-        self.log("resumed", changes=list(changed_fields(self.recipe, recipe).values()))
+        self.log("resumed", changes=list(continuation.changed_fields(self.recipe, recipe).values()))
         self._replace(RESOLVED, recipe.to_yaml())
         self._replace(FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))
 
     def _replace(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text, as_error=not_written)
+        write_text(self.folder / name, text, as_error=files.not_written)

@@ -1,9 +1,7 @@
-"""What is wrong with a recipe, in sentences: field, value, what is allowed, the closest name.
+"""From a file to a recipe: defaults, then the file, then `--set`, then `--seed`; every problem named at once.
 
 pydantic finds the problems. Its words are made for programmers, so each kind of problem that the schema can have
-is said again here.
-
-From a file to a recipe: defaults, then the file, then `--set`, then `--seed`; every problem named at once.
+is said again here: field, value, what is allowed, the closest name.
 """
 
 from __future__ import annotations
@@ -22,6 +20,9 @@ from ke_metric.recipe.schema import Recipe
 from ke_metric.recipe.yaml import NUMBER, read_yaml
 from ke_metric.schema import RECIPE_FIELDS, ConflictError, FieldPath, Section, dotted, shown, with_values_before
 
+MAX_RECIPE_BYTES = 1_000_000
+RESOLVED = "recipe.resolved.yaml"
+"""Name under which a lineage stores its recipe, with every default written out."""
 BOUND_WORDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
 OUT_OF_BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 NOT_A_LIST = {"tuple_type", "too_short", "too_long", "missing"}
@@ -33,129 +34,6 @@ REQUIREMENTS = {
     "string_type": "must be text, in quotes where it looks like something else",
     "dict_type": "must be a mapping of names to values",
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a recipe.
-
-    Attributes:
-        paths: The fields concerned, each as its path from the root: ("split", "rate"). A missing field is a matter
-            of the section that lacks it.
-        sentence: What is wrong with them, and what is allowed.
-    """
-
-    paths: tuple[FieldPath, ...]
-    sentence: str
-
-
-def find_problems(error: ValidationError) -> list[Problem]:
-    """Return one problem for everything that pydantic found, in its order."""
-    return [_problem(details) for details in error.errors(include_url=False)]
-
-
-def _problem(details: ErrorDetails) -> Problem:
-    path = _without_tags(details["loc"])
-    conflict = details.get("ctx", {}).get("error")
-    if isinstance(conflict, ConflictError):
-        paths = tuple((*path, *name.split(".")) for name in conflict.fields)
-        return Problem(paths, ".".join([*map(str, path), str(conflict)]))
-    if details["type"] == "extra_forbidden":
-        return Problem((path,), _unknown_field(path))
-    if details["type"] == "missing" and isinstance(path[-1], str):
-        return Problem((path[:-1],), f"{dotted(path)} is missing")
-    if details["type"] == "missing":  # an item of a list that is too short; the value shown is the list
-        path = path[:-1]
-    return Problem((path,), f"{dotted(path)} = {shown(details['input'])}, {_requirement(path, details)}")
-
-
-def _without_tags(location: FieldPath) -> FieldPath:
-    """Cut off what pydantic adds below a free mapping: which kind of JSON value it took an entry for."""
-    is_free = len(location) > 2 and get_origin(_field(location).annotation) is dict
-    return location[:3] if is_free else location
-
-
-def _requirement(path: FieldPath, details: ErrorDetails) -> str:
-    kind = details["type"]
-    if kind in OUT_OF_BOUNDS:
-        return _bounds(_field(path))
-    if kind == "literal_error":
-        return _choices(_field(path), details["input"])
-    if kind in NOT_A_LIST:
-        return _list_of(_field(path))
-    if kind == "model_type":
-        return f"must be a mapping with fields of {dotted(path)}: {_names(_section(path))}"
-    if kind == "value_error":
-        return str(details["ctx"]["error"])
-    requirement = REQUIREMENTS.get(kind, details["msg"])
-    return requirement + (" without quotes" if _is_quoted_number(kind, details["input"]) else "")
-
-
-def _is_quoted_number(kind: str, value: Any) -> bool:
-    return kind in {"int_type", "float_type"} and isinstance(value, str) and NUMBER.fullmatch(value) is not None
-
-
-def _bounds(field: FieldInfo) -> str:
-    words = [
-        f"{words} {getattr(bound, name)}"
-        for bound in field.metadata
-        for name, words in BOUND_WORDS.items()
-        if hasattr(bound, name)
-    ]
-    return "must be " + " and ".join(words)
-
-
-def _choices(field: FieldInfo, value: Any) -> str:
-    choices = [str(choice) for choice in get_args(field.annotation)]
-    return f"must be {either(choices)}{closest(str(value), choices)}"
-
-
-def _list_of(field: FieldInfo) -> str:
-    items = get_args(field.annotation)
-    count = "one or more" if Ellipsis in items else str(len(items))
-    if str in items:
-        return "must be a list of names"
-    return f"must be a list of {count} {'whole numbers' if int in items else 'numbers'}"
-
-
-def _unknown_field(path: FieldPath) -> str:
-    *parents, name = path
-    section = _section(tuple(parents))
-    hint = _home_of(str(name)) or closest(str(name), section.model_fields) or "."
-    return f"unknown field {dotted(path)!r}{hint} Fields of {dotted(tuple(parents)) or 'a recipe'}: {_names(section)}"
-
-
-def _home_of(name: str) -> str:
-    """Return a hint for a field that exists, but in another section."""
-    sections = {parent: _section((parent,)) for parent, field in Recipe.model_fields.items() if _sections_in(field)}
-    homes = [f"{parent}.{name}" for parent, section in sections.items() if name in section.model_fields]
-    return f"; did you mean {' or '.join(map(repr, homes))}?" if homes else ""
-
-
-def _names(section: type[Section]) -> str:
-    return ", ".join(section.model_fields)
-
-
-def _field(path: FieldPath) -> FieldInfo:
-    """Return the field at `path`, or the field whose list or free mapping `path` leads into."""
-    field = Recipe.model_fields[str(path[0])]
-    sections = _sections_in(field)
-    return sections[0].model_fields[str(path[1])] if sections and len(path) > 1 else field
-
-
-def _section(path: FieldPath) -> type[Section]:
-    return _sections_in(_field(path))[0] if path else Recipe
-
-
-def _sections_in(field: FieldInfo) -> list[type[Section]]:
-    """Return the section a field holds, also where it may be left out (`Miner | None`)."""
-    candidates = (field.annotation, *get_args(field.annotation))
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)]
-
-
-MAX_RECIPE_BYTES = 1_000_000
-RESOLVED = "recipe.resolved.yaml"
-"""Name under which a lineage stores its recipe, with every default written out."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +62,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, seed: int | 
         seed: Replaces the recipe's seed, in [0, 2**31).
 
     Raises:
-        KeMetricError: The file cannot be read, or the recipe is wrong. The problems are listed, one a line, each
-            with the file or the override that caused it; fields that do not go together are looked for once
-            every single field is right.
+        KeMetricError: The file cannot be read, or the recipe is wrong: a line for each problem, with the file or the
+            override that caused it; fields that do not go together are told once every single field is right.
     """
     path = Path(path)
     fields = _read_fields(path)
     if path.name == RESOLVED:
         fields = with_values_before(fields, RECIPE_FIELDS)
-    settings, lines = _parse_overrides(overrides)
+    settings: list[_Setting] = []
+    lines: list[str] = []
+    for text in overrides:
+        try:
+            settings.append(_parse_override(text))
+        except KeMetricError as error:
+            lines.append(str(error))
     if "name" not in fields:
         settings.insert(0, _Setting(("name",), path.stem, f"{path} (named after the file)"))
     if seed is not None:
@@ -260,17 +143,6 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _parse_overrides(overrides: Sequence[str]) -> tuple[list[_Setting], list[str]]:
-    """Return the overrides that can be read, and what is wrong with the others."""
-    settings, lines = [], []
-    for text in overrides:
-        try:
-            settings.append(_parse_override(text))
-        except KeMetricError as error:
-            lines.append(str(error))
-    return settings, lines
-
-
 def _parse_override(text: str) -> _Setting:
     source = f"--set {text}"
     field, equals, value = text.partition("=")
@@ -292,3 +164,102 @@ def _apply(setting: _Setting, fields: dict[str, Any]) -> None:
             raise KeMetricError(f"{setting.source}: {place} is {value}, which has no fields", ExitCode.RECIPE)
         section = section[parent]
     section[name] = setting.value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a recipe."""
+
+    paths: tuple[FieldPath, ...]
+    """The fields concerned, each as its path from the root; of a missing one, the section that lacks it."""
+    sentence: str
+    """What is wrong with them, and what is allowed."""
+
+
+def find_problems(error: ValidationError) -> list[Problem]:
+    """Return one problem for everything that pydantic found, in its order."""
+    return [_problem(details) for details in error.errors(include_url=False)]
+
+
+def _problem(details: ErrorDetails) -> Problem:
+    path = _without_tags(details["loc"])
+    conflict = details.get("ctx", {}).get("error")
+    if isinstance(conflict, ConflictError):
+        paths = tuple((*path, *name.split(".")) for name in conflict.fields)
+        return Problem(paths, ".".join([*map(str, path), str(conflict)]))
+    if details["type"] == "extra_forbidden":
+        return Problem((path,), _unknown_field(path))
+    if details["type"] == "missing" and isinstance(path[-1], str):
+        return Problem((path[:-1],), f"{dotted(path)} is missing")
+    if details["type"] == "missing":  # an item of a list that is too short; the value shown is the list
+        path = path[:-1]
+    return Problem((path,), f"{dotted(path)} = {shown(details['input'])}, {_requirement(path, details)}")
+
+
+def _without_tags(location: FieldPath) -> FieldPath:
+    """Cut off what pydantic adds below a free mapping: which kind of JSON value it took an entry for."""
+    is_free = len(location) > 2 and get_origin(_field(location).annotation) is dict
+    return location[:3] if is_free else location
+
+
+def _requirement(path: FieldPath, details: ErrorDetails) -> str:
+    kind = details["type"]
+    if kind in OUT_OF_BOUNDS:
+        return _bounds(_field(path))
+    if kind == "literal_error":
+        choices = [str(choice) for choice in get_args(_field(path).annotation)]
+        return f"must be {either(choices)}{closest(str(details['input']), choices)}"
+    if kind in NOT_A_LIST:
+        return _list_of(_field(path))
+    if kind == "model_type":
+        return f"must be a mapping with fields of {dotted(path)}: {', '.join(_section(path).model_fields)}"
+    if kind == "value_error":
+        return str(details["ctx"]["error"])
+    requirement, value = REQUIREMENTS.get(kind, details["msg"]), details["input"]
+    is_quoted_number = kind in {"int_type", "float_type"} and isinstance(value, str) and NUMBER.fullmatch(value)
+    return f"{requirement} without quotes" if is_quoted_number else requirement
+
+
+def _bounds(field: FieldInfo) -> str:
+    bounds = {name: getattr(bound, name) for bound in field.metadata for name in BOUND_WORDS if hasattr(bound, name)}
+    return "must be " + " and ".join(f"{BOUND_WORDS[name]} {bound}" for name, bound in bounds.items())
+
+
+def _list_of(field: FieldInfo) -> str:
+    items = get_args(field.annotation)
+    count = "one or more" if Ellipsis in items else str(len(items))
+    if str in items:
+        return "must be a list of names"
+    return f"must be a list of {count} {'whole numbers' if int in items else 'numbers'}"
+
+
+def _unknown_field(path: FieldPath) -> str:
+    *parents, name = path
+    section = _section(tuple(parents))
+    hint = _home_of(str(name)) or closest(str(name), section.model_fields) or "."
+    fields = ", ".join(section.model_fields)
+    return f"unknown field {dotted(path)!r}{hint} Fields of {dotted(tuple(parents)) or 'a recipe'}: {fields}"
+
+
+def _home_of(name: str) -> str:
+    """Return a hint for a field that exists, but in another section."""
+    sections = {parent: _section((parent,)) for parent, field in Recipe.model_fields.items() if _sections_in(field)}
+    homes = [f"{parent}.{name}" for parent, section in sections.items() if name in section.model_fields]
+    return f"; did you mean {' or '.join(map(repr, homes))}?" if homes else ""
+
+
+def _field(path: FieldPath) -> FieldInfo:
+    """Return the field at `path`, or the field whose list or free mapping `path` leads into."""
+    field = Recipe.model_fields[str(path[0])]
+    sections = _sections_in(field)
+    return sections[0].model_fields[str(path[1])] if sections and len(path) > 1 else field
+
+
+def _section(path: FieldPath) -> type[Section]:
+    return _sections_in(_field(path))[0] if path else Recipe
+
+
+def _sections_in(field: FieldInfo) -> list[type[Section]]:
+    """Return the section a field holds, also where it may be left out (`Miner | None`)."""
+    candidates = (field.annotation, *get_args(field.annotation))
+    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)]
