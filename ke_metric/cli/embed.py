@@ -30,17 +30,7 @@ def told(batches: Iterable[ItemBatch], what: str, total: int) -> Iterator[ItemBa
 
 
 def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Outcome:
-    """Embed pictures into a folder of files.
-
-    Args:
-        pictures: Which ones.
-        model: What embeds them.
-        folder: Folder to make.
-        overwrite: Replace the embeddings that are there.
-
-    Raises:
-        KeMetricError: The folder is taken, there are no such pictures or network, or none of them can be used.
-    """
+    """Embed pictures into a new folder of files, or one of embeddings that may be replaced."""
     require_place(folder, overwrite=overwrite)
     listed = list_chosen(pictures)
     embedder = load_embedder(model)

@@ -64,9 +64,6 @@ def evaluate_on(
         bundle: A stored network in place of a lineage.
         device: A torch device.
         asked: Names of scores that there must be.
-
-    Raises:
-        KeMetricError: The pictures are not labelled, or none can be used; no such lineage, generation or bundle.
     """
     [on] = pictures.sources
     columns = Columns(pictures.path_column, pictures.label_column)

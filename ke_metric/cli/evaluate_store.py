@@ -42,13 +42,7 @@ FLEETING = ("uri", "collection", "facts", "kind", "exact")
 
 @dataclass(frozen=True)
 class StoreScoring:
-    """How embeddings are scored through a store.
-
-    Attributes:
-        settings: Which store.
-        expand: See `ranked_search`.
-        rerank: See `ranked_search`.
-    """
+    """How embeddings are scored through a store: which one, and how it is searched."""
 
     settings: StoreSettings
     expand: Expansion | None
@@ -56,11 +50,7 @@ class StoreScoring:
 
     @classmethod
     def of(cls, choice: ThroughChoice) -> Self:
-        """Read what was asked for on the command line.
-
-        Raises:
-            KeMetricError: USAGE: a value is not allowed, or the kind of store would not read it.
-        """
+        """Read what was asked for on the command line; USAGE for what is not allowed, or read by nothing."""
         return cls(
             read_settings(choice.store),
             None if choice.expand is None else Expansion.parse(choice.expand),
@@ -68,12 +58,9 @@ class StoreScoring:
         )
 
     def require_makeable(self, dimension: int) -> None:
-        """Refuse a store that could not be made, or not be searched as its settings say.
+        """Refuse a store for embeddings of length D that could not be made, or not be searched as its settings say.
 
         A Milvus server is asked only when the gallery is there.
-
-        Args:
-            dimension: Length D of the embeddings.
 
         Raises:
             KeMetricError: USAGE: no such kind of index, or no such setting; ENVIRONMENT: its library is missing.
@@ -120,9 +107,6 @@ class StoreScoring:
         Returns:
             Plain JSON values: `kind`, `exact`, `expand` and `rerank` where they were asked for; for each network its
             scores by its name, and `loss` (exact - store), `queries_per_second` and `facts` of its store.
-
-        Raises:
-            KeMetricError: The store cannot be made, or a class is larger than the re-ranking's depth.
         """
         document: dict[str, Any] = {"kind": self.settings.kind}
         document |= {

@@ -17,13 +17,12 @@ from ke_metric.cli.embed import told
 from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.embedding_files import ItemBatch, Origin, embed_items
+from ke_metric.retrieval.embedding_files import ItemBatch, StoredEmbeddings, embed_items
 from ke_metric.retrieval.index import Index
 from ke_metric.stores.contract import Item
 from ke_metric.stores.opening import StoreSettings
 from ke_metric.stores.where import Where
 
-IDS_AT_A_TIME = 10_000
 MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""
 
@@ -40,15 +39,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Source:
-    """What an index gets its items from.
+    """What an index gets its items from; USAGE for pictures together with an origin, or a bad prefix.
 
     Attributes:
         pictures: Which ones; none with an origin.
         origin: A folder of embeddings, or an index; None: pictures.
         prefix: What is put before each id, with a slash; empty for nothing.
-
-    Raises:
-        KeMetricError: USAGE: pictures and an origin, or none of them, or a prefix that is no beginning of an id.
     """
 
     pictures: PictureChoice
@@ -84,25 +80,14 @@ class Source:
         """Return items with the ids that they get."""
         return [replace(item, id=f"{self.prefix}/{item.id}") if self.prefix else item for item in items]
 
-    def batches_of(self, embeddings: Origin) -> Iterator[ItemBatch]:
+    def batches_of(self, embeddings: StoredEmbeddings) -> Iterator[ItemBatch]:
         """Yield embeddings that exist, their items with the ids that they get."""
         for batch in embeddings.batches():
             yield replace(batch, items=self.named(batch.items))
 
 
 def build_index(*, source: Source, folder: Path, store: StoreChoice, model: ModelChoice) -> Outcome:
-    """Make an index of pictures, or of embeddings that exist.
-
-    Args:
-        source: Which ones.
-        folder: Folder to make.
-        store: How it is stored.
-        model: What embeds the pictures.
-
-    Raises:
-        KeMetricError: The folder is taken, there are no such pictures, network or embeddings, or the store cannot be
-            made. What was added until then stays.
-    """
+    """Make an index of pictures, or of embeddings that exist; what was added before an error stays."""
     settings = read_settings(store)
     if source.origin is not None:
         return _build_from(source, source.origin, folder=folder, settings=settings, model=model)
@@ -120,40 +105,40 @@ def build_index(*, source: Source, folder: Path, store: StoreChoice, model: Mode
 def _build_from(
     source: Source, origin: Path, *, folder: Path, settings: StoreSettings, model: ModelChoice
 ) -> Outcome:
-    with Origin.open(origin) as there:
+    with StoredEmbeddings.open(origin) as there:
         embedder = _embedder_of(there, model)
-        facts: dict[str, Any] = {
-            "digest": there.digest, "dimension": there.dimension, "description": there.description
-        }  # fmt: skip
-        made = Index.create(folder, settings=settings, **({"embedder": embedder} if embedder else facts))
+        made = Index.create(
+            folder,
+            embedder=embedder,
+            digest=there.facts.digest,
+            dimension=there.facts.dimension,
+            description=there.facts.description,
+            settings=settings,
+        )
         counts = Counts()
         with made as index, _interrupted(index, source):
-            _fill(index, told(source.batches_of(there), "adding", there.count), counts, digest=there.digest)
+            _fill(index, told(source.batches_of(there), "adding", len(there)), counts, digest=there.facts.digest)
             return _report(index, counts)
 
 
-def _embedder_of(source: Origin, model: ModelChoice) -> Embedder | None:
+def _embedder_of(source: StoredEmbeddings, model: ModelChoice) -> Embedder | None:
     """Return the network that made the vectors, where it is known."""
     if model.is_named:
         embedder = load_embedder(model)
         source.require_digest(embedder.digest, embedder.description)
         return embedder
-    say_network(source.description, f"that of {source.folder}")
+    say_network(source.facts.description, f"that of {source.folder}")
     return source.embedder()
 
 
 def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: ModelChoice) -> Outcome:
-    """Add pictures, or embeddings that exist, to an index.
+    """Add pictures, or embeddings that exist, to an index; what was added before an error stays.
 
     Args:
         source: Which ones.
         folder: The index.
         replace_there: Embed pictures anew whose ids are there; False: they are left as they are.
         model: What embeds the pictures; the index's own network where none is named.
-
-    Raises:
-        KeMetricError: There is no such index, another process writes it, the vectors are those of another network,
-            an id is there with another picture, or there are no such pictures. What was added until then stays.
     """
     with Index.open(folder, writing=True, device=model.device) as index:
         if source.origin is not None:
@@ -161,7 +146,8 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
         listed = list_chosen(source.pictures)
         named = source.named(listed.items)
         index.require_same_pictures(named)
-        items = named if replace_there else _unknown(index, named)
+        known = set() if replace_there else index.store.known([item.id for item in named])
+        items = [item for item in named if item.id not in known]
         counts = Counts(there_already=len(named) - len(items), left_out=len(listed.left_out), skipped=listed.skipped)
         if items:
             embedder = embedder_of(index, model)
@@ -175,26 +161,16 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
 
 def _add_from(source: Source, origin: Path, index: Index, *, replace_there: bool) -> Outcome:
     counts = Counts()
-    with Origin.open(origin) as there:
-        index.require_digest(there.digest, str(origin))
+    with StoredEmbeddings.open(origin) as there:
+        index.require_digest(there.facts.digest, str(origin))
         for batch in source.batches_of(there):  # all of them, before the first is added
             index.require_same_pictures(batch.items)
         with _interrupted(index, source):
-            batches = told(source.batches_of(there), "adding", there.count)
+            batches = told(source.batches_of(there), "adding", len(there))
             if not replace_there:
                 batches = _unknown_of(index, batches, counts)
-            _fill(index, batches, counts, digest=there.digest, replace_there=replace_there)
+            _fill(index, batches, counts, digest=there.facts.digest, replace_there=replace_there)
             return _report(index, counts)
-
-
-def _unknown(index: Index, items: Sequence[Item]) -> list[Item]:
-    """Return the items whose ids the index has not."""
-    kept: list[Item] = []
-    for start in range(0, len(items), IDS_AT_A_TIME):
-        part = items[start : start + IDS_AT_A_TIME]
-        known = index.store.known([item.id for item in part])
-        kept += [item for item in part if item.id not in known]
-    return kept
 
 
 def _unknown_of(index: Index, batches: Iterable[ItemBatch], counts: Counts) -> Iterator[ItemBatch]:
@@ -232,11 +208,7 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
 
 
 def read_settings(store: StoreChoice) -> StoreSettings:
-    """Read what the command line says of a store.
-
-    Raises:
-        KeMetricError: USAGE: a value is not allowed, or the kind of store would not read it.
-    """
+    """Read what the command line says of a store; USAGE for a value that is not allowed, or that nothing reads."""
     return StoreSettings.of(
         kind=store.kind,
         factory=store.factory,
@@ -257,18 +229,14 @@ def _key_and_number(text: str) -> tuple[str, int]:
 def remove_from_index(
     ids: Sequence[str], *, folder: Path, where: str | None, yes: bool = False, dry_run: bool = False
 ) -> Outcome:
-    """Remove items, all that are meant or none.
+    """Remove items by id, or all for which a condition holds: all that are meant or none.
 
     Args:
         ids: Which ones; none with a condition.
         folder: The index.
-        where: A condition: all items for which it holds.
-        yes: Let a condition remove more than half of the items.
+        where: The condition.
+        yes: Let it remove more than half of the items, which is otherwise refused (USAGE).
         dry_run: Remove nothing; say how many it would be.
-
-    Raises:
-        KeMetricError: There is no such index, another process writes it, it has no item of an id, the condition is
-            none, or it would remove more than half of the items (USAGE).
     """
     condition = None if where is None else Where.parse(where)
     with Index.open(folder, writing=not dry_run) as index:
@@ -292,11 +260,7 @@ def remove_from_index(
 
 
 def describe_index(folder: Path) -> Outcome:
-    """Say what an index holds.
-
-    Raises:
-        KeMetricError: There is none, or it is damaged.
-    """
+    """Say what an index holds."""
     with Index.open(folder) as index:
         document = index.describe()
     return Outcome(document, _table(document))

@@ -32,13 +32,8 @@ FORMATS = (".csv", ".json")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a picture was taken for.
-
-    Attributes:
-        item: The picture.
-        predictions: The likeliest classes, the likeliest first.
-    """
+class Predicted:
+    """A picture and its likeliest classes, the likeliest first."""
 
     item: Item
     predictions: list[Prediction]
@@ -52,23 +47,12 @@ class Answer:
 def predict_pictures(
     *, pictures: PictureChoice, model: ModelChoice, k: int, file: Path | None, overwrite: bool
 ) -> Outcome:
-    """Tell which classes pictures are of, and score those whose class is known.
-
-    Args:
-        pictures: Which ones.
-        model: The classifier.
-        k: Classes for each picture.
-        file: CSV or JSON file to write as well.
-        overwrite: Replace the file that is there.
-
-    Raises:
-        KeMetricError: The file cannot be written, there are no such pictures or network, or none of them can be used.
-    """
+    """Tell the k likeliest classes of pictures, score those of known class, and write a file if one is named."""
     if file is not None:
         _require_place(file, overwrite)
     listed = list_chosen(pictures, unique=False)
     predictor = load_predictor(model)
-    answers: list[Answer] = []
+    answers: list[Predicted] = []
     known: list[tuple[int, FloatArray]] = []
     left_out = list(listed.left_out)
     numbers = {name: number for number, name in enumerate(predictor.class_names)}
@@ -76,7 +60,7 @@ def predict_pictures(
     with counting("predicting") as progress:
         for batch in predictor.stream(paths, skip_bad=not pictures.strict, batch_size=model.batch_size):
             items = [listed.items[position] for position in batch.positions.tolist()]
-            answers += map(Answer, items, predictor.likeliest(batch.logits, k))
+            answers += map(Predicted, items, predictor.likeliest(batch.logits, k))
             known += [
                 (numbers[item.label], row)
                 for item, row in zip(items, batch.logits, strict=True)
@@ -115,7 +99,7 @@ def _tell_foreign_labels(labels: Sequence[str], predictor: Predictor) -> None:
 
 def _document(
     predictor: Predictor,
-    answers: Sequence[Answer],
+    answers: Sequence[Predicted],
     left_out: Sequence[LeftOut],
     known: Sequence[tuple[int, FloatArray]],
 ) -> dict[str, Any]:
@@ -132,7 +116,7 @@ def _document(
     return document
 
 
-def _csv(answers: Sequence[Answer]) -> str:
+def _csv(answers: Sequence[Predicted]) -> str:
     """Return `id,path,label,predicted,probability,predicted_2,probability_2,...`, a line for each picture."""
     ranks = range(1, 1 + max(len(answer.predictions) for answer in answers))
     columns = [f"{name}{f'_{rank}' if rank > 1 else ''}" for rank in ranks for name in ("predicted", "probability")]
@@ -145,7 +129,7 @@ def _csv(answers: Sequence[Answer]) -> str:
     return text.getvalue()
 
 
-def _shown(document: dict[str, Any], answers: Sequence[Answer]) -> Group:
+def _shown(document: dict[str, Any], answers: Sequence[Predicted]) -> Group:
     table = Table(title=document["model"]["description"], title_justify="left")
     for name in ("picture", "label", "likeliest classes, in percent"):
         table.add_column(name, overflow="fold")

@@ -40,10 +40,6 @@ def search_index(
         where: Its condition as it was typed.
         montage: File to draw the results into.
         model: What embeds the pictures; the index's own network where none is named.
-
-    Raises:
-        KeMetricError: There is no such index, the network is not the one that made its vectors, or none of the
-            pictures can be used.
     """
     if montage is not None:
         from ke_metric.retrieval.montage import require_picture_name

@@ -1,14 +1,7 @@
-"""Items and their embeddings, batch by batch: what is written into files and added to an index.
+"""Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
 
-Shapes: B batch, D embedding.
-
-Embeddings as files: `vectors.npy`, `items.csv`, `embeddings.json` and the network that made them, in one folder.
-
-Plain formats that any program reads (docs/retrieval.md); an index can be made of them without the pictures.
-
-Shapes: N items, B batch, D embedding.
-
-Where the vectors of a new index may come from without a picture: a folder of embeddings, or another index.
+Plain formats that any program reads (docs/retrieval.md). An index is made of items and embeddings batch by batch, of
+pictures or of embeddings that exist: such a folder, or another index. Shapes: N items, B batch, D embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 import numpy as np
@@ -31,21 +23,22 @@ from ke_metric.disk import FolderKind, require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.index import MANIFEST, MODEL, Index
+from ke_metric.retrieval.index import MANIFEST, MODEL, Index, Manifest
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.schema import Section, in_words
 from ke_metric.stores.contract import Item, check_addition
 
+VECTORS = "vectors.npy"
+ITEMS = "items.csv"
+FACTS = "embeddings.json"
+COLUMNS = ("id", "path", "label")
+FORMAT_VERSION: Literal[1] = 1
+ROWS_AT_A_TIME = 8192
+
 
 @dataclass(frozen=True, eq=False)
 class ItemBatch:
-    """Some items with their embeddings.
-
-    Attributes:
-        items: B items.
-        vectors: [B, D] float32, L2-normalised.
-        left_out: Pictures of this stretch that could not be used.
-    """
+    """Some items with their embeddings [B, D], and the pictures of this stretch that could not be used."""
 
     items: Sequence[Item]
     vectors: FloatArray
@@ -55,17 +48,7 @@ class ItemBatch:
 def embed_items(
     embedder: Embedder, items: Sequence[Item], *, strict: bool = False, batch_size: int | None = None
 ) -> Iterator[ItemBatch]:
-    """Embed the pictures of items, in order.
-
-    Args:
-        embedder: What embeds them.
-        items: Whose paths are read.
-        strict: The first picture that cannot be used is an error; False: it is left out and told.
-        batch_size: Pictures per forward pass; see `Embedder.stream`.
-
-    Raises:
-        KeMetricError: DATA, naming the first picture that cannot be used.
-    """
+    """Embed the pictures of items, in order; with `strict` the first one that cannot be used is an error (DATA)."""
     paths = (item.path for item in items)
     for batch in embedder.stream(paths, skip_bad=not strict, batch_size=batch_size):
         yield ItemBatch(
@@ -73,13 +56,6 @@ def embed_items(
             batch.vectors,
             tuple(LeftOut(bad.name, bad.reason) for bad in batch.bad),
         )
-
-
-VECTORS = "vectors.npy"
-ITEMS = "items.csv"
-FACTS = "embeddings.json"
-COLUMNS = ("id", "path", "label")
-FORMAT_VERSION: Literal[1] = 1
 
 
 class Facts(Section):
@@ -109,11 +85,7 @@ EMBEDDINGS = FolderKind("a folder of embeddings", f"{VECTORS}, {ITEMS}, {FACTS},
 
 
 def require_place(folder: Path, *, overwrite: bool) -> Path:
-    """Return where embeddings can be written, links followed; asked before anything is computed.
-
-    Raises:
-        KeMetricError: USAGE: something lies there, and is no embeddings or may not be replaced.
-    """
+    """Return where embeddings can be written, links followed; USAGE where the place is taken."""
     return require_free(folder, overwrite=overwrite, kind=EMBEDDINGS)
 
 
@@ -133,9 +105,6 @@ def write_embeddings(
         batches: The items and their vectors.
         left_out: Pictures that were left out before.
         overwrite: Replace the embeddings that are there.
-
-    Returns:
-        What embeddings.json says.
 
     Raises:
         KeMetricError: The folder is taken (USAGE), a picture is refused (DATA), or the disk is full (ENVIRONMENT).
@@ -186,20 +155,9 @@ def _write_header(file: IO[bytes], count: int, dimension: int) -> None:
     npy.write_array_header_1_0(file, facts)
 
 
-def holds_embeddings(folder: Path) -> bool:
-    """Return whether there are embeddings in a folder."""
-    return (folder / FACTS).is_file()
-
-
 @dataclass(frozen=True, eq=False)
 class EmbeddingFiles:
-    """Embeddings on disk.
-
-    Attributes:
-        folder: Where they lie.
-        facts: What embeddings.json says.
-        vectors: [N, D] float32, mapped from the file: read when looked at.
-    """
+    """A folder of embeddings; the vectors [N, D] are mapped from the file, and read when looked at."""
 
     folder: Path
     facts: Facts
@@ -223,12 +181,10 @@ class EmbeddingFiles:
             )
         return cls(folder, facts, vectors)
 
-    @property
-    def model(self) -> Path | None:
-        """The bundle of the network that made the vectors; None where it was taken away."""
-        return self.folder / MODEL if (self.folder / MODEL).is_dir() else None
+    def __len__(self) -> int:
+        return self.facts.count
 
-    def batches(self, batch_size: int = 8192) -> Iterator[ItemBatch]:
+    def batches(self, batch_size: int = ROWS_AT_A_TIME) -> Iterator[ItemBatch]:
         """Yield the items and their vectors, in order.
 
         Raises:
@@ -287,94 +243,66 @@ def _read_facts(path: Path) -> Facts:
         raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
 
 
-BATCH_SIZE = 8192
-
-
 @dataclass(frozen=True)
-class Origin:
-    """Embeddings that exist. Made by `open`; close it, or use it as a context manager.
+class StoredEmbeddings:
+    """Embeddings that exist, in a folder of files or in an index. Made by `open`; close it, or use it in a `with`.
 
     Attributes:
         folder: Where they lie.
-        digest: Of the embedder that made them.
-        dimension: Length D of the vectors.
-        description: Where that embedder came from, in words.
-        count: Number of items.
+        facts: Digest, dimension and description of the embedder that made them.
         content: The embeddings themselves.
-        model: The bundle of that embedder; None where it is not stored with them.
     """
 
     folder: Path
-    digest: str
-    dimension: int
-    description: str
-    count: int
+    facts: Facts | Manifest
     content: EmbeddingFiles | Index
-    model: Path | None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a folder of embeddings or an index.
-
-        Raises:
-            KeMetricError: DATA: it is neither, or damaged.
-        """
-        if holds_embeddings(folder):
+        """Open a folder of embeddings or an index; DATA where it is neither, or damaged."""
+        if (folder / FACTS).is_file():
             files = EmbeddingFiles.open(folder)
-            facts = files.facts
-            return cls(folder, facts.digest, facts.dimension, facts.description, facts.count, files, files.model)
+            return cls(folder, files.facts, files)
         if not (folder / MANIFEST).is_file():
             raise KeMetricError(
                 f"{folder}: neither an index nor embeddings (ke-metric embed) are here", ExitCode.DATA
             )
         index = Index.open(folder)
-        model = folder / MODEL if index.has_embedder else None
-        description = index.manifest.description
-        return cls(folder, index.digest, index.dimension, description, len(index), index, model)
+        return cls(folder, index.manifest, index)
+
+    def __len__(self) -> int:
+        return len(self.content)
 
     def embedder(self) -> Embedder | None:
-        """Load the embedder that made the vectors; None where it is not stored with them.
-
-        Raises:
-            KeMetricError: It is damaged, or another one.
-        """
-        if self.model is None:
+        """Load the embedder that made the vectors; None where it is not stored with them."""
+        model = self.folder / MODEL
+        if not model.is_dir():
             return None
-        embedder = Embedder.load(self.model, device="cpu")
-        self.require_digest(embedder.digest, str(self.model))
-        embedder.description = self.description
+        embedder = Embedder.load(model, device="cpu")
+        self.require_digest(embedder.digest, str(model))
+        embedder.description = self.facts.description
         return embedder
 
     def require_digest(self, digest: str, whose: str) -> None:
-        """Refuse another network than the one that made the vectors.
-
-        Raises:
-            KeMetricError: DATA: it is another one.
-        """
-        if digest != self.digest:
+        """Refuse, with DATA, another network than the one that made the vectors; `whose` is its name in the error."""
+        if digest != self.facts.digest:
             raise KeMetricError(
                 f"{whose}: another network than the one that made the vectors of {self.folder} (digest "
-                f"{digest[:12]}, theirs is {self.digest[:12]}: {self.description})",
+                f"{digest[:12]}, theirs is {self.facts.digest[:12]}: {self.facts.description})",
                 ExitCode.DATA,
             )
 
     def batches(self) -> Iterator[ItemBatch]:
-        """Yield the items and their vectors.
-
-        Raises:
-            KeMetricError: DATA: what lies there is damaged.
-        """
+        """Yield the items and their vectors; DATA where what lies there is damaged."""
         if isinstance(self.content, EmbeddingFiles):
-            yield from self.content.batches(BATCH_SIZE)
+            yield from self.content.batches()
         else:
-            for items, vectors in self.content.store.read(BATCH_SIZE):
+            for items, vectors in self.content.store.read(ROWS_AT_A_TIME):
                 yield ItemBatch(items, vectors)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if isinstance(self.content, Index):
             self.content.close()

@@ -1,9 +1,7 @@
-"""What index.json says of an index; never trusted: a closed schema, checked when it is read.
+"""The index: a searched gallery together with the network that made its vectors.
 
-The index: a searched gallery together with the network that made its vectors.
-
-A folder: index.json, `model/` (the network as a bundle, so that the folder is all that a search needs) and the files
-of the store. Shapes: B batch, D embedding, Q queries, K neighbours.
+A folder: index.json (never trusted: a closed schema, checked when it is read), `model/` (the network as a bundle, so
+that the folder is all that a search needs) and the files of the store. Shapes: B batch, D embedding, Q queries.
 """
 
 from __future__ import annotations
@@ -31,7 +29,9 @@ from ke_metric.stores.opening import StoreSettings, open_store
 from ke_metric.stores.where import Where
 
 MANIFEST = "index.json"
+MODEL = "model"
 FORMAT_VERSION: Literal[1] = 1
+ITEMS_AT_A_TIME = 10_000
 
 
 class Manifest(Section):
@@ -47,10 +47,6 @@ class Manifest(Section):
     store: StoreSettings
     versions: dict[str, str] = Field(default_factory=installed_versions)
     """Of what made the index; for people."""
-
-    def to_json(self) -> str:
-        """Return the text of index.json."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -80,21 +76,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise KeMetricError(f"{path}: damaged: {type(error).__name__}: {error}", ExitCode.DATA) from error
 
 
-MODEL = "model"
 FAISS_STORE = StoreSettings()
-ITEMS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
 class Result:
-    """One item that was found.
+    """One item that was found: its rank from 1, what its store says of it, and how similar it is to the query.
 
-    Attributes:
-        rank: From 1, the most similar item.
-        id: Of the item.
-        path: Where its picture lies; empty where that is not known.
-        label: Its class; empty where that is not known.
-        similarity: Cosine similarity to the query (or what a re-ranking puts in its place); higher is better.
+    The similarity is the cosine, or what a re-ranking puts in its place; higher is better.
     """
 
     rank: int
@@ -131,8 +120,6 @@ class Index:
         making: Make a store that is not there, when writing.
 
     Attributes:
-        folder: Where it lies.
-        manifest: What its index.json says.
         store: Its vectors and items.
     """
 
@@ -195,7 +182,8 @@ class Index:
             digest=digest, dimension=dimension, description=description, store=settings.from_anywhere()
         )
         with whole_folder(place.resolve()) as temporary:
-            (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+            (temporary / MANIFEST).write_text(text, encoding="utf-8")
             if embedder is not None:
                 embedder.save(temporary / MODEL)
             if settings.kind != "milvus":  # killed at any moment, an index that is there has its store
@@ -214,12 +202,9 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path | str, *, writing: bool = False, device: torch.device | str | None = None) -> Self:
-        """Open an index.
+        """Open an index, to be changed as well (one process at a time can), or to be searched.
 
-        Args:
-            folder: Where it lies.
-            writing: To add and remove; one process at a time can.
-            device: Where its embedder runs and a memmap store searches; see `Embedder.load`.
+        The device is where its embedder runs and a memmap store searches, see `Embedder.load`.
 
         Raises:
             KeMetricError: There is none, it or its store is damaged or missing, or another process writes it.
@@ -279,15 +264,7 @@ class Index:
         return embedder
 
     def require_digest(self, digest: str, whose: str) -> None:
-        """Refuse vectors of another network: they cannot be compared with those here.
-
-        Args:
-            digest: Digest of the embedder that made them.
-            whose: What an error calls them.
-
-        Raises:
-            KeMetricError: DATA: they were made by another one.
-        """
+        """Refuse, with DATA, vectors of an embedder of another digest; `whose` is what the error calls them."""
         if digest != self.digest:
             raise KeMetricError(
                 f"{whose}: made by another network than the vectors of {self.folder} (digest {digest[:12]}, the "
@@ -297,7 +274,7 @@ class Index:
             )
 
     def add(self, items: Sequence[Item], vectors: FloatArray, *, digest: str, replace: bool = False) -> None:
-        """Add items and their vectors [B, D], all or none; acknowledged when this returns. See `VectorStore.add`.
+        """Add items and their vectors [B, D], all or none; acknowledged when this returns.
 
         Args:
             items: B items of different ids.
@@ -336,11 +313,11 @@ class Index:
                     )
 
     def remove(self, ids: Collection[str]) -> None:
-        """Remove items, all or none; see `VectorStore.remove`."""
+        """Remove the items of ids, all or none; DATA where one is not there."""
         self.store.remove(ids)
 
     def search(self, queries: FloatArray, k: int, *, digest: str, where: Where | None = None) -> Hits:
-        """Find the k most similar items of each query [Q, D]; see `VectorStore.search`.
+        """Find the k most similar items of each query [Q, D], L2-normalised, among those that `where` allows.
 
         Raises:
             KeMetricError: DATA: queries of another network, or of another shape.
@@ -368,5 +345,5 @@ class Index:
 
 
 def _same_picture(path: str, other: str) -> bool:
-    """Return whether two paths may lead to one file, links followed; of a path that is not known nobody can tell."""
+    """Return whether two paths may lead to one file, links followed; of an unknown one nobody can tell."""
     return not path or not other or path == other or os.path.realpath(path) == os.path.realpath(other)

@@ -129,13 +129,7 @@ def _told(name: str, shares: dict[str, float], taken: str) -> str:
 
 
 def card_of(choice: NetworkChoice, generation: Generation, *, slim: bool) -> NetworkCard:
-    """Return what a bundle says of a network of a lineage.
-
-    Args:
-        choice: Which one it is.
-        generation: Its generation.
-        slim: Whether it was cut out.
-    """
+    """Return what a bundle says of a network of a lineage, dense or cut out, of a generation that was read."""
     recipe = choice.lineage.recipe
     return NetworkCard(
         split=StoredSplit(kind=recipe.split.kind, rate=recipe.split.rate) if slim else None,

@@ -27,12 +27,7 @@ LEVELS = 2
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A picture that cannot be used.
-
-    Attributes:
-        name: Its path, as it can be printed.
-        reason: Why, in words that name it.
-    """
+    """A picture that cannot be used: its path, as it can be printed, and why, in words that name it."""
 
     name: str
     reason: str
@@ -45,7 +40,7 @@ class PictureList:
     Attributes:
         items: In the order of what was named, those of a folder sorted by id; paths are absolute.
         left_out: Files whose name no index can hold.
-        skipped: Paths of other files in the folders named: not taken for pictures.
+        skipped: Paths of other files in the folders named.
     """
 
     items: tuple[Item, ...]
@@ -101,7 +96,6 @@ def list_pictures(
 
 
 def _found_in(source: Path, columns: Columns, *, labels: bool) -> tuple[list[Item], list[str]]:
-    """Return the pictures that a source means, and the paths of what lies beside them."""
     try:
         is_folder, is_there = source.is_dir(), source.exists()
     except OSError as error:
@@ -126,7 +120,6 @@ def _found_in(source: Path, columns: Columns, *, labels: bool) -> tuple[list[Ite
 
 
 def _listed_in(file: Path, columns: Columns, *, labels: bool) -> list[LabelledPath]:
-    """Return the rows of a CSV file; without labels only its paths are looked at."""
     # No divisions: whatever a split column says, all rows are meant.
     if not labels:
         columns = Columns(columns.path, columns.path)
@@ -144,16 +137,10 @@ def _of_folder(root: Path) -> tuple[list[Item], list[str]]:
 
 
 def _own_labels(folder: Path) -> dict[str, str]:
-    """Return the labels that `ke-metric data pictures` wrote down for a folder of its making.
+    """Return the labels, by path relative to the folder, that `ke-metric data pictures` wrote down for it, if it did.
 
     Its class folders have names that every file system takes; what the classes are called is in its list, which lies
     in the folder itself, or above its parts and classes.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Path relative to the folder, to label; empty where no such list is there.
     """
     place = folder.absolute()
     for above in (place, *place.parents)[: 1 + LEVELS]:
@@ -165,10 +152,7 @@ def _own_labels(folder: Path) -> dict[str, str]:
 
 
 def _files_below(root: Path) -> tuple[list[str], list[str]]:
-    """Return the pictures below a folder and the other files, as relative paths.
-
-    A folder is looked into by every name it has, but never within itself.
-    """
+    """Return pictures and other files below a folder, as relative paths; a folder within itself is passed over."""
     pictures: list[str] = []
     others: list[str] = []
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]

@@ -1,29 +1,18 @@
-"""Searching a store for other pictures than the query's own, which is left out by its id.
+"""Better ranking over any store: the query's own picture left out, query expansion before, re-ranking after a search.
 
-Shapes: Q queries, D embedding, K neighbours.
-
-Alpha query expansion: a query moves towards what it finds, and searches again.
-
-Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, section 3.4;
-with alpha = 0 the average query expansion of Chum et al., "Total Recall", ICCV 2007.
-
-Shapes: Q queries, D embedding, K neighbours.
+Alpha query expansion: a query moves towards what it finds, and searches again. Radenovic, Tolias, Chum, "Fine-tuning
+CNN Image Retrieval with No Human Annotation", TPAMI 2019, section 3.4; with alpha = 0 the average query expansion of
+Chum et al., "Total Recall", ICCV 2007.
 
 k-reciprocal re-ranking: of a query's candidates, those go first that have the query's neighbours for neighbours.
+Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, and the authors'
+code, which differs from the paper in squaring the distances and dividing each row by its largest one. The authors
+compare all queries and the whole gallery with each other. Here the set is one query and its `depth` most similar
+items: memory does not grow with the gallery, and a query's result does not depend on which other queries come along.
+Where `depth` covers the gallery, it is the authors' rule for that one query.
 
-Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, and the
-authors' code, which differs from the paper in squaring the distances and dividing each row by its largest one.
-
-The authors take all queries and the whole gallery as one set and compare everything with everything. Here the set is
-one query and its `depth` most similar items: memory does not grow with the gallery, and a query's result does not
-depend on which other queries come along with it. Where `depth` covers the gallery, it is the authors' rule for that
-one query.
-
-Shapes: B queries at a time, M = 1 + depth members of a query's set (the query first), D embedding, K neighbours.
-
-Better ranking over any store: query expansion before a search, re-ranking after it.
-
-Shapes: Q queries, D embedding, K neighbours.
+Shapes: Q queries, D embedding, K neighbours, B queries at a time, M = 1 + depth members of a query's set (the query
+first).
 """
 
 from __future__ import annotations
@@ -44,6 +33,25 @@ from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, VectorStore, check_count, texts_of
 from ke_metric.stores.where import Where
 
+__all__ = ["Expansion", "Reranking", "ranked_search"]
+
+MOST_NEIGHBORS = 1024
+EXPANSION_FORM = (
+    f"must be N or N:ALPHA, N from 1 to {MOST_NEIGHBORS:,} neighbours and ALPHA a number of at least 0, as in 4:3"
+)
+
+_VALUES_AT_A_TIME = 2**24
+"""Entries of neighbours' vectors held at once: 64 MB, and twice that while they are added up."""
+
+MOST_CANDIDATES = 4096
+RERANKING_FORM = (
+    "must be K1:K2:LAMBDA or K1:K2:LAMBDA:DEPTH, K1 and K2 at least 1, LAMBDA from 0 to 1, and DEPTH from "
+    f"max(K1, K2) to {MOST_CANDIDATES:,}, as in 5:3:0.3:100"
+)
+
+_CELLS_AT_A_TIME = 2**21
+"""Pairs of members whose distances are held at once, in about 60 bytes each; a single query may exceed it."""
+
 
 def search_others(
     store: VectorStore,
@@ -60,7 +68,7 @@ def search_others(
     Args:
         store: What is searched.
         queries: [Q, D] float32, L2-normalised.
-        k: Neighbours per query, at least 1; see `VectorStore.search`.
+        k: Neighbours per query, at least 1.
         exclude: Q ids, one for each query, of the item that is never a hit of it, or Q collections of such ids; an
             id that is not in the store leaves nothing out. None: every item may be a hit.
         where: Search only items for which this holds.
@@ -113,25 +121,13 @@ def rows_of(hits: Hits, rows: slice) -> Hits:
     return Hits(hits.similarities[rows], hits.numbers[rows], hits.read_items, hits.read_vectors)
 
 
-MOST_NEIGHBORS = 1024
-EXPANSION_FORM = (
-    f"must be N or N:ALPHA, N from 1 to {MOST_NEIGHBORS:,} neighbours and ALPHA a number of at least 0, as in 4:3"
-)
-
-_VALUES_AT_A_TIME = 2**24
-"""Entries of neighbours' vectors held at once: 64 MB, and twice that while they are added up."""
-
-
 @dataclass(frozen=True)
 class Expansion:
-    """How queries are expanded.
+    """How queries are expanded; USAGE for a value out of range.
 
     Attributes:
         neighbors: Neighbours that a query is moved towards, 1 to 1024.
         alpha: Exponent of their similarities, at least 0: the higher, the more the nearest ones count. 0: all alike.
-
-    Raises:
-        KeMetricError: USAGE for a value out of range.
     """
 
     neighbors: int
@@ -145,11 +141,7 @@ class Expansion:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `N` or `N:ALPHA`.
-
-        Raises:
-            KeMetricError: USAGE: it is neither, or a value is out of range.
-        """
+        """Read `N` or `N:ALPHA`; USAGE where it is neither, or a value is out of range."""
         neighbors, *alpha = text.split(":")
         try:
             if len(alpha) > 1:
@@ -171,17 +163,8 @@ def expand_queries(
     r"""Return each query moved towards its nearest neighbours in a store.
 
     Formula: $q' \propto q + \sum_{i=1}^{n} \max(s_i, 0)^\alpha v_i$, of length 1, with $v_i$ the i-th neighbour and
-    $s_i$ its similarity. A query whose sum is zero stays as it is.
-
-    Args:
-        store: Where the neighbours are looked for; one search.
-        queries: [Q, D] float32, L2-normalised.
-        expansion: How many neighbours, and how they are weighted.
-        exclude: Q ids, or collections of ids, of what is no neighbour of a query: its own picture.
-        where: Only items for which this holds are neighbours.
-
-    Returns:
-        [Q, D] float32, L2-normalised.
+    $s_i$ its similarity. A query whose sum is zero stays as it is. One search; `exclude` and `where` as in
+    `search_others`, for neighbours. Queries and result are float32 [Q, D], L2-normalised.
     """
     hits = search_others(store, queries, expansion.neighbors, exclude=exclude, where=where)
     expanded = np.empty_like(queries)
@@ -201,19 +184,9 @@ def _moved(queries: FloatArray, hits: Hits, alpha: float) -> FloatArray:
     return moved
 
 
-MOST_CANDIDATES = 4096
-RERANKING_FORM = (
-    "must be K1:K2:LAMBDA or K1:K2:LAMBDA:DEPTH, K1 and K2 at least 1, LAMBDA from 0 to 1, and DEPTH from "
-    f"max(K1, K2) to {MOST_CANDIDATES:,}, as in 5:3:0.3:100"
-)
-
-_CELLS_AT_A_TIME = 2**21
-"""Pairs of members whose distances are held at once, in about 60 bytes each; a single query may exceed it."""
-
-
 @dataclass(frozen=True)
 class Reranking:
-    """How candidates are put into a new order.
+    """How candidates are put into a new order; USAGE for a value out of range.
 
     What is left out are the careful values of docs/ranking.md; the authors take 20:6:0.3, for classes of twenty
     pictures and more.
@@ -225,9 +198,6 @@ class Reranking:
         weight: Share of the embeddings' own distance in the new one, 0 to 1; the authors' lambda. 1: the order stays.
         depth: Candidates of each query, max(k1, k2) to 4096. Time and memory grow with its square, or with that of
             the number of items where there are fewer.
-
-    Raises:
-        KeMetricError: USAGE for a value out of range.
     """
 
     k1: int = 5
@@ -243,11 +213,7 @@ class Reranking:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `K1:K2:LAMBDA` or `K1:K2:LAMBDA:DEPTH`.
-
-        Raises:
-            KeMetricError: USAGE: it is neither, or a value is out of range.
-        """
+        """Read `K1:K2:LAMBDA` or `K1:K2:LAMBDA:DEPTH`; USAGE where it is neither, or a value is out of range."""
         try:
             k1, k2, weight, *depth = text.split(":")
             if len(depth) > 1:
@@ -321,7 +287,8 @@ def _encodings(distances: Tensor, there: Tensor, rule: Reranking) -> Tensor:
     """Return how strongly each member is tied to each other one, [B, M, M] float32; rows add up to 1."""
     places = _places(distances)
     pairs = there[:, :, None] & there[:, None, :]
-    tied = _expanded(_mutual((places <= rule.k1) & pairs), _mutual((places <= round(rule.k1 / 2)) & pairs))
+    near, nearer = ((places <= k) & pairs for k in (rule.k1, round(rule.k1 / 2)))
+    tied = _expanded(near & near.transpose(1, 2), nearer & nearer.transpose(1, 2))
     weights = torch.exp(-distances).float() * tied
     weights /= weights.sum(dim=2, keepdim=True).clamp_(min=torch.finfo(weights.dtype).tiny)
     if rule.k2 == 1:
@@ -340,10 +307,6 @@ def _places(distances: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(2, order, places)
 
 
-def _mutual(near: Tensor) -> Tensor:
-    return near & near.transpose(1, 2)
-
-
 def _expanded(mutual: Tensor, mutual_of_half: Tensor) -> Tensor:
     """Return [B, M, M] bool: the members tied to each member.
 
@@ -358,15 +321,8 @@ def _expanded(mutual: Tensor, mutual_of_half: Tensor) -> Tensor:
     return mutual | (adopted.float() @ half > 0)
 
 
-__all__ = ["Expansion", "Reranking", "ranked_search"]
-
-
 def require_candidates(k: int, rerank: Reranking | None) -> None:
-    """Refuse a re-ranking that looks at fewer candidates than are asked for.
-
-    Raises:
-        KeMetricError: USAGE.
-    """
+    """Refuse, with USAGE, a re-ranking that looks at fewer candidates than are asked for."""
     if rerank is not None and k > rerank.depth:
         raise KeMetricError(
             f"{k} neighbours are asked for and re-ranking looks at {rerank.depth} candidates of each query (depth), "

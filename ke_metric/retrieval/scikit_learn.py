@@ -28,7 +28,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     arrays of three axes.
 
     Args:
-        source: The folder of a lineage or of a bundle; see `Embedder.load` for it and what follows.
+        source: As the following three, of `Embedder.load`.
         generation: Number of a generation, `last` or `best`; None: the best one whose weights were kept.
         network: `slim` or `dense`; None: the one with the better score.
         device: Where the network runs.
@@ -55,23 +55,13 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         self.batch_size = batch_size
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
-        """Load the network; the arguments are not looked at.
-
-        Raises:
-            KeMetricError: See `Embedder.load`.
-        """
+        """Load the network; the arguments are not looked at."""
         self.embedder_ = self._load()
         self.digest_ = self.embedder_.digest
         return self
 
     def transform(self, X: Picture | Iterable[Picture]) -> FloatArray:
-        """Embed pictures, in order.
-
-        Args:
-            X: N pictures; see `Embedder.__call__`.
-
-        Returns:
-            float32 [N, D], L2-normalised.
+        """Return the embeddings of N pictures, in order, float32 [N, D], L2-normalised.
 
         Raises:
             KeMetricError: DATA, naming the first picture that cannot be used, or the network that is at `source` now
@@ -85,7 +75,6 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return Embedder.load(self.source, self.generation, self.network, device=self.device)
 
     def _loaded(self) -> Embedder:
-        """Return the embedder, loaded again where this came out of a pickle."""
         if not hasattr(self, "embedder_"):
             embedder = self._load()
             if embedder.digest != self.digest_:

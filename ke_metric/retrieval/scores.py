@@ -1,10 +1,9 @@
-"""Scoring a stored network on labelled pictures that no benchmark holds: the numbers of a scorecard, for other data.
+"""The numbers of a scorecard for other data, and through a store.
 
-Shapes: N pictures, D embedding, C classes.
+`score_pictures` scores a stored network on labelled pictures that no benchmark holds; `score_through` scores
+embeddings by the neighbours that a store finds.
 
-The scores of a benchmark whose gallery lies in a store, from the neighbours that the store finds.
-
-Shapes: Q queries, G gallery items, D embedding, K neighbours.
+Shapes: N pictures, Q queries, G gallery items, D embedding, K neighbours.
 """
 
 from __future__ import annotations
@@ -62,15 +61,7 @@ class LabelledScores:
 
 
 def require_labels(pictures: PictureList, *, pairs: bool) -> None:
-    """Refuse pictures whose classes are not known, or among which nothing can be found.
-
-    Args:
-        pictures: What was named.
-        pairs: Whether some class must have two of them.
-
-    Raises:
-        KeMetricError: DATA, naming the first ones.
-    """
+    """Refuse, with DATA, pictures of unknown classes, or with `pairs` of which no two are of one class."""
     bare = [item.path for item in pictures.items if not item.label]
     if bare:
         raise KeMetricError(
@@ -180,8 +171,8 @@ def score_through(
         recall_at: The Ks of Recall@K, each at least 1.
         ids: Q ids of the queries; a gallery item of a query's id is the same picture and never its neighbour. None:
             no query is in the gallery.
-        expand: See `ranked_search`.
-        rerank: See `ranked_search`.
+        expand: Expand the queries first.
+        rerank: Put what is found into a new order.
 
     Returns:
         `recall@K` for each K, `map@r`, `r_precision`, `queries` and `queries_without_match`, as `score_retrieval`
@@ -216,16 +207,13 @@ def score_through(
 
 
 def require_depth(rerank: Reranking, relevant: IntArray, recall_at: Sequence[int], *, gallery_size: int) -> None:
-    """Refuse a re-ranking that looks at fewer candidates than the scores need.
+    """Refuse, with USAGE and the depth needed, a re-ranking that looks at fewer candidates than the scores need.
 
     Args:
         rerank: The re-ranking.
         relevant: [Q] number of other items of each query's class in the gallery.
         recall_at: The Ks of Recall@K.
         gallery_size: Number of items in it.
-
-    Raises:
-        KeMetricError: USAGE, with the depth that is needed.
     """
     needed = int(lengths_of_lists(relevant, recall_at, gallery_size=gallery_size).max(initial=0))
     if needed <= rerank.depth:
@@ -249,8 +237,8 @@ class _Gallery:
         position: Id of an item to its position, 0 to G - 1, in the order of reading.
         labels: The label of each position.
         number: Label to the number of its class.
-        classes: [G] int64 number of each position's class; items without a label are a class that no query is of.
-        rows: [G] int64 the same number for equal embeddings.
+        classes: [G] number of each position's class; items without a label are a class that no query is of.
+        rows: [G] the same number for equal embeddings.
     """
 
     position: dict[str, int]
@@ -288,13 +276,9 @@ class _Gallery:
         return np.array([self.position.get(item, -1) for item in ids], np.int64)
 
     def places_of(self, hits: Hits, classes: IntArray, queries: FloatArray | None) -> Places:
-        """Return the places of hits; those with equal embeddings are tied.
+        """Return the places of hits [Q, K] of queries of classes [Q]; those with equal embeddings are tied.
 
-        Args:
-            hits: [Q, K] hits.
-            classes: [Q] number of each query's class.
-            queries: [Q, D] where the similarities are those of queries and items, and no others: then different
-                embeddings may be tied too.
+        Where the similarities are those of queries [Q, D] and items, different embeddings may be tied too.
         """
         there = hits.numbers >= 0
         distinct = np.unique(hits.numbers[there])
@@ -319,7 +303,6 @@ class _Gallery:
 
 
 def _read_vectors(hits: Hits, numbers: IntArray) -> FloatArray:
-    """Return the embeddings of hits, any of them several times."""
     distinct, places = np.unique(numbers, return_inverse=True)
     return hits.read_vectors(distinct)[places]
 

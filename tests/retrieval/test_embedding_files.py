@@ -14,7 +14,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedding_files import (
     EmbeddingFiles,
     ItemBatch,
-    holds_embeddings,
+    StoredEmbeddings,
     require_place,
     write_embeddings,
 )
@@ -150,15 +150,16 @@ def test_what_is_not_ours_is_never_replaced(written, tmp_path, monkeypatch):
 
 
 def test_where_there_are_none(tmp_path, written):
-    assert not holds_embeddings(tmp_path)
-    assert holds_embeddings(written)
+    assert "neither an index nor embeddings" in refused(StoredEmbeddings.open, tmp_path)
+    assert StoredEmbeddings.open(written).folder == written
     assert "make some with ke-metric embed" in refused(EmbeddingFiles.open, tmp_path)
 
 
 def test_the_network_may_be_taken_away(written):
-    assert EmbeddingFiles.open(written).model == written / "model"
-    (written / "model").rename(written.parent / "model")
-    assert EmbeddingFiles.open(written).model is None
+    with StoredEmbeddings.open(written) as there:
+        assert there.embedder().digest == there.facts.digest
+        (written / "model").rename(written.parent / "model")
+        assert there.embedder() is None
 
 
 def edit_json(**fields):
