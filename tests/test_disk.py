@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from ke_metric import disk
-from ke_metric.disk import append_line, remove_folder, temporary_name, to_json, whole_folder, write_text
+from ke_metric.disk import (
+    append_line,
+    lock_for_writing,
+    remove_folder,
+    temporary_name,
+    to_json,
+    whole_folder,
+    write_text,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage.files import not_written
 
@@ -270,3 +278,52 @@ def test_a_number_that_is_not_finite_never_gets_into_a_file():
     assert json.loads(to_json({"a": [1.5, None]})) == {"a": [1.5, None]}
     with pytest.raises(ValueError, match="JSON compliant"):
         to_json({"a": float("nan")})
+
+
+def test_a_folder_that_failed_takes_the_parents_with_it_that_it_made(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there" / "folder", tmp_path / "made" / "deeper" / "folder"):
+        with pytest.raises(KeMetricError, match=r"folder: cannot be written: the disk is full$"), whole_folder(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
+
+
+def fill_as(path, as_error):
+    with whole_folder(path, as_error=as_error):
+        pass
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        fill_as,
+        lambda path, as_error: write_text(path, "text", as_error=as_error),
+        lambda path, as_error: append_line(path, "line", as_error=as_error),
+        lambda path, as_error: remove_folder(path, as_error=as_error),
+    ],
+)
+def test_a_room_says_a_failure_in_its_own_words(tmp_path, monkeypatch, act):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def as_error(path, error):
+        return KeMetricError(f"{path.name} of a room: {error.strerror}", ExitCode.DATA)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeMetricError, match="file of a room: Input/output error") as raised:
+        act(tmp_path / "file", as_error)
+    assert raised.value.exit_code is ExitCode.DATA
+
+
+def test_a_lock_is_one_writer_s(tmp_path):
+    lock = lock_for_writing(tmp_path / "made" / "lock", "busy")
+    try:
+        with pytest.raises(KeMetricError, match=r"^busy$") as raised:
+            lock_for_writing(tmp_path / "made" / "lock", "busy")
+    finally:
+        lock.release()
+    assert raised.value.exit_code == ExitCode.LINEAGE
+    lock_for_writing(tmp_path / "made" / "lock", "busy").release()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError, closest, either, some_of
 
 WORDS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
 
@@ -62,3 +62,14 @@ def test_closest(name, candidates, expected):
 def test_a_name_that_exists_is_its_own_closest(candidates, data):
     name = data.draw(st.sampled_from(candidates))
     assert closest(name.upper(), iter(candidates)) == f"; did you mean {name!r}?"
+
+
+def test_only_the_first_names_are_spelled_out():
+    assert some_of(["a", "b"]) == "a, b"
+    assert some_of([str(number) for number in range(2005)]) == "0, 1, 2, 3, 4 and 2,000 more"
+    assert some_of(["a", "b", "c"], 2, "; ") == "a; b and 1 more"
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, ""), (1, "a"), (2, "a or b"), (3, "a, b or c")])
+def test_choices_are_joined_by_or(count, words):
+    assert either(["a", "b", "c"][:count]) == words

@@ -2,7 +2,7 @@
 
 Everything a lineage depends on is a field here; what is left out takes the default written beside it. An unknown
 key, a wrong type or a value out of range is an error. Types are strict: a quoted number is text and `true` is not
-1; a whole number is welcome where a fraction may stand. Files are read by `recipe_file`.
+1; a whole number is welcome where a fraction may stand.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ class Recipe(Section):
     def digest(self) -> str:
         """SHA-256 of all fields: two recipes with one digest describe the same lineage.
 
-        A field that was added later counts where it changes something (see `added_fields`).
+        A field that was added later counts where it changes something.
         """
         fields = without_values_before(self.model_dump(mode="json"), RECIPE_FIELDS)
         canonical = json.dumps(fields, sort_keys=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ke_metric.benchmarks.listings import key_below
 from ke_metric.benchmarks.table import Table, TableRow, build_benchmark, build_classification, split_at
-from ke_metric.errors import ExitCode, KeMetricError, some_of
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
 MINE = Data(benchmark="mine")
@@ -157,11 +157,6 @@ def test_a_path_that_leaves_is_refused(path):
     with pytest.raises(KeMetricError, match="here: the path") as raised:
         key_below(path, "here")
     assert raised.value.exit_code is ExitCode.DATA
-
-
-def test_only_the_first_names_are_spelled_out():
-    assert some_of(["a", "b"]) == "a, b"
-    assert some_of([str(number) for number in range(2005)]) == "0, 1, 2, 3, 4 and 2,000 more"
 
 
 def test_the_origin_and_the_folder_may_differ(tmp_path):
