@@ -1,201 +1,73 @@
-from __future__ import annotations
-
-import hashlib
-from collections import Counter
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.samplers import ClassBalancedBatches, ShuffledBatches
+from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
+from ke_metric.images.batches import TrainingBatches
+from ke_metric.images.pixel_store import PixelStore
+from ke_metric.images.samplers import ClassBalancedBatches
+from ke_metric.randomness import numpy_generator
+from ke_metric.recipe.schema import Augmentation
 
 ORDER = {"seed": 3, "generation": 2}
 
 
-@st.composite
-def class_balanced(draw):
-    """Labels in any order, and a P, M and number of processes that go with them."""
-    counts = draw(st.lists(st.integers(1, 9), min_size=2, max_size=9))
-    processes = draw(st.integers(1, min(3, len(counts))))
-    classes = processes * draw(st.integers(1, len(counts) // processes))
-    labels = np.repeat(np.arange(len(counts)), counts)
-    np.random.default_rng(draw(st.integers(0, 3))).shuffle(labels)
-    images = draw(st.integers(1, 5))
-    return labels, {"classes_per_batch": classes, "images_per_class": images, **ORDER}, processes
+@pytest.fixture(scope="module")
+def store():
+    generator = np.random.default_rng(0)
+    heights, widths = generator.integers(20, 40, 60), generator.integers(20, 40, 60)
+    pixels = generator.integers(0, 256, int((heights * widths * 3).sum()), dtype=np.uint8)
+    return PixelStore(pixels, heights, widths=widths)
 
 
-def epoch_of(batches, epoch):
-    batches.set_epoch(epoch)
-    return [batch.tolist() for batch in batches]
+LABELS = np.repeat(np.arange(6), 10)
+AUGMENTER = Augmenter(Augmentation(), 16)
 
 
-def spread(counts):
-    return max(counts) - min(counts)
+def training(store, *, workers=0, **process):
+    order = ClassBalancedBatches(LABELS, classes_per_batch=4, images_per_class=3, **ORDER, **process)
+    return TrainingBatches(store, LABELS, batches=order, augmenter=AUGMENTER, workers=workers)
 
 
-@settings(deadline=None)
-@given(class_balanced())
-def test_every_batch_has_p_different_classes_and_m_images_of_each(drawn):
-    labels, shape, _ = drawn
-    batches = ClassBalancedBatches(labels, **shape)
-    epoch = epoch_of(batches, 1)
-    assert len(epoch) == len(batches) == max(1, len(labels) // batches.batch_size)
-    sizes = Counter(labels.tolist())
-    for batch in epoch:
-        assert len(batch) == batches.batch_size
-        classes = Counter(labels[batch].tolist())
-        assert len(classes) == shape["classes_per_batch"]
-        assert set(classes.values()) == {shape["images_per_class"]}
-        for label in classes:
-            images = {index for index in batch if labels[index] == label}
-            if sizes[label] >= shape["images_per_class"]:
-                assert len(images) == shape["images_per_class"]
-    assert batches.small_classes == sum(size < shape["images_per_class"] for size in sizes.values())
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@settings(max_examples=50, deadline=None)
-@given(class_balanced())
-def test_classes_and_images_are_used_equally_often_in_an_epoch_and_over_epochs(drawn):
-    labels, shape, _ = drawn
-    batches = ClassBalancedBatches(labels, **shape)
-    totals = np.zeros(len(labels), int)
-    for epoch in range(5):
-        images = np.bincount(np.concatenate(epoch_of(batches, epoch)), minlength=len(labels))
-        totals += images
-        for counts in (images, totals):
-            per_class = [counts[labels == label] for label in np.unique(labels)]
-            assert spread([class_counts.sum() // shape["images_per_class"] for class_counts in per_class]) <= 1
-            assert max(spread(class_counts) for class_counts in per_class) <= 1
+def test_a_batch_holds_each_picture_augmented_by_the_draws_of_its_place(store):
+    draws = numpy_generator(3, 2, "augmentation-1").random((60, AUGMENTER.geometry_draws + COLOUR_DRAWS))
+    batches = list(training(store).epoch(1))
+    assert len(batches) == len(training(store)) == 5
+    for step, batch in enumerate(batches):
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.pixels.shape == (12, 16, 16, 3)
+        assert batch.labels.tolist() == LABELS[batch.indices].tolist()
+        for slot, index in enumerate(batch.indices.tolist()):
+            row = draws[12 * step + slot]
+            expected = AUGMENTER(store.picture(index), row[: AUGMENTER.geometry_draws])
+            assert np.array_equal(batch.pixels[slot], expected)
+            assert np.allclose(batch.colour_draws[slot], row[AUGMENTER.geometry_draws :])
 
 
-@settings(deadline=None)
-@given(class_balanced())
-def test_processes_share_the_batches_of_one_process(drawn):
-    labels, shape, processes = drawn
-    whole = epoch_of(ClassBalancedBatches(labels, **shape), 4)
-    shares = [
-        epoch_of(ClassBalancedBatches(labels, **shape, rank=rank, processes=processes), 4)
-        for rank in range(processes)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert [index for part in parts for index in part] == batch
-        classes = [set(labels[part].tolist()) for part in parts]
-        assert sum(map(len, classes)) == len(set().union(*classes))
+def test_workers_and_interruptions_change_nothing(store):
+    expected = [list(training(store).epoch(epoch)) for epoch in (0, 1)]
+    before = torch.get_rng_state()
+    with_workers = training(store, workers=2)
+    next(iter(with_workers.epoch(1)))
+    for epoch in (0, 1):
+        batches = list(with_workers.epoch(epoch))
+        assert all(same(*pair) for pair in zip(batches, expected[epoch], strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(deadline=None)
-@given(class_balanced(), st.integers(0, 50))
-def test_an_epoch_is_a_pure_function_of_its_number(drawn, epoch):
-    labels, shape, _ = drawn
-    used = ClassBalancedBatches(labels, **shape)
-    for other in (2, 0):
-        epoch_of(used, other)
-    assert epoch_of(used, epoch) == epoch_of(ClassBalancedBatches(labels, **shape), epoch)
+def test_an_epoch_that_is_given_up_leaves_no_trace(store):
+    batches = training(store)
+    given_up = batches.epoch(0)
+    next(given_up)
+    given_up.close()
+    assert all(same(*pair) for pair in zip(batches.epoch(1), training(store).epoch(1), strict=True))
 
 
-def test_epochs_generations_and_seeds_differ():
-    labels = np.repeat(np.arange(10), 10)
-    shape = {"classes_per_batch": 4, "images_per_class": 4}
-    orders = [
-        epoch_of(ClassBalancedBatches(labels, **shape, seed=seed, generation=generation), epoch)
-        for seed, generation, epoch in ((0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 1, 0))
-    ]
-    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-
-
-@pytest.mark.parametrize(
-    ("classes", "processes", "words"),
-    [(6, 1, ("asks for 6 classes", "has 5", "24")), (4, 3, ("4 classes", "3 processes", "multiple of 12"))],
-)
-def test_impossible_class_balanced_batches_are_refused(classes, processes, words):
-    labels = np.repeat(np.arange(5), 4)
-    with pytest.raises(KeMetricError) as caught:
-        ClassBalancedBatches(labels, classes_per_batch=classes, images_per_class=4, **ORDER, processes=processes)
-    assert caught.value.exit_code is ExitCode.RECIPE
-    assert all(word in str(caught.value) for word in words)
-
-
-@settings(deadline=None)
-@given(st.integers(2, 60), st.integers(2, 20))
-def test_shuffled_takes_every_picture_once_and_drops_only_a_last_single_one(count, size):
-    batches = ShuffledBatches(count, batch_size=size, **ORDER)
-    epoch = epoch_of(batches, 1)
-    assert len(epoch) == len(batches)
-    assert all(len(batch) == size for batch in epoch[:-1])
-    seen = sorted(index for batch in epoch for index in batch)
-    if count % size == 1:
-        assert len(seen) == len(set(seen)) == count - 1
-    else:
-        assert seen == list(range(count))
-    assert epoch == epoch_of(ShuffledBatches(count, batch_size=size, **ORDER), 1)
-    assert count < 10 or epoch != epoch_of(batches, 2)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4), st.integers(2, 5), st.integers(0, 40))
-def test_shuffled_processes_are_disjoint_and_take_equal_shares(processes, share, more):
-    count, size = 2 * processes + more, share * processes
-    shares = [
-        epoch_of(ShuffledBatches(count, batch_size=size, **ORDER, rank=rank, processes=processes), 0)
-        for rank in range(processes)
-    ]
-    assert len({tuple(map(len, part)) for part in shares}) == 1
-    assert min(map(len, shares[0])) >= 2
-    seen = [index for part in shares for batch in part for index in batch]
-    assert len(seen) == len(set(seen)) > count - 2 * processes
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "processes", "words"),
-    [
-        (50, 9, 2, ("size = 9", "2 processes", "multiple of 2 from 4")),
-        (50, 3, 3, ("size = 3", "3 processes", "from 6")),
-        (3, 8, 2, ("2 training images", "has 3")),
-    ],
-)
-def test_impossible_shuffled_batches_are_refused(count, size, processes, words):
-    with pytest.raises(KeMetricError) as caught:
-        ShuffledBatches(count, batch_size=size, **ORDER, processes=processes)
-    assert caught.value.exit_code is ExitCode.RECIPE
-    assert all(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize("counts", [[1, 2, 3, 4, 9], [4, 4, 5]])
-def test_pictures_that_are_paired_with_themselves_are_counted(counts):
-    labels = np.repeat(np.arange(len(counts)), counts)
-    batches = ClassBalancedBatches(labels, classes_per_batch=3, images_per_class=4, **ORDER)
-    expected = pairs = 0
-    for batch in epoch_of(batches, 0):
-        for first in range(len(batch)):
-            for second in range(first):
-                if labels[batch[first]] == labels[batch[second]]:
-                    pairs += 1
-                    expected += batch[first] == batch[second]
-    assert batches.self_pairs() == (expected, pairs)
-    assert (expected > 0) == (min(counts) < 4)
-
-
-@pytest.mark.parametrize(
-    ("counts", "classes", "images", "digest"),
-    [
-        ((1, 2, 3, 4, 9), 3, 4, "b69a986b2f17f60e"),
-        ((7,) * 12, 4, 3, "d65c5b13e558fff8"),
-        ((5, 8, 13, 2, 2, 1, 40), 2, 6, "a446ccf5770dd19b"),
-        ((1,) * 30, 5, 2, "137383787002e086"),
-        (tuple(range(1, 40)), 8, 4, "f91d2f1e2165c1f0"),
-    ],
-)
-def test_the_batches_of_a_seed_are_those_of_commit_059f433(counts, classes, images, digest):
-    """A lineage that was begun then goes on with the batches that it would have had."""
-    labels = np.repeat(np.arange(len(counts)), counts)
-    np.random.default_rng(1).shuffle(labels)
-    batches = ClassBalancedBatches(labels, classes_per_batch=classes, images_per_class=images, **ORDER)
-    found = hashlib.sha256()
-    for epoch in range(3):
-        batches.set_epoch(epoch)
-        for batch in batches:
-            found.update(np.ascontiguousarray(batch, np.int64).tobytes())
-    assert found.hexdigest()[:16] == digest
+def test_processes_share_the_augmented_batches_of_one_process(store):
+    shares = [training(store, rank=rank, processes=2).epoch(1) for rank in (0, 1)]
+    for whole, *parts in zip(training(store).epoch(1), *shares, strict=True):
+        assert same(whole, [torch.cat(pair) for pair in zip(*parts, strict=True)])
