@@ -22,7 +22,7 @@ from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation, unit_range
-from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, Place, ShuffledBatches
+from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, BatchOwner, ShuffledBatches
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.schema import Recipe
 
@@ -207,13 +207,13 @@ class TrainingEpochs:
             yield DeviceBatch(how.standardize(images), batch.labels.to(self._device), keys)
 
 
-def _index_batches(images: ImageSet, recipe: Recipe, **place: Unpack[Place]) -> IndexBatches:
+def _index_batches(images: ImageSet, recipe: Recipe, **owner: Unpack[BatchOwner]) -> IndexBatches:
     size, each = recipe.batches.size, recipe.batches.images_per_class
     if recipe.batches.sampler == "shuffled":
-        return ShuffledBatches(len(images), batch_size=size, **place)
+        return ShuffledBatches(len(images), batch_size=size, **owner)
     if recipe.batches.sampler == "paired":
-        return PairedBatches(images.labels, pairs=size, **place)
-    return ClassBalancedBatches(images.labels, classes_per_batch=size // each, images_per_class=each, **place)
+        return PairedBatches(images.labels, pairs=size, **owner)
+    return ClassBalancedBatches(images.labels, classes_per_batch=size // each, images_per_class=each, **owner)
 
 
 def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]:

@@ -18,7 +18,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.randomness import numpy_generator
 
 
-class Place(TypedDict):
+class BatchOwner(TypedDict):
     """Whose batches they are.
 
     Attributes:
@@ -40,13 +40,13 @@ class IndexBatches(ABC):
     Args:
         batch_size: Images in a batch, over all processes.
         parts: Every batch is this many parts of one length, one after another; a process takes its share of each.
-        place: Lineage, generation and process.
+        owner: Seed, generation, and this process among those that share a batch.
     """
 
-    def __init__(self, batch_size: int, parts: int, place: Place) -> None:
+    def __init__(self, batch_size: int, parts: int, owner: BatchOwner) -> None:
         self.batch_size, self.parts = batch_size, parts
-        self.seed, self.generation = place["seed"], place["generation"]
-        self.rank, self.processes = place.get("rank", 0), place.get("processes", 1)
+        self.seed, self.generation = owner["seed"], owner["generation"]
+        self.rank, self.processes = owner.get("rank", 0), owner.get("processes", 1)
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,7 +81,7 @@ class ClassBalancedBatches(IndexBatches):
         labels: [N] class numbers.
         classes_per_batch: P, over all processes, each of which takes P / processes classes.
         images_per_class: M.
-        place: See `Place`.
+        owner: Seed, generation, and this process among those that share a batch.
 
     Attributes:
         small_classes: How many classes have fewer than M images.
@@ -91,9 +91,9 @@ class ClassBalancedBatches(IndexBatches):
     """
 
     def __init__(
-        self, labels: IntArray, *, classes_per_batch: int, images_per_class: int, **place: Unpack[Place]
+        self, labels: IntArray, *, classes_per_batch: int, images_per_class: int, **owner: Unpack[BatchOwner]
     ) -> None:
-        super().__init__(classes_per_batch * images_per_class, 1, place)
+        super().__init__(classes_per_batch * images_per_class, 1, owner)
         _, counts = np.unique(labels, return_counts=True)
         _check_classes(len(counts), classes_per_batch, images_per_class, self.processes)
         self.small_classes = int(np.sum(counts < images_per_class))
@@ -236,14 +236,14 @@ class ShuffledBatches(IndexBatches):
     Args:
         count: N.
         batch_size: Images in a batch, over all processes, each of which takes batch_size / processes images.
-        place: See `Place`.
+        owner: Seed, generation, and this process among those that share a batch.
 
     Raises:
         KeMetricError: The processes cannot share a batch evenly, or there is no batch of 2 images (RECIPE).
     """
 
-    def __init__(self, count: int, *, batch_size: int, **place: Unpack[Place]) -> None:
-        super().__init__(batch_size, 1, place)
+    def __init__(self, count: int, *, batch_size: int, **owner: Unpack[BatchOwner]) -> None:
+        super().__init__(batch_size, 1, owner)
         _check_images(count, batch_size, "shuffled", self.processes)
         self._count = count
 
@@ -271,14 +271,14 @@ class PairedBatches(IndexBatches):
         labels: [N] class numbers.
         pairs: Pairs in a batch, over all processes; twice as many images. Each process takes pairs / processes whole
             pairs, its share of the pictures followed by their partners.
-        place: See `Place`.
+        owner: Seed, generation, and this process among those that share a batch.
 
     Raises:
         KeMetricError: The processes cannot share a batch evenly, or there are too few images (RECIPE).
     """
 
-    def __init__(self, labels: IntArray, *, pairs: int, **place: Unpack[Place]) -> None:
-        super().__init__(2 * pairs, 2, place)
+    def __init__(self, labels: IntArray, *, pairs: int, **owner: Unpack[BatchOwner]) -> None:
+        super().__init__(2 * pairs, 2, owner)
         _check_images(len(labels), pairs, "paired", self.processes)
         self._pairs = pairs
         # The pictures sorted by class: those of a class lie from its start on, as many as it has.
