@@ -90,11 +90,7 @@ class _Listing(NamedTuple):
 def read(data: Data) -> Benchmark:
     """Read Stanford Cars for retrieval; the official train/test flag, which mixes the classes, is not used.
 
-    Args:
-        data: The recipe's section; `root` is the folder that holds one of the layouts, or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, malformed or have other counts.
+    `data.root` is the folder that holds one of the layouts, or the one above it.
     """
     found, listing = _find(data)
     train, test = split_at(sorted(listing.rows), LAST_TRAIN_CLASS)
@@ -103,7 +99,7 @@ def read(data: Data) -> Benchmark:
 
 
 def read_classification(data: Data) -> Benchmark:
-    """Read Stanford Cars for classification, with its official train/test flag; `data` and errors as for `read`."""
+    """Read Stanford Cars for classification, with its official train/test flag; `data.root` as for `read`."""
     found, listing = _find(data)
     pairs = sorted(zip(listing.rows, _official_test_flags(found, listing), strict=True))
     train, test = ([row for row, is_test in pairs if is_test == wanted] for wanted in (False, True))

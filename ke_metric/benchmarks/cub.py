@@ -50,11 +50,7 @@ OFFICIAL_COUNTS = PublishedCounts(
 def read(data: Data) -> Benchmark:
     """Read CUB-200-2011 for retrieval; its official train/test flag, which mixes the classes, is not used.
 
-    Args:
-        data: The recipe's section; `root` is the folder CUB_200_2011 or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, contradict each other or have other counts.
+    `data.root` is the folder CUB_200_2011 or the one above it.
     """
     found = find_layout(data, [LAYOUT], recognize=_recognize)
     train, test = split_at(_rows(found.paths).values(), LAST_TRAIN_CLASS)
@@ -63,7 +59,7 @@ def read(data: Data) -> Benchmark:
 
 
 def read_classification(data: Data) -> Benchmark:
-    """Read CUB-200-2011 for classification, with its official train/test flag; `data` and errors as for `read`."""
+    """Read CUB-200-2011 for classification, with its official train/test flag; `data.root` as for `read`."""
     found = find_layout(data, [OFFICIAL_LAYOUT], recognize=_recognize)
     rows, split = _rows(found.paths), found.paths["official split"]
     flags = _by_image_id(read_rows(split, ("image_id", "is_training_image"), header=False))

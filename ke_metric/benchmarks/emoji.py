@@ -32,17 +32,9 @@ class EmojiRow(NamedTuple):
 
 
 def read(data: Data) -> Benchmark:
-    """Read the rendered emojis and split them by class.
+    """Read the rendered emojis, 64 x 64 pixels, and split them by class.
 
-    Args:
-        data: Section of the recipe; `root` (default `data/emoji`) and `test_fraction` are used.
-
-    Returns:
-        Pictures of 64 x 64 pixels. Every test picture queries all others. Class names are the emojis' names; keys
-        are paths below the root.
-
-    Raises:
-        KeMetricError: The folder is missing or its index is not as `prepare_emoji` writes it (DATA).
+    Every test picture queries all others. Class names are the emojis' names; keys are paths below the root.
     """
     root, rows, source = _opened(data)
     train_ids, test_ids = split_classes({row.code_points for row in rows}, data.test_fraction, "emoji")
@@ -54,15 +46,8 @@ def read(data: Data) -> Benchmark:
 def read_classification(data: Data) -> Benchmark:
     """Read the rendered emojis and split them by style: every emoji is trained and tested on, in different styles.
 
-    Args:
-        data: Section of the recipe; `root` and `test_fraction`, as the share of the styles that is for testing, are
-            used.
-
-    Returns:
-        The emojis that have a training and a test style. Pictures, class names and keys are as those of `read`.
-
-    Raises:
-        KeMetricError: As `read`, or no emoji has a training and a test style (DATA).
+    `data.test_fraction` is the share of the styles that is for testing. Emojis that have no training or no test style
+    are left out; that none is left is an error (DATA).
     """
     root, rows, source = _opened(data)
     train_styles, test_styles = draw_share({row.style for row in rows}, data.test_fraction, "styles/emoji")

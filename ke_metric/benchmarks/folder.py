@@ -45,11 +45,8 @@ class ClassFolders(NamedTuple):
 def read(data: Data) -> Benchmark:
     """Read the user's own pictures for retrieval: `data.root` is a folder of class folders or a CSV file.
 
-    The classes are divided by `data.test_fraction` unless train and test folders or the CSV's split column do it.
-
-    Raises:
-        KeMetricError: DATA: nothing usable is there; the message says what is expected. RECIPE: the classes are
-            divided already and `test_fraction` is set.
+    The classes are divided by `data.test_fraction` unless train and test folders or the CSV's split column do it,
+    where a recipe that sets it is refused (RECIPE).
     """
     root, listing = _listed(data, task="retrieval")
     if _is_divided(root, listing.pictures, data):
@@ -69,8 +66,8 @@ def read_classification(data: Data) -> Benchmark:
     """Read the user's own pictures for classification: `data.root` is a folder of class folders or a CSV file.
 
     The images of every class are divided by `data.test_fraction` unless train and test folders (and val, for
-    validation) or the CSV's split column do it. A class with a single image is for training. Errors are those of
-    `read`.
+    validation) or the CSV's split column do it, where a recipe that sets it is refused (RECIPE). A class with a
+    single image is for training.
     """
     root, listing = _listed(data, task="classification")
     if _is_divided(root, listing.pictures, data):
@@ -144,7 +141,7 @@ def scan_class_folders(root: Path, *, validation: bool = False) -> ClassFolders:
         validation: Whether a folder val beside train and test is a part as well; otherwise it is passed over.
 
     Raises:
-        KeMetricError: DATA: there are no class folders, or one has no pictures, or a file name is not UTF-8.
+        KeMetricError: DATA: there is no class folder, one has no pictures, or a file name is not UTF-8.
     """
     skipped: dict[str, list[str]] = {"files": [], "folders": []}
     beside = look_into(root)
@@ -175,12 +172,9 @@ def scan_class_folders(root: Path, *, validation: bool = False) -> ClassFolders:
 
 
 def _pictures_below(parent: Path, prefix: str, skipped: Mapping[str, list[str]]) -> list[LabelledPath]:
-    """List the pictures of the class folders in `parent`, and add to `skipped` what is passed over.
+    """List the pictures of the class folders in `parent`, and add to `skipped`, by kind, what is passed over.
 
-    Args:
-        parent: The folder.
-        prefix: What its paths begin with, as seen from the root.
-        skipped: Paths by kind.
+    Paths begin with the prefix, as seen from the root.
     """
     content = look_into(parent)
     if not content.folders:

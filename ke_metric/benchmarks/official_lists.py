@@ -133,11 +133,7 @@ class BannerlessSource:
 def read_aircraft(data: Data) -> Benchmark:
     """Read the variants of FGVC-Aircraft with their official parts.
 
-    Args:
-        data: The recipe's section; `root` is the folder fgvc-aircraft-2013b, its folder data, or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, malformed or have other counts.
+    `data.root` is the folder fgvc-aircraft-2013b, its folder data, or the one above it.
     """
     found = find_layout(data, [LAYOUTS["aircraft"]], recognize=_recognize_aircraft)
     variants = [row.cells[0] for row in read_rows(found.paths["variants"], ("variant",), header=False)]
@@ -193,11 +189,7 @@ class _Dog(NamedTuple):
 def read_dogs(data: Data) -> Benchmark:
     """Read Stanford Dogs with its official lists.
 
-    Args:
-        data: The recipe's section; `root` is the folder with Images/ and the .mat lists, or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, contradict each other or have other counts.
+    `data.root` is the folder with Images/ and the .mat lists, or the one above it.
     """
     found = find_layout(data, [LAYOUTS["dogs"]], recognize=_recognize_dogs)
     train, test = _dogs(found.paths["train"]), _dogs(found.paths["test"])
@@ -249,11 +241,7 @@ def _breeds(dogs: Sequence[_Dog]) -> dict[int, str]:
 def read_flowers(data: Data) -> Benchmark:
     """Read Flowers102 with its official parts; its classes have numbers instead of names.
 
-    Args:
-        data: The recipe's section; `root` is the folder with jpg/ and the two .mat files, or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, contradict each other or have other counts.
+    `data.root` is the folder with jpg/ and the two .mat files, or the one above it.
     """
     found = find_layout(data, [LAYOUTS["flowers"]], recognize=_recognize_flowers)
     labels, parts = _flower_labels(found.paths["labels"]), found.paths["parts"]
@@ -304,11 +292,7 @@ def _flower_rows(path: Path, part: str, labels: Sequence[int]) -> list[TableRow]
 def read_mit67(data: Data) -> Benchmark:
     """Read MIT Indoor-67 with its official lists; pictures that are in neither are not used.
 
-    Args:
-        data: The recipe's section; `root` is the folder with Images/ and the two lists, or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, malformed or have other counts.
+    `data.root` is the folder with Images/ and the two lists, or the one above it.
     """
     found = find_layout(data, [LAYOUTS["mit67"]], recognize=_recognize_mit67)
     keys = {part: _rooms(found.paths[part]) for part in ("train", "test")}

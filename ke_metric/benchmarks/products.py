@@ -67,11 +67,7 @@ INSHOP_FOLDERS = ("img", "img_highres")
 def read_sop(data: Data) -> Benchmark:
     """Read Stanford Online Products with its official split.
 
-    Args:
-        data: The recipe's section; `root` is the folder Stanford_Online_Products or the one above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, malformed or have other counts.
+    `data.root` is the folder Stanford_Online_Products or the one above it.
     """
     found = find_layout(data, [LAYOUTS["sop"]], recognize=_recognize_sop)
     rows = {part: _by_image_id(path) for part, path in found.paths.items()}
@@ -112,12 +108,7 @@ def _product_names(rows: Iterable[ListRow]) -> dict[int, str]:
 def read_inshop(data: Data) -> Benchmark:
     """Read In-Shop with its official parts; query and gallery share one numbering of the items.
 
-    Args:
-        data: The recipe's section; `root` holds the list (or Eval/) and Img/img, img or img_highres, or is the folder
-            above it.
-
-    Raises:
-        KeMetricError: DATA: files are missing, malformed or have other counts.
+    `data.root` holds the list (or Eval/) and Img/img, img or img_highres, or is the folder above it.
     """
     found = find_layout(data, [LAYOUTS["inshop"]], recognize=_recognize_inshop)
     rows = _inshop_rows(found.paths["list"])

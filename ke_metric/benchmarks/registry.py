@@ -14,6 +14,10 @@ from ke_metric.recipe.schema import Data
 from ke_metric.schema import shown
 
 Reader = Callable[[Data], Benchmark]
+"""Reads the files that a recipe's section names, else those in `data/<name>`.
+
+A KeMetricError (DATA) says which are missing, malformed, contradict each other or have other counts than published.
+"""
 
 READERS: Mapping[str, Mapping[str, str]] = {
     "glyphs": {"retrieval": "glyphs.read", "classification": "glyphs.read_classification"},

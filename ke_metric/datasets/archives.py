@@ -206,11 +206,11 @@ def _not_ordinary(archive: Path, name: str, what: str) -> KeMetricError:
 
 
 def safe_extract(archive: Path, target: Path, *, limits: ExtractionLimits | None = None) -> None:
-    """Unpack an archive into a new folder, see `extract_into`: in a temporary one beside it, renamed at the end.
+    """Unpack an archive by `extract_into` into a new folder: in a temporary one beside it, renamed at the end.
 
     Raises:
-        KeMetricError: DATA: see `extract_into`, or the target holds something; ENVIRONMENT: the disk is full. Nothing
-            is left behind in either case.
+        KeMetricError: What `extract_into` refuses, or the target holds something (DATA); the disk is full
+            (ENVIRONMENT). Nothing is left behind in either case.
     """
     with new_folder(target) as folder:
         extract_into(archive, folder, limits=limits)

@@ -104,10 +104,8 @@ class IconSet:
 def read_icon_set(style: Style, folder: Path) -> IconSet:
     """Read one style's package from a folder that holds it as an archive or unpacked.
 
-    Args:
-        style: Which style.
-        folder: Holds `iconify-json-<name>-<version>.tgz` (as `npm pack` writes it; only the JSON files are read, and
-            nothing is unpacked), or a folder `<name>` or `@iconify-json/<name>` with the package's files.
+    The folder holds `iconify-json-<name>-<version>.tgz` (as `npm pack` writes it; only the JSON files are read, and
+    nothing is unpacked), or a folder `<name>` or `@iconify-json/<name>` with the package's files.
 
     Raises:
         KeMetricError: The package is not there, is there twice, cannot be read or is not laid out as expected (DATA).
@@ -230,9 +228,6 @@ def join_styles(icon_sets: Sequence[IconSet]) -> dict[str, dict[str, str]]:
     up in the sets that list code points, first in the one the style declares. A present name counts more than an
     alias (mostly a former name), and a drawing joins one emoji only. Left out are skin-tone variants, code points of
     the private use area, which mean something else in every set, and names that a set gives to several code points.
-
-    Args:
-        icon_sets: The sets, at least one of which lists code points.
 
     Returns:
         Code points (`1f9d1-200d-1f680`) to the style's name to the drawing's name; ascending by code points, styles

@@ -96,7 +96,7 @@ class Seen:
     """What is kept of a decoded picture.
 
     Attributes:
-        digest: See `pixel_digest`.
+        digest: Of its size and pixels.
         brightest: The largest of its numbers.
         blank: Whether all of it is one colour.
         traits: What it was in its file; None for a picture that was in none.

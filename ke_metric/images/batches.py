@@ -22,7 +22,7 @@ from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation, unit_range
-from ke_metric.images.samplers import ClassBalancedBatches, IndexBatches, PairedBatches, BatchOwner, ShuffledBatches
+from ke_metric.images.samplers import BatchOwner, ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
 from ke_metric.randomness import numpy_generator
 from ke_metric.recipe.schema import Recipe
 

@@ -52,11 +52,7 @@ class FolderSource:
         return read_picture(self.root / key, self.decoding)
 
     def content(self, key: str) -> str:
-        """Return a digest of the file of a key; after `read` the system still holds it, and asks no disk again.
-
-        Raises:
-            KeMetricError: DATA: it cannot be read.
-        """
+        """Return a digest of the file of a key; after `read` the system still holds it, and asks no disk again."""
         path = self.root / key
         try:
             with path.open("rb") as file:
@@ -96,11 +92,9 @@ class ImageSet:
         return self.source.read(self.keys[index])
 
     def content(self, index: int, image: Image.Image) -> str:
-        """Return a digest of what picture number `index` holds: of its file, or of its pixels where it is drawn.
+        """Return a digest of what picture number `index` holds, for which `read` gave `image`.
 
-        Args:
-            index: Number of the picture.
-            image: What `read` gave for it.
+        It is that of its file, or of its pixels where it is drawn.
         """
         if isinstance(self.source, StoredSource):
             return self.source.content(self.keys[index])

@@ -90,7 +90,7 @@ class PixelStore:
     def build(
         cls, images: ImageSet, store_size: int, *, shape: StoreShape = "keep", progress: Progress | None = None
     ) -> Self:
-        """Decode every picture and resize it, see `kept_pixels`; the same store whatever the number of threads.
+        """Decode every picture and resize it by `kept_pixels`; the same store whatever the number of threads.
 
         Raises:
             UnreadableError: Pictures cannot be decoded, however many; all others have been looked at (DATA).
@@ -219,7 +219,7 @@ class Pictures:
         store_shape: StoreShape = "keep",
         progress: Progress | None = None,
     ) -> Pictures:
-        """Decode all parts, see `PixelStore.build`; progress is counted in each part.
+        """Decode all parts by `PixelStore.build`; progress is counted in each part.
 
         Raises:
             UnreadableError: Pictures cannot be decoded; those of all parts are named.

@@ -19,14 +19,7 @@ from ke_metric.randomness import numpy_generator
 
 
 class BatchOwner(TypedDict):
-    """Whose batches they are.
-
-    Attributes:
-        seed: Of the lineage.
-        generation: Counted from 1.
-        rank: Number of this process, from 0.
-        processes: How many processes share every batch.
-    """
+    """Whose batches they are: lineage, generation, and process number `rank` of those that share every batch."""
 
     seed: int
     generation: int
@@ -40,7 +33,7 @@ class IndexBatches(ABC):
     Args:
         batch_size: Images in a batch, over all processes.
         parts: Every batch is this many parts of one length, one after another; a process takes its share of each.
-        owner: Seed, generation, and this process among those that share a batch.
+        owner: Seed, generation, process.
     """
 
     def __init__(self, batch_size: int, parts: int, owner: BatchOwner) -> None:
@@ -81,7 +74,7 @@ class ClassBalancedBatches(IndexBatches):
         labels: [N] class numbers.
         classes_per_batch: P, over all processes, each of which takes P / processes classes.
         images_per_class: M.
-        owner: Seed, generation, and this process among those that share a batch.
+        owner: Seed, generation, process.
 
     Attributes:
         small_classes: How many classes have fewer than M images.
@@ -236,7 +229,7 @@ class ShuffledBatches(IndexBatches):
     Args:
         count: N.
         batch_size: Images in a batch, over all processes, each of which takes batch_size / processes images.
-        owner: Seed, generation, and this process among those that share a batch.
+        owner: Seed, generation, process.
 
     Raises:
         KeMetricError: The processes cannot share a batch evenly, or there is no batch of 2 images (RECIPE).
@@ -271,7 +264,7 @@ class PairedBatches(IndexBatches):
         labels: [N] class numbers.
         pairs: Pairs in a batch, over all processes; twice as many images. Each process takes pairs / processes whole
             pairs, its share of the pictures followed by their partners.
-        owner: Seed, generation, and this process among those that share a batch.
+        owner: Seed, generation, process.
 
     Raises:
         KeMetricError: The processes cannot share a batch evenly, or there are too few images (RECIPE).
