@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ke_metric.benchmarks.layout import (
     FoundLayout,
+    Hint,
     Layout,
     find_layout,
     parse_whole,
@@ -39,6 +40,9 @@ COMBINED = Layout(
     "layout A, combined",
     {"annotations": ["cars_annos.mat"], "pictures": ["car_ims/"]},
 )
+TEST_WITHOUT_CLASSES = (
+    "cars_test_annos.mat has no classes; the file with the classes is cars_test_annos_withlabels.mat (185,758 bytes)."
+)
 PARTED = Layout(
     "layout B, cars_train and cars_test",
     {
@@ -48,6 +52,14 @@ PARTED = Layout(
         "test annotations": [f"{devkit}cars_test_annos_withlabels.mat" for devkit in ("", *DEVKITS[:2])],
         "class names": [f"{devkit}cars_meta.mat" for devkit in DEVKITS],
     },
+    [
+        *(Hint(TEST_WITHOUT_CLASSES, f"{devkit}cars_test_annos.mat") for devkit in DEVKITS),
+        Hint(
+            "{folder} has only the train part (cars_train); the benchmark needs cars_test too.",
+            there="cars_train/",
+            lacking="cars_test/",
+        ),
+    ],
 )
 CLASS_FOLDERS = Layout(
     "layout C, class folders",
@@ -108,7 +120,7 @@ def read_classification(data: Data) -> Benchmark:
 
 
 def _find(data: Data) -> tuple[FoundLayout, _Listing]:
-    found = find_layout(data, LAYOUTS, recognize=_recognize)
+    found = find_layout(data, LAYOUTS)
     listings = {COMBINED.name: _combined, PARTED.name: _parted, CLASS_FOLDERS.name: _class_folders}
     return found, listings[found.layout.name](found)
 
@@ -176,15 +188,3 @@ def _csv_rows(path: Path, *, columns: int) -> list[tuple[list[str], str]]:
 
 def _numbered(names: list[str]) -> dict[int, str]:
     return dict(enumerate((name.strip() for name in names), start=1))
-
-
-def _recognize(base: Path) -> str | None:
-    unlabelled = [devkit for devkit in DEVKITS if (base / devkit / "cars_test_annos.mat").is_file()]
-    if unlabelled:
-        return (
-            "cars_test_annos.mat has no classes; the file with the classes is cars_test_annos_withlabels.mat "
-            "(185,758 bytes)."
-        )
-    if (base / "cars_train").is_dir() and not (base / "cars_test").is_dir():
-        return f"{base} has only the train part (cars_train); the benchmark needs cars_test too."
-    return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import (
     FoundLayout,
+    Hint,
     Layout,
     ListRow,
     find_layout,
@@ -28,6 +30,7 @@ from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
 
 LAST_TRAIN_CLASS = 100
+OLD_ARCHIVE = "This looks like CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images)."
 LAYOUT = Layout(
     "CUB-200-2011 (CUB_200_2011.tgz)",
     {
@@ -36,9 +39,9 @@ LAYOUT = Layout(
         "classes": ["classes.txt"],
         "pictures": ["images/"],
     },
+    [Hint(OLD_ARCHIVE, place) for place in ("lists/files.txt", "annotations-mat/")],
 )
-OFFICIAL_LAYOUT = Layout(LAYOUT.name, {**LAYOUT.paths, "official split": ["train_test_split.txt"]})
-OLD_ARCHIVE = "This looks like CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images)."
+OFFICIAL_LAYOUT = replace(LAYOUT, paths={**LAYOUT.paths, "official split": ["train_test_split.txt"]})
 COUNTS = PublishedCounts(
     {"train": (5864, 100), "test": (5924, 100)}, class_sizes=(41, 60), suspects={6033: OLD_ARCHIVE}
 )
@@ -52,7 +55,7 @@ def read(data: Data) -> Benchmark:
 
     `data.root` is the folder CUB_200_2011 or the one above it.
     """
-    found = find_layout(data, [LAYOUT], recognize=_recognize)
+    found = find_layout(data, [LAYOUT])
     train, test = split_at(_rows(found.paths).values(), LAST_TRAIN_CLASS)
     split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
     return build_benchmark(data, _table(found, train, test, split), COUNTS)
@@ -60,7 +63,7 @@ def read(data: Data) -> Benchmark:
 
 def read_classification(data: Data) -> Benchmark:
     """Read CUB-200-2011 for classification, with its official train/test flag; `data.root` as for `read`."""
-    found = find_layout(data, [OFFICIAL_LAYOUT], recognize=_recognize)
+    found = find_layout(data, [OFFICIAL_LAYOUT])
     rows, split = _rows(found.paths), found.paths["official split"]
     flags = _by_image_id(read_rows(split, ("image_id", "is_training_image"), header=False))
     _refuse_unjoined((found.paths["images"], split), ids=rows, other_ids=flags)
@@ -78,10 +81,6 @@ def _table(found: FoundLayout, train: Sequence[TableRow], test: Sequence[TableRo
     classes = read_rows(found.paths["classes"], ("class_id", "name"), header=False)
     names = {whole_number(row, 0, "class_id"): row.cells[1] for row in classes}
     return Table(found.paths["images"], found.paths["pictures"], train, test, None, names, found.notes(split))
-
-
-def _recognize(base: Path) -> str | None:
-    return OLD_ARCHIVE if (base / "lists" / "files.txt").is_file() or (base / "annotations-mat").is_dir() else None
 
 
 def _rows(paths: Mapping[str, Path]) -> dict[int, TableRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,17 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
 
+class Hint(NamedTuple):
+    """What a folder without a complete layout looks like, a wrong or partial archive: what to say where it is so.
+
+    `{path}` in the text is the place that is there, `{folder}` the folder that it lies in.
+    """
+
+    text: str
+    there: str
+    lacking: str | None = None
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way in which the files of a benchmark lie on disk.
@@ -22,10 +33,12 @@ class Layout:
         name: Stands in notes and errors.
         paths: What a path is for, to the places relative to the base where it may lie, the usual one first. A path
             that ends in `/` is a folder, and may hold one folder of its own name that has the content instead.
+        hints: The first one that is true of a folder is said of it.
     """
 
     name: str
     paths: Mapping[str, Sequence[str]]
+    hints: Sequence[Hint] = ()
 
     def find(self, base: Path) -> dict[str, Path]:
         """Return what is there, by what it is for; complete when it has as many entries as `paths`."""
@@ -61,14 +74,12 @@ class FoundLayout:
         return {"layout": self.layout.name, "split": split}
 
 
-def find_layout(data: Data, layouts: Sequence[Layout], *, recognize: Callable[[Path], str | None]) -> FoundLayout:
+def find_layout(data: Data, layouts: Sequence[Layout]) -> FoundLayout:
     """Return the first layout that is complete in `data.root` or in one folder directly below it.
 
     Args:
         data: The recipe's section; the root is `data/<benchmark>` where it names none.
         layouts: Those a reader knows; an earlier one wins inside one folder.
-        recognize: Given a folder without a complete layout, says what it looks like (a wrong or partial archive), or
-            None.
 
     Raises:
         KeMetricError: DATA: no layout is complete, or those of two folders are; the message lists what is expected,
@@ -90,7 +101,7 @@ def find_layout(data: Data, layouts: Sequence[Layout], *, recognize: Callable[[P
     lines = [
         *_what_was_looked_for(data, root, layouts),
         *_closest(bases, layouts),
-        *dict.fromkeys(said for base in bases if (said := recognize(base))),
+        *dict.fromkeys(said for base in bases if (said := _hint(base, layouts))),
         "An archive or folder you have elsewhere is taken over by: "
         f"ke-metric data prepare {data.benchmark} --from PATH",
     ]
@@ -126,6 +137,14 @@ def _closest(bases: Sequence[Path], layouts: Sequence[Layout]) -> list[str]:
     found = layout.find(base)
     missing = [places[0] for purpose, places in layout.paths.items() if purpose not in found]
     return [f"Closest: {base} has a part of {layout.name}; missing: {', '.join(missing)}."] if found else []
+
+
+def _hint(base: Path, layouts: Sequence[Layout]) -> str:
+    for hint in (hint for layout in layouts for hint in layout.hints):
+        if _is_there(base, hint.there) and not (hint.lacking and _is_there(base, hint.lacking)):
+            path = base / hint.there
+            return hint.text.format(path=path, folder=path.parent)
+    return ""
 
 
 class ListRow(NamedTuple):

@@ -101,7 +101,7 @@ def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bo
 
 
 def key_below(path: str, where: str) -> str:
-    """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder, naming `where`."""
+    """Return a listed path in its plain form, `a/b.jpg`; refuse one that leaves the picture folder."""
     # By hand, since pathlib would take longer over the 120,053 paths of a large list than everything else together.
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or parts[0] == "" or parts[0][1:2] == ":":

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ke_metric.benchmarks.layout import Layout, find_layout, read_rows, read_strings, read_whole_numbers
+from ke_metric.benchmarks.layout import Hint, Layout, find_layout, read_rows, read_strings, read_whole_numbers
 from ke_metric.benchmarks.listings import key_below
 from ke_metric.benchmarks.table import PublishedCounts, Table, TableRow, build_classification
 from ke_metric.errors import ExitCode, KeMetricError, closest
@@ -29,6 +29,15 @@ DOG_LISTS = ("", "lists/")
 TRAINVAL = (
     "images_variant_train.txt seems to be a copy of images_variant_trainval.txt, which has the validation part too."
 )
+NO_AIRCRAFT = (
+    "{folder} has the lists but no pictures: this looks like fgvc-aircraft-2013b-annotations.tar.gz; the archive "
+    "with the pictures is fgvc-aircraft-2013b.tar.gz (2.75 GB)."
+)
+ALL_DOGS = "file_list.mat lists all images without the split; train_list.mat and test_list.mat have it."
+NO_ROOMS = (
+    "TrainImages.txt and TestImages.txt are not in indoorCVPR_09.tar: they are downloads of their own and belong "
+    "beside the folder Images."
+)
 LAYOUTS = {
     "aircraft": Layout(
         "FGVC-Aircraft (fgvc-aircraft-2013b.tar.gz)",
@@ -42,6 +51,7 @@ LAYOUTS = {
                 "pictures": "images/",
             }.items()
         },
+        [Hint(NO_AIRCRAFT, f"{folder}images_variant_trainval.txt", f"{folder}images/") for folder in ("data/", "")],
     ),
     "dogs": Layout(
         "Stanford Dogs (images.tar, lists.tar)",
@@ -50,10 +60,15 @@ LAYOUTS = {
             "test": [f"{folder}test_list.mat" for folder in DOG_LISTS],
             "pictures": ["Images/", "images/Images/"],
         },
+        [Hint(ALL_DOGS, f"{folder}file_list.mat") for folder in DOG_LISTS],
     ),
     "flowers": Layout(
         "Flowers102 (102flowers.tgz, imagelabels.mat, setid.mat)",
         {"labels": ["imagelabels.mat"], "parts": ["setid.mat"], "pictures": ["jpg/"]},
+        [
+            Hint("{path} is there but not unpacked; its content is the folder jpg.", "102flowers.tgz"),
+            Hint("datasplits.mat belongs to Flowers17 (17 classes); the benchmark is Flowers102.", "datasplits.mat"),
+        ],
     ),
     "mit67": Layout(
         "MIT Indoor-67 (indoorCVPR_09.tar, TrainImages.txt, TestImages.txt)",
@@ -63,6 +78,7 @@ LAYOUTS = {
             # The second one as in a copy on the web, whose lists lie beside the folder.
             "pictures": ["Images/", "indoorCVPR_09/Images/"],
         },
+        [Hint(NO_ROOMS, there="Images/", lacking="TrainImages.txt")],
     ),
 }
 COUNTS = {
@@ -135,7 +151,7 @@ def read_aircraft(data: Data) -> Benchmark:
 
     `data.root` is the folder fgvc-aircraft-2013b, its folder data, or the one above it.
     """
-    found = find_layout(data, [LAYOUTS["aircraft"]], recognize=_recognize_aircraft)
+    found = find_layout(data, [LAYOUTS["aircraft"]])
     variants = [row.cells[0] for row in read_rows(found.paths["variants"], ("variant",), header=False)]
     class_of = {variant: position for position, variant in enumerate(variants)}
     banner = {"pictures": f"without the lowest {BANNER_HEIGHT} pixels"} if data.crop_banner else {}
@@ -152,16 +168,6 @@ def read_aircraft(data: Data) -> Benchmark:
     files = FolderSource(table.folder, Decoding.of_recipe(data))
     source = BannerlessSource(files) if data.crop_banner else files
     return build_classification(data, table, COUNTS["aircraft"], source=source)
-
-
-def _recognize_aircraft(base: Path) -> str | None:
-    for folder in (base / "data", base):
-        if (folder / "images_variant_trainval.txt").is_file() and not (folder / "images").is_dir():
-            return (
-                f"{folder} has the lists but no pictures: this looks like fgvc-aircraft-2013b-annotations.tar.gz; "
-                "the archive with the pictures is fgvc-aircraft-2013b.tar.gz (2.75 GB)."
-            )
-    return None
 
 
 def _aircraft_rows(path: Path, class_of: Mapping[str, int]) -> list[TableRow]:
@@ -191,7 +197,7 @@ def read_dogs(data: Data) -> Benchmark:
 
     `data.root` is the folder with Images/ and the .mat lists, or the one above it.
     """
-    found = find_layout(data, [LAYOUTS["dogs"]], recognize=_recognize_dogs)
+    found = find_layout(data, [LAYOUTS["dogs"]])
     train, test = _dogs(found.paths["train"]), _dogs(found.paths["test"])
     table = Table(
         origin=found.paths["train"],
@@ -203,12 +209,6 @@ def read_dogs(data: Data) -> Benchmark:
         notes=found.notes("official: train_list.mat and test_list.mat"),
     )
     return build_classification(data, table, COUNTS["dogs"])
-
-
-def _recognize_dogs(base: Path) -> str | None:
-    if any((base / folder / "file_list.mat").is_file() for folder in DOG_LISTS):
-        return "file_list.mat lists all images without the split; train_list.mat and test_list.mat have it."
-    return None
 
 
 def _dogs(path: Path) -> list[_Dog]:
@@ -243,7 +243,7 @@ def read_flowers(data: Data) -> Benchmark:
 
     `data.root` is the folder with jpg/ and the two .mat files, or the one above it.
     """
-    found = find_layout(data, [LAYOUTS["flowers"]], recognize=_recognize_flowers)
+    found = find_layout(data, [LAYOUTS["flowers"]])
     labels, parts = _flower_labels(found.paths["labels"]), found.paths["parts"]
     table = Table(
         origin=parts,
@@ -256,14 +256,6 @@ def read_flowers(data: Data) -> Benchmark:
         notes=found.notes("official: trnid, valid and tstid of setid.mat"),
     )
     return build_classification(data, table, COUNTS["flowers"])
-
-
-def _recognize_flowers(base: Path) -> str | None:
-    if (base / "102flowers.tgz").is_file():
-        return f"{base / '102flowers.tgz'} is there but not unpacked; its content is the folder jpg."
-    if (base / "datasplits.mat").is_file():
-        return "datasplits.mat belongs to Flowers17 (17 classes); the benchmark is Flowers102."
-    return None
 
 
 def _flower_labels(path: Path) -> list[int]:
@@ -294,7 +286,7 @@ def read_mit67(data: Data) -> Benchmark:
 
     `data.root` is the folder with Images/ and the two lists, or the one above it.
     """
-    found = find_layout(data, [LAYOUTS["mit67"]], recognize=_recognize_mit67)
+    found = find_layout(data, [LAYOUTS["mit67"]])
     keys = {part: _rooms(found.paths[part]) for part in ("train", "test")}
     # The lists have no class numbers: they are those of the names in the order of their bytes.
     categories = sorted({key.partition("/")[0] for part in keys.values() for key in part}, key=str.encode)
@@ -310,15 +302,6 @@ def read_mit67(data: Data) -> Benchmark:
         notes=found.notes("official: TrainImages.txt and TestImages.txt"),
     )
     return build_classification(data, table, COUNTS["mit67"])
-
-
-def _recognize_mit67(base: Path) -> str | None:
-    if (base / "Images").is_dir() and not (base / "TrainImages.txt").is_file():
-        return (
-            "TrainImages.txt and TestImages.txt are not in indoorCVPR_09.tar: they are downloads of their own and "
-            "belong beside the folder Images."
-        )
-    return None
 
 
 def _rooms(path: Path) -> list[str]:

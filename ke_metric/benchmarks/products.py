@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ke_metric.benchmarks.layout import (
+    Hint,
     Layout,
     ListRow,
     find_layout,
@@ -28,6 +29,12 @@ LAYOUTS = {
     "sop": Layout(
         "Stanford Online Products (Stanford_Online_Products.zip)",
         {"train": ["Ebay_train.txt"], "test": ["Ebay_test.txt"]},
+        [
+            Hint(
+                "Ebay_info.txt lists all images without the split; Ebay_train.txt and Ebay_test.txt have it.",
+                there="Ebay_info.txt",
+            )
+        ],
     ),
     "inshop": Layout(
         "In-Shop Clothes Retrieval (DeepFashion)",
@@ -36,6 +43,7 @@ LAYOUTS = {
             # The 256-pixel pictures first: they are the ones that published numbers were measured on.
             "pictures": ["Img/img/", "img/", "Img/img_highres/", "img_highres/"],
         },
+        [Hint("{path} is there but not unpacked; its content belongs in Img/img.", there="Img/img.zip")],
     ),
 }
 COUNTS = {
@@ -69,7 +77,7 @@ def read_sop(data: Data) -> Benchmark:
 
     `data.root` is the folder Stanford_Online_Products or the one above it.
     """
-    found = find_layout(data, [LAYOUTS["sop"]], recognize=_recognize_sop)
+    found = find_layout(data, [LAYOUTS["sop"]])
     rows = {part: _by_image_id(path) for part, path in found.paths.items()}
     table = Table(
         origin=found.paths["train"],
@@ -81,12 +89,6 @@ def read_sop(data: Data) -> Benchmark:
         notes=found.notes("official: Ebay_train.txt and Ebay_test.txt"),
     )
     return build_benchmark(data, table, COUNTS["sop"])
-
-
-def _recognize_sop(base: Path) -> str | None:
-    if (base / "Ebay_info.txt").is_file():
-        return "Ebay_info.txt lists all images without the split; Ebay_train.txt and Ebay_test.txt have it."
-    return None
 
 
 def _by_image_id(path: Path) -> list[ListRow]:
@@ -110,7 +112,7 @@ def read_inshop(data: Data) -> Benchmark:
 
     `data.root` holds the list (or Eval/) and Img/img, img or img_highres, or is the folder above it.
     """
-    found = find_layout(data, [LAYOUTS["inshop"]], recognize=_recognize_inshop)
+    found = find_layout(data, [LAYOUTS["inshop"]])
     rows = _inshop_rows(found.paths["list"])
     parts = {part: sorted(_inshop_row(row) for row in rows if row.cells[2] == part) for part in INSHOP_PARTS}
     table = Table(
@@ -123,12 +125,6 @@ def read_inshop(data: Data) -> Benchmark:
         notes={**found.notes("official"), "pictures": found.below("pictures")},
     )
     return build_benchmark(data, table, COUNTS["inshop"])
-
-
-def _recognize_inshop(base: Path) -> str | None:
-    if (base / "Img" / "img.zip").is_file():
-        return f"{base / 'Img' / 'img.zip'} is there but not unpacked; its content belongs in Img/img."
-    return None
 
 
 def _inshop_rows(path: Path) -> list[ListRow]:

@@ -92,7 +92,7 @@ class DataProblem:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PictureFacts:
     """What is kept of a decoded picture.
 
     Attributes:
@@ -123,7 +123,7 @@ class SeenPictures:
     """
 
     unreadable: Mapping[str, str]
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, PictureFacts]
 
     @property
     def by_key(self) -> dict[str, str]:
@@ -141,7 +141,7 @@ def look_at(
         workers: Threads, at least 1; the number of processors, at most 8, when left out.
         progress: Called after each picture, from the calling thread.
     """
-    seen: dict[str, Seen] = {}
+    seen: dict[str, PictureFacts] = {}
     unreadable: dict[str, str] = {}
     threads = workers or min(processors(), MOST_WORKERS)
     for done, (key, found) in enumerate(in_order(_look, sources.items(), threads=threads), start=1):
@@ -154,7 +154,7 @@ def look_at(
     return SeenPictures(unreadable, seen)
 
 
-def _look(item: tuple[str, ImageSource]) -> tuple[str, Seen | KeMetricError]:
+def _look(item: tuple[str, ImageSource]) -> tuple[str, PictureFacts | KeMetricError]:
     key, source = item
     try:
         image = source.read(key)
@@ -162,7 +162,7 @@ def _look(item: tuple[str, ImageSource]) -> tuple[str, Seen | KeMetricError]:
         return key, error
     pixels = np.asarray(image)
     blank = bool((pixels == pixels[0, 0]).all())
-    return key, Seen(pixel_digest(image), int(pixels.max()), blank, traits_of(image))
+    return key, PictureFacts(pixel_digest(image), int(pixels.max()), blank, traits_of(image))
 
 
 def problems_of(benchmark: Benchmark, pictures: SeenPictures) -> Iterator[DataProblem]:
@@ -180,7 +180,7 @@ def problems_of(benchmark: Benchmark, pictures: SeenPictures) -> Iterator[DataPr
         yield from unbalanced_classes(benchmark.train)
 
 
-def _poor_pictures(seen: Mapping[str, Seen]) -> Iterator[DataProblem]:
+def _poor_pictures(seen: Mapping[str, PictureFacts]) -> Iterator[DataProblem]:
     """Report transparent pictures that are not to be seen on their ground, and 10 to 14 bits in files of 16."""
     for key, picture in seen.items():
         if picture.vanished:

@@ -1,8 +1,10 @@
 """Finding files: where they may lie, and what is said when they do not."""
 
+from dataclasses import replace
+
 import pytest
 
-from ke_metric.benchmarks.layout import Layout, find_layout
+from ke_metric.benchmarks.layout import Hint, Layout, find_layout
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -20,8 +22,8 @@ def write(base, *places):
             path.touch()
 
 
-def find(root, recognize=lambda base: None):
-    return find_layout(Data(benchmark="cub", root=str(root)), [LISTED, PACKED], recognize=recognize)
+def find(root, layouts=(LISTED, PACKED)):
+    return find_layout(Data(benchmark="cub", root=str(root)), layouts)
 
 
 def refused(root, **named):
@@ -95,17 +97,21 @@ def test_a_root_that_is_no_folder_is_said_to_be_none(tmp_path, name):
 
 
 def test_what_is_recognized_is_said_once(tmp_path):
-    write(tmp_path, "one/", "two/")
-    message = refused(tmp_path, recognize=lambda base: "Another archive." if base != tmp_path else None)
+    write(tmp_path, "one/", "two/", "one/other/", "two/other/", "three/other/", "three/all/")
+    hints = (Hint("Another archive.", "other/", "all/"), Hint("{folder} has {path}.", "other/"))
+    message = refused(tmp_path, layouts=(LISTED, replace(PACKED, hints=hints)))
     assert message.count("Another archive.") == 1
+    three = tmp_path / "three"
+    assert message.count(" has ") == 1
+    assert f"{three} has {three / 'other'}." in message
 
 
 def test_the_default_root_is_called_a_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeMetricError, match=r"the default of data\.benchmark = cub"):
-        find_layout(Data(benchmark="cub"), [PACKED], recognize=lambda base: None)
+        find_layout(Data(benchmark="cub"), [PACKED])
     write(tmp_path / "data" / "cub", "all.bin")
-    assert find_layout(Data(benchmark="cub"), [PACKED], recognize=lambda base: None).layout is PACKED
+    assert find_layout(Data(benchmark="cub"), [PACKED]).layout is PACKED
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
