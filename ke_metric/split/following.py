@@ -59,13 +59,9 @@ _NONE = frozenset[str]()
 def follow_channels(network: nn.Module, example_input: ExampleInput) -> ChannelGraph:
     """Return all channels of a network and what ties them together.
 
-    The network runs once in eval mode, without gradients and without autocast; its parameters, buffers, gradients,
-    training flags and the default random streams are as before afterwards.
-
-    Args:
-        network: Any network.
-        example_input: What it takes, for example images [B, 3, H, W]; B = 1 will do. A tuple holds positional
-            arguments, a dict keyword arguments.
+    The network runs once in eval mode, without gradients and without autocast, on an example of what it takes, for
+    example images [1, 3, H, W]; a tuple holds positional arguments, a dict keyword arguments. Parameters, buffers,
+    gradients, training flags and the default random streams are as before afterwards.
 
     Raises:
         KeMetricError: The network is scripted or exported, does not run on the example, returns no tensor, or has
@@ -123,13 +119,7 @@ def _refuse_unused(network: nn.Module, used: set[str]) -> None:
 
 
 class ChannelMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Watches every aten operation of a run and labels its outputs.
-
-    Args:
-        network: The network that is run.
-        example_input: Its input; all channels of it are always there.
-        graph: Where everything is recorded.
-    """
+    """Watches every aten operation of a run, labels its outputs, and records what it sees in a graph."""
 
     def __init__(self, network: nn.Module, example_input: ExampleInput, graph: ChannelGraph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch

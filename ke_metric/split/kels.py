@@ -35,12 +35,7 @@ _MIXER = 0x1E3779B97F4A7C15
 
 
 class CutError(KeMetricError):
-    """An operation needs channels that would be dropped.
-
-    Args:
-        place: Where, why, and how many of the channels are fit.
-        weights: Names of the weights whose channels are dropped.
-    """
+    """An operation at a place needs channels that would be dropped; they are those of the named weights."""
 
     def __init__(self, place: str, weights: list[str]) -> None:
         super().__init__(f"{place}. Keep whole: {', '.join(weights)}", ExitCode.RECIPE)

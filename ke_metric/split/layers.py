@@ -82,15 +82,12 @@ def linear(call: Call) -> list[Tensor]:
     *bias, features, matrix = call.args
     weight = matrix._base
     name = call.name_of(weight)
-    if name is None or not _is_transposed(weight, matrix):
+    transposed = (matrix.T.shape, matrix.T.stride())
+    if name is None or transposed != (weight.shape, weight.stride()):
         return mix(call) if bias or not call.labelled else matrix_product(call)
     inputs = call.vector(features, 1)
     outputs = call.graph.new_outputs(name, weight.size(0))
     return _record(call, name, bias[0] if bias else None, Layer(tuple(weight.shape), outputs, inputs))
-
-
-def _is_transposed(weight: Tensor, matrix: Tensor) -> bool:
-    return weight.ndim == 2 and (matrix.shape, matrix.stride()) == (weight.t().shape, weight.t().stride())
 
 
 def _record(call: Call, name: str, bias: Tensor | None, layer: Layer, outputs: Tensor | None = None) -> list[Tensor]:

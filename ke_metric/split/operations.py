@@ -116,7 +116,10 @@ def rearrange(call: Call) -> list[Tensor]:
     [(tensor, labels)] = call.labelled
     if call.kind in ("index", "index_select") and id(tensor) in call.owned:
         # Positions are looked up in a table, and the channels (heads, say) are along the other dimension.
-        by_position = call.along(tensor, _looked_up(call))
+        looked_up = [dim for dim, index in enumerate(call.argument("indices", ())) if index is not None]
+        if call.kind == "index_select":
+            looked_up = [call.argument("dim")]
+        by_position = call.along(tensor, looked_up)
         labels = labels if by_position is None else by_position
     if not varying(labels):
         return [labels.reshape((1,) * output.ndim) for output in call.outputs]
@@ -132,13 +135,6 @@ def rearrange(call: Call) -> list[Tensor]:
     if call.kind in PARTS:
         _note_parts(call, labels, results)
     return results
-
-
-def _looked_up(call: Call) -> list[int]:
-    """Return the dimensions along which positions are looked up."""
-    if call.kind == "index_select":
-        return [call.argument("dim")]
-    return [dim for dim, index in enumerate(call.argument("indices")) if index is not None]
 
 
 def _note_parts(call: Call, labels: Tensor, parts: list[Tensor]) -> None:

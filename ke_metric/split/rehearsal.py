@@ -37,12 +37,7 @@ MOST_CHANGES = 64
 
 
 class MisfitError(Exception):
-    """The narrow network does not do with its channels what the dense one does.
-
-    Args:
-        module: Name of the innermost module in which it showed.
-        message: What it does instead.
-    """
+    """The narrow network does not do with its channels what the dense one does; the innermost module shows it."""
 
     def __init__(self, module: str, message: str) -> None:
         super().__init__(message)
@@ -53,7 +48,7 @@ def rehearse(slim: nn.Module, example_input: ExampleInput, dense: ChannelGraph, 
     """Return the attributes to change in a slim network: module -> attribute -> value.
 
     Args:
-        slim: The slim network, narrow tensors and all; its attributes are changed, use it for nothing else.
+        slim: The slim network; its attributes are changed, use it for nothing else.
         example_input: What the dense network was followed with.
         dense: All channels of the dense network.
         kept: For every label whether it is kept, bool [labels].

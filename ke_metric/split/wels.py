@@ -147,17 +147,9 @@ def plan_wels(
     seed: int | None,
     embeddings: bool = False,
 ) -> dict[str, WeightMask]:
-    """Draw for every multiplicative weight which round(rate x entries) of its entries are fit.
+    """Draw for every one of the `multiplicative_weights` which round(rate x entries) of its entries are fit.
 
-    Args:
-        network: The network; it is not run.
-        rate: Share of the entries that are fit, in (0, 1].
-        keep_whole: Names of parameters that are left as they are, whatever they are.
-        seed: Every mask has a stream of its own, derived from this seed and the weight's name.
-        embeddings: Whether embedding tables are split too.
-
-    Returns:
-        Weight name -> mask, in parameter order.
+    Every mask has a stream of its own, derived from the seed and the weight's name.
 
     Raises:
         KeMetricError: No seed, or a parameter of which no rule says what it is.
