@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -29,10 +29,10 @@ def serve_network(
     """Serve an index, or a classifier, until SIGTERM or Ctrl-C.
 
     Args:
-        folder: Of the index; None: a classifier is served.
+        folder: Of the index; None: the classifier that `model` names is served.
         model: The classifier; none is named with an index.
-        address: Host and port to listen on; port 0: one that is free.
-        token_file: Holds the token; the environment variable's when None.
+        address: Host and port.
+        token_file: Holds the token; that of the environment when None.
         device: Where the network runs.
         threads: Of the processor, for the network; chosen by its speed when None.
         given: Fields of `Limits`.
@@ -52,24 +52,26 @@ def serve_network(
     from ke_metric.serving.service import IndexSearcher, ServedNetwork
     from ke_metric.serving.settings import Limits, ServiceSettings, read_token
 
-    serves: Literal["index", "classifier"] = "classifier" if folder is None else "index"
-    settings = ServiceSettings(*address, read_token(token_file), Limits(**given), serves)
-    served: list[str] = []
+    token, served = read_token(token_file), str(folder)
 
-    def open_it() -> ServedNetwork:
-        if folder is not None:
-            served.append(str(folder))
-            return IndexSearcher(folder, device=device, threads=threads)
+    def open_index() -> ServedNetwork:
+        return IndexSearcher(Path(served), device=device, threads=threads)
+
+    def open_classifier() -> ServedNetwork:
+        nonlocal served
         from ke_metric.cli.chosen import load_predictor
 
         predictor = load_predictor(replace(model, device=device))
-        served.append(predictor.description)
+        served = predictor.description
         return ServedNetwork(predictor, threads=threads)
 
     def ready(url: str) -> None:
-        click.echo(f"serving {served[0]} on {url}; Ctrl-C or SIGTERM stops it", err=True)
+        click.echo(f"serving {served} on {url}; Ctrl-C or SIGTERM stops it", err=True)
 
-    serve(open_it, settings, ready=ready)
+    if folder is None:
+        serve(open_classifier, ServiceSettings(*address, token, Limits(**given), "classifier"), ready=ready)
+    else:
+        serve(open_index, ServiceSettings(*address, token, Limits(**given)), ready=ready)
 
 
 def _share_the_cores() -> None:

@@ -23,18 +23,17 @@ from ke_metric.split.slim import extract_slim
 
 
 def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Outcome:
-    """Store a network of a generation.
+    """Store a network of a generation, its slim or its dense one, as config.json and model.safetensors.
 
     Args:
         which: A number, `last` or `best`; None: the best one whose weights were kept.
         network: `slim` or `dense`.
         lineage: The lineage's folder; the newest one when None.
-        folder: Where config.json and model.safetensors are put.
+        folder: The folder to make.
         overwrite: Replace the stored network that is there.
 
     Raises:
-        KeMetricError: No such lineage or generation, weights not kept, no slim network (wels), or the
-            folder is taken.
+        KeMetricError: No such lineage or generation, weights not kept, no slim network, or the folder is taken.
     """
     require_free(folder, overwrite=overwrite, kind=STORED_NETWORK)
     store = open_lineage(lineage)

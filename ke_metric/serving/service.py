@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar, cast
@@ -337,20 +338,14 @@ class Metrics:
         waiting.set_function(queue)
         Gauge("ke_metric_upload_bytes", "Bytes of uploads in memory.", registry=registry).set_function(held)
         self.in_flight = Gauge("ke_metric_requests_in_flight", "Requests being answered.", registry=registry)
-        self._routes: dict[str, Histogram] = {}
-        self._statuses: dict[tuple[str, int], Counter] = {}
+        # Both are asked at every request, and prometheus_client looks a child up under a lock.
+        self._counter = cache(lambda route, status: self._requests.labels(route, str(status)))
+        self._timer = cache(self._seconds.labels)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        key = route, status
-        counter = self._statuses.get(key)
-        if counter is None:
-            counter = self._statuses[key] = self._requests.labels(route, str(status))
-        counter.inc()
-        histogram = self._routes.get(route)
-        if histogram is None:
-            histogram = self._routes[route] = self._seconds.labels(route)
-        histogram.observe(seconds)
+        self._counter(route, status).inc()
+        self._timer(route).observe(seconds)
 
     def count_batch(self, size: int) -> None:
         """Count a forward pass."""
