@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
-from ke_metric.serving.exchange import CLOSE, COMMON, JSON_TYPE, RETRY, error_body
+from ke_metric.serving.exchange import CLOSE, COMMON, Refused, Reply, busy
 from ke_metric.serving.pictures import count_pixels_ourselves
 from ke_metric.serving.service import ServedNetwork, Service
 from ke_metric.serving.settings import Limits, ServiceSettings
@@ -45,7 +45,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._sending_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
-            self._refuse(503, "too many connections", retry=True)
+            self._refuse(busy("too many connections"))
             return
         self._await_headers()
 
@@ -113,25 +113,25 @@ class ImpatientProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as everything else is answered."""
-        self._refuse(400, "this is no HTTP request that can be read")
+        self._refuse(Refused(400, "this is no HTTP request that can be read"))
 
     def _await_headers(self) -> None:
         if self._header_timer is None and not self.transport.is_closing():
             self._header_timer = self.loop.call_later(self.limits.header_seconds, self._headers_late)
 
     def _refuse_long_headers(self) -> None:
-        self._refuse(431, f"the headers are larger than {self.limits.header_bytes:,} bytes")
+        self._refuse(Refused(431, f"the headers are larger than {self.limits.header_bytes:,} bytes"))
 
     def _headers_late(self) -> None:
         self._header_timer = None
-        self._refuse(408, f"the headers took more than {self.limits.header_seconds:g} seconds")
+        self._refuse(Refused(408, f"the headers took more than {self.limits.header_seconds:g} seconds"))
 
     def _forget_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _refuse(self, status: int, reason: str, *, retry: bool = False) -> None:
+    def _refuse(self, refused: Refused) -> None:
         """Answer in the application's place, and close.
 
         Where an earlier request of the connection is still being answered, nothing may be written in between.
@@ -141,16 +141,13 @@ class ImpatientProtocol(HttpToolsProtocol):
         cycle = self.cycle
         is_alone = cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
         if is_alone and not self.pipeline:
-            self.transport.write(_raw_reply(status, reason, retry=retry))
+            self.transport.write(_in_bytes(refused.reply))
         self.transport.close()
 
 
-def _raw_reply(status: int, reason: str, *, retry: bool) -> bytes:
-    body = error_body(reason)
-    headers = [JSON_TYPE, *COMMON, CLOSE, (b"content-length", b"%d" % len(body))]
-    if retry:
-        headers.append(RETRY)
-    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + body
+def _in_bytes(reply: Reply) -> bytes:
+    headers = [*COMMON, *reply.headers, CLOSE, (b"content-length", b"%d" % len(reply.body))]
+    return STATUS_LINE[reply.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + reply.body
 
 
 class Server(uvicorn.Server):

@@ -41,7 +41,7 @@ from ke_metric.serving.pictures import decode, read_picture
 from ke_metric.serving.settings import Limits
 from ke_metric.stores.contract import Item
 
-Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 FAST_SECONDS = 0.001
 """A network that takes less than this per picture runs on one thread of the processor."""
@@ -113,7 +113,7 @@ class IndexSearcher(ServedNetwork):
         store = self._index.store
         return self._undisturbed(lambda: store.get([item])[0] if store.known([item]) else None)
 
-    def _undisturbed(self, ask: Callable[[], Answer]) -> Answer:
+    def _undisturbed(self, ask: Callable[[], Found]) -> Found:
         """Ask the store; again where it fails, as another process may have removed just then what was being read."""
         with self._lock:
             for _ in range(TRIES - 1):
