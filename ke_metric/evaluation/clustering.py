@@ -49,17 +49,8 @@ def assign_clusters(vectors: FloatArray, clusters: int, seed: int, *, backend: B
 
 
 def draw_start(vectors: FloatArray, clusters: int, seed: int, *, device: str) -> IntArray:
-    """Draw the items k-means++ starts from: each with probability in proportion to its squared distance from the
-    nearest one drawn before.
-
-    Args:
-        vectors: [N, D] float32, L2-normalised.
-        clusters: How many to draw, at least 1: C.
-        seed: At least 0.
-        device: Where distances are computed.
-
-    Returns:
-        [C] int64 positions.
+    """Draw the [C] items k-means++ starts from: each with probability in proportion to its squared distance from the
+    nearest one drawn before. Distances are computed on `device`.
     """
     generator = np.random.default_rng(seed)
     drawn = [int(generator.integers(len(vectors)))]
@@ -165,14 +156,14 @@ def score_clusters(
     Args:
         vectors: [N, D] float32, L2-normalised.
         labels: [N] int64.
-        seeds: One k-means for each, at least 0; equal seeds give equal scores.
+        seeds: One k-means for each; equal seeds give equal scores.
         backend: What clusters.
 
     Returns:
         The scores, or None when there are no seeds or nothing to compare: one class only, or a class per item.
 
     Raises:
-        KeMetricError: RECIPE for a negative seed; ENVIRONMENT for FAISS missing or broken.
+        KeMetricError: As `assign_clusters`.
     """
     classes = len(np.unique(labels))
     if not seeds or classes < 2 or classes == len(labels):

@@ -28,16 +28,13 @@ FLOAT64_NOISE = 1e-12
 
 
 def count_relevant(query_labels: IntArray, gallery_labels: IntArray, self_match: IntArray | None) -> IntArray:
-    """Return R of each query: the gallery items of its class, its own picture not counted.
+    """Return R of each query, [Q] int64: the gallery items [G] of its class, its own picture not counted.
 
     Args:
         query_labels: [Q] int64.
         gallery_labels: [G] int64.
         self_match: [Q] position of the query's own picture in the gallery, -1 for none; its label there is the
             query's label. None: no query is in the gallery.
-
-    Returns:
-        [Q] int64, at least 0.
     """
     classes, sizes = np.unique(gallery_labels, return_counts=True)
     place = np.searchsorted(classes, query_labels).clip(max=len(classes) - 1)
@@ -63,9 +60,6 @@ def recall_at_k(hits: BoolArray, k: int) -> DoubleArray:
     Args:
         hits: [Q, K'] bool by rank, with K' >= K or all neighbours there are.
         k: K, at least 1.
-
-    Returns:
-        [Q] float64, 0 or 1.
     """
     found: BoolArray = np.any(hits[:, :k], axis=1)
     return found.astype(np.float64)
@@ -81,9 +75,6 @@ def map_at_r(hits: BoolArray, relevant: IntArray) -> DoubleArray:
     Args:
         hits: [Q, K] bool by rank, with K >= max R.
         relevant: [Q] R of each query, at least 1.
-
-    Returns:
-        [Q] float64 in [0, 1].
     """
     counted = _within_r(hits, relevant)
     ranks = np.arange(1, counted.shape[1] + 1)
@@ -93,16 +84,9 @@ def map_at_r(hits: BoolArray, relevant: IntArray) -> DoubleArray:
 
 
 def r_precision(hits: BoolArray, relevant: IntArray) -> DoubleArray:
-    r"""Share of hits among the first R neighbours.
+    r"""Share of hits among the first R neighbours; arguments as `map_at_r`.
 
     Formula: $\frac{1}{R} \sum_{i=1}^{R} \mathrm{hit}_i$. Source: Musgrave, Belongie, Lim, ECCV 2020, section 3.2.
-
-    Args:
-        hits: [Q, K] bool by rank, with K >= max R.
-        relevant: [Q] R of each query, at least 1.
-
-    Returns:
-        [Q] float64 in [0, 1].
     """
     share: DoubleArray = _within_r(hits, relevant).sum(axis=1) / relevant
     return share
@@ -118,12 +102,11 @@ def _within_r(hits: BoolArray, relevant: IntArray) -> BoolArray:
 def level(similarities: FloatArray, rows: IntArray) -> FloatArray:
     """Give items with equal rows, of which backends compute the last bit differently, one similarity.
 
+    It is the highest that one of the query's items with the row has; perhaps rising along a row.
+
     Args:
         similarities: [Q, K] float32, never rising along a row; -inf for padding.
         rows: [Q, K] the number of each item's row (see `embeddings.number_rows`), at least 0 but for padding.
-
-    Returns:
-        [Q, K] the highest that one of the query's items with the row has; perhaps rising along a row.
     """
     keys = np.arange(len(rows))[:, None] * (rows.max(initial=0) + 1) + rows
     keys = np.where(np.isneginf(similarities), -1, keys)

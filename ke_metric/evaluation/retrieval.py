@@ -150,15 +150,10 @@ def _score_neighbors(
 
 @dataclass(frozen=True, eq=False)
 class _DistinctGallery:
-    """A gallery in which equal embeddings are one.
+    """A gallery in which equal embeddings are one: `vectors` [U, D], of `sizes` [U] items; items are at `row` [G].
 
-    Attributes:
-        vectors: [U, D] float32, all different.
-        row: [G] position in `vectors` of every item.
-        sizes: [U] number of items.
-        labels: Sorted labels of the gallery.
-        pairs: Sorted row x number of labels + position of the label, of all items.
-        counts: How many items each of the pairs has.
+    `labels` are sorted. `pairs` are sorted, too: row x number of labels + position of the label, of all items;
+    `counts` is how many items each of them has.
     """
 
     vectors: FloatArray

@@ -67,13 +67,7 @@ class Copies:
 
 
 def find_copies(gallery: Gallery, linked: IntArray, new: IntArray) -> Copies:
-    """Find the rows whose vector an earlier row has.
-
-    Args:
-        gallery: Whose vectors are compared.
-        linked: Rows that are in the index, ascending, no two of them equal.
-        new: Rows that are to be added, ascending, after those.
-    """
+    """Find the new rows whose vector an earlier row has, be it new or linked already; all ascending."""
     rows = np.concatenate([linked, new])
     numbers = number_rows(gallery.vectors(rows[some]) for some in row_chunks(len(rows), _rows_at_a_time(gallery)))
     first = rows[np.unique(numbers, return_index=True)[1]][numbers]
@@ -101,10 +95,7 @@ def build_index(gallery: Gallery, factory: str, *, rows: int, holes: IntArray) -
 
 
 def extend_index(gallery: Gallery, index: Any, factory: str, *, first: int, rows: int) -> Copies:
-    """Add the items of rows `first` to before `rows` to an index, in place.
-
-    Returns:
-        Those of them that a graph does not get, because it has an equal vector already.
+    """Add the items of rows `first` to before `rows` to an index, and return those that a graph does not get.
 
     Raises:
         KeMetricError: FAISS cannot add to such an index; what it holds by then is not known.

@@ -1,8 +1,4 @@
-"""Kinds of FAISS index by their factory string: made, set for a search, and told apart.
-
-Shapes: N vectors of D numbers.
-
-Which kind of FAISS index is right for how many vectors.
+"""Kinds of FAISS index by their factory string: which is right for how many vectors, made, set, and told apart.
 
 Shapes: N vectors of D numbers.
 """
@@ -29,19 +25,24 @@ LONGEST_NUMBER = 6
 LEAST_PER_CENTROID = 39
 PER_CENTROID = 64
 LEAST_SAMPLE = 65_536
+# Numbers N x D up to which a kind is chosen, as N at D = 128; measured on two cores (eval/stores/results.md).
+# Flat: an exact search for one query takes a few milliseconds.
+FLAT_NUMBERS = 100_000 * 128
+# A graph needs no training and takes new vectors as they come, but is built at a few thousand vectors a second, and
+# takes a quarter of a kilobyte per vector beside the vectors.
+HNSW_NUMBERS = 500_000 * 128
+# Lists of whole vectors are built several times as fast, but are all in memory: up to 1 GB.
+IVF_NUMBERS = 2_000_000 * 128
+# The most lists: training them takes hours beyond.
+MOST_LISTS = 65_536
+PER_LIST = 64
+# A kind that is there is kept until a gallery shrinks to half of what it is chosen for: around a limit, an index is
+# not built anew with every change.
+SHRINKING = (1.25, 1.5, 1.75, 2.0)
 
 
 def check_factory(factory: str, dimension: int, search: Mapping[str, int]) -> None:
-    """Refuse what is neither `auto` nor an index of FAISS, and settings that an index of this kind does not read.
-
-    Args:
-        factory: FAISS's name of it, or `auto`, which may become any kind.
-        dimension: Length D of the vectors.
-        search: From `check_settings`.
-
-    Raises:
-        KeMetricError: USAGE, see `make_index`; or a setting that nothing would read.
-    """
+    """Refuse, as USAGE, what is neither `auto` nor an index of FAISS, and settings that this kind does not read."""
     if factory == AUTO:
         return
     used = apply_settings(make_index(factory, dimension), search)
@@ -55,10 +56,6 @@ def check_factory(factory: str, dimension: int, search: Mapping[str, int]) -> No
 
 def make_index(factory: str, dimension: int) -> Any:
     """Return an empty FAISS index of inner products that takes vectors with their ids.
-
-    Args:
-        factory: FAISS's name of it.
-        dimension: Length D of the vectors.
 
     Raises:
         KeMetricError: USAGE: FAISS has no such index for vectors of this length.
@@ -138,15 +135,7 @@ def _searched(index: Any) -> Any:
 
 
 def check_settings(search: Mapping[str, int]) -> dict[str, int]:
-    """Return settings of a search.
-
-    Args:
-        search: `nprobe`, how many lists of an IVF index are looked into; `efSearch`, how many places a search of a
-            graph keeps in mind.
-
-    Raises:
-        KeMetricError: USAGE: another name, or no positive whole number.
-    """
+    """Return settings of a search; refuse another name, or no positive whole number, as USAGE."""
     for name, value in search.items():
         if name not in SETTINGS:
             raise KeMetricError(
@@ -164,12 +153,7 @@ def apply_settings(index: Any, search: Mapping[str, int]) -> dict[str, int]:
     """Set how thoroughly an index is searched, and return what was set.
 
     It is set on the index itself: importing pytorch_metric_learning replaces FAISS's `Index.search` by one that takes
-    no parameters.
-
-    Args:
-        index: Changed in place.
-        search: From `check_settings`. Where it does not say: `nprobe` is the root of the number of lists, `efSearch`
-            `EF_SEARCH`.
+    no parameters. Where `search` does not say, `nprobe` is the root of the number of lists, `efSearch` `EF_SEARCH`.
     """
     used: dict[str, int] = {}
     for part in _parts(index):
@@ -182,42 +166,18 @@ def apply_settings(index: Any, search: Mapping[str, int]) -> dict[str, int]:
     return used
 
 
-# Numbers N x D up to which a kind is chosen, as N at D = 128; measured on two cores (eval/stores/results.md).
-# Flat: an exact search for one query takes a few milliseconds.
-FLAT_NUMBERS = 100_000 * 128
-# A graph needs no training and takes new vectors as they come, but is built at a few thousand vectors a second, and
-# takes a quarter of a kilobyte per vector beside the vectors.
-HNSW_NUMBERS = 500_000 * 128
-# Lists of whole vectors are built several times as fast, but are all in memory: up to 1 GB.
-IVF_NUMBERS = 2_000_000 * 128
-# The most lists: training them takes hours beyond.
-MOST_LISTS = 65_536
-PER_LIST = 64
-# A kind that is there is kept until a gallery shrinks to half of what it is chosen for: around a limit, an index is
-# not built anew with every change.
-SHRINKING = (1.25, 1.5, 1.75, 2.0)
-
-
 @dataclass(frozen=True)
 class Choice:
-    """A kind of index.
-
-    Attributes:
-        factory: FAISS's name of it, for `faiss.index_factory`.
-        reason: Why, in one sentence.
-    """
+    """A kind of index by FAISS's name of it, and the reason for it in one sentence."""
 
     factory: str
     reason: str
 
 
 def choose_kind(count: int, dimension: int, present: str | None = None) -> Choice:
-    """Choose the kind of index for a number of vectors.
+    """Choose the kind of index for N vectors of length D.
 
-    Args:
-        count: Number of vectors, N.
-        dimension: Their length, D.
-        present: The kind that is there; it stays while it is right for up to twice as many.
+    The kind that is `present` stays while it is right for up to twice as many.
     """
     choice = _of_size(count, dimension)
     larger = {_of_size(round(count * step), dimension).factory for step in SHRINKING}

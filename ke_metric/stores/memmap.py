@@ -89,15 +89,9 @@ def search_rows(
 def settle(
     vectors: Callable[[IntArray], FloatArray], queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
 ) -> tuple[Found, IntArray]:
-    """Choose the k best of more rows that were proposed by products in float32.
+    """Choose the k best of more rows [Q, C] that were proposed by products in float32, the largest first.
 
-    Args:
-        vectors: M rows to their vectors [M, D].
-        queries: [Q, D] float32, L2-normalised.
-        scores: [Q, C] float32, C > k: the products, largest first. What was not proposed has no larger one than the
-            last, where there are C.
-        rows: [Q, C] the rows; -1 where there are fewer.
-        k: Neighbours per query.
+    What was not proposed has no larger product than the last of C rows; where there are fewer, rows are -1.
 
     Returns:
         The best; and the numbers of the queries for which others than those proposed may be among them.
@@ -145,9 +139,12 @@ def _search(
         on_device = torch.from_numpy(np.array(queries, order="C")).to(device).to(kind)
         best = _Best(len(queries), k, device)
         memory = torch.empty(PRODUCTS, device=device, dtype=kind)
-        for numbers, block in _live_blocks(gallery, rows, first, _rows_at_a_time(len(queries), gallery.dimension)):
+        most = min(max(FEWEST_ROWS, PRODUCTS // max(len(queries), 1)), max(1, BLOCK_BYTES // (4 * gallery.dimension)))
+        for numbers, block in _live_blocks(gallery, rows, first, most):
             names, vectors = torch.from_numpy(numbers).to(device), torch.from_numpy(block).to(device).to(kind)
-            for some in row_chunks(len(queries), _queries_at_a_time(len(names), k)):
+            grouped = _whole_groups(len(names))
+            few = max(1, min(PRODUCTS // grouped, CHOICES // (k + min(k * GROUP, grouped))))
+            for some in row_chunks(len(queries), few):
                 best.improve(some, _products(on_device[some], vectors, memory).float(), names)
         return best.found()
 
@@ -207,15 +204,6 @@ def _live_blocks(
         elif len(inside) < len(block):
             live = np.delete(numbers, inside - start)
             yield live, block[live - start]
-
-
-def _rows_at_a_time(queries: int, dimension: int) -> int:
-    return min(max(FEWEST_ROWS, PRODUCTS // max(queries, 1)), max(1, BLOCK_BYTES // (4 * dimension)))
-
-
-def _queries_at_a_time(rows: int, k: int) -> int:
-    rows = _whole_groups(rows)
-    return max(1, min(PRODUCTS // rows, CHOICES // (k + min(k * GROUP, rows))))
 
 
 def _whole_groups(rows: int) -> int:

@@ -1,11 +1,10 @@
-"""What is searched for, in Milvus's expression language; text never becomes syntax.
-
-A Milvus collection of items: how it is made, and the requests that it is read and changed with.
+"""A Milvus collection of items: how it is made, and the requests that it is read and changed with.
 
 Everything goes through pymilvus, in calls that Milvus Lite and a Milvus cluster both have. Vectors are compared by
-inner product; being normalised, that is their cosine similarity. (Milvus Lite computes COSINE as a distance.)
+inner product; being normalised, that is their cosine similarity. (Milvus Lite computes COSINE as a distance.) What is
+searched for is said in Milvus's expression language; text never becomes syntax.
 
-The hits of a search in Milvus, as they come.
+Shapes: Q queries, D embedding, K neighbours, M rows of a page.
 """
 
 from __future__ import annotations
@@ -17,18 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ke_metric.arrays import IntArray
+from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Item, is_unicode
+from ke_metric.stores.memmap import best
 from ke_metric.stores.where import LONGEST_TEXT, Condition, Where, check_where
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-
+Row = dict[str, Any]
+TEXT_BYTES = 4 * 1024 + 64
+"""Milvus counts bytes: 1,024 characters of four bytes, and what the journal puts before an id."""
+REQUEST_BYTES = 32 * 2**20
+"""Of one request or answer. Servers take 64 MiB; Milvus Lite needs many times its memory."""
+REQUEST_ROWS = 16_384
+"""Most rows of an answer, neighbours of a query or queries of a request; Milvus's own limit."""
+TEXTS = ("id", "path", "label")
+STRONG = {"consistency_level": "Strong"}
+QUERIES_AT_A_TIME = 256
 # What ends a text in quotes or begins an escape, for Milvus and Milvus Lite alike; all else stands for itself.
 ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-
 NEVER = 'id == ""'
 
 
@@ -63,25 +72,11 @@ def _condition(condition: Condition) -> str:
     return found if condition.within else f"not ({found})"
 
 
-Row = dict[str, Any]
-TEXT_BYTES = 4 * 1024 + 64
-"""Milvus counts bytes: 1,024 characters of four bytes, and what the journal puts before an id."""
-REQUEST_BYTES = 32 * 2**20
-"""Of one request or answer. Servers take 64 MiB; Milvus Lite needs many times its memory."""
-REQUEST_ROWS = 16_384
-"""Most rows of an answer, neighbours of a query or queries of a request; Milvus's own limit."""
-TEXTS = ("id", "path", "label")
-STRONG = {"consistency_level": "Strong"}
-
-
 @dataclass(frozen=True)
 class IndexKind:
-    """A kind of index.
+    """Settings of a kind of index for building and for searching it.
 
-    Attributes:
-        build: Its settings when it is built.
-        search: Its settings when it is searched.
-        wide: Setting that must be at least the number of neighbours; empty for none.
+    `wide` names the one that must be at least the number of neighbours; empty for none.
     """
 
     build: Mapping[str, int] = field(default_factory=dict)
@@ -117,14 +112,7 @@ def kind_of(name: str) -> IndexKind:
 
 @dataclass(frozen=True)
 class Collection:
-    """A collection of items.
-
-    Attributes:
-        client: Connected.
-        name: Of the collection.
-        place: What errors call it.
-        timeout: Seconds that a request may take; None: for ever.
-    """
+    """A collection of items; errors call it by its `place`, and a request takes at most `timeout` seconds."""
 
     client: MilvusClient
     name: str
@@ -221,16 +209,10 @@ class Collection:
     def pages(
         self, fields: Sequence[str], *, width: int, after: str = "", most: int = REQUEST_ROWS, expression: str = ""
     ) -> Iterator[list[Row]]:
-        """Yield all rows in the order of their ids, a page at a time.
+        """Yield the rows for which an expression holds in the order of their ids, a page of at most `most` at a time.
 
-        Args:
-            fields: What is read of each; the id among it.
-            width: Bytes of a row.
-            after: An id, or what is before all of them.
-            most: Rows of a page.
-            expression: Only rows for which it holds; empty: all.
-
-        pymilvus has an iterator for this, but it does not escape ids that have quotes in them.
+        Their `fields`, the id among them, are read, about `width` bytes a row, from the id `after` on. pymilvus has
+        an iterator for this, but it does not escape ids that have quotes in them.
         """
         rows = max(1, min(most, REQUEST_ROWS, REQUEST_BYTES // width))
         narrowed = f" and ({expression})" if expression else ""
@@ -309,15 +291,9 @@ def explained(place: str) -> Iterator[None]:
 
 
 class Found:
-    """The hits of a search; its different items are numbered as they come.
+    """The hits of a search: `similarities` [Q, K] and `numbers` [Q, K]; -inf and -1 where there is none yet.
 
-    Args:
-        queries: How many there are, Q.
-        k: Neighbours of each.
-
-    Attributes:
-        similarities: [Q, K] float32, -inf where there is no hit yet.
-        numbers: [Q, K] int64, -1 where there is no hit yet.
+    Its different items are numbered as they come.
     """
 
     def __init__(self, queries: int, k: int) -> None:
@@ -341,3 +317,35 @@ class Found:
         if number == len(self._items):
             self._items.append(Item(hit["id"], hit["entity"]["path"], hit["entity"]["label"]))
         return number
+
+
+def search_pages(pages: Iterable[list[Row]], queries: FloatArray, k: int) -> list[list[Row]]:
+    """Return the k most similar rows of each of the queries [Q, D], computed here, in the form of Milvus's hits.
+
+    This is for queries of which an index finds too little. The pages hold all rows with id, path, label and vector;
+    memory is that of one of them.
+    """
+    similarities = np.full((len(queries), k), -np.inf, np.float32)
+    places = np.full((len(queries), k), -1, np.int64)
+    kept: list[Row] = []
+    for page in pages:
+        vectors = np.array([row["vector"] for row in page], np.float32)
+        numbers = np.arange(len(kept), len(kept) + len(page))
+        for some in row_chunks(len(queries), QUERIES_AT_A_TIME):
+            products = queries[some] @ vectors.T
+            similarities[some], places[some] = best(
+                np.hstack([similarities[some], products]),
+                np.hstack([places[some], np.broadcast_to(numbers, products.shape)]),
+                k,
+            )
+        needed, rows = np.unique(places[places >= 0]), [*kept, *page]
+        kept = [rows[place] for place in needed]
+        places = np.where(places >= 0, np.searchsorted(needed, places), -1)
+    return [
+        [
+            {"id": kept[place]["id"], "distance": float(similarity), "entity": kept[place]}
+            for similarity, place in zip(*row, strict=True)
+            if place >= 0
+        ]
+        for row in zip(similarities, places.tolist(), strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""The folder of a Milvus Lite database: who has it open, and what a SIGKILL leaves in it.
+"""A connection to Milvus: to a server, or to Milvus Lite, which is started for it in this process on a folder.
 
 Written against the files of milvus-lite 3.2.2. One process at a time opens a database, be it to read. A write that
 was answered is in the write-ahead log, which a SIGKILL does not touch; but some of what a SIGKILL leaves stands in
@@ -8,8 +8,6 @@ the way afterwards, and Lite does not mend it:
 - an index file that is half written: the collection can never be loaded again;
 - a write-ahead log that is in the data files already, for it is removed after the manifest says so: each of its rows
   is found twice.
-
-A connection to Milvus: to Milvus Lite, which is started for it in this process, or to a server.
 """
 
 from __future__ import annotations
@@ -42,6 +40,13 @@ ONE_AT_A_TIME = (
     "one process at a time opens a Milvus Lite database, be it to read or to write; a Milvus server, named by its "
     "URI, has no such limit"
 )
+SCHEMES = ("http", "https", "tcp")
+SECONDS_TO_CONNECT = 10.0
+SECONDS = 120.0
+"""That a request to a server may take. Milvus Lite, in this process, takes what it takes."""
+CHANNEL = {"grpc.keepalive_time_ms": 310_000}
+"""pymilvus pings every 10 s. Milvus Lite allows a ping in 300 s: it hangs up in the middle of a longer request, which
+pymilvus then sends again."""
 
 
 class LiteFolder:
@@ -52,7 +57,6 @@ class LiteFolder:
         writing: Make it if it is not there.
 
     Attributes:
-        path: The same.
         was_killed: Whether whoever had it open before did not close it.
 
     Raises:
@@ -134,26 +138,15 @@ def _size(file: Path) -> int:
         return 0
 
 
-SCHEMES = ("http", "https", "tcp")
-SECONDS_TO_CONNECT = 10.0
-SECONDS = 120.0
-"""That a request to a server may take. Milvus Lite, in this process, takes what it takes."""
-
-CHANNEL = {"grpc.keepalive_time_ms": 310_000}
-"""pymilvus pings every 10 s. Milvus Lite allows a ping in 300 s: it hangs up in the middle of a longer request, which
-pymilvus then sends again."""
-
-
 class Connection:
     """A connection; close it.
 
     Args:
-        uri: A file that ends with .db, or a server.
+        uri: A file that ends with .db, or a server; it may be shown.
         writing: A file that is not there is made.
         token: What a server asks for; never stored or printed.
 
     Attributes:
-        uri: The same; it may be shown.
         lite: The hold on the file; None for a server.
         client: Speaks to either.
 

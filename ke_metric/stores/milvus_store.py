@@ -1,17 +1,9 @@
-"""An exact search of the rows of a collection, for queries of which an index of Milvus found too little.
+"""A store in Milvus: a file that Milvus Lite opens in this process, or a server, by nothing but another URI.
 
-Shapes: Q queries, D embedding, K neighbours, M rows of a page.
+Milvus holds the items as well as the vectors; see docs/milvus.md. A request is all or nothing: Milvus has it or has
+it not. A change that does not fit into one is first written down in a journal, a second collection.
 
-The journal of a Milvus collection: a second collection that makes changes of several requests whole.
-
-A request is all or nothing: Milvus has it or has it not. A change that does not fit into one is first written down
-here, then committed by one row, then carried out, and then forgotten; whoever opens the collection for writing
-finishes what was committed and forgets what was not. It also keeps what the collection says of itself.
-
-A store in Milvus: a file that Milvus Lite opens in this process, or a server, by nothing but another URI.
-
-Milvus holds the items as well as the vectors. See docs/milvus.md. Shapes: N items, B batch, D embedding, Q queries,
-K neighbours.
+Shapes: N items, B batch, D embedding, Q queries, K neighbours.
 """
 
 from __future__ import annotations
@@ -19,16 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Many
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, Item, check_addition, check_count, check_queries, most_found, texts_of
-from ke_metric.stores.memmap import best
 from ke_metric.stores.milvus_collection import (
     REQUEST_ROWS,
     TEXT_BYTES,
@@ -42,64 +33,27 @@ from ke_metric.stores.milvus_collection import (
     parts,
     possible,
     quoted,
+    search_pages,
     size_of,
 )
 from ke_metric.stores.milvus_connection import Connection
 from ke_metric.stores.where import Where, check_where
 
-QUERIES_AT_A_TIME = 256
-
-
-def search_pages(pages: Iterable[list[Row]], queries: FloatArray, k: int) -> list[list[Row]]:
-    """Return the k most similar rows of each query in the form of Milvus's hits; memory is that of one page.
-
-    Args:
-        pages: All rows, with id, path, label and vector.
-        queries: [Q, D] float32.
-        k: Neighbours per query; fewer where there are fewer rows.
-    """
-    similarities = np.full((len(queries), k), -np.inf, np.float32)
-    places = np.full((len(queries), k), -1, np.int64)
-    kept: list[Row] = []
-    for page in pages:
-        vectors = np.array([row["vector"] for row in page], np.float32)
-        numbers = np.arange(len(kept), len(kept) + len(page))
-        for some in row_chunks(len(queries), QUERIES_AT_A_TIME):
-            products = queries[some] @ vectors.T
-            similarities[some], places[some] = best(
-                np.hstack([similarities[some], products]),
-                np.hstack([places[some], np.broadcast_to(numbers, products.shape)]),
-                k,
-            )
-        kept, places = _those_needed([*kept, *page], places)
-    return [
-        [_hit(kept[place], float(similarity)) for similarity, place in zip(*row, strict=True) if place >= 0]
-        for row in zip(similarities, places.tolist(), strict=True)
-    ]
-
-
-def _those_needed(rows: list[Row], places: IntArray) -> tuple[list[Row], IntArray]:
-    """Return the rows that have a place, and their places among themselves."""
-    needed = np.unique(places[places >= 0])
-    return [rows[place] for place in needed], np.where(places >= 0, np.searchsorted(needed, places), -1)
-
-
-def _hit(row: Row, similarity: float) -> Row:
-    return {"id": row["id"], "distance": similarity, "entity": {"path": row["path"], "label": row["label"]}}
-
-
-# Ids of its rows, in this order: what is after FACTS is a change.
+# Ids of the rows of a journal, in this order: what is after FACTS is a change.
 COMMIT, FACTS, GONE, PUT = "commit", "facts", "gone ", "put "
+HITS_AT_ONCE = 2**17
+"""Of one request: some 300 bytes each, more where paths are long."""
+PRODUCTS_AT_ONCE = 2**25
+"""Inner products that Milvus Lite keeps at a time, four bytes each: of all queries of a request with all items."""
 
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of a collection.
+    """The journal of a collection `main`, itself the collection `own`: it makes changes of several requests whole.
 
-    Attributes:
-        main: The collection that it belongs to.
-        own: The collection that it is itself.
-        dimension: Length D of the vectors.
+    A change is written down here, then committed by one row, then carried out, and then forgotten; whoever opens the
+    collection for writing finishes what was committed and forgets what was not. The journal also keeps what the
+    collection says of itself.
     """
 
     main: Collection
@@ -125,22 +79,16 @@ class Journal:
     def put(self, rows: Sequence[Row]) -> None:
         """Write rows into the collection, in place of those of the same ids; all or none."""
         requests = list(parts(rows, size_of))
-        if len(requests) > 1:
-            self._commit([row | {"id": PUT + row["id"]} for row in part] for part in requests)
-        for request in requests:
-            self.main.put(request)
-        if len(requests) > 1:
-            self._forget(committed=True)
+        with self._written_down(requests, ([row | {"id": PUT + row["id"]} for row in part] for part in requests)):
+            for request in requests:
+                self.main.put(request)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete rows of the collection; all or none."""
         requests = list(parts(ids, lambda text: len(quoted(text).encode()) + 2))
-        if len(requests) > 1:
-            self._commit(parts((self._row(GONE + text) for text in ids), size_of))
-        for request in requests:
-            self.main.delete(one_of("id", request))
-        if len(requests) > 1:
-            self._forget(committed=True)
+        with self._written_down(requests, parts((self._row(GONE + text) for text in ids), size_of)):
+            for request in requests:
+                self.main.delete(one_of("id", request))
 
     def settle(self) -> None:
         """Finish the change that was committed; forget one that was not."""
@@ -156,10 +104,16 @@ class Journal:
         if committed or any(self.own.pages(["id"], width=TEXT_BYTES, after=FACTS, most=1)):
             self._forget(committed=committed)
 
-    def _commit(self, requests: object) -> None:
-        for request in requests:  # type: ignore[attr-defined]
-            self.own.put(request)
-        self.own.put([self._row(COMMIT)])
+    @contextmanager
+    def _written_down(self, requests: Sequence[object], entries: Iterable[list[Row]]) -> Iterator[None]:
+        """Have a change of several requests in the journal while it is carried out; after an error it stays there."""
+        if len(requests) > 1:
+            for entry in entries:
+                self.own.put(entry)
+            self.own.put([self._row(COMMIT)])
+        yield
+        if len(requests) > 1:
+            self._forget(committed=True)
 
     def _forget(self, *, committed: bool) -> None:
         if committed:  # first: a change that is forgotten in part must not be carried out again
@@ -168,12 +122,6 @@ class Journal:
 
     def _row(self, name: str, label: str = "") -> Row:
         return {"id": name, "path": "", "label": label, "vector": [1.0] + [0.0] * (self.dimension - 1)}
-
-
-HITS_AT_ONCE = 2**17
-"""Of one request: some 300 bytes each, more where paths are long."""
-PRODUCTS_AT_ONCE = 2**25
-"""Inner products that Milvus Lite keeps at a time, four bytes each: of all queries of a request with all items."""
 
 
 class MilvusStore:
@@ -214,6 +162,7 @@ class MilvusStore:
         self._kind, self._kind_name, self._dimension, self._writing = kind_of(kind), kind, dimension, writing
         self._count: int | None = None
         self._settled = True
+        self._row_bytes = 4 * dimension + 1024  # about what a row takes in an answer
         self._connection = Connection(uri, writing=writing, token=token)
         try:
             self._open(collection, facts, making=writing and making)
@@ -258,11 +207,6 @@ class MilvusStore:
         return self._writing or self._connection.lite is not None
 
     @property
-    def _row_bytes(self) -> int:
-        """About what a row takes in an answer."""
-        return 4 * self._dimension + 1024
-
-    @property
     def dimension(self) -> int:
         """Length D of the vectors."""
         return self._dimension
@@ -274,7 +218,7 @@ class MilvusStore:
         return self._count
 
     def add(self, items: Sequence[Item], vectors: FloatArray, *, replace: bool = False) -> None:
-        """Add items; all of them or none. See `VectorStore.add`."""
+        """Add items, all of them or none; see `VectorStore.add`."""
         self._require_writing()
         check_addition(items, vectors, self._dimension)
         if not items:
@@ -295,7 +239,7 @@ class MilvusStore:
         self._change(lambda: self._journal.put(rows), len(items) - len(there))
 
     def remove(self, ids: Many[str]) -> None:
-        """Remove items; all of them or none. See `VectorStore.remove`."""
+        """Remove items, all of them or none; see `VectorStore.remove`."""
         self._require_writing()
         self._settle()
         distinct = list(dict.fromkeys(texts_of(ids)))
@@ -304,14 +248,13 @@ class MilvusStore:
             self._change(lambda: self._journal.delete(distinct), -len(distinct))
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
-        """Find the items with the largest inner product with each query. See `VectorStore.search`.
+        """Find the items with the largest inner product with each query; see `VectorStore.search`.
 
         Queries of which an index that is not exact finds fewer than there are, because of a narrow `where` or of much
         that was removed, are compared here with all vectors that they may find.
 
         Raises:
-            KeMetricError: DATA: queries of another shape or type. USAGE: more than 16,384 neighbours of that many
-                items.
+            KeMetricError: USAGE, too: more than 16,384 neighbours of that many items.
         """
         check_queries(queries, k, self._dimension)
         check_where(where)
@@ -385,7 +328,7 @@ class MilvusStore:
         return {row["id"] for row in self._main.find(asked, ["id"])}
 
     def get(self, ids: Sequence[str]) -> list[Item]:
-        """Return the items of ids, in order. See `VectorStore.get`."""
+        """Return the items of ids, in order; see `VectorStore.get`."""
         asked = texts_of(ids)
         self._settle()
         found = {row["id"]: _item(row) for row in self._main.find(dict.fromkeys(asked), TEXTS)}
@@ -393,7 +336,7 @@ class MilvusStore:
         return [found[name] for name in asked]
 
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
-        """Yield everything, in the order of the ids. See `VectorStore.read`."""
+        """Yield everything, in the order of the ids; see `VectorStore.read`."""
         check_count("batch_size", batch_size)
         self._settle()
         for page in self._main.pages([*TEXTS, "vector"], width=self._row_bytes):

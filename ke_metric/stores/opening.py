@@ -75,10 +75,10 @@ def open_store(
     device: torch.device | str = "cpu",
     facts: Mapping[str, str] | None = None,
 ) -> VectorStore:
-    """Open a store in a folder.
+    """Open a store in a folder, where its files lie but for a Milvus cluster's.
 
     Args:
-        folder: Where its files lie, but for a Milvus cluster's.
+        folder: The folder.
         dimension: Length D of the vectors.
         settings: Which kind.
         writing: Hold its lock, to add and remove.
