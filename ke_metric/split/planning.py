@@ -96,7 +96,12 @@ def plan_split(  # noqa: PLR0913  # the one public function of a split
 
 
 def _plan_kels(network: nn.Module, example_input: ExampleInput, wish: Wish) -> SplitPlan:
-    """Plan, rehearse, and keep whole what turns out not to work at any narrower width, until it works."""
+    """Plan and rehearse, until the slim network works.
+
+    Where it does not, modules of the kind that failed are made as wide inside as outside, if that leaves anything to
+    drop. Otherwise the nearest module that takes channels apart is kept whole. Where there is none, what was tried
+    in vain before is tried together with nothing kept whole; then the network is refused.
+    """
     graph = follow_channels(network, example_input)
     if wish.rate < 1:
         refuse_left_out(network, graph, wish)
