@@ -116,12 +116,16 @@ class LineageTraining:
     @property
     def networks(self) -> LineageNetworks:
         """What builds the lineage's networks."""
-        return LineageNetworks(self.recipe, len(self.pictures.benchmark.train.class_names))
+        return LineageNetworks(self.recipe, len(self._train.class_names))
 
     @property
     def scorer(self) -> Scorer:
         """What scores the lineage's networks."""
         return Scorer(self.pictures, self.recipe, self.engine)
+
+    @property
+    def _train(self) -> ImageSet:
+        return self.pictures.benchmark.train
 
     def evolve(self, start: Start, observer: TrainingObserver) -> Iterator[Generation]:
         """Train and score the generations that are left, and yield each one when it is complete."""
@@ -134,14 +138,7 @@ class LineageTraining:
     def grow(
         self, number: int, parent: Generation | None, *, state: TrainingState | None, observer: TrainingObserver
     ) -> Generation:
-        """Inherit, train and score generation `number` (from 1).
-
-        Args:
-            number: Of the generation.
-            parent: The generation before; None exactly for number 1.
-            state: Where its training goes on; None to begin it.
-            observer: Hears of steps and epochs.
-        """
+        """Inherit, train and score generation `number` (from 1), from its beginning or from a state."""
         inheritance = self.inheritance(number, parent)
         plan = inheritance.plan
         # What has taught a generation, or epochs of one, is known to work.
@@ -180,7 +177,7 @@ class LineageTraining:
         )
 
     def inheritance(self, number: int, parent: Generation | None) -> Inheritance:
-        """Return what there is to begin generation `number` with; gradients are not computed here.
+        """Return what there is to begin generation `number` with, but for gradients.
 
         Raises:
             KeMetricError: The parent is missing or does not fit the recipe, or the network cannot be split.
@@ -212,10 +209,6 @@ class LineageTraining:
 
     def assemble(self, inheritance: Inheritance, *, rehearsed: bool = True) -> GenerationTraining:
         """Return the training of a generation, ready to begin: its network has inherited, its loss is built.
-
-        Args:
-            inheritance: What `inheritance` returned for it.
-            rehearsed: Whether a loss is refused that would fail, or teach nothing, in a training that begins.
 
         Raises:
             KeMetricError: The parent does not fit the recipe, or the recipe the network or the pictures.
@@ -262,10 +255,7 @@ class LineageTraining:
     def loss(self, number: int, parent: Generation | None, *, rehearsed: bool = True) -> nn.Module:
         """Return a generation's loss, placed: its parameters new, or inherited if the recipe says so.
 
-        Args:
-            number: Of the generation.
-            parent: The generation before, if the loss may inherit from it.
-            rehearsed: Whether a loss is refused that would fail, or teach nothing, in a training that begins.
+        A loss that would fail, or teach nothing, in a training that begins is refused if it is to be `rehearsed`.
         """
         sizes = np.bincount(self._train.labels, minlength=len(self._train.class_names))
         with default_streams(self.recipe.seed, number, "loss"):
@@ -296,16 +286,10 @@ class LineageTraining:
         return training
 
     def require_resumable(self, start: Start) -> list[str]:
-        """Build what the next generation of a lineage needs, but for what it takes from its parent's weights.
+        """Build what the next generation needs, but for what it takes from its parent's weights; labels are enough.
 
         What the lineage was trained with so far is not refused: its split is the parent's, and its loss has worked.
-        Labels are enough.
-
-        Args:
-            start: Where it goes on: after a generation, or after epochs of the first one.
-
-        Returns:
-            What a new lineage would be refused for, in words.
+        What a new lineage would be refused for is returned in words.
 
         Raises:
             KeMetricError: The parent does not fit the recipe or the data, or the device cannot do the search.
@@ -358,7 +342,3 @@ class LineageTraining:
             f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, {parameters}; "
             f"{device}, neighbours by {self.scorer.backend}"
         )
-
-    @property
-    def _train(self) -> ImageSet:
-        return self.pictures.benchmark.train

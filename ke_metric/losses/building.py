@@ -93,15 +93,9 @@ def build_embedding_loss(
     batches: PossibleBatches | None = None,
     rehearsed: bool = True,
 ) -> EmbeddingLoss:
-    """Build a loss of embeddings with its miner, and try a small twin of them on small batches.
+    """Build a loss of embeddings with its miner, and try a small twin of them on small batches if `rehearsed`.
 
-    Args:
-        loss: The recipe's section.
-        miner: The recipe's section, if it has one.
-        classes: Of the training part.
-        embedding_size: Length of an embedding.
-        batches: What the loss will see; whether it can learn from that is not asked when left out.
-        rehearsed: Whether the twin is tried.
+    Whether it can learn from what it will see is asked where `batches` say that.
 
     Raises:
         KeMetricError: An unknown class or keyword, a value that does not fit, a loss and a miner that do not go

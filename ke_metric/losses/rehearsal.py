@@ -118,7 +118,7 @@ def rehearse(
     Args:
         build: Builds a loss of MOST classes with the miner.
         loss: The recipe's section.
-        miner: The recipe's section, if it has one.
+        miner: Likewise, if it has one.
         embedding_size: D.
         batches: What the loss will see; only the loss itself is tried when left out.
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ke_metric.methods.knowledge_evolution import with_fit_steps
-from ke_metric.methods.method import Inheritance, LineageMethod
-from ke_metric.methods.teacher import taught
+from ke_metric.methods.method import Inheritance, LineageMethod, taught
 from ke_metric.recipe.schema import Method
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import multiplicative_weights
@@ -63,10 +62,6 @@ class ShrinkAndPerturb(LineageMethod):
             for name, weight in multiplicative_weights(child).items():
                 weight.mul_(method.shrink).add_(noise[name], alpha=method.perturb)
 
-    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
-        """Return a teacher where the recipe asks for one."""
-        return taught(inheritance)
-
 
 class SlimAlone(Restarts):
     """Trains the slim network's architecture alone, from the slim part of the dense network's first weights.
@@ -80,7 +75,7 @@ class SlimLast(LineageMethod):
     """Inherits the fit hypothesis and is nothing else, its parent the teacher (`method.slim_last`).
 
     It stands in for the recipe's method in the last generation. What pruning calls fine-tuning (Han et al., NeurIPS
-    2015), with the teacher of Hinton, Vinyals, Dean (2015); for retrieval with the similarities of `teacher.py`.
+    2015), with the teacher of Hinton, Vinyals, Dean (2015); for retrieval with the similarities of `Guided`.
     Ours. `extract_slim` throws the reset hypothesis away, and with it what the dense network knew through it; here
     the slim network learns it before it goes.
     """

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.methods.method import Inheritance, LineageMethod
-from ke_metric.methods.teacher import taught
 from ke_metric.recipe.schema import Method
 from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import multiplicative_weights
-from ke_metric.training.hooks import TrainingHooks
 
 # Share of the weights that Dynamic Neural Regeneration redraws when the recipe names none.
 SHARE = 0.2
@@ -41,10 +39,6 @@ class LaterLayerForgetting(LineageMethod):
         """Load the parent and redraw the later layers."""
         inheritance.load_parent(child)
         redraw_for(inheritance, child, all_of(later_weights(child, inheritance.method)))
-
-    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
-        """Return a teacher where the recipe asks for one."""
-        return taught(inheritance)
 
 
 class NeuralRegeneration(LineageMethod):
@@ -75,10 +69,6 @@ class NeuralRegeneration(LineageMethod):
             for name, weight in multiplicative_weights(child).items()
         }
         redraw_for(inheritance, child, least_salient(saliency, share_of(inheritance)))
-
-    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
-        """Return a teacher where the recipe asks for one."""
-        return taught(inheritance)
 
 
 def redraw_for(inheritance: Inheritance, child: nn.Module, redrawn: Mapping[str, Tensor]) -> None:

@@ -78,9 +78,8 @@ class Engine:
     def gather(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings [P*B, D] and labels [P*B] of all P processes, gradients flowing back to each.
 
-        Every process computes the loss of the whole batch, and its gradient flows into its own B images.
-        DistributedDataParallel divides by P, so it is multiplied by P before: P processes with B images each give
-        the gradient of one process with P*B images.
+        Every process computes the loss of the whole batch. DistributedDataParallel divides its gradient by P, so it
+        is multiplied by P before: P processes with B images each give the gradient of one with P*B images.
         """
         if self.processes == 1:
             return embeddings, labels

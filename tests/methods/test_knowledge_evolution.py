@@ -6,7 +6,7 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
-from ke_metric.methods.teacher import Guided
+from ke_metric.methods.method import Guided
 from ke_metric.split.planning import plan_split
 from ke_metric.training.hooks import TrainingHooks
 

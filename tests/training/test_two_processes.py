@@ -24,7 +24,7 @@ from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.losses.building import build_embedding_loss
 from ke_metric.losses.classification import CSKDLoss
-from ke_metric.methods.teacher import Guided
+from ke_metric.methods.method import Guided
 from ke_metric.networks.heads import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training

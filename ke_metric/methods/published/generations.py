@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.methods.forgetting import unit_starts
-from ke_metric.methods.method import Inheritance, LineageMethod
-from ke_metric.methods.teacher import taught
+from ke_metric.methods.method import Inheritance, LineageMethod, taught
 from ke_metric.recipe.schema import Method
 from ke_metric.split.wels import multiplicative_weights
 from ke_metric.training.hooks import TrainingHooks
@@ -152,10 +151,6 @@ class LayerWise(LineageMethod):
         with torch.no_grad():
             for index, (parameter, begun) in enumerate(zip(child.parameters(), initial.parameters(), strict=True)):
                 parameter.copy_(fresh[index] if index >= first else rescaled(parameter, begun.norm()))
-
-    def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:
-        """Return a teacher where the recipe asks for one."""
-        return taught(inheritance)
 
 
 def units(network: nn.Module, recipe: Method) -> list[int]:

@@ -74,11 +74,7 @@ def filters_of(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def redundancy(weight: Tensor) -> Tensor:
-    """Return O_f = (1 / J) sum_j |W W^T - I|[f, j] of every filter f, [J].
-
-    Args:
-        weight: [J, ...]; W are its rows, flattened and L2-normalised.
-    """
+    """Return O_f = (1 / J) sum_j |W W^T - I|[f, j] of every filter f of a weight [J, ...], [J]."""
     rows = normalize(weight.flatten(1).float(), dim=1)
     identity = torch.eye(len(rows), device=rows.device)
     return (rows @ rows.T - identity).abs().mean(dim=1)
@@ -155,15 +151,10 @@ class Reach:
 
 
 def reach_of(chosen: Mapping[str, Tensor], network: nn.Module, graph: ChannelGraph) -> Reach:
-    """Return where the output of filters goes.
+    """Return where the output of chosen filters goes, weight name -> bool [J].
 
     Where it meets others, in a residual sum or a gate, the sum is not theirs: neither what reads it nor what
     normalises the channels that meet is part of the reach.
-
-    Args:
-        chosen: Weight name -> which filters, bool [J].
-        network: The network.
-        graph: Its channels.
     """
     labels = torch.cat([graph.layers[name].outputs[flags.cpu()] for name, flags in chosen.items()])
     met = torch.cat([torch.tensor([ALWAYS]), *(pairs.flatten() for pairs in graph.ties)])
@@ -198,11 +189,7 @@ class RePr(LineageMethod):
 
 
 class FilterCycles(Sparse):
-    """Drops filters and brings them back.
-
-    Args:
-        network: The network.
-        inheritance: The recipe's share, epochs and cycles; channels; random numbers.
+    """Drops filters and brings them back, in the cycles that the recipe asks for.
 
     Raises:
         KeMetricError: The network has a single convolution, or too few filters for the share to be one of them, or

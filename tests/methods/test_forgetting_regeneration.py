@@ -8,7 +8,7 @@ from torch import nn
 
 from ke_metric.errors import KeMetricError
 from ke_metric.methods.forgetting import SHARE, NeuralRegeneration, least_salient, share_of
-from ke_metric.methods.teacher import Guided
+from ke_metric.methods.method import Guided
 from ke_metric.training.hooks import TrainingHooks
 
 NAME = "neural_regeneration"

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ke_metric.methods.controls import Restarts
 from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, with_fit_steps
-from ke_metric.methods.teacher import Guided
+from ke_metric.methods.method import Guided
 from ke_metric.split.slim import extract_slim
 from ke_metric.training.hooks import TrainingHooks
 

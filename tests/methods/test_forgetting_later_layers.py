@@ -5,7 +5,7 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.forgetting import LaterLayerForgetting, unit_starts
-from ke_metric.methods.teacher import Guided
+from ke_metric.methods.method import Guided
 from ke_metric.training.hooks import TrainingHooks
 
 NAME = "later_layer_forgetting"
