@@ -195,11 +195,7 @@ def _cannot_be_made(path: Path, error: OSError) -> KeMetricError:
 
 
 def write_text(path: Path, text: str, *, as_error: AsError = disk_error) -> None:
-    """Replace a file as a whole.
-
-    Raises:
-        KeMetricError: The disk is full or cannot be written; the file is as it was.
-    """
+    """Replace a file as a whole; a KeMetricError where it cannot be, and the file is as it was."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -8,10 +8,11 @@ it down here. A recipe that a user wrote gets the default of today instead.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Strict, ValidationError
 from pydantic_core import ErrorDetails
@@ -29,6 +30,8 @@ RECIPE_FIELDS: Added = {
     "data.label_column": "label",
 }
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
+# Of a stored network of 5,000 tensors, config.json has 0.5 MB.
+LARGEST_DOCUMENT = 16 * 2**20
 LONGEST_VALUE = 80
 _ABSENT = object()
 
@@ -73,6 +76,9 @@ class Section(BaseModel):
     )
 
 
+Stored = TypeVar("Stored", bound=Section)
+
+
 def dotted(path: FieldPath) -> str:
     """Return ("data", "mean", 1) as `data.mean[1]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
@@ -104,13 +110,42 @@ def _in_words(details: ErrorDetails) -> str:
     return f"{where} = {shown(details['input'])}: {said}" if where else said
 
 
-def require_version(path: Path, document: Any, version: int) -> None:
+def read_object(path: Path, missing: str) -> dict[str, Any]:
+    """Return the object in a JSON file, which anybody may have made; no more than 16 MiB are read.
+
+    Raises:
+        KeMetricError: DATA: there is no such file, which `missing` says, or it cannot be read or holds no object.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_DOCUMENT + 1)
+        if len(content) > LARGEST_DOCUMENT:
+            raise ValueError(f"larger than {LARGEST_DOCUMENT:,} bytes")
+        document = json.loads(content.decode())
+    except FileNotFoundError:
+        raise KeMetricError(missing, ExitCode.DATA) from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
+    if not isinstance(document, dict):
+        raise KeMetricError(f"{path}: holds {type(document).__name__}, not an object", ExitCode.DATA)
+    return document
+
+
+def validated(kind: type[Stored], document: Any, path: Path, most: int = 1) -> Stored:
+    """Return what a file holds as a record of a kind; a KeMetricError (DATA) in words where it is none."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise KeMetricError(f"{path}: {in_words(error, most)}", ExitCode.DATA) from error
+
+
+def require_version(path: Path, document: Mapping[str, Any], version: int) -> None:
     """Refuse a document of another format version, before anything else: what that one writes has other fields.
 
     Raises:
         KeMetricError: DATA.
     """
-    found = document.get("format_version") if isinstance(document, dict) else None
+    found = document.get("format_version")
     if type(found) is not int or found != version:
         raise KeMetricError(
             f"{path}: format_version = {shown(found)}, this version of ke_metric reads {version}", ExitCode.DATA

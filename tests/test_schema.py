@@ -8,7 +8,16 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.schema import Section, dotted, in_words, require_version, shown
+from ke_metric.schema import (
+    LARGEST_DOCUMENT,
+    Section,
+    dotted,
+    in_words,
+    read_object,
+    require_version,
+    shown,
+    validated,
+)
 
 
 class Circle(Section):
@@ -72,10 +81,34 @@ def test_another_version_is_refused(version):
     assert raised.value.exit_code is ExitCode.DATA
 
 
-@pytest.mark.parametrize("document", [None, [], {}])
-def test_a_document_without_a_version_is_refused(document):
-    with pytest.raises(KeMetricError, match=r"x\.json: format_version = null, this") as raised:
-        require_version(Path("x.json"), document, 1)
+def test_a_document_without_a_version_is_refused():
+    with pytest.raises(KeMetricError, match=r"x\.json: format_version = null, this"):
+        require_version(Path("x.json"), {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "none here"),
+        (b"", "x.json: cannot be read: JSONDecodeError"),
+        (b"\xff{}", "x.json: cannot be read: UnicodeDecodeError"),
+        (b"[" * 100_000, "x.json: cannot be read: RecursionError"),
+        (b" " * (LARGEST_DOCUMENT + 1), "x.json: cannot be read: ValueError: larger than 16,777,216 bytes"),
+        (b"[1]", "x.json: holds list, not an object"),
+    ],
+)
+def test_a_file_that_holds_no_object_is_refused(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(KeMetricError, match=words) as raised:
+        read_object(tmp_path / "x.json", "none here")
+    assert raised.value.exit_code is ExitCode.DATA
+
+
+def test_a_record_is_read_or_refused_in_words():
+    assert validated(Drawing, {"name": "x"}, Path("x.json")) == Drawing(name="x")
+    with pytest.raises(KeMetricError, match=r"^x\.json: name is missing; unknown field 'colour'$") as raised:
+        validated(Drawing, {"colour": "red", "flavour": "sweet"}, Path("x.json"), most=2)
     assert raised.value.exit_code is ExitCode.DATA
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
@@ -24,16 +24,15 @@ from ke_metric.schema import (
     Names,
     Section,
     WholeNumbers,
-    in_words,
+    read_object,
     require_version,
+    validated,
     with_values_before,
 )
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 FORMAT_VERSION: Literal[1] = 1
-# A network of 5,000 tensors takes 0.5 MB.
-LARGEST_CONFIG = 16 * 2**20
 PACKAGES = ("ke_metric", "torch", "torchvision", "timm")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -173,13 +172,10 @@ def read_description(folder: Path) -> Description:
             field or a value that is not allowed, or was changed since it was written.
     """
     path = folder / CONFIG
-    document = _read_object(path)
+    document = read_object(path, f"{path}: no such file; a stored network is a folder with {CONFIG} and {WEIGHTS}")
     require_version(path, document, FORMAT_VERSION)
     checksum = document.pop("sha256", None)
-    try:
-        description = Description.model_validate(with_preparation(document, "normalization"))
-    except ValidationError as error:
-        raise KeMetricError(f"{path}: {in_words(error, most=3)}", ExitCode.DATA) from error
+    description = validated(Description, with_preparation(document, "normalization"), path, most=3)
     if checksum != _digest(document):
         raise KeMetricError(
             f"{path}: was changed since it was written (its SHA-256 is not the one it states); save the network "
@@ -193,24 +189,6 @@ def with_preparation(document: dict[str, Any], field: str) -> dict[str, Any]:
     """Return a stored document whose field with a `Preparation` is complete, whichever version wrote it."""
     how = document.get(field)
     return document | {field: with_values_before(how, PREPARATION_FIELDS)} if isinstance(how, dict) else document
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise KeMetricError(
-            f"{path}: no such file; a stored network is a folder with {CONFIG} and {WEIGHTS}", ExitCode.DATA
-        )
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_CONFIG + 1)
-        if len(content) > LARGEST_CONFIG:
-            raise ValueError(f"larger than {LARGEST_CONFIG:,} bytes")
-        document = json.loads(content.decode())
-    except (OSError, RecursionError, ValueError) as error:
-        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
-    if not isinstance(document, dict):
-        raise KeMetricError(f"{path}: holds {type(document).__name__}, not an object", ExitCode.DATA)
-    return document
 
 
 def _digest(document: dict[str, Any]) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Literal, Self
 
 import numpy as np
 from numpy.lib import format as npy
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ke_metric.arrays import FloatArray
 from ke_metric.disk import FolderKind, require_free, whole_folder
@@ -25,7 +25,7 @@ from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import MANIFEST, MODEL, Index, Manifest
 from ke_metric.retrieval.picture_list import LeftOut
-from ke_metric.schema import Section, in_words
+from ke_metric.schema import Section, read_object, validated
 from ke_metric.stores.contract import Item, check_addition
 
 VECTORS = "vectors.npy"
@@ -230,17 +230,8 @@ def _read_vectors(path: Path) -> FloatArray:
 
 
 def _read_facts(path: Path) -> Facts:
-    try:
-        document: Any = json.loads(path.read_bytes())
-        return Facts.model_validate(document)
-    except FileNotFoundError:
-        raise KeMetricError(
-            f"{path.parent}: no embeddings here (no {FACTS}); make some with ke-metric embed", ExitCode.DATA
-        ) from None
-    except ValidationError as error:
-        raise KeMetricError(f"{path}: {in_words(error)}", ExitCode.DATA) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
+    missing = f"{path.parent}: no embeddings here (no {FACTS}); make some with ke-metric embed"
+    return validated(Facts, read_object(path, missing), path)
 
 
 @dataclass(frozen=True)

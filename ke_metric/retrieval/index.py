@@ -16,14 +16,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ke_metric.arrays import FloatArray
 from ke_metric.disk import remove_folder, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.schema import Section, in_words, require_version
+from ke_metric.schema import Section, read_object, require_version, validated
 from ke_metric.stores.contract import Hits, Item, VectorStore
 from ke_metric.stores.opening import StoreSettings, open_store
 from ke_metric.stores.where import Where
@@ -56,24 +56,10 @@ def read_manifest(folder: Path) -> Manifest:
         KeMetricError: There is none, it is damaged, or of another format version.
     """
     path = folder / MANIFEST
-    try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        raise KeMetricError(
-            f"{folder}: no index here (no {MANIFEST}); make one with ke-metric index build", ExitCode.DATA
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeMetricError(f"{path}: cannot be read: {type(error).__name__}: {error}", ExitCode.DATA) from error
-    try:
-        document = json.loads(text)
-        require_version(path, document, FORMAT_VERSION)
-        return Manifest.model_validate(document)
-    except ValidationError as error:
-        raise KeMetricError(f"{path}: {in_words(error)}", ExitCode.DATA) from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, KeMetricError):
-            raise
-        raise KeMetricError(f"{path}: damaged: {type(error).__name__}: {error}", ExitCode.DATA) from error
+    missing = f"{folder}: no index here (no {MANIFEST}); make one with ke-metric index build"
+    document = read_object(path, missing)
+    require_version(path, document, FORMAT_VERSION)
+    return validated(Manifest, document, path)
 
 
 FAISS_STORE = StoreSettings()
