@@ -243,7 +243,8 @@ class FaissStore(Gallery):
             state = self._now()
             factory = self._choice(state).factory
             if self._is_outdated(state, factory) and state.items >= max(1, self._needed(factory)):
-                self._build(state, factory)
+                index, copies = build_index(self, factory, rows=state.rows, holes=state.holes)
+                self._save(index, factory, state.rows, trained=state.items, copies=copies)
             else:
                 self._extend()
 
@@ -269,8 +270,6 @@ class FaissStore(Gallery):
         """Release files and lock; once is enough."""
         self._state = None
         super().close()
-
-    # --- the index -----------------------------------------------------------------------------------------------
 
     def _now(self) -> State:
         """Return the state of now; a reader sees what a writer beside it did."""
@@ -315,10 +314,6 @@ class FaissStore(Gallery):
     def _many_wait(self) -> bool:
         covered = [record.rows for record in read_records(self)[:1]]
         return bool(covered) and self.rows - covered[0] > max(WAITING_ROWS, WAITING_SHARE * covered[0])
-
-    def _build(self, state: State, factory: str) -> None:
-        index, copies = build_index(self, factory, rows=state.rows, holes=state.holes)
-        self._save(index, factory, state.rows, trained=state.items, copies=copies)
 
     def _extend(self) -> None:
         """Add the rows that wait to the index, if there is one."""

@@ -98,11 +98,7 @@ KINDS = {
 
 
 def kind_of(name: str) -> IndexKind:
-    """Return a kind of index.
-
-    Raises:
-        KeMetricError: USAGE: there is none of that name.
-    """
+    """Return a kind of index; refuse another name as USAGE."""
     if name not in KINDS:
         raise KeMetricError(
             f"milvus: index = {name!r}, must be one of {', '.join(KINDS)}{closest(name, KINDS)}", ExitCode.USAGE
@@ -153,11 +149,7 @@ class Collection:
             self.client.load_collection(self.name)
 
     def check(self, dimension: int, kind: str) -> None:
-        """Refuse a collection of something else.
-
-        Raises:
-            KeMetricError: DATA: of other fields; LINEAGE: of another dimension; USAGE: of another kind of index.
-        """
+        """Refuse other fields (DATA), another dimension (LINEAGE) or another kind of index (USAGE)."""
         with explained(self.place):
             fields = {entry["name"]: entry for entry in self.client.describe_collection(self.name)["fields"]}
         if set(fields) != {*TEXTS, "vector"}:
@@ -275,11 +267,7 @@ def size_of(row: Row) -> int:
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Tell errors of Milvus as ours.
-
-    Raises:
-        KeMetricError: ENVIRONMENT: the request failed.
-    """
+    """Tell errors of Milvus as ours, ENVIRONMENT."""
     import grpc  # type: ignore[import-untyped]
     from pymilvus.exceptions import MilvusException
 
