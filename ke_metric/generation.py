@@ -158,10 +158,8 @@ class Generation:
         loss_weights: State dict of the loss (proxies); empty for losses without parameters.
         split: The split plan as JSON, see `split.plan.SplitPlan.to_json`.
         split_bits: The masks' bits of a WELS plan, name to uint8 tensor; empty for KELS.
-        scorecard: Its scores.
         training_log: One record per epoch.
         magnitudes: Parameter name to mean absolute weight inside its fit and its reset part (None where empty).
-        provenance: Where it came from.
     """
 
     number: int
@@ -186,10 +184,7 @@ class TrainingState:
     Random streams are functions of (seed, generation, epoch, purpose), so no generator state is kept.
 
     Attributes:
-        number: The generation being trained.
         epoch: Epochs finished, from 1.
-        weights: State dict of the network.
-        loss_weights: State dict of the loss.
         optimizer: State dict of the optimizer (and of the fp16 loss scaler, where there is one).
         training_log: One record per finished epoch.
         seconds: Wall-clock seconds trained so far.

@@ -258,9 +258,9 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
 
     Where several are equal they have the fields in which they differ, then where the data lie, then a number.
     """
-    names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER)
+    names = _told_apart(recipes, leaving_out=_NO_MATTER)
     if len(set(names)) < len(names):
-        names = _told_apart([recipe.name for recipe in recipes], recipes, leaving_out=_NO_MATTER - {"data.root"})
+        names = _told_apart(recipes, leaving_out=_NO_MATTER - {"data.root"})
     numbered: list[str] = []
     for name in names:
         candidates = (name, *(f"{name} #{number}" for number in range(2, len(names) + 1)))
@@ -268,12 +268,12 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
     return numbered
 
 
-def _told_apart(names: Sequence[str], recipes: Sequence[Recipe], *, leaving_out: Set[str]) -> list[str]:
+def _told_apart(recipes: Sequence[Recipe], *, leaving_out: Set[str]) -> list[str]:
     """Return each name followed by the fields in which recipes of that name differ."""
-    flat = [_flat(recipe) for recipe in recipes]
+    named = [(recipe.name, _flat(recipe)) for recipe in recipes]
     told_apart = []
-    for own, fields in zip(names, flat, strict=True):
-        same = [other for each, other in zip(names, flat, strict=True) if each == own]
+    for own, fields in named:
+        same = [other for name, other in named if name == own]
         differing = [
             name
             for name in sorted({name for other in same for name in other} - leaving_out)

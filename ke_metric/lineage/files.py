@@ -126,16 +126,14 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
             slim=dict(facts["slim"]) if "slim" in facts else None,
             dense_parameters=facts["dense_parameters"],
             slim_parameters=facts.get("slim_parameters"),
-            classes=_class_scores(facts.get("classes")),
+            # Absent for a retrieval, and for a lineage of before this was recorded.
+            classes={network: ClassScores(**found) for network, found in facts["classes"].items()}
+            if facts.get("classes") is not None
+            else None,
         )
         return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
     except MISFITS as error:
         raise damage(path, error) from error
-
-
-def _class_scores(facts: Mapping[str, Any] | None) -> dict[str, ClassScores] | None:
-    """Return how each class was recognised; None for a retrieval, and for a lineage of before this was recorded."""
-    return None if facts is None else {network: ClassScores(**found) for network, found in facts.items()}
 
 
 def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
