@@ -5,45 +5,18 @@ Plain data, whole or not at all: what `evolution` yields, `lineage` stores and `
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ke_metric.errors import ExitCode, KeMetricError, some_of
+from ke_metric.tensors import Weights
 
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
-Weights = Mapping[str, Tensor]
-"""A state dict on the CPU: name to tensor."""
 ENGINE_FACTS = ("processes", "precision")
 TIES_BY_ROW = "order of rows"
 TIES_BY_MEAN = "mean over all orders"
-
-
-def weights_digest(weights: Weights) -> str:
-    """Return the SHA-256 of a state dict: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name].contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def as_state_dict(weights: Weights, module: nn.Module) -> Weights:
-    """Return weights as `module.load_state_dict` takes them: with the version numbers of its layers.
-
-    Files hold tensors alone, and a few networks (MNASNet) refuse a state dict without the versions torch gives it.
-    """
-    versioned = OrderedDict(weights)
-    versioned._metadata = getattr(module.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
-    return versioned
 
 
 @dataclass(frozen=True)
@@ -57,31 +30,6 @@ class ClassScores:
 
     accuracy: Mapping[str, float]
     confusion: Mapping[str, Mapping[str, int]]
-
-
-def load_whole(module: nn.Module, weights: Weights, what: str) -> None:
-    """Load a state dict into a network or a loss, every tensor of it and nothing else.
-
-    Raises:
-        KeMetricError: A tensor is missing, left over or of another shape; `what` says whose weights they are. The
-            module is as it was.
-    """
-    expected = {name: list(value.shape) for name, value in module.state_dict().items()}
-    given = {name: list(value.shape) for name, value in weights.items()}
-    misfits = [f"{name} is missing" for name in expected if name not in given]
-    misfits += [f"{name} is left over" for name in given if name not in expected]
-    misfits += [
-        f"{name} has shape {given[name]}, not {shape}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
-    if misfits:
-        raise KeMetricError(
-            f"{what} do not fit the recipe's network or loss: {some_of(misfits, separator='; ')}. What has a "
-            "row for every class needs the classes that it was trained on",
-            ExitCode.LINEAGE,
-        )
-    module.load_state_dict(as_state_dict(weights, module), strict=True)
 
 
 def epochs_by_engine(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

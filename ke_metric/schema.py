@@ -12,9 +12,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, Strict, ValidationError
 from pydantic_core import ErrorDetails
 
 from ke_metric.errors import ExitCode, KeMetricError, either
@@ -77,6 +77,30 @@ class Section(BaseModel):
 
 
 Stored = TypeVar("Stored", bound=Section)
+
+
+def not_a_bool(value: object) -> object:
+    """Refuse `true` where 1 is allowed: Python holds them for equal, and so does Literal."""
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+class Network(Section):
+    """Backbone and head: a section of a recipe, and what is stored of a network that a recipe built."""
+
+    backbone: str = "resnet50"
+    """A torchvision classifier (`resnet50`, `googlenet`, ...) or a timm one (`timm/convnext_tiny`)."""
+    embedding_size: int = Field(128, ge=2, le=8192)
+    """retrieval: length D of the embedding."""
+    head: Literal["linear", "cosine"] = "linear"
+    """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
+    stem: Literal["standard", "small"] = "standard"
+    """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
+    stem_stride: Annotated[Literal[1, 2], BeforeValidator(not_a_bool)] = 1
+    """Stride of the small stem's convolution."""
+    pretrained: bool = False
+    """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
 
 
 def dotted(path: FieldPath) -> str:

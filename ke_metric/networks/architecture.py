@@ -6,7 +6,7 @@ and timm by name. Nothing is importable by a path, and no argument can make a bu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torchvision
@@ -18,8 +18,10 @@ from ke_metric.networks.backbones import AUXILIARY_HEADS, imported_timm
 from ke_metric.networks.heads import build_classifier, build_network
 from ke_metric.networks.widths import is_plain
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.schema import Network, Recipe
-from ke_metric.schema import Section, in_words
+from ke_metric.schema import Network, Section, in_words
+
+if TYPE_CHECKING:
+    from ke_metric.recipe.schema import Recipe
 
 # These arguments of the libraries' builders name a file or an address to read weights from.
 FETCHING = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir", "progress"})

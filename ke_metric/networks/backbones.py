@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.recipe.schema import Network
+from ke_metric.schema import Network
 
 TIMM_PREFIX = "timm/"
 # torchvision builds its classifiers for the classes of ImageNet; that number identifies the classifier layer.

@@ -34,8 +34,7 @@ from ke_metric.networks.bundle_config import (
     require_names_fit,
 )
 from ke_metric.networks.widths import apply_settings, find_settings
-from ke_metric.split.admission import tensors_of
-from ke_metric.split.slim import CHANNELS_LAST, memory_format_of
+from ke_metric.tensors import CHANNELS_LAST, memory_format_of, tensors_of
 
 # A safetensors file begins with the length of its header, 8 bytes; its readers allow this much.
 LARGEST_HEADER = 100_000_000

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
@@ -18,7 +18,6 @@ from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.architecture import AnyArchitecture, Architecture
-from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import (
     PREPARATION_FIELDS,
     Names,
@@ -29,6 +28,9 @@ from ke_metric.schema import (
     validated,
     with_values_before,
 )
+
+if TYPE_CHECKING:
+    from ke_metric.recipe.schema import Recipe
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

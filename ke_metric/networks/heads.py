@@ -13,7 +13,7 @@ from torch.nn.functional import linear, normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.backbones import build_backbone, feature_size
-from ke_metric.recipe.schema import Network
+from ke_metric.schema import Network
 
 # A class weight shorter than this is divided by it instead of by its length, as `normalize` does with features.
 SHORTEST_LENGTH = 1e-12

@@ -21,9 +21,11 @@ from ke_metric.schema import (
     ConflictError,
     Ground,
     Names,
+    Network,
     Section,
     Triple,
     WholeNumbers,
+    not_a_bool,
     without_values_before,
 )
 
@@ -50,13 +52,6 @@ def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ValueError("must be 1 to 100 letters, digits, '_', '.' or '-', the first one a letter or a digit")
     return name
-
-
-def _not_a_bool(value: object) -> object:
-    """Refuse `true` where 1 is allowed: Python holds them for equal, and so does Literal."""
-    if isinstance(value, bool):
-        raise ValueError("must be a whole number")
-    return value
 
 
 class Data(Section):
@@ -152,23 +147,6 @@ class Augmentation(Section):
             message = f"scale = {list(self.scale)}, must be at most 1 where geometry = 'crop'"
             raise ConflictError(message, ("scale", "geometry"))
         return self
-
-
-class Network(Section):
-    """Backbone and head."""
-
-    backbone: str = "resnet50"
-    """A torchvision classifier (`resnet50`, `googlenet`, ...) or a timm one (`timm/convnext_tiny`)."""
-    embedding_size: int = Field(128, ge=2, le=8192)
-    """retrieval: length D of the embedding."""
-    head: Literal["linear", "cosine"] = "linear"
-    """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
-    stem: Literal["standard", "small"] = "standard"
-    """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
-    stem_stride: Annotated[Literal[1, 2], BeforeValidator(_not_a_bool)] = 1
-    """Stride of the small stem's convolution."""
-    pretrained: bool = False
-    """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
 
 
 class Split(Section):
@@ -281,7 +259,7 @@ class Evaluation(Section):
 class Recipe(Section):
     """One lineage, completely described."""
 
-    schema_version: Annotated[Literal[1], BeforeValidator(_not_a_bool)] = 1
+    schema_version: Annotated[Literal[1], BeforeValidator(not_a_bool)] = 1
     """Version of this schema."""
     name: Annotated[str, AfterValidator(_folder_name)]
     """Names the lineage folder; the recipe's file name when left out."""

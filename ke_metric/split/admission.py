@@ -70,11 +70,6 @@ def called(network: nn.Module, path: str) -> str:
     return f"module {path!r}" if path else f"this {type(network).__name__}"
 
 
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer, also those that no state dict holds; a tied one under its first name."""
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
-
-
 def _sharded_part(network: nn.Module) -> str:
     """Say which part of a network is sharded, and how; "" if none is."""
     for path, module in network.named_modules():

@@ -35,7 +35,6 @@ from ke_metric.split.admission import (
     refusal,
     run_network,
     tensors_in,
-    tensors_of,
     undisturbed,
 )
 from ke_metric.split.call import Call, Owned, Place
@@ -43,6 +42,7 @@ from ke_metric.split.graph import ALWAYS, LARGEST_SEEN, ChannelGraph, Labelled, 
 from ke_metric.split.layers import convolution, linear, matrix_product
 from ke_metric.split.operations import CONSUMERS, LAYERS, computes, elementwise, follow, rearrange, rule_of
 from ke_metric.split.wels import is_vector
+from ke_metric.tensors import tensors_of
 
 # These operations add a tensor to activations, or put it beside them.
 _BESIDE = {

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.split.admission import KINDS, refusal, tensors_of, unwrapped
+from ke_metric.split.admission import KINDS, refusal, unwrapped
+from ke_metric.tensors import tensors_of
 
 FORMAT = 1
 # This is why a module or weight is kept whole that `keep_whole` names.

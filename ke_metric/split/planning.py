@@ -18,7 +18,6 @@ from ke_metric.split.admission import (
     refusal,
     run_network,
     tensors_in,
-    tensors_of,
     undisturbed,
     unwrapped,
 )
@@ -38,6 +37,7 @@ from ke_metric.split.rehearsal import MisfitError, rehearse
 from ke_metric.split.reset import frozen_weights, zero_reset
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import plan_wels
+from ke_metric.tensors import tensors_of
 
 
 def plan_split(  # noqa: PLR0913  # the one public function of a split

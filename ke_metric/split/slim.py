@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ke_metric.split.admission import refusal, tensors_of, unwrapped
+from ke_metric.split.admission import refusal, unwrapped
 from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from ke_metric.tensors import memory_format_of, tensors_of
 
 
 def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
@@ -69,19 +67,6 @@ def _narrow(tensor: Tensor, kept: list[tuple[int, ChannelSet]]) -> Tensor:
             values = values.index_select(axis, channels.index.to(tensor.device))
     values = values.clone(memory_format=memory_format_of(tensor))
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
-
-
-def memory_format_of(tensor: Tensor) -> torch.memory_format:
-    """Return the memory format that the strides of a tensor spell out, contiguous where they spell out both or none.
-
-    By its sizes a 1x1 convolution is contiguous in both; torch goes by the strides.
-    """
-    channels_last = CHANNELS_LAST.get(tensor.ndim, torch.contiguous_format)
-    strides, contiguous = (
-        torch.empty(tensor.shape, device="meta", memory_format=each).stride()
-        for each in (channels_last, torch.contiguous_format)
-    )
-    return channels_last if tensor.stride() == strides != contiguous else torch.contiguous_format
 
 
 def _state_widths(module: nn.Module) -> None:

@@ -1,7 +1,10 @@
 """`ke-metric search`: the right items, in order, with what is known of them; the query itself is left out."""
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -366,3 +369,41 @@ def test_what_is_refused(arguments, code, words, flat, glyph_files, tmp_path, mo
     (tmp_path / "q").symlink_to(glyph_files / "query")
     monkeypatch.chdir(tmp_path)
     assert words in expect(code, "search", *arguments)
+
+
+OURS = """
+import json, sys
+sys.argv = ["ke-metric", "search", *{arguments}, "--json"]
+from ke_metric.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+ours = {{name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "ke_metric"}}
+print("OURS" + json.dumps(ours))
+"""
+
+
+def has_content(file):
+    """Whether a module is more than a sign on the door of its folder."""
+    return len(ast.parse(Path(file).read_text(encoding="utf-8")).body) > 1
+
+
+@pytest.mark.parametrize(("kind", "most"), [("memmap", 37), ("faiss", 41)])
+def test_a_query_passes_few_of_our_files(kind, most, flat, glyph_files, tmp_path):
+    with (
+        Index.open(flat) as index,
+        Index.create(tmp_path / "i", embedder=index.embedder, settings=StoreSettings(kind=kind)) as made,
+    ):
+        for items, vectors in index.store.read():
+            made.add(items, vectors, digest=index.digest)
+    query = next((glyph_files / "query").rglob("*.png"))
+    program = OURS.format(arguments=[str(query), "--index", str(tmp_path / "i")])
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    ours = json.loads(finished.stdout.partition("OURS")[2])
+    passed = sorted(name for name, file in ours.items() if has_content(file))
+    assert len(passed) <= most, "\n".join(passed)
+    # An index brings its own network: what made it is not asked.
+    rooms = {name.split(".")[1] for name in passed if "." in name}
+    assert not rooms & {"lineage", "recipe", "split", "methods", "training", "evolution", "datasets"}

@@ -13,7 +13,7 @@ from torch import nn
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.backbones import build_backbone, feature_size
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.schema import Network
+from ke_metric.schema import Network
 
 FEATURES = {
     "resnet18": 512,

@@ -19,7 +19,8 @@ from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, NetworkCard, read_description
 from ke_metric.networks.heads import Classifier, CosineHead, EmbeddingNetwork, build_classifier, build_network
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.schema import Network, Recipe
+from ke_metric.recipe.schema import Recipe
+from ke_metric.schema import Network
 from ke_metric.split.planning import plan_split
 from ke_metric.split.reset import redraw_reset, zero_reset
 from ke_metric.split.slim import extract_slim

@@ -17,7 +17,7 @@ from ke_metric.networks.bundle import (
     to_bytes,
 )
 from ke_metric.networks.bundle_config import WeightsFile
-from ke_metric.split.admission import tensors_of
+from ke_metric.tensors import tensors_of
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -18,7 +18,6 @@ from torch.nn.functional import normalize
 from ke_metric.cli.recording import together
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import evolve
-from ke_metric.generation import weights_digest
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
@@ -29,6 +28,7 @@ from ke_metric.networks.heads import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
+from ke_metric.tensors import weights_digest
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
