@@ -66,7 +66,7 @@ def evolve(
     *,
     start: Start | None = None,
     device: str | None = None,
-    observer: TrainingObserver | None = None,
+    watch: TrainingObserver | None = None,
 ) -> Iterator[Generation]:
     """Train generation after generation and yield each one, scored, when it is complete.
 
@@ -75,7 +75,7 @@ def evolve(
         benchmark: What to train and score on; decoded first unless it is already.
         start: Where to go on; from the beginning when left out.
         device: A torch device; the process's own when left out.
-        observer: Hears of steps and epochs as they finish.
+        watch: Hears of steps and epochs as they finish.
 
     Yields:
         Generations `start.number` to `recipe.generations`.
@@ -88,7 +88,7 @@ def evolve(
     if isinstance(benchmark, Benchmark):
         benchmark = Pictures.decode(benchmark, data.store_size, store_shape=data.store_shape)
     training = LineageTraining(recipe, benchmark, Engine(recipe.training.precision, device))
-    yield from training.evolve(start or Start(), observer or TrainingObserver())
+    yield from training.evolve(start or Start(), watch or TrainingObserver())
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def pictures():
 def lineage(pictures):
     """Three generations, and what their training said."""
     recorder = Recorder()
-    return list(evolve(recipe_of(), pictures, device="cpu", observer=recorder)), recorder
+    return list(evolve(recipe_of(), pictures, device="cpu", watch=recorder)), recorder
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_going_on_from_an_epoch_is_never_having_stopped(pictures, lineage):
     state = recorder.states[2]
     assert (state.number, state.epoch) == (2, 1)
     listener = Recorder()
-    found = list(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", observer=listener))
+    found = list(evolve(recipe_of(), pictures, start=Start(one, state), device="cpu", watch=listener))
     assert [(state.number, state.epoch) for state in listener.states] == [(2, 2), (3, 1), (3, 2)]
     for generation, expected in zip(found, (two, three), strict=True):
         assert_same_generation(generation, expected)
@@ -360,7 +360,7 @@ def test_a_test_set_in_which_nothing_can_be_found():
     lone = replace(benchmark.query, keys=("test/0/0", "test/1/0"), labels=np.array([0, 1]))
     recorder = Recorder()
     recipe = recipe_of(generations=1, training={"epochs": 1, "precision": "fp32"})
-    [generation] = evolve(recipe, replace(benchmark, query=lone, gallery=lone), device="cpu", observer=recorder)
+    [generation] = evolve(recipe, replace(benchmark, query=lone, gallery=lone), device="cpu", watch=recorder)
     assert "recall@1 not defined" in recorder.notes[0]
     assert not [name for name in generation.scorecard.dense if name.startswith("recall")]
 

@@ -106,7 +106,7 @@ def recipe_of(name, task=None, **sections):
 
 
 def grown(recipe, pictures, observer=None):
-    return list(evolve(recipe, pictures, device="cpu", observer=observer))
+    return list(evolve(recipe, pictures, device="cpu", watch=observer))
 
 
 def training_of(recipe, pictures):
@@ -157,7 +157,7 @@ def test_a_training_that_is_interrupted_after_every_epoch_is_the_same_training(n
             start = Start(lineage.load(numbers[-1]) if numbers else None, lineage.load_state())
             observer = StopAfterEveryEpoch(lineage)
             try:
-                for generation in evolve(recipe, pictures, start=start, device="cpu", observer=observer):
+                for generation in evolve(recipe, pictures, start=start, device="cpu", watch=observer):
                     lineage.append(generation)
             except Interrupted:
                 stops += 1

@@ -52,7 +52,7 @@ def operations_per_epoch(recipe: Recipe, pictures: Pictures) -> float:
     counter = FlopCounterMode(display=False)
     marks = Marks(counter)
     with counter:
-        for _ in evolve(short, pictures, observer=marks):
+        for _ in evolve(short, pictures, watch=marks):
             pass
     counts = [
         (marks.counts[number, EPOCHS] - marks.counts[number, 1]) / (EPOCHS - 1)
