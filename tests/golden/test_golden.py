@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -68,9 +67,11 @@ def test_no_method_and_no_export_has_changed(long, part):
 @pytest.mark.slow
 def test_other_kernels_give_what_is_compared_elsewhere(tmp_path, monkeypatch):
     """The tolerances are wide enough for a processor that adds up in another order."""
-    monkeypatch.setattr(os, "environ", os.environ | {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"})
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     found = made_again(tmp_path / "record", (*QUICK, *LONG))
-    assert not is_same_machine(RECORDED, found)
+    if is_same_machine(RECORDED, found):
+        pytest.skip("the kernels of this machine are the same with and without the settings")
     for part in (*QUICK, *LONG):
         require_equal(found, part)
 
