@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from ke_metric.evaluation.retrieval import score_retrieval
     from ke_metric.evolution import evolve
     from ke_metric.lineage.store import Lineage
-    from ke_metric.networks.architecture import Architecture
     from ke_metric.networks.bundle import load_network, save_network
-    from ke_metric.networks.bundle_config import NetworkCard
+    from ke_metric.networks.bundle_config import Architecture, NetworkCard
     from ke_metric.recipe.file import load_recipe
     from ke_metric.retrieval.embedder import Embedder
     from ke_metric.retrieval.index import Index
@@ -44,7 +43,7 @@ __all__ = [
 __version__ = "0.1.0"  # setup.py reads it here
 
 _HOMES = {
-    "Architecture": "ke_metric.networks.architecture",
+    "Architecture": "ke_metric.networks.bundle_config",
     "Embedder": "ke_metric.retrieval.embedder",
     "Index": "ke_metric.retrieval.index",
     "Lineage": "ke_metric.lineage.store",

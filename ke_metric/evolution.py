@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
+from ke_metric.arrays import load_whole, weights_digest
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TIES_BY_MEAN, Generation, Provenance, Scorecard, TrainingState, epochs_by_engine
@@ -30,7 +31,6 @@ from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import mean_magnitudes
-from ke_metric.tensors import load_whole, weights_digest
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients

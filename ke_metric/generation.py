@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from ke_metric.tensors import Weights
+from ke_metric.arrays import Weights
 
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""

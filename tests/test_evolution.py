@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ke_metric.arrays import weights_digest
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.images.image_set import Benchmark, ImageSet
@@ -14,7 +15,6 @@ from ke_metric.images.pixel_store import Pictures
 from ke_metric.networks import recipe_networks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
-from ke_metric.tensors import weights_digest
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 

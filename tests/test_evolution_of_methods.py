@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ke_metric import Lineage
+from ke_metric.arrays import weights_digest
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.images.batches import TrainingEpochs
@@ -18,7 +19,6 @@ from ke_metric.methods.table import METHODS, method_of
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.slim import extract_slim
-from ke_metric.tensors import weights_digest
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 

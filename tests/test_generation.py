@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ke_metric.arrays import weights_digest
 from ke_metric.generation import Generation, Provenance, Scorecard
-from ke_metric.tensors import weights_digest
 
 SCORES = {"recall@1": 0.5}
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ke_metric import Lineage
+from ke_metric.arrays import load_whole
 from ke_metric.generation import Scorecard
 from ke_metric.images.pixel_store import Pictures
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer, count_parameters
-from ke_metric.tensors import load_whole
 from ke_metric.training.engine import Engine
 
 KINDS = ("outputs", "weights")

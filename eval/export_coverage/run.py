@@ -25,9 +25,8 @@ from ke_metric.errors import KeMetricError
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.record import versions
 from ke_metric.images.preparation import Preparation
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard
-from ke_metric.networks.heads import build_network
+from ke_metric.networks.bundle_config import Architecture, NetworkCard
+from ke_metric.networks.dense import build_network
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.split.planning import plan_split

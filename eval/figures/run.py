@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ke_metric import Lineage
+from ke_metric.arrays import load_whole
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.images.image_set import without_training
 from ke_metric.images.pixel_store import Pictures
@@ -30,7 +31,6 @@ from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.reset import zero_reset
-from ke_metric.tensors import load_whole
 from ke_metric.training.engine import Engine
 
 # Colours that are told apart by people who do not see red or green (Okabe and Ito, 2008).

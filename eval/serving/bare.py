@@ -22,8 +22,7 @@ from PIL import Image
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.images.preparation import Preparation
 from ke_metric.lineage.store import Lineage
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard
+from ke_metric.networks.bundle_config import Architecture, NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder

@@ -155,7 +155,7 @@ def slim(as_json: bool, **options: Any) -> None:
     ke-metric slim --network dense -o dense
     python -c "from ke_metric import load_network; print(load_network('slim'))"
     """
-    from ke_metric.cli.slim import store_network
+    from ke_metric.cli.export import store_network
 
     store_network(**options).print(as_json)
 

@@ -19,9 +19,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import ItemBatch, StoredEmbeddings, embed_items
 from ke_metric.retrieval.index import Index
-from ke_metric.stores.contract import Item
+from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.opening import StoreSettings
-from ke_metric.stores.where import Where
 
 MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""

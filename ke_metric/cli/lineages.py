@@ -10,7 +10,7 @@ from ke_metric.cli.display import say
 from ke_metric.errors import KeMetricError
 from ke_metric.fingerprint import TRAIN, DataFingerprint
 from ke_metric.images.image_set import FolderSource
-from ke_metric.lineage.continuation import UNCHECKED, known_since
+from ke_metric.lineage.folder import UNCHECKED, known_since
 from ke_metric.lineage.store import Lineage
 
 

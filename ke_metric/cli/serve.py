@@ -48,9 +48,9 @@ def serve_network(
         )
     _share_the_cores()
     _require_libraries()
+    from ke_metric.serving.exchange import Limits, ServiceSettings, read_token
     from ke_metric.serving.server import serve
     from ke_metric.serving.service import IndexSearcher, ServedNetwork
-    from ke_metric.serving.settings import Limits, ServiceSettings, read_token
 
     token, served = read_token(token_file), str(folder)
 

@@ -53,7 +53,7 @@ from ke_metric.export.verification import (
     require_enough,
     top_cost,
 )
-from ke_metric.networks.heads import PictureModule
+from ke_metric.networks.dense import PictureModule
 from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.predictor import Predictor
 

@@ -24,7 +24,7 @@ from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.export.record import ONNX_FILE, read_record
 from ke_metric.images.preparation import unit_range
-from ke_metric.networks.heads import PictureModule
+from ke_metric.networks.dense import PictureModule
 
 Int8 = Literal["none", "dynamic", "static"]
 INPUT = "images"

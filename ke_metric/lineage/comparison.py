@@ -15,8 +15,8 @@ import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores
-from ke_metric.lineage.continuation import FREE_FIELDS
 from ke_metric.lineage.files import read_provenance
+from ke_metric.lineage.folder import FREE_FIELDS
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
 

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from ke_metric.arrays import Weights
 from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.fingerprint import DataFingerprint
 from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState
-from ke_metric.tensors import Weights
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"

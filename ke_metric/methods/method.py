@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from ke_metric.arrays import Weights, load_whole
 from ke_metric.generation import Generation
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import torch_generator
 from ke_metric.recipe.schema import Method, Recipe
 from ke_metric.split.plan import SplitPlan
-from ke_metric.tensors import Weights, load_whole
 from ke_metric.training.hooks import TrainingHooks
 
 LOGITS_TEMPERATURE = 1.0

@@ -18,13 +18,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ke_metric.arrays import CHANNELS_LAST, memory_format_of, tensors_of
 from ke_metric.disk import FolderKind, require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle_config import (
     CONFIG,
     FORMAT_VERSION,
     WEIGHTS,
+    Architecture,
     Description,
     NetworkCard,
     TensorFacts,
@@ -34,7 +35,6 @@ from ke_metric.networks.bundle_config import (
     require_names_fit,
 )
 from ke_metric.networks.widths import apply_settings, find_settings
-from ke_metric.tensors import CHANNELS_LAST, memory_format_of, tensors_of
 
 # A safetensors file begins with the length of its header, 8 bytes; its readers allow this much.
 LARGEST_HEADER = 100_000_000

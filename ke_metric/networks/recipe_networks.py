@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ke_metric.arrays import load_whole
 from ke_metric.generation import Generation
-from ke_metric.networks.heads import build_classifier, build_network
+from ke_metric.networks.dense import build_classifier, build_network
 from ke_metric.randomness import default_streams, derive_seed
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.following import follow_channels
@@ -19,7 +20,6 @@ from ke_metric.split.graph import ChannelGraph
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
-from ke_metric.tensors import load_whole
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ke_metric.arrays import FloatArray, IntArray, PixelArray
+from ke_metric.arrays import FloatArray, IntArray, PixelArray, weights_digest
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import embed
 from ke_metric.images.decoding import MAX_PIXELS, in_order
 from ke_metric.images.preparation import Picture, Preparation, as_image, name_of, pictures_of
-from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network
-from ke_metric.networks.bundle_config import CONFIG, NetworkCard, read_description
-from ke_metric.networks.heads import Classifier, ClassifierFeatures, PictureModule
+from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
+from ke_metric.networks.dense import Classifier, ClassifierFeatures, PictureModule
 from ke_metric.schema import PREPARATION_FIELDS, without_values_before
 from ke_metric.stores.contract import check_count
-from ke_metric.tensors import weights_digest
 
 BATCH_SIZE = 256
 """Pictures per forward pass of a bundle; for a lineage it is `evaluation.batch_size`, as when it was scored."""

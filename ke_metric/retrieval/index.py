@@ -24,9 +24,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.schema import Section, read_object, require_version, validated
-from ke_metric.stores.contract import Hits, Item, VectorStore
+from ke_metric.stores.contract import Hits, Item, VectorStore, Where
 from ke_metric.stores.opening import StoreSettings, open_store
-from ke_metric.stores.where import Where
 
 MANIFEST = "index.json"
 MODEL = "model"

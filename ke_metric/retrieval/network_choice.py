@@ -15,8 +15,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Scorecard
 from ke_metric.images.preparation import Preparation
 from ke_metric.lineage.store import Lineage
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, StoredSplit
+from ke_metric.networks.bundle_config import Architecture, NetworkCard, StoredSplit
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.slim import extract_slim

@@ -18,8 +18,7 @@ from ke_metric.benchmarks.listings import (
     read_csv_rows,
 )
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores.contract import Item, is_unicode
-from ke_metric.stores.where import LONGEST_TEXT
+from ke_metric.stores.contract import LONGEST_TEXT, Item, is_unicode
 
 # A picture of `ke-metric data pictures` lies below its part and its class.
 LEVELS = 2

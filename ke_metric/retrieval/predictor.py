@@ -16,8 +16,8 @@ from torch import nn
 from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.preparation import Picture
-from ke_metric.networks.architecture import ClassifierArchitecture
-from ke_metric.networks.heads import ScaledLogits
+from ke_metric.networks.bundle_config import ClassifierArchitecture
+from ke_metric.networks.dense import ScaledLogits
 from ke_metric.retrieval.embedder import BadPicture, PictureNetwork
 from ke_metric.stores.contract import check_count
 

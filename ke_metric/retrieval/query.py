@@ -25,8 +25,7 @@ from ke_metric.images.preparation import Picture, name_of, pictures_of
 from ke_metric.retrieval.embedder import BadPicture, Embedder
 from ke_metric.retrieval.index import Index, Result, results_of
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search, require_candidates, search_others
-from ke_metric.stores.contract import Hits, Item, VectorStore
-from ke_metric.stores.where import Where
+from ke_metric.stores.contract import Hits, Item, VectorStore, Where
 
 QUERIES_AT_A_TIME = 1024
 

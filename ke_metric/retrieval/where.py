@@ -1,5 +1,5 @@
-"""The documented place of `Where`; it lives in `ke_metric.stores.where`."""
+"""The documented place of `Where`; it lives in `ke_metric.stores.contract`."""
 
-from ke_metric.stores.where import Condition, Where
+from ke_metric.stores.contract import Condition, Where
 
 __all__ = ["Condition", "Where"]

@@ -19,10 +19,9 @@ from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.predictor import Prediction
 from ke_metric.retrieval.query import SearchOptions
 from ke_metric.retrieval.ranking import EXPANSION_FORM, RERANKING_FORM
-from ke_metric.serving.exchange import Refused
+from ke_metric.serving.exchange import Limits, Refused, ServiceSettings
 from ke_metric.serving.pictures import CONTENT_TYPES, FORMATS, can_be_id
-from ke_metric.serving.settings import Limits, ServiceSettings
-from ke_metric.stores.where import LONGEST_TEXT
+from ke_metric.stores.contract import LONGEST_TEXT
 
 Document = dict[str, Any]
 State = Literal["starting", "ready", "stopping"]

@@ -24,10 +24,19 @@ from ke_metric.serving.api import (
     read_question,
 )
 from ke_metric.serving.batching import STOPPING
-from ke_metric.serving.exchange import JSON_TYPE, RETRY, Door, Exchange, Refused, Reply, busy, error_body
+from ke_metric.serving.exchange import (
+    JSON_TYPE,
+    RETRY,
+    Door,
+    Exchange,
+    Refused,
+    Reply,
+    ServiceSettings,
+    busy,
+    error_body,
+)
 from ke_metric.serving.pictures import picture_format, read_id
 from ke_metric.serving.service import CONTENT_TYPE, Service
-from ke_metric.serving.settings import ServiceSettings
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
 EXCHANGE = "ke_metric.exchange"

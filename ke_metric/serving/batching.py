@@ -16,8 +16,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
-from ke_metric.serving.exchange import busy
-from ke_metric.serving.settings import Limits
+from ke_metric.serving.exchange import Limits, busy
 
 STOPPING = "the service is stopping"
 

@@ -15,8 +15,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 
 from ke_metric.serving.exchange import Refused, Reply
-from ke_metric.stores.contract import Item
-from ke_metric.stores.where import LONGEST_TEXT
+from ke_metric.stores.contract import LONGEST_TEXT, Item
 
 # Content type -> Pillow's name of the format. No other decoder ever sees an upload.
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}

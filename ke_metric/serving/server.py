@@ -18,10 +18,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.application import Application
-from ke_metric.serving.exchange import CLOSE, COMMON, Refused, Reply, busy
+from ke_metric.serving.exchange import CLOSE, COMMON, Limits, Refused, Reply, ServiceSettings, busy
 from ke_metric.serving.pictures import count_pixels_ourselves
 from ke_metric.serving.service import ServedNetwork, Service
-from ke_metric.serving.settings import Limits, ServiceSettings
 
 PIPELINE = 16
 """Requests that a connection may send before the first one is answered."""

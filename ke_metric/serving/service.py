@@ -36,9 +36,8 @@ from ke_metric.serving.api import (
     search_document,
 )
 from ke_metric.serving.batching import STOPPING, Batcher, Job
-from ke_metric.serving.exchange import Refused, Reply, Uploads, busy
+from ke_metric.serving.exchange import Limits, Refused, Reply, Uploads, busy
 from ke_metric.serving.pictures import decode, read_picture
-from ke_metric.serving.settings import Limits
 from ke_metric.stores.contract import Item
 
 Found = TypeVar("Found")

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ke_metric.arrays import tensors_of
 from ke_metric.errors import KeMetricError
 from ke_metric.split.admission import (
     ExampleInput,
@@ -39,10 +40,19 @@ from ke_metric.split.admission import (
 )
 from ke_metric.split.call import Call, Owned, Place
 from ke_metric.split.graph import ALWAYS, LARGEST_SEEN, ChannelGraph, Labelled, Step, always, collapsed_always
-from ke_metric.split.layers import convolution, linear, matrix_product
-from ke_metric.split.operations import CONSUMERS, LAYERS, computes, elementwise, follow, rearrange, rule_of
+from ke_metric.split.operations import (
+    CONSUMERS,
+    LAYERS,
+    computes,
+    convolution,
+    elementwise,
+    follow,
+    linear,
+    matrix_product,
+    rearrange,
+    rule_of,
+)
 from ke_metric.split.wels import is_vector
-from ke_metric.tensors import tensors_of
 
 # These operations add a tensor to activations, or put it beside them.
 _BESIDE = {

@@ -15,9 +15,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ke_metric.arrays import tensors_of
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.split.admission import KINDS, refusal, unwrapped
-from ke_metric.tensors import tensors_of
 
 FORMAT = 1
 # This is why a module or weight is kept whole that `keep_whole` names.

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ke_metric.arrays import tensors_of
 from ke_metric.errors import closest
 from ke_metric.split.admission import (
     ExampleInput,
@@ -37,7 +38,6 @@ from ke_metric.split.rehearsal import MisfitError, rehearse
 from ke_metric.split.reset import frozen_weights, zero_reset
 from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import plan_wels
-from ke_metric.tensors import tensors_of
 
 
 def plan_split(  # noqa: PLR0913  # the one public function of a split

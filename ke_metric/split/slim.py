@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ke_metric.arrays import memory_format_of, tensors_of
 from ke_metric.split.admission import refusal, unwrapped
 from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan
-from ke_metric.tensors import memory_format_of, tensors_of
 
 
 def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:

@@ -17,16 +17,21 @@ from typing import Any
 import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
-from ke_metric.stores.contract import Hits, Item, check_queries, most_found
-from ke_metric.stores.faiss_file import Derived, Record, load_derived, read_records, record_no_copies, save_derived
+from ke_metric.stores.contract import Hits, Item, Where, check_queries, most_found
 from ke_metric.stores.faiss_index import (
     Copies,
+    Derived,
     IndexSearch,
+    Record,
     Unfolding,
     build_index,
     extend_index,
     find_copies,
     linked_rows,
+    load_derived,
+    read_records,
+    record_no_copies,
+    save_derived,
 )
 from ke_metric.stores.faiss_kinds import (
     AUTO,
@@ -44,7 +49,6 @@ from ke_metric.stores.faiss_kinds import (
 from ke_metric.stores.gallery import VECTORS, Gallery
 from ke_metric.stores.gallery_files import disk_error
 from ke_metric.stores.memmap import SPARE, Found, best, search_rows, settle
-from ke_metric.stores.where import Where
 
 # An addition first brings the index up to date where more rows than this wait, and more than this share.
 WAITING_ROWS = 50_000

@@ -18,9 +18,8 @@ from filelock import FileLock
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.disk import lock_for_writing, reach_disk
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores.contract import Item, check_addition, check_count, texts_of
+from ke_metric.stores.contract import Item, Where, check_addition, check_count, texts_of
 from ke_metric.stores.gallery_files import OWN_FACTS, ItemTable, VectorFile, disk_error, missing
-from ke_metric.stores.where import Where
 
 ITEMS = "items.sqlite"
 VECTORS = "vectors.f32"

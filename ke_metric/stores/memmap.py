@@ -28,9 +28,8 @@ from torch.nn import functional
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import exact_products
 from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.stores.contract import Hits, check_queries, most_found
+from ke_metric.stores.contract import Hits, Where, check_queries, most_found
 from ke_metric.stores.gallery import Gallery
-from ke_metric.stores.where import Where
 
 BLOCK_BYTES = 8 << 20
 """The most vectors in memory at a time."""

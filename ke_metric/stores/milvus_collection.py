@@ -19,9 +19,8 @@ import numpy as np
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.stores.contract import Item, is_unicode
+from ke_metric.stores.contract import LONGEST_TEXT, Condition, Item, Where, check_where, is_unicode
 from ke_metric.stores.memmap import best
-from ke_metric.stores.where import LONGEST_TEXT, Condition, Where, check_where
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

@@ -19,7 +19,17 @@ import numpy as np
 
 from ke_metric.arrays import FloatArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores.contract import Hits, Item, check_addition, check_count, check_queries, most_found, texts_of
+from ke_metric.stores.contract import (
+    Hits,
+    Item,
+    Where,
+    check_addition,
+    check_count,
+    check_queries,
+    check_where,
+    most_found,
+    texts_of,
+)
 from ke_metric.stores.milvus_collection import (
     REQUEST_ROWS,
     TEXT_BYTES,
@@ -37,7 +47,6 @@ from ke_metric.stores.milvus_collection import (
     size_of,
 )
 from ke_metric.stores.milvus_connection import Connection
-from ke_metric.stores.where import Where, check_where
 
 # Ids of the rows of a journal, in this order: what is after FACTS is a change.
 COMMIT, FACTS, GONE, PUT = "commit", "facts", "gone ", "put "

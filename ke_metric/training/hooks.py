@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ke_metric.arrays import Weights
 from ke_metric.generation import Scorecard, TrainingState
-from ke_metric.tensors import Weights
 
 
 class TrainingHooks:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ke_metric.arrays import Weights, load_whole
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe, Training
-from ke_metric.tensors import Weights, load_whole
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 

@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from ke_metric import Lineage, extract_slim
+from ke_metric.arrays import load_whole
 from ke_metric.cli import main
-from ke_metric.networks.heads import build_network
+from ke_metric.networks.dense import build_network
 from ke_metric.split.plan import SplitPlan
-from ke_metric.tensors import load_whole
 
 RECIPE = """
 generations: 2

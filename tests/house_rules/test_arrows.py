@@ -77,7 +77,7 @@ def package_of(path):
     ("room", "source", "expected"),
     [
         ("images", "import torch\nfrom ke_metric.errors import KeMetricError", set()),
-        ("images", "from ke_metric.networks.backbones import build_backbone", {"networks"}),
+        ("images", "from ke_metric.networks.dense import build_backbone", {"networks"}),
         ("images", "def f():\n    import ke_metric.split.plan", {"split"}),
         ("images", "if TYPE_CHECKING:\n    from ke_metric.split.plan import SplitPlan", {"split"}),
         ("images", "from ..split import plan", {"split"}),

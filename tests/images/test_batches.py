@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
-from ke_metric.images.batches import TrainingBatches
+from ke_metric.images.batches import COLOUR_DRAWS, Augmenter, TrainingBatches
 from ke_metric.images.pixel_store import PixelStore
 from ke_metric.images.samplers import ClassBalancedBatches
 from ke_metric.randomness import numpy_generator

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.lineage.continuation import FREE_FIELDS, changed_fields, forbidden_changes
+from ke_metric.lineage.folder import FREE_FIELDS, changed_fields, forbidden_changes
 from ke_metric.recipe.schema import Recipe
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ke_metric.arrays import load_whole
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.method import LineageMethod, frozen_parent
 from ke_metric.recipe.schema import Training
-from ke_metric.tensors import load_whole
 from ke_metric.training.hooks import TrainingHooks
 
 

@@ -17,7 +17,7 @@ from ke_metric.methods.published.repr import (
     reach_of,
     redundancy,
 )
-from ke_metric.networks.heads import CosineHead
+from ke_metric.networks.dense import CosineHead
 from ke_metric.split.following import follow_channels
 
 CLOSE = 1e-5

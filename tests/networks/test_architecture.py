@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.heads import build_network
+from ke_metric.networks.bundle_config import Architecture
+from ke_metric.networks.dense import build_network
 from ke_metric.recipe.schema import Recipe
 
 RECIPE = Recipe.model_validate(

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.backbones import build_backbone, feature_size
+from ke_metric.networks.dense import build_backbone, feature_size
 from ke_metric.randomness import default_streams
 from ke_metric.schema import Network
 

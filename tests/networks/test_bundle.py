@@ -25,9 +25,8 @@ from torch import nn
 from ke_metric import extract_slim, load_network, plan_split, save_network
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks import bundle as tensors_module
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard, read_description
-from ke_metric.networks.heads import build_network
+from ke_metric.networks.bundle_config import Architecture, NetworkCard, read_description
+from ke_metric.networks.dense import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 

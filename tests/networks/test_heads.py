@@ -14,10 +14,9 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.classification import AdaCosLoss
-from ke_metric.networks.architecture import Architecture
 from ke_metric.networks.bundle import load_network, save_network
-from ke_metric.networks.bundle_config import CONFIG, NetworkCard, read_description
-from ke_metric.networks.heads import Classifier, CosineHead, EmbeddingNetwork, build_classifier, build_network
+from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
+from ke_metric.networks.dense import Classifier, CosineHead, EmbeddingNetwork, build_classifier, build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import Network

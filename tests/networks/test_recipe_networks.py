@@ -3,16 +3,16 @@
 import pytest
 import torch
 
+from ke_metric.arrays import weights_digest
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks import recipe_networks as module
-from ke_metric.networks.heads import Classifier, build_network
+from ke_metric.networks.dense import Classifier, build_network
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.planning import plan_split
 from ke_metric.split.slim import extract_slim
-from ke_metric.tensors import weights_digest
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

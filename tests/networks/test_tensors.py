@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ke_metric.arrays import tensors_of
 from ke_metric.networks.bundle import (
     describe,
     read_weights,
@@ -17,7 +18,6 @@ from ke_metric.networks.bundle import (
     to_bytes,
 )
 from ke_metric.networks.bundle_config import WeightsFile
-from ke_metric.tensors import tensors_of
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

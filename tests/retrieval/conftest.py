@@ -12,8 +12,7 @@ from ke_metric import Lineage
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
-from ke_metric.stores.contract import Hits, Item
-from ke_metric.stores.where import Where
+from ke_metric.stores.contract import Hits, Item, Where
 
 FIELDS = {
     "name": "x",

@@ -10,9 +10,8 @@ from PIL import Image
 from ke_metric import Embedder, Index
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.index import MANIFEST, results_of
-from ke_metric.stores.contract import Item
+from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.opening import StoreSettings
-from ke_metric.stores.where import Where
 
 MEMMAP = StoreSettings(kind="memmap")
 DIGEST, OTHER = "a" * 64, "b" * 64

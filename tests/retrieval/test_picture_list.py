@@ -13,8 +13,7 @@ from ke_metric.datasets.export_pictures import write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark, FolderSource, labelled_set
 from ke_metric.retrieval.picture_list import list_pictures
-from ke_metric.stores.contract import Item
-from ke_metric.stores.where import LONGEST_TEXT
+from ke_metric.stores.contract import LONGEST_TEXT, Item
 
 
 def touch(root, *names):

@@ -9,9 +9,8 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.query import SearchOptions, answer_queries, search_pictures
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
-from ke_metric.stores.contract import Item
+from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.opening import StoreSettings
-from ke_metric.stores.where import Where
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval import ranking as query_expansion
 from ke_metric.retrieval import ranking as reranking
 from ke_metric.retrieval.ranking import Expansion, Reranking, expand_queries, ranked_search
-from ke_metric.stores.contract import Item
-from ke_metric.stores.where import Where
+from ke_metric.stores.contract import Item, Where
 
 COUNT = 90
 in_a_hurry = settings(max_examples=25, deadline=None)

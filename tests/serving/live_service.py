@@ -14,8 +14,8 @@ from PIL import Image
 
 from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.query import SearchOptions
+from ke_metric.serving.exchange import Limits, ServiceSettings
 from ke_metric.serving.server import build_server, listen
-from ke_metric.serving.settings import Limits, ServiceSettings
 
 LIMITS = Limits(
     max_bytes=200_000,

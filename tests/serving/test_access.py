@@ -4,7 +4,7 @@ import pytest
 from live_service import PNG, encode, picture_of
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings, read_token
+from ke_metric.serving.exchange import TOKEN_VARIABLE, ServiceSettings, read_token
 
 TOKEN = "0123456789abcdef-secret"
 PICTURE = encode(picture_of(1))

@@ -8,9 +8,8 @@ from live_service import FakeSearcher, encode, picture_of
 
 from ke_metric.serving.api import REASONS, openapi_document, read_question
 from ke_metric.serving.application import Application
-from ke_metric.serving.exchange import Refused
+from ke_metric.serving.exchange import Limits, Refused, ServiceSettings
 from ke_metric.serving.service import Service
-from ke_metric.serving.settings import Limits, ServiceSettings
 
 DOCUMENT = openapi_document(ServiceSettings())
 

@@ -14,9 +14,9 @@ from ke_metric.retrieval.index import Result
 from ke_metric.retrieval.query import SearchOptions
 from ke_metric.retrieval.ranking import Expansion, Reranking
 from ke_metric.serving.api import Question, read_question, search_document
+from ke_metric.serving.exchange import ServiceSettings
 from ke_metric.serving.pictures import decode
-from ke_metric.serving.settings import ServiceSettings
-from ke_metric.stores.where import Where
+from ke_metric.stores.contract import Where
 
 PICTURE = encode(picture_of(3))
 

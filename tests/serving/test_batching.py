@@ -7,8 +7,7 @@ import time
 import pytest
 
 from ke_metric.serving.batching import Batcher
-from ke_metric.serving.exchange import Refused
-from ke_metric.serving.settings import Limits
+from ke_metric.serving.exchange import Limits, Refused
 
 
 def double(body, kind):

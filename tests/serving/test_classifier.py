@@ -13,14 +13,13 @@ from live_service import LIMITS, Running, encode, picture_of
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.images.preparation import Preparation
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard
-from ke_metric.networks.heads import build_classifier
+from ke_metric.networks.bundle_config import Architecture, NetworkCard
+from ke_metric.networks.dense import build_classifier
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.predictor import Predictor
 from ke_metric.serving.api import openapi_document
+from ke_metric.serving.exchange import ServiceSettings
 from ke_metric.serving.service import ServedNetwork
-from ke_metric.serving.settings import ServiceSettings
 
 NAMES = ("crow", "jay", "héron", "🦜")
 SETTINGS = ServiceSettings(port=0, limits=replace(LIMITS, max_k=3), serves="classifier")

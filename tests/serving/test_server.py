@@ -20,16 +20,15 @@ from live_service import encode, picture_of
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.preparation import Preparation
-from ke_metric.networks.architecture import Architecture
-from ke_metric.networks.bundle_config import NetworkCard
+from ke_metric.networks.bundle_config import Architecture, NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.query import SearchOptions, answer_queries
+from ke_metric.serving.exchange import TOKEN_VARIABLE, ServiceSettings
 from ke_metric.serving.server import listen
 from ke_metric.serving.service import IndexSearcher
-from ke_metric.serving.settings import TOKEN_VARIABLE, ServiceSettings
 from ke_metric.stores.contract import Item
 from ke_metric.stores.gallery import VECTORS
 

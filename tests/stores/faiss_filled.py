@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from store_twin import Twin, assert_same_answers, some_items, unit_vectors
 
+from ke_metric.stores.contract import Where
 from ke_metric.stores.faiss_store import FaissStore
-from ke_metric.stores.where import Where
 
 D = 16
 KINDS = ("Flat", "HNSW32", "IVF4,Flat", "IVF4,PQ8x4fs")

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ke_metric.stores.contract import Item, VectorStore
-from ke_metric.stores.where import Where
+from ke_metric.stores.contract import Item, VectorStore, Where
 
 
 def unit_vectors(count: int, dimension: int, *, seed: int, spread: float = 1.0, centres: int = 0) -> np.ndarray:

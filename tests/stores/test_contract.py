@@ -16,8 +16,7 @@ from store_twin import Twin, assert_same_answers, assert_same_content, some_item
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.ranking import ranked_search, search_others
-from ke_metric.stores.contract import Item
-from ke_metric.stores.where import LONGEST_TEXT, Condition, Where
+from ke_metric.stores.contract import LONGEST_TEXT, Condition, Item, Where
 
 D = 16
 ODD_TEXTS = (

@@ -8,8 +8,8 @@ from faiss_filled import KINDS, RARER_KINDS, D, check, fill, vectors_of
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores import faiss_file
-from ke_metric.stores.faiss_file import NAME, read_records
+from ke_metric.stores import faiss_index as faiss_file
+from ke_metric.stores.faiss_index import NAME, read_records
 from ke_metric.stores.faiss_store import FaissStore
 
 pytestmark = pytest.mark.usefixtures("one_faiss_thread")

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from store_twin import Twin, some_items, unit_vectors
 
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores.faiss_file import FACT, NAME, read_records
-from ke_metric.stores.faiss_index import Copies, IndexSearch, Unfolding, find_copies
+from ke_metric.stores.faiss_index import FACT, NAME, Copies, IndexSearch, Unfolding, find_copies, read_records
 from ke_metric.stores.faiss_kinds import make_index
 from ke_metric.stores.faiss_store import FaissStore
 from ke_metric.stores.gallery import Gallery

@@ -14,7 +14,7 @@ from store_twin import Twin
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores.faiss_file import read_records
+from ke_metric.stores.faiss_index import read_records
 from ke_metric.stores.faiss_kinds import (
     EXAMPLES,
     LEAST_PER_CENTROID,

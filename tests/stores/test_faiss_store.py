@@ -6,10 +6,10 @@ from store_twin import Twin, assert_same_answers
 
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.stores import faiss_file, faiss_store
-from ke_metric.stores.contract import Item
-from ke_metric.stores.faiss_file import NAME
-from ke_metric.stores.where import Where
+from ke_metric.stores import faiss_index as faiss_file
+from ke_metric.stores import faiss_store
+from ke_metric.stores.contract import Item, Where
+from ke_metric.stores.faiss_index import NAME
 
 pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 

@@ -13,9 +13,8 @@ from store_twin import Twin, assert_same_content, some_items, unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores import gallery_files
-from ke_metric.stores.contract import Item
+from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.gallery import Gallery
-from ke_metric.stores.where import Where
 
 D = 4
 ROW = 4 * D

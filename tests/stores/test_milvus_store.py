@@ -19,11 +19,10 @@ from store_twin import unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores import milvus_collection, milvus_connection, milvus_store
-from ke_metric.stores.contract import Item
+from ke_metric.stores.contract import Condition, Item, Where
 from ke_metric.stores.milvus_collection import KINDS, Collection, expression_of, one_of, quoted
 from ke_metric.stores.milvus_connection import OPENED, LiteFolder
 from ke_metric.stores.milvus_store import MilvusStore
-from ke_metric.stores.where import Condition, Where
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")

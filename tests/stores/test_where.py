@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores.contract import Item
-from ke_metric.stores.where import FIELDS, LONGEST, LONGEST_TEXT, MOST_CONDITIONS, Condition, Where
+from ke_metric.stores.contract import FIELDS, LONGEST, LONGEST_TEXT, MOST_CONDITIONS, Condition, Item, Where
 
 ITEM = Item("a/1.jpg", "/x/a/1.jpg", "crow")
 

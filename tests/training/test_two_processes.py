@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from ke_metric.arrays import weights_digest
 from ke_metric.cli.recording import together
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import evolve
@@ -24,11 +25,10 @@ from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.losses.building import build_embedding_loss
 from ke_metric.losses.classification import CSKDLoss
 from ke_metric.methods.method import Guided
-from ke_metric.networks.heads import build_network
+from ke_metric.networks.dense import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
 from ke_metric.scoring import Scorer
-from ke_metric.tensors import weights_digest
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
