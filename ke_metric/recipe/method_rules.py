@@ -52,7 +52,7 @@ RULES = {
     "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb")),
     "slim_alone": MethodRules(reads=("reset_loss",), is_slim=True),
 }
-"""Every method by its name in a recipe; described in docs/methods.md."""
+"""Every method by its name in a recipe; described in docs/recipes-and-methods.md."""
 
 if TYPE_CHECKING:
     MethodName = str
