@@ -74,9 +74,9 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
 
     loaded = load_recipe(recipe, overrides, seed=seed)
     if options.pop("dry_run"):
-        from ke_metric.cli.train import rehearse
+        from ke_metric.cli.train import dry_run
 
-        rehearse(loaded, device=options["device"], folder=options["lineage"]).print(as_json)
+        dry_run(loaded, device=options["device"], folder=options["lineage"]).print(as_json)
         return
     from ke_metric.cli.train import train_lineage
 

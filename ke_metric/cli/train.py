@@ -58,7 +58,7 @@ MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
 BYTES_PER_WEIGHT = 4
 
 
-def rehearse(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outcome:
+def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outcome:
     """Do everything `train` does up to the second optimizer step, and report what it would take.
 
     Raises:

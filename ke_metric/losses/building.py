@@ -19,7 +19,7 @@ from ke_metric.losses.classification import LOSSES as CLASSIFICATION_LOSSES
 from ke_metric.losses.classification import ClassificationLoss
 from ke_metric.losses.embedding import LOSSES as EMBEDDING_LOSSES
 from ke_metric.losses.embedding import MINERS, NESTED, ClassicProxyNCALoss, EmbeddingLoss
-from ke_metric.losses.rehearsal import MOST, PossibleBatches, possible_batches, rehearse
+from ke_metric.losses.trial import MOST, PossibleBatches, possible_batches, rehearse
 from ke_metric.recipe.schema import Loss, Miner, Recipe
 
 # Keywords that follow from data and network: the classes, the length of an embedding, and that by another name.

@@ -1,6 +1,8 @@
 """All that holds for a method beside its code: the section `method` of a recipe, and the rules of every method.
 
-A new method is one entry in `RULES` and its fields in `Method`, here, and one file in `ke_metric/methods/`.
+A new method is one entry in `RULES` and its fields in `Method`, here (with `RECIPE_FIELDS` of
+`ke_metric/schema.py`: what recipes stored before them mean), and its class in `ke_metric/methods/` with a row in
+`table.py` there.
 """
 
 from __future__ import annotations

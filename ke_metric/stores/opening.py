@@ -18,7 +18,7 @@ from ke_metric.stores.gallery import VECTORS
 MILVUS_FILE = "milvus.db"
 TOKEN_VARIABLE = "KE_METRIC_MILVUS_TOKEN"
 # Which kind of store reads a field; a field of another kind would be an option that nothing reads.
-READERS = {"factory": "faiss", "search": "faiss", "uri": "milvus", "collection": "milvus", "index": "milvus"}
+KIND_OF_FIELD = {"factory": "faiss", "search": "faiss", "uri": "milvus", "collection": "milvus", "index": "milvus"}
 
 
 class StoreSettings(Section):
@@ -57,11 +57,11 @@ class StoreSettings(Section):
 
     @model_validator(mode="after")
     def _nothing_unread(self) -> Self:
-        for name in sorted(self.model_fields_set & READERS.keys()):
-            if READERS[name] != self.kind and getattr(self, name) != type(self).model_fields[name].get_default(
+        for name in sorted(self.model_fields_set & KIND_OF_FIELD.keys()):
+            if KIND_OF_FIELD[name] != self.kind and getattr(self, name) != type(self).model_fields[name].get_default(
                 call_default_factory=True
             ):
-                raise ValueError(f"{name} is for a store of kind {READERS[name]!r}, this one is {self.kind!r}")
+                raise ValueError(f"{name} is for a store of kind {KIND_OF_FIELD[name]!r}, this one is {self.kind!r}")
         return self
 
 
@@ -100,6 +100,7 @@ def open_store(
         from ke_metric.stores.faiss_store import FaissStore
 
         return FaissStore(folder, dimension, writing=writing, factory=settings.factory, search=settings.search)
+    assert settings.kind == "milvus", "a kind that nothing opens"
     from ke_metric.stores.milvus_store import MilvusStore
 
     return MilvusStore(

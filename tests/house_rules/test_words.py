@@ -53,7 +53,7 @@ def forbidden_call(call):
     if module == "torch" and function == "load" and not is_given(call, "weights_only", True):
         return "torch.load needs weights_only=True"
     if module == "yaml" and function in {"load", "load_all", "unsafe_load", "full_load"}:
-        return f"yaml.{function} builds objects: use recipe_yaml or yaml.safe_load"
+        return f"yaml.{function} builds objects: use ke_metric.recipe.yaml or yaml.safe_load"
     if module in UNPICKLERS and function in {"load", "loads", "open", "Unpickler"} and not is_round_trip(call):
         return f"{module}.{function} runs code from a file"
     if function == "load" and module in {"np", "numpy"} and not_refused(call, "allow_pickle"):

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses import rehearsal
+from ke_metric.losses import trial as rehearsal
 from ke_metric.losses.building import build_classification_loss, build_embedding_loss, build_part
 from ke_metric.losses.embedding import LOSSES, MINERS
-from ke_metric.losses.rehearsal import possible_batches
+from ke_metric.losses.trial import possible_batches
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
 CLASSES, SIZE = 8, 16
