@@ -13,7 +13,7 @@ from eval.tables.cells import METHODS, PUBLISHED, ROOT, TABLES, Variant, overrid
 from eval.tables.run import Cell, cells_of, markdown, published_figures
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.train import rehearse
+from ke_metric.cli.train import dry_run
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.recipe.file import load_recipe
 
@@ -114,7 +114,7 @@ def root_of(tmp_path, request):
 def test_every_row_is_built_and_trains(name, benchmark, variant, root_of):
     root = () if benchmark == "glyphs" else (f"data.root={root_of(benchmark)}",)
     recipe = recipe_of(TABLES[name], benchmark, variant, (*SMALL, *root), 0)
-    assert math.isfinite(rehearse(recipe, device="cpu", folder=None).document["first_loss"])
+    assert math.isfinite(dry_run(recipe, device="cpu", folder=None).document["first_loss"])
 
 
 @pytest.mark.parametrize(("loss", "method"), [*PUBLISHED, *(("smth", each) for each in ("llf", "dnr", "slim_alone"))])
@@ -122,7 +122,7 @@ def test_rows_are_built_and_train(loss, method, root_of):
     """Those of one benchmark; the slow tests have all."""
     changes = (*SMALL, f"data.root={root_of('flowers')}")
     recipe = recipe_of(TABLES["resnet18"], "flowers", Variant(loss, method), changes, 0)
-    assert math.isfinite(rehearse(recipe, device="cpu", folder=None).document["first_loss"])
+    assert math.isfinite(dry_run(recipe, device="cpu", folder=None).document["first_loss"])
 
 
 @pytest.fixture
