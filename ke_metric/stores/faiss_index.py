@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ke_metric.arrays import BoolArray, FloatArray, IntArray
 from ke_metric.disk import reach_disk
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.evaluation.embeddings import number_rows, row_chunks
+from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.randomness import numpy_generator
 from ke_metric.stores.faiss_kinds import is_graph, make_index, training_counts
 from ke_metric.stores.gallery import Gallery
@@ -75,10 +76,27 @@ class Copies:
 
 def find_copies(gallery: Gallery, linked: IntArray, new: IntArray) -> Copies:
     """Find the new rows whose vector an earlier row has, be it new or linked already; all ascending."""
-    rows = np.concatenate([linked, new])
-    numbers = number_rows(gallery.vectors(rows[some]) for some in row_chunks(len(rows), _rows_at_a_time(gallery)))
-    first = rows[np.unique(numbers, return_index=True)[1]][numbers]
-    return Copies(rows[rows != first], first[rows != first])
+    rows, count = np.concatenate([linked, new]), _rows_at_a_time(gallery)
+    hashes = np.empty(len(rows), np.uint64)
+    for some in row_chunks(len(rows), count):
+        hashes[some] = _hashes(gallery.vectors(rows[some]))
+    _, position, group = np.unique(hashes, return_index=True, return_inverse=True)
+    first = rows[position][group]
+    rows, first = rows[rows != first], first[rows != first]
+    # Vectors with one hash are most likely, not surely, equal. One of a few that are not is linked by itself.
+    equal = np.empty(len(rows), np.bool_)
+    for some in row_chunks(len(rows), count):
+        equal[some] = (gallery.vectors(rows[some]) == gallery.vectors(first[some])).all(1)
+    return Copies(rows[equal], first[equal])
+
+
+def _hashes(vectors: FloatArray) -> npt.NDArray[np.uint64]:
+    """Return [N] a number for each vector, the same for equal ones."""
+    weights = numpy_generator(0, 0, "hashes of vectors").integers(1 << 64, size=vectors.shape[1], dtype=np.uint64)
+    # Added to 0, -0 becomes 0: numbers that are equal then have equal bits.
+    bits = (vectors + np.float32(0)).view(np.uint32)
+    hashes: npt.NDArray[np.uint64] = bits.astype(np.uint64) @ (weights | np.uint64(1))
+    return hashes
 
 
 def _rows_at_a_time(gallery: Gallery) -> int:

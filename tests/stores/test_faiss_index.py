@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from store_twin import Twin, some_items, unit_vectors
 
 from ke_metric.evaluation.backend import load_faiss
+from ke_metric.stores import faiss_index
 from ke_metric.stores.faiss_index import FACT, NAME, Copies, IndexSearch, Unfolding, find_copies, read_records
 from ke_metric.stores.faiss_kinds import make_index
 from ke_metric.stores.faiss_store import FaissStore
@@ -187,14 +188,18 @@ def test_unfolding_beside_a_sort(vectors, gone, k):
     assert np.isneginf(got[0][0][len(wanted) :]).all()
 
 
-def test_minus_zero_is_zero(tmp_path):
+def test_minus_zero_is_zero_and_a_shared_hash_is_not_enough(tmp_path, monkeypatch):
     gallery = Gallery(tmp_path / "g", 4, writing=True)
     vectors = np.array([[1, 0, 0, 0], [1, -0.0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], np.float32)
     gallery.add(some_items(5), vectors)
-    found = find_copies(gallery, np.array([0]), np.arange(1, 5))
-    assert found.rows.tolist() == [1, 3]
-    assert found.linked.tolist() == [0, 2]
-    assert len(Copies.from_bytes(found.to_bytes())) == 2
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(faiss_index, "_hashes", lambda vectors: np.zeros(len(vectors), np.uint64))
+        found = find_copies(gallery, np.array([0]), np.arange(1, 5))
+        # With one hash for all, only what is compared with the first is known to be equal.
+        assert found.rows.tolist() == ([1] if patched else [1, 3])
+        assert found.linked.tolist() == ([0] if patched else [0, 2])
+    assert len(Copies.from_bytes(found.to_bytes())) == 1
     gallery.close()
 
 
