@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 import torchvision
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
 from ke_metric.environment import package_versions
@@ -222,9 +222,15 @@ class TimmArchitecture(_LibraryClassifier):
         return network
 
 
+def _with_builder(architecture: object) -> object:
+    """Return an architecture that names no builder as one whose builder is null: its refusal says which there are."""
+    return {"builder": None} | architecture if isinstance(architecture, dict) else architecture
+
+
 AnyArchitecture = Annotated[
     EmbeddingArchitecture | ClassifierArchitecture | TorchvisionArchitecture | TimmArchitecture,
     Field(discriminator="builder"),
+    BeforeValidator(_with_builder),
 ]
 
 

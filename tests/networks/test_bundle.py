@@ -555,6 +555,10 @@ HEAD = ("tensors", "head.weight")
         (put(["pickle"], "x"), "unknown field 'pickle'"),
         (drop(["settings"]), "settings is missing"),
         (put(["architecture", "builder"], "os.system"), "architecture.builder = 'os.system', must be ke_metric, "),
+        (
+            put(["architecture"], {"name": "resnet18"}),
+            "architecture.builder = null, must be ke_metric, ke_metric_classifier, torchvision or timm",
+        ),
         (drop(["architecture", "builder"]), "architecture.builder = null"),
         (put(["architecture"], "torch"), "architecture = 'torch'"),
         (put(["architecture", "module"], "os"), "unknown field 'architecture.ke_metric.module'"),
