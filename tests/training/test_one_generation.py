@@ -166,18 +166,18 @@ def test_a_state_is_a_record():
     """Neither the training that made it nor one that goes on from it changes it."""
     recipe = recipe_of("adamw")
 
-    class Keeper(Recorder):
+    class StateCollector(Recorder):
         def epoch_done(self, state):
             super().epoch_done(state)
             self.copies = [*getattr(self, "copies", []), copy.deepcopy(contents(state))]
 
-    keeper = Keeper()
-    prepare(recipe).train(keeper)
-    assert_identical(contents(keeper.states[0]), keeper.copies[0])
+    collector = StateCollector()
+    prepare(recipe).train(collector)
+    assert_identical(contents(collector.states[0]), collector.copies[0])
     training = prepare(recipe)
-    training.restore(keeper.states[0])
+    training.restore(collector.states[0])
     training.train(TrainingObserver())
-    assert_identical(contents(keeper.states[0]), keeper.copies[0])
+    assert_identical(contents(collector.states[0]), collector.copies[0])
 
 
 def test_epochs_draw_different_dropout():
