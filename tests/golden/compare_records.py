@@ -59,13 +59,10 @@ def _line(part: str, path: tuple, recorded: object, found: object) -> str:
 
 
 def _leaves(recorded: object, found: object, path: tuple) -> Iterator[tuple]:
-    """Yield the path and both values of everything that is no list or object in both records.
-
-    What a record says more than it did (a new field of a recipe, a new command) is no change of what it said.
-    """
+    """Yield the path and both values of everything that is no list or object in both records."""
     if isinstance(recorded, dict) and isinstance(found, dict):
-        for name in recorded:
-            yield from _leaves(recorded[name], found.get(name, NOTHING), (*path, name))
+        for name in dict.fromkeys((*recorded, *found)):
+            yield from _leaves(recorded.get(name, NOTHING), found.get(name, NOTHING), (*path, name))
     elif isinstance(recorded, list) and isinstance(found, list):
         for position, pair in enumerate(zip_longest(recorded, found, fillvalue=NOTHING)):
             yield from _leaves(*pair, (*path, position))
