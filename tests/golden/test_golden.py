@@ -1,9 +1,9 @@
 """The package does what it did: a record of its answers is made again and compared with `recorded.json`.
 
-`recorded.json` was written by `python tests/golden/record.py OUT` on the commit before the modules were moved. Where
-an answer changes on purpose (a new field of a recipe, another name in a list of choices, other words of an error), its
-value in `recorded.json` is changed or added by hand, in the commit that changes the answer and says why: the values of
-everything else stay those of that commit.
+`recorded.json` was written by `python tests/golden/record.py OUT` on the commit before the modules were moved.
+Where an answer changes on purpose (a new field of a recipe, another name in a list of choices, other words of an
+error), its value in `recorded.json` is changed or added by hand, in the commit that changes the answer and says
+why: the values of everything else stay those of that commit.
 """
 
 import json
