@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from ke_metric.retrieval.embedder import Embedder
     from ke_metric.retrieval.index import Index
     from ke_metric.retrieval.predictor import Predictor
+    from ke_metric.split.hypotheses import extract_slim, redraw_reset
     from ke_metric.split.planning import plan_split
-    from ke_metric.split.reset import redraw_reset
-    from ke_metric.split.slim import extract_slim
 
 __all__ = [
     "Architecture",
@@ -50,11 +49,11 @@ _HOMES = {
     "NetworkCard": "ke_metric.networks.bundle_config",
     "Predictor": "ke_metric.retrieval.predictor",
     "evolve": "ke_metric.evolution",
-    "extract_slim": "ke_metric.split.slim",
+    "extract_slim": "ke_metric.split.hypotheses",
     "load_network": "ke_metric.networks.bundle",
     "load_recipe": "ke_metric.recipe.file",
     "plan_split": "ke_metric.split.planning",
-    "redraw_reset": "ke_metric.split.reset",
+    "redraw_reset": "ke_metric.split.hypotheses",
     "save_network": "ke_metric.networks.bundle",
     "score_retrieval": "ke_metric.evaluation.retrieval",
 }

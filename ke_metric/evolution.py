@@ -23,14 +23,14 @@ from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures
 from ke_metric.losses.building import build_loss
+from ke_metric.methods import method_of
 from ke_metric.methods.method import Inheritance
-from ke_metric.methods.table import method_of
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
+from ke_metric.split.hypotheses import mean_magnitudes
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.reset import mean_magnitudes
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients

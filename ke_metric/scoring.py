@@ -23,8 +23,8 @@ from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.recipe.schema import Recipe
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 
 EmbeddingsListener = Callable[[str, FloatArray, FloatArray], None]

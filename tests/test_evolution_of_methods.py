@@ -14,11 +14,11 @@ from ke_metric.evolution import LineageTraining, Start, evolve
 from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
+from ke_metric.methods import METHODS, method_of
 from ke_metric.methods.method import divergence
-from ke_metric.methods.table import METHODS, method_of
 from ke_metric.recipe.schema import Recipe
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 

@@ -13,8 +13,8 @@ from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 
 SIZE = 16

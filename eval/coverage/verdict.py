@@ -25,8 +25,8 @@ from eval.shared.networks import count_flops, forget_caches, measure_statistics
 from ke_metric import extract_slim, plan_split, redraw_reset
 from ke_metric.errors import KeMetricError
 from ke_metric.scoring import count_parameters
+from ke_metric.split.hypotheses import zero_reset
 from ke_metric.split.plan import ASKED_FOR, Narrowing, SplitPlan
-from ke_metric.split.reset import zero_reset
 
 # Largest difference of outputs that is rounding, as a share of the largest output of the dense network ...
 LIMIT = 1e-4

@@ -29,8 +29,8 @@ from ke_metric.networks.bundle_config import Architecture, NetworkCard
 from ke_metric.networks.dense import build_network
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.embedder import Embedder
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 NETWORKS = (
     "resnet18",

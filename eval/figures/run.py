@@ -29,8 +29,8 @@ from ke_metric.images.pixel_store import Pictures
 from ke_metric.lineage.comparison import gather
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.scoring import Scorer
+from ke_metric.split.hypotheses import zero_reset
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.reset import zero_reset
 from ke_metric.training.engine import Engine
 
 # Colours that are told apart by people who do not see red or green (Okabe and Ito, 2008).

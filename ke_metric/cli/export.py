@@ -40,7 +40,7 @@ from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.network_choice import card_of, choose_network
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.scoring import count_parameters
-from ke_metric.split.slim import extract_slim
+from ke_metric.split.hypotheses import extract_slim
 
 
 def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Outcome:

@@ -47,8 +47,8 @@ from ke_metric.lineage.report import (
 from ke_metric.lineage.store import Lineage, default_folder
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import count_parameters
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.slim import extract_slim
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObservers
 from ke_metric.training.one_generation import GenerationTraining

@@ -15,10 +15,15 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.losses.classification import LOSSES as CLASSIFICATION_LOSSES
-from ke_metric.losses.classification import ClassificationLoss
-from ke_metric.losses.embedding import LOSSES as EMBEDDING_LOSSES
-from ke_metric.losses.embedding import MINERS, NESTED, ClassicProxyNCALoss, EmbeddingLoss
+from ke_metric.losses.losses import (
+    CLASSIFICATION_LOSSES,
+    EMBEDDING_LOSSES,
+    MINERS,
+    NESTED,
+    ClassicProxyNCALoss,
+    ClassificationLoss,
+    EmbeddingLoss,
+)
 from ke_metric.losses.trial import MOST, PossibleBatches, possible_batches, rehearse
 from ke_metric.recipe.schema import Loss, Miner, Recipe
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.embedding import LOSSES
+from ke_metric.losses.losses import EMBEDDING_LOSSES
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
 # Classes of a twin. More of them in a batch, or more images of one, show nothing new.
@@ -157,7 +157,7 @@ def _alternatives(trial: _Trial, build: Build, refused: Loss, fault: _Fault) -> 
     is_proxy = _has_parameters(build, refused)
     working = [
         name
-        for name in sorted(LOSSES)
+        for name in sorted(EMBEDDING_LOSSES)
         if name != refused.name
         and (fault.of_batches or _has_parameters(build, Loss(name=name)) == is_proxy)
         and trial.fault(build, Loss(name=name)) is None

@@ -12,7 +12,7 @@ from torch import nn
 from ke_metric.methods.knowledge_evolution import with_fit_steps
 from ke_metric.methods.method import Inheritance, LineageMethod, taught
 from ke_metric.recipe.schema import Method
-from ke_metric.split.slim import extract_slim
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.wels import multiplicative_weights
 from ke_metric.training.hooks import TrainingHooks
 

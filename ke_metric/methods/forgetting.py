@@ -1,6 +1,6 @@
 """Methods that redraw other weights than the reset hypothesis: the later layers, or the least salient weights.
 
-Both inherit norm layers and biases, draw new values in every generation by the rules of `split.reset`, and train all
+Both inherit norm layers and biases, draw new values in every generation by the rules of `redraw_reset`, and train all
 layers.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.methods.method import Inheritance, LineageMethod
 from ke_metric.recipe.schema import Method
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.plan import SplitPlan, WeightMask
-from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import multiplicative_weights
 
 # Share of the weights that Dynamic Neural Regeneration redraws when the recipe names none.
@@ -95,7 +95,7 @@ def redraw_where(
     Args:
         network: The network.
         redrawn: Weight name -> bool tensor of its shape on the CPU, True where it is redrawn.
-        rule: The `init` of `split.reset.redraw_reset`.
+        rule: The `init` of `redraw_reset`.
         generator: Gives the random numbers; another one whenever values are drawn.
         fresh: A newly built network, whose weights are the new values of `same_as_init`.
     """

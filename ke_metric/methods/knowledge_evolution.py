@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from ke_metric.arrays import Weights
 from ke_metric.methods.method import Inheritance, LineageMethod, taught
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.reset import redraw_reset
 from ke_metric.training.hooks import TrainingHooks
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

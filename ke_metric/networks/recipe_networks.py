@@ -17,9 +17,9 @@ from ke_metric.randomness import default_streams, derive_seed
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.following import follow_channels
 from ke_metric.split.graph import ChannelGraph
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 
 @dataclass(frozen=True)

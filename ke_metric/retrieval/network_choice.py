@@ -18,7 +18,7 @@ from ke_metric.lineage.store import Lineage
 from ke_metric.networks.bundle_config import Architecture, NetworkCard, StoredSplit
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
-from ke_metric.split.slim import extract_slim
+from ke_metric.split.hypotheses import extract_slim
 
 NETWORKS = ("dense", "slim")
 

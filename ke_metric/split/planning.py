@@ -24,6 +24,7 @@ from ke_metric.split.admission import (
 )
 from ke_metric.split.following import follow_channels
 from ke_metric.split.graph import ChannelGraph, restrict, varying
+from ke_metric.split.hypotheses import extract_slim, frozen_weights, zero_reset
 from ke_metric.split.kels import (
     CutError,
     Wish,
@@ -35,8 +36,6 @@ from ke_metric.split.kels import (
 )
 from ke_metric.split.plan import ASKED_FOR, ChannelMask, ChannelSet, Narrowing, SplitPlan, WeightMask
 from ke_metric.split.rehearsal import MisfitError, rehearse
-from ke_metric.split.reset import frozen_weights, zero_reset
-from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import plan_wels
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torchvision
 
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 RATES = (0.5, 0.7, 0.75, 0.8)
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from ke_metric import Lineage
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
-from ke_metric.methods.table import METHODS
+from ke_metric.methods import METHODS
 from ke_metric.recipe.file import load_recipe
 
 TINY = """

@@ -5,13 +5,13 @@ from pytorch_metric_learning import distances, reducers, regularizers
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import allowed_keywords, build_part
-from ke_metric.losses.embedding import LOSSES, MINERS
+from ke_metric.losses.losses import EMBEDDING_LOSSES, MINERS
 
 SIZES = {"num_classes": 7, "embedding_size": 3}
 
 
 def loss(name, **arguments):
-    return build_part(LOSSES, name, arguments, field="loss.arguments", sizes=SIZES)
+    return build_part(EMBEDDING_LOSSES, name, arguments, field="loss.arguments", sizes=SIZES)
 
 
 def miner(name, **arguments):
@@ -58,10 +58,14 @@ def test_nested_parts_are_built_by_name():
 
 def test_keywords_are_found_in_the_parents_a_class_passes_them_on_to():
     assert {"softmax_scale", "distance", "reducer", "embedding_regularizer", "weight_regularizer"} <= set(
-        allowed_keywords(LOSSES["ProxyNCALoss"])
+        allowed_keywords(EMBEDDING_LOSSES["ProxyNCALoss"])
     )
-    assert set(allowed_keywords(LOSSES["ClassicProxyNCALoss"])) == {"num_classes", "embedding_size", "softmax_scale"}
-    assert "mat_based_loss" not in allowed_keywords(LOSSES["MultiSimilarityLoss"])
+    assert set(allowed_keywords(EMBEDDING_LOSSES["ClassicProxyNCALoss"])) == {
+        "num_classes",
+        "embedding_size",
+        "softmax_scale",
+    }
+    assert "mat_based_loss" not in allowed_keywords(EMBEDDING_LOSSES["MultiSimilarityLoss"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses import trial as rehearsal
 from ke_metric.losses.building import build_classification_loss, build_embedding_loss, build_part
-from ke_metric.losses.embedding import LOSSES, MINERS
+from ke_metric.losses.losses import EMBEDDING_LOSSES, MINERS
 from ke_metric.losses.trial import possible_batches
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
@@ -24,7 +24,7 @@ REFUSED = {
     "HistogramLoss": "two pictures of one class have the same embedding",
     "TupletMarginLoss": "two pictures of one class have the same embedding",
 }
-GOOD = sorted(LOSSES.keys() - REFUSED.keys())
+GOOD = sorted(EMBEDDING_LOSSES.keys() - REFUSED.keys())
 HALVES = Batches(size=8, images_per_class=4)
 ONE = Batches(size=8, images_per_class=8)
 SINGLES = Batches(size=8, images_per_class=1)
@@ -37,7 +37,7 @@ def loss_of(name: str) -> Loss:
 def bare(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {"num_classes": CLASSES, "embedding_size": SIZE, "descriptors_dim": SIZE}
-    return build_part(LOSSES, name, REQUIRED.get(name, {}), field="loss.arguments", sizes=sizes)
+    return build_part(EMBEDDING_LOSSES, name, REQUIRED.get(name, {}), field="loss.arguments", sizes=sizes)
 
 
 def gradient(loss, labels, spread=1.0):
@@ -194,7 +194,11 @@ def test_a_rehearsal_leaves_the_streams_and_the_threads_as_they_were():
     after = torch.rand(1)
     torch.manual_seed(5)
     again = build_part(
-        LOSSES, "SoftTripleLoss", {}, field="loss.arguments", sizes={"num_classes": CLASSES, "embedding_size": SIZE}
+        EMBEDDING_LOSSES,
+        "SoftTripleLoss",
+        {},
+        field="loss.arguments",
+        sizes={"num_classes": CLASSES, "embedding_size": SIZE},
     )
     assert torch.equal(proxies, again.fc)
     assert torch.equal(after, torch.rand(1))

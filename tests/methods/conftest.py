@@ -9,7 +9,7 @@ from torch import nn
 
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.images.batches import DeviceBatch
-from ke_metric.losses.classification import CrossEntropyLoss
+from ke_metric.losses.losses import CrossEntropyLoss
 from ke_metric.methods.method import Inheritance
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams

@@ -10,7 +10,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
 from ke_metric.methods.method import Guided
 from ke_metric.recipe.schema import Split
-from ke_metric.split.slim import extract_slim
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.training.hooks import TrainingHooks
 
 WEIGHTS = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import KeMetricError
-from ke_metric.methods.published.generations import DenseAgain, DenseSparseDense, Sparse, smallest
+from ke_metric.methods.generations import DenseAgain, DenseSparseDense, Sparse, smallest
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 
 NAME = "dense_sparse_dense"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import KeMetricError
+from ke_metric.methods.generations import LayerWise, rescaled, units
 from ke_metric.methods.method import Guided
-from ke_metric.methods.published.generations import LayerWise, rescaled, units
 from ke_metric.training.hooks import TrainingHooks
 
 LAYERS = ("layer1", "layer2.0", "layer2.3", "head")

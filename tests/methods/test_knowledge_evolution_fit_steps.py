@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from ke_metric.methods.controls import Restarts
 from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, with_fit_steps
 from ke_metric.methods.method import Guided
-from ke_metric.split.slim import extract_slim
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.training.hooks import TrainingHooks
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
+from ke_metric.methods.generations import BornAgain
 from ke_metric.methods.method import Guided, divergence, frozen_parent, similarities, taught
-from ke_metric.methods.published.generations import BornAgain
 from ke_metric.recipe.schema import Training
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
 

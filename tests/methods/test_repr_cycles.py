@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.published.repr import SHARE, FilterCycles, RePr, is_dropped, most_redundant
+from ke_metric.methods.repr import SHARE, FilterCycles, RePr, is_dropped, most_redundant
 from ke_metric.training.hooks import TrainingObserver
 
 # Filters come and go in epochs 3, 4 and 7, 8 of 9.

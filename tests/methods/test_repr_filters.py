@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.published.repr import (
+from ke_metric.methods.repr import (
     elsewhere,
     filters_of,
     most_redundant,

@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
+from ke_metric.methods import METHODS
 from ke_metric.methods.method import LineageMethod
-from ke_metric.methods.table import METHODS
 from ke_metric.recipe.method_rules import RULES
 from ke_metric.recipe.schema import Method as MethodRecipe
 

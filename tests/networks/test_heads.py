@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.classification import AdaCosLoss
+from ke_metric.losses.losses import AdaCosLoss
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
 from ke_metric.networks.dense import Classifier, CosineHead, EmbeddingNetwork, build_classifier, build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import Network
+from ke_metric.split.hypotheses import extract_slim, redraw_reset, zero_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset, zero_reset
-from ke_metric.split.slim import extract_slim
 
 CLASSES = 7
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

@@ -11,8 +11,8 @@ from ke_metric.networks.dense import Classifier, build_network
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

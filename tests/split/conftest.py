@@ -8,9 +8,8 @@ import torchvision
 from hypothesis import settings
 from torch import nn
 
+from ke_metric.split.hypotheses import extract_slim, zero_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import zero_reset
-from ke_metric.split.slim import extract_slim
 
 settings.register_profile("split", deadline=None)
 settings.load_profile("split")

@@ -9,9 +9,8 @@ from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import extract_slim, zero_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import zero_reset
-from ke_metric.split.slim import extract_slim
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
 

@@ -4,9 +4,8 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.following import follow_channels
+from ke_metric.split.hypotheses import extract_slim, redraw_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset
-from ke_metric.split.slim import extract_slim
 
 
 def test_the_network_is_as_before(small_network, images):

@@ -24,8 +24,8 @@ from torch.nn.utils import (
 from torchvision.models import VisionTransformer
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning", "ignore:Please use quant_min"

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 
 class Network(nn.Module):

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import extract_slim, mean_magnitudes
 from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan, WeightMask
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import mean_magnitudes
-from ke_metric.split.slim import extract_slim
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=40).map(torch.tensor)
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset
 
 EXAMPLES = torch.rand(2, 8)
 WELS = {"kind": "wels", "seed": 0}

@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from ke_metric.errors import KeMetricError
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import redraw_reset
 
 WIDTH = st.integers(1, 7)
 WIDE = [

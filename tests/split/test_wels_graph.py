@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import KeMetricError
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import multiplicative_weights, plan_wels
 
 graph = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is an optional dependency")

@@ -8,8 +8,8 @@ from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.split.admission import class_names, unwrapped
+from ke_metric.split.hypotheses import redraw_reset
 from ke_metric.split.plan import SplitPlan
-from ke_metric.split.reset import redraw_reset
 from ke_metric.split.wels import plan_wels
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.building import build_embedding_loss
-from ke_metric.losses.classification import CrossEntropyLoss, CSKDLoss
+from ke_metric.losses.losses import CrossEntropyLoss, CSKDLoss
 from ke_metric.randomness import default_streams, numpy_generator
 from ke_metric.recipe.schema import Loss, Miner, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine

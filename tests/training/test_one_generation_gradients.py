@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ke_metric.images.batches import DeviceBatch
-from ke_metric.losses.classification import AdaCosLoss, CrossEntropyLoss, CSKDLoss
+from ke_metric.losses.losses import AdaCosLoss, CrossEntropyLoss, CSKDLoss
 from ke_metric.training.engine import Engine
 from ke_metric.training.one_generation import mean_gradients
 

@@ -23,7 +23,7 @@ from ke_metric.images.batches import DeviceBatch
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.losses.building import build_embedding_loss
-from ke_metric.losses.classification import CSKDLoss
+from ke_metric.losses.losses import CSKDLoss
 from ke_metric.methods.method import Guided
 from ke_metric.networks.dense import build_network
 from ke_metric.randomness import default_streams

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import build_classification_loss, require_fit
-from ke_metric.losses.classification import LOSSES, AdaCosLoss, CSKDLoss
+from ke_metric.losses.losses import CLASSIFICATION_LOSSES, AdaCosLoss, CSKDLoss
 from ke_metric.recipe.schema import Loss, Recipe
 
 CLASSES = 5
@@ -218,7 +218,7 @@ def test_a_scale_that_would_turn_the_loss_around_is_an_error():
 
 
 def test_all_are_shipped():
-    assert {loss.name for loss in SHIPPED.values()} == set(LOSSES)
+    assert {loss.name for loss in SHIPPED.values()} == set(CLASSIFICATION_LOSSES)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -296,7 +296,7 @@ def recipe_of(loss, head, sampler):
     )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", CLASSIFICATION_LOSSES)
 def test_a_loss_has_one_head_and_knows_whether_it_needs_pairs(loss):
     fitting = {"AdaCosLoss": "cosine"}.get(loss, "linear")
     built = build(Loss(name=loss))

@@ -36,8 +36,8 @@ from torch.optim import Optimizer
 from ke_metric.arrays import Weights
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.methods.forgetting import redraw_where
+from ke_metric.methods.generations import Sparse
 from ke_metric.methods.method import Inheritance, LineageMethod
-from ke_metric.methods.published.generations import Sparse
 from ke_metric.recipe.schema import Method
 from ke_metric.split.graph import ALWAYS, ChannelGraph
 from ke_metric.training.hooks import TrainingHooks

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.planning import plan_split
-from ke_metric.split.slim import extract_slim
 
 
 def test_layers_say_how_wide_they_are(small_network, images):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import ProxyNCALoss
 
-from ke_metric.losses.embedding import ClassicProxyNCALoss
+from ke_metric.losses.losses import ClassicProxyNCALoss
 
 LABELS = torch.tensor([0, 2, 1, 0, 3])
 

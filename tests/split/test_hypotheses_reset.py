@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.split.hypotheses import extract_slim, mean_magnitudes, redraw_reset, zero_reset
 from ke_metric.split.plan import SplitPlan, WeightMask
 from ke_metric.split.planning import plan_split
-from ke_metric.split.reset import mean_magnitudes, redraw_reset, zero_reset
-from ke_metric.split.slim import extract_slim
 from ke_metric.split.wels import multiplicative_weights, plan_wels
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import build_embedding_loss
-from ke_metric.losses.embedding import LOSSES, MINERS
+from ke_metric.losses.losses import EMBEDDING_LOSSES, MINERS
 from ke_metric.recipe.schema import Loss, Miner
 
 CLASSES, SIZE = 4, 5
@@ -26,7 +26,7 @@ SHIPPED = {
     "multi similarity": (Loss(name="MultiSimilarityLoss"), Miner(name="MultiSimilarityMiner")),
 }
 REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
-# See tests/losses/test_rehearsal.py.
+# See tests/losses/test_trial.py.
 REFUSED = {"DynamicSoftMarginLoss", "HistogramLoss", "TupletMarginLoss"}
 
 
@@ -163,7 +163,7 @@ def test_without_any_tuple_the_loss_is_zero_and_the_count_says_so():
     assert built.tuples == 0
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES.keys() - REFUSED))
+@pytest.mark.parametrize("name", sorted(EMBEDDING_LOSSES.keys() - REFUSED))
 def test_every_loss_that_is_not_refused_trains(name, embeddings):
     built = build(Loss(name=name, arguments=REQUIRED.get(name, {})))
     loss = built(embeddings.requires_grad_(), EVEN_LABELS)

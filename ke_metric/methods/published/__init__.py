@@ -1,1 +1,0 @@
-"""Published methods that Knowledge Evolution is compared with."""
