@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone, SlimLast
 from ke_metric.methods.forgetting import LaterLayerForgetting, NeuralRegeneration
 from ke_metric.methods.generations import BornAgain, DenseSparseDense, LayerWise
-from ke_metric.methods.knowledge_evolution import KnowledgeEvolution
+from ke_metric.methods.knowledge_evolution import (
+    KnowledgeEvolution,
+    Repeats,
+    Restarts,
+    ShrinkAndPerturb,
+    SlimAlone,
+    SlimLast,
+)
 from ke_metric.methods.method import LineageMethod
 from ke_metric.methods.repr import RePr
 from ke_metric.recipe.schema import Recipe

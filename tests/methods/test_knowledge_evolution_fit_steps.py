@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ke_metric.methods.controls import Restarts
-from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, with_fit_steps
+from ke_metric.methods.knowledge_evolution import FitSteps, KnowledgeEvolution, Restarts, with_fit_steps
 from ke_metric.methods.method import Guided
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.training.hooks import TrainingHooks

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.methods.controls import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
+from ke_metric.methods.knowledge_evolution import Repeats, Restarts, ShrinkAndPerturb, SlimAlone
 from ke_metric.methods.method import Guided
 from ke_metric.recipe.schema import Split
 from ke_metric.split.hypotheses import extract_slim
