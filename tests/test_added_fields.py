@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ke_metric import Embedder, Lineage, load_recipe
-from ke_metric.cli.commands import main
+from ke_metric.cli import main
 from ke_metric.errors import KeMetricError
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.bundle_config import CONFIG

@@ -1,9 +1,70 @@
 """The command line: parses, calls one function, prints. Results on stdout, progress on stderr.
 
-Imports nothing heavy before a command runs, so that `ke-metric --help` is quick. The only room that may import every
-other one.
+Imports nothing heavy before a command runs, so that `ke-metric --help` is quick, and of the declarations only those
+beside the command that was named. The only room that may import every other one.
 """
 
-from ke_metric.cli.commands import main
+from __future__ import annotations
 
-__all__ = ["main"]
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ke_metric.errors import ExitCode, KeMetricError
+
+DECLARED = {
+    **dict.fromkeys(("train", "eval", "slim", "compare", "data"), "commands"),
+    **dict.fromkeys(("embed", "predict", "index", "search", "export", "serve"), "retrieval_commands"),
+}
+"""In which module a command is declared."""
+
+
+class Declared(Mapping[str, click.Command]):
+    """The commands by name; a module that declares them is imported when one of its commands is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        command: click.Command = getattr(
+            import_module(f"ke_metric.cli.{DECLARED[name]}"), "evaluate" if name == "eval" else name
+        )
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(DECLARED)
+
+    def __len__(self) -> int:
+        return len(DECLARED)
+
+
+class Commands(click.Group):
+    """A group that turns a KeMetricError into its message on stderr and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except KeMetricError as error:
+            click.echo(f"ke-metric: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            training = "; if it has finished an epoch, it goes on after that with --resume"
+            click.echo(f"ke-metric: stopped at once{training * (ctx.invoked_subcommand == 'train')}", err=True)
+            ctx.exit(ExitCode.INTERRUPTED)
+
+
+@click.group(cls=Commands, commands=Declared(), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ke_metric")
+def main() -> None:
+    """Knowledge Evolution: train an image network generation after generation on a small data set.
+
+    \b
+    ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
+    ke-metric eval --gen 3                          score a generation again
+    ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
+    ke-metric predict photos -o predictions.csv     tell classes, by a trained classifier
+    ke-metric index build photos -o photos.index    embed pictures into an index
+    ke-metric search new.jpg --index photos.index   find the most similar ones
+    ke-metric compare lineages/*                    scores over seeds, and which recipe is ahead
+    ke-metric data check ~/my_images                look for bad files before training
+    """

@@ -1,57 +1,25 @@
-"""The commands of `ke-metric`, as click sees them."""
+"""The commands that grow lineages and look at them, as click sees them, and the options of `eval --store`."""
 
 from __future__ import annotations
 
 import math
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ke_metric.cli.options import PictureChoice, ThroughChoice, column_options, through_options
-from ke_metric.cli.retrieval_commands import GALLERY_COMMANDS
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.cli.options import FOLDER, Function, PictureChoice, StoreChoice, ThroughChoice, column_options
+from ke_metric.errors import ExitCode
 
-FOLDER = click.Path(path_type=Path)
 COUNTS = ("queries", "queries_without_match")
 MAY_BE_NEGATIVE = ("ami",)
+STORE_FIELDS = {"factory": "--factory", "search": "--search", "uri": "--uri", "index": "--kind"}
+RANKING_FIELDS = {"expand": "--expand", "rerank": "--rerank"}
 
 
-class Commands(click.Group):
-    """A group that turns a KeMetricError into its message on stderr and its exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
-        try:
-            return super().invoke(ctx)
-        except KeMetricError as error:
-            click.echo(f"ke-metric: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            training = "; if it has finished an epoch, it goes on after that with --resume"
-            click.echo(f"ke-metric: stopped at once{training * (ctx.invoked_subcommand == 'train')}", err=True)
-            ctx.exit(ExitCode.INTERRUPTED)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ke_metric")
-def main() -> None:
-    """Knowledge Evolution: train an image network generation after generation on a small data set.
-
-    \b
-    ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
-    ke-metric eval --gen 3                          score a generation again
-    ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere
-    ke-metric predict photos -o predictions.csv     tell classes, by a trained classifier
-    ke-metric index build photos -o photos.index    embed pictures into an index
-    ke-metric search new.jpg --index photos.index   find the most similar ones
-    ke-metric compare lineages/*                    scores over seeds, and which recipe is ahead
-    ke-metric data check ~/my_images                look for bad files before training
-    """
-
-
-@main.command()
+@click.command()
 @click.argument("recipe", type=FOLDER)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set split.rate=0.8")
 @click.option("--seed", type=int, help="Seed of everything random; the recipe's when left out.")
@@ -84,7 +52,45 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
     train_lineage(loaded, text=text, folder=options.pop("lineage"), **options).print(as_json)
 
 
-@main.command("eval")
+def through_options(function: Function) -> Function:
+    """Add the options, given to the command as `through`; None without --store."""
+
+    @wraps(function)
+    def packed(*, kind: str | None, **rest: Any) -> Any:
+        store = {name: rest.pop(name) for name in STORE_FIELDS}
+        ranking = {name: rest.pop(name) for name in RANKING_FIELDS}
+        if kind is None:
+            _refuse(store | ranking)
+            return function(through=None, **rest)
+        return function(through=ThroughChoice(StoreChoice(kind=kind, **store), **ranking), **rest)
+
+    for option in (
+        click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 5:3:0.3"),
+        click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by N neighbours: --expand 4:3"),
+        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
+        click.option("--uri", help="milvus: a cluster, http://host:19530; a temporary file when left out."),
+        click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
+        click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
+        click.option(
+            "--store",
+            "kind",
+            type=click.Choice(["faiss", "memmap", "milvus"]),
+            help="Score the same embeddings through a temporary store as well, and say what it loses.",
+        ),
+    ):
+        packed = option(packed)
+    return packed
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    """Refuse options of a store where there is none: nothing would read them."""
+    names = STORE_FIELDS | RANKING_FIELDS
+    given = [names[name] for name, value in options.items() if value]
+    if given:
+        raise click.UsageError(f"{' and '.join(given)} needs --store: faiss, memmap or milvus")
+
+
+@click.command("eval")
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
 @click.option(
     "--gen", "which", default="last", show_default=True, metavar="N|last|best|all", help="Which generation to score."
@@ -140,7 +146,7 @@ def evaluate(
     require_minimums(result, gates)
 
 
-@main.command()
+@click.command()
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
 @click.option("--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out.")
 @click.option("--network", type=click.Choice(["slim", "dense"]), default="slim", show_default=True)
@@ -160,7 +166,7 @@ def slim(as_json: bool, **options: Any) -> None:
     store_network(**options).print(as_json)
 
 
-@main.command()
+@click.command()
 @click.argument("lineages", nargs=-1, required=True, type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
 def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
@@ -219,7 +225,7 @@ def _bad_gate(words: str) -> click.BadParameter:
     return click.BadParameter(words, param_hint="--min")
 
 
-@main.group()
+@click.group()
 def data() -> None:
     """Prepare benchmarks from files you have, and check images before training."""
 
@@ -278,7 +284,3 @@ def pictures(as_json: bool, **options: Any) -> None:
     from ke_metric.cli.data import write_lineage_pictures
 
     write_lineage_pictures(**options).print(as_json)
-
-
-for command in GALLERY_COMMANDS:
-    main.add_command(command)

@@ -1,10 +1,10 @@
-"""What a command says on stderr while it runs, and what it gives back: JSON for programs, a table for people."""
+"""What a command is given, what it says on stderr while it runs, and what it gives back: JSON, or a table."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,10 @@ import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ke_metric.errors import some_of
+from ke_metric.benchmarks.listings import Columns
+from ke_metric.cli.options import PictureChoice
+from ke_metric.errors import ExitCode, KeMetricError, some_of
+from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
 
 # Under torchrun one process speaks for all.
 IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -31,6 +34,48 @@ def say_skipped(kind: str, paths: Sequence[str]) -> None:
     """Name the first few of the files or folders that lie beside the pictures and are none, if there are any."""
     if paths:
         say(f"{kind} skipped: {len(paths):,} ({some_of(paths)})")
+
+
+def say_network(description: str, reason: str = "") -> None:
+    """Say on stderr which network is at work."""
+    say(f"network: {description}{f': {reason}' if reason else ''}")
+
+
+def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
+    """List the pictures that were named, and tell of those that cannot be used already by their names.
+
+    Args:
+        pictures: Which ones.
+        unique: Whether two may not have the same id.
+
+    Raises:
+        KeMetricError: None was named (USAGE), see `list_pictures`, or one cannot be used and all must (DATA).
+    """
+    if not pictures.sources:
+        raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
+    columns = Columns(pictures.path_column, pictures.label_column)
+    listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique, columns=columns)
+    if pictures.strict and listed.left_out:
+        raise KeMetricError(listed.left_out[0].reason, ExitCode.DATA)
+    warn_of(listed.left_out)
+    say_skipped("files", listed.skipped)
+    return listed
+
+
+def warn_of(left_out: Iterable[LeftOut]) -> None:
+    """Say which pictures cannot be used, a line for each."""
+    for picture in left_out:
+        say(f"warning: {picture.reason}", style="yellow")
+
+
+def require_some(used: int, listed: int) -> None:
+    """Refuse a result of nothing.
+
+    Raises:
+        KeMetricError: DATA: not one picture could be used.
+    """
+    if not used:
+        raise KeMetricError(f"none of the {listed:,} pictures can be used", ExitCode.DATA)
 
 
 @contextmanager

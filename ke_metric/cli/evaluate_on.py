@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ke_metric.benchmarks.listings import Columns
-from ke_metric.cli.chosen import warn_of
-from ke_metric.cli.display import Outcome, counting, say
+from ke_metric.cli.display import Outcome, counting, say, warn_of
 from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
 from ke_metric.cli.lineages import count_trained_pictures, open_lineage
 from ke_metric.cli.options import PictureChoice

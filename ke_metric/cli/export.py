@@ -16,9 +16,8 @@ from rich.table import Table
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.chosen import generation_of, load_either, say_network
-from ke_metric.cli.display import Outcome, counting
-from ke_metric.cli.lineages import open_lineage, tell_data_changes
+from ke_metric.cli.display import Outcome, counting, say_network
+from ke_metric.cli.lineages import generation_of, load_either, open_lineage, tell_data_changes
 from ke_metric.cli.options import ModelChoice
 from ke_metric.disk import require_free
 from ke_metric.errors import ExitCode, KeMetricError

@@ -1,4 +1,4 @@
-"""`ke-metric index`: build, add, remove, info."""
+"""`ke-metric embed`: pictures to files of embeddings. `ke-metric index`: pictures, or such files, to an index."""
 
 from __future__ import annotations
 
@@ -11,19 +11,80 @@ from typing import Any
 
 from rich.table import Table
 
-from ke_metric.cli.chosen import embedder_of, list_chosen, load_embedder, require_some, say_network
-from ke_metric.cli.display import Outcome, say
-from ke_metric.cli.embed import told
+from ke_metric.cli.display import Outcome, counting, list_chosen, require_some, say, say_network, warn_of
+from ke_metric.cli.lineages import load_embedder
 from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
+from ke_metric.cli.search import embedder_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.embedding_files import ItemBatch, StoredEmbeddings, embed_items
+from ke_metric.retrieval.embedding_files import (
+    ItemBatch,
+    StoredEmbeddings,
+    embed_items,
+    require_place,
+    write_embeddings,
+)
 from ke_metric.retrieval.index import Index
 from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.opening import StoreSettings
 
 MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""
+
+
+def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Outcome:
+    """Embed pictures into a new folder of files, or one of embeddings that may be replaced."""
+    require_place(folder, overwrite=overwrite)
+    listed = list_chosen(pictures)
+    embedder = load_embedder(model)
+    batches = embed_items(embedder, listed.items, strict=pictures.strict, batch_size=model.batch_size)
+    facts = write_embeddings(
+        folder,
+        embedder,
+        _told(_not_empty(batches, len(listed.items)), "embedding", len(listed.items)),
+        left_out=listed.left_out,
+        overwrite=overwrite,
+    )
+    document = {
+        "folder": str(folder),
+        "count": facts.count,
+        "dimension": facts.dimension,
+        "model": {"digest": facts.digest, "description": facts.description},
+        "left_out": facts.left_out,
+        "skipped": list(listed.skipped),
+    }
+    return Outcome(document, _files_table(document))
+
+
+def _not_empty(batches: Iterable[ItemBatch], listed: int) -> Iterator[ItemBatch]:
+    """Pass batches on; where they were all empty, nothing is to be written."""
+    used = 0
+    for batch in batches:
+        used += len(batch.items)
+        yield batch
+    require_some(used, listed)
+
+
+def _files_table(document: dict[str, object]) -> Table:
+    table = Table(show_header=False, title=str(document["folder"]), title_justify="left")
+    model, left_out = document["model"], document["left_out"]
+    assert isinstance(model, dict), model
+    assert isinstance(left_out, list), left_out
+    table.add_row("embeddings", f"{document['count']:,} of {document['dimension']} numbers")
+    table.add_row("left out", f"{len(left_out):,}")
+    table.add_row("network", f"{model['description']} ({model['digest'][:12]})")
+    return table
+
+
+def _told(batches: Iterable[ItemBatch], what: str, total: int) -> Iterator[ItemBatch]:
+    """Pass batches on, show how far they have come, and warn of pictures left out."""
+    done = 0
+    with counting(what) as progress:
+        for batch in batches:
+            warn_of(batch.left_out)
+            yield batch
+            done += len(batch.items) + len(batch.left_out)
+            progress(done, total)
 
 
 @dataclass
@@ -96,7 +157,7 @@ def build_index(*, source: Source, folder: Path, store: StoreChoice, model: Mode
     batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
     counts = Counts(left_out=len(listed.left_out), skipped=listed.skipped)
     with Index.create(folder, embedder=embedder, settings=settings) as index, _interrupted(index, source):
-        _fill(index, told(batches, "embedding", len(listed.items)), counts, digest=embedder.digest)
+        _fill(index, _told(batches, "embedding", len(listed.items)), counts, digest=embedder.digest)
         require_some(counts.added, len(listed.items))
         return _report(index, counts)
 
@@ -116,7 +177,7 @@ def _build_from(
         )
         counts = Counts()
         with made as index, _interrupted(index, source):
-            _fill(index, told(source.batches_of(there), "adding", len(there)), counts, digest=there.facts.digest)
+            _fill(index, _told(source.batches_of(there), "adding", len(there)), counts, digest=there.facts.digest)
             return _report(index, counts)
 
 
@@ -153,7 +214,7 @@ def add_to_index(*, source: Source, folder: Path, replace_there: bool, model: Mo
             index.require_digest(embedder.digest, embedder.description)
             batches = embed_items(embedder, items, strict=source.pictures.strict, batch_size=model.batch_size)
             with _interrupted(index, source):
-                batches = told(batches, "embedding", len(items))
+                batches = _told(batches, "embedding", len(items))
                 _fill(index, batches, counts, digest=embedder.digest, replace_there=replace_there)
         return _report(index, counts)
 
@@ -165,7 +226,7 @@ def _add_from(source: Source, origin: Path, index: Index, *, replace_there: bool
         for batch in source.batches_of(there):  # all of them, before the first is added
             index.require_same_pictures(batch.items)
         with _interrupted(index, source):
-            batches = told(source.batches_of(there), "adding", len(there))
+            batches = _told(source.batches_of(there), "adding", len(there))
             if not replace_there:
                 batches = _unknown_of(index, batches, counts)
             _fill(index, batches, counts, digest=there.facts.digest, replace_there=replace_there)

@@ -1,17 +1,25 @@
-"""Which lineage a command means, and whether its data are those that it was trained on; all of it is said."""
+"""Which lineage or stored network a command means, and whether the data are those of its training; all is said."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from ke_metric.cli.display import say
+from ke_metric.cli.display import say, say_network
+from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import KeMetricError
 from ke_metric.fingerprint import TRAIN, DataFingerprint
 from ke_metric.images.image_set import FolderSource
 from ke_metric.lineage.folder import UNCHECKED, known_since
 from ke_metric.lineage.store import Lineage
+from ke_metric.networks.bundle_config import read_description
+from ke_metric.retrieval.embedder import Embedder, PictureNetwork
+from ke_metric.retrieval.predictor import Predictor
+
+Loaded = TypeVar("Loaded", bound=PictureNetwork)
 
 
 def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
@@ -31,6 +39,54 @@ def open_lineage(folder: Path | None, *, task: str | None = None) -> Lineage:
     passed = "" if chosen.folder == newest.folder else f" of task {task} ({newest.folder} is of another task)"
     say(f"newest lineage{passed}: {chosen.folder}")
     return chosen
+
+
+def load_embedder(model: ModelChoice) -> Embedder:
+    """Load what embeds, of the newest lineage where none is named, and say what was taken.
+
+    Raises:
+        KeMetricError: See `Embedder.load`.
+    """
+    return _load(model, Embedder, task="retrieval")
+
+
+def load_predictor(model: ModelChoice) -> Predictor:
+    """Load a classifier, of the newest lineage of classifications where none is named, and say what was taken.
+
+    Raises:
+        KeMetricError: See `Predictor.load`.
+    """
+    return _load(model, Predictor, task="classification")
+
+
+def load_either(model: ModelChoice) -> Embedder | Predictor:
+    """Load what a network was trained for: an embedder, or of a classification a predictor; and say what was taken.
+
+    Raises:
+        KeMetricError: See `Embedder.load`.
+    """
+    if model.bundle is not None:
+        classifies = read_description(model.bundle).embedding_size is None
+    else:
+        lineage = open_lineage(model.lineage)
+        model, classifies = replace(model, lineage=lineage.folder), lineage.recipe.task == "classification"
+    return load_predictor(model) if classifies else load_embedder(model)
+
+
+def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
+    if model.bundle is not None:
+        loaded = kind.load(model.bundle, device=model.device)
+    else:
+        # Opened: a folder that holds no lineage would else be looked at as a bundle.
+        lineage = open_lineage(model.lineage, task=task).folder
+        loaded = kind.load(lineage, generation_of(model.which), model.network, device=model.device)
+    say_network(loaded.description, loaded.reason)
+    return loaded
+
+
+def generation_of(which: str | None) -> int | str | None:
+    """Return what `--gen` says, as `Lineage.number_of` takes it; None where it is left out."""
+    return int(which) if which is not None and which.isdecimal() else which
 
 
 def tell_data_changes(lineage: Lineage, now: DataFingerprint) -> list[str]:

@@ -15,8 +15,8 @@ from rich.console import Group
 from rich.table import Table
 
 from ke_metric.arrays import FloatArray
-from ke_metric.cli.chosen import list_chosen, load_predictor, require_some, warn_of
-from ke_metric.cli.display import Outcome, counting, say
+from ke_metric.cli.display import Outcome, counting, list_chosen, require_some, say, warn_of
+from ke_metric.cli.lineages import load_predictor
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.disk import write_text
 from ke_metric.errors import ExitCode, KeMetricError

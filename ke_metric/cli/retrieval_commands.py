@@ -1,4 +1,4 @@
-"""The commands that take a trained network into a pipeline, as click sees them: `commands` puts them under `main`."""
+"""The commands that take a trained network into a pipeline, as click sees them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def embed(as_json: bool, **options: Any) -> None:
     ke-metric embed photos -o embeddings --lineage lineages/demo
     ke-metric embed photos list.csv -o embeddings --bundle slim --overwrite
     """
-    from ke_metric.cli.embed import embed_pictures
+    from ke_metric.cli.index import embed_pictures
 
     embed_pictures(**options).print(as_json)
 
@@ -267,7 +267,3 @@ def serve(host: str, port: int, **options: Any) -> None:
     from ke_metric.cli.serve import serve_network
 
     serve_network(address=(host, port), **options)
-
-
-GALLERY_COMMANDS: list[click.Command] = [embed, predict, index, search, export, serve]
-"""What `commands` adds to `main`."""

@@ -9,11 +9,10 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from ke_metric.cli.chosen import embedder_of, list_chosen, require_some, warn_of
-from ke_metric.cli.display import Outcome, counting, say
+from ke_metric.cli.display import Outcome, counting, list_chosen, require_some, say, say_network, warn_of
 from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.images.decoding import Decoding
-from ke_metric.retrieval.embedder import BadPicture
+from ke_metric.retrieval.embedder import BadPicture, Embedder
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.query import Answer, SearchOptions, search_pictures
@@ -75,6 +74,22 @@ def search_index(
     if montage is not None:
         _draw(answers, montage, embedder.normalization.decoding)
     return Outcome(_document(folder, answers, left_out, montage), _tables(answers))
+
+
+def embedder_of(index: Index, model: ModelChoice) -> Embedder:
+    """Load the network that was named, or else the index's own, and say what was taken.
+
+    Raises:
+        KeMetricError: See `Embedder.load` and `Index.embedder`.
+    """
+    if model.is_named:
+        # Imported where it is needed: a search with the index's own network does without a lineage's code.
+        from ke_metric.cli.lineages import load_embedder
+
+        return load_embedder(model)
+    embedder = index.embedder
+    say_network(index.manifest.description, "that of the index")
+    return embedder
 
 
 def _draw(answers: Sequence[Answer], path: Path, decoding: Decoding) -> None:

@@ -59,7 +59,7 @@ def serve_network(
 
     def open_classifier() -> ServedNetwork:
         nonlocal served
-        from ke_metric.cli.chosen import load_predictor
+        from ke_metric.cli.lineages import load_predictor
 
         predictor = load_predictor(replace(model, device=device))
         served = predictor.description
