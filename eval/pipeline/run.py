@@ -35,7 +35,7 @@ from ke_metric import Embedder, Index, Lineage, score_retrieval
 from ke_metric.arrays import FloatArray
 from ke_metric.benchmarks.listings import OWN_LIST
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.datasets.export_pictures import write_pictures
+from ke_metric.datasets.pictures import write_pictures
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.record import ONNX_FILE

@@ -16,8 +16,7 @@ from eval.shared.collect import collect
 from ke_metric import Lineage
 from ke_metric.cli.train import train_lineage
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint
-from ke_metric.generation import Scorecard
+from ke_metric.generation import DataFingerprint, Scorecard
 from ke_metric.lineage.folder import as_continued, forbidden_changes
 from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import RECIPE_FIELDS, with_values_before

@@ -20,11 +20,11 @@ A KeMetricError (DATA) says which are missing, malformed, contradict each other 
 """
 
 READERS: Mapping[str, Mapping[str, str]] = {
-    "glyphs": {"retrieval": "glyphs.read", "classification": "glyphs.read_classification"},
-    "emoji": {"retrieval": "emoji.read", "classification": "emoji.read_classification"},
+    "glyphs": {"retrieval": "drawn.read_glyphs", "classification": "drawn.read_glyphs_classification"},
+    "emoji": {"retrieval": "drawn.read_emoji", "classification": "drawn.read_emoji_classification"},
     "folder": {"retrieval": "folder.read", "classification": "folder.read_classification"},
-    "cub": {"retrieval": "cub.read", "classification": "cub.read_classification"},
-    "cars": {"retrieval": "cars.read", "classification": "cars.read_classification"},
+    "cub": {"retrieval": "cub_and_cars.read_cub", "classification": "cub_and_cars.read_cub_classification"},
+    "cars": {"retrieval": "cub_and_cars.read_cars", "classification": "cub_and_cars.read_cars_classification"},
     "sop": {"retrieval": "products.read_sop"},
     "inshop": {"retrieval": "products.read_inshop"},
     "flowers": {"classification": "official_lists.read_flowers"},

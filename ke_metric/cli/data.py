@@ -11,10 +11,8 @@ from typing import Any
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
-from ke_metric.datasets.check import check_images, check_text, load_for_check
-from ke_metric.datasets.emoji import prepare_emoji
-from ke_metric.datasets.export_pictures import write_pictures
-from ke_metric.datasets.prepare import prepare, prepare_text
+from ke_metric.datasets.pictures import check_images, check_text, load_for_check, write_pictures
+from ke_metric.datasets.prepare import prepare, prepare_emoji, prepare_text
 from ke_metric.disk import refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.pixel_store import fingerprint

@@ -23,8 +23,7 @@ from ke_metric.disk import require_free
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.export.export import Evidence, ExportSettings, export, require_place
-from ke_metric.export.record import ExportRecord
-from ke_metric.export.verification import LabelledPictures, ScoredPictures, require_enough
+from ke_metric.export.record import ExportRecord, LabelledPictures, ScoredPictures, require_enough
 from ke_metric.generation import Scores
 from ke_metric.images.decoding import in_order
 from ke_metric.images.image_set import ImageSet

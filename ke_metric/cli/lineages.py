@@ -11,7 +11,7 @@ from typing import TypeVar
 from ke_metric.cli.display import say, say_network
 from ke_metric.cli.options import ModelChoice
 from ke_metric.errors import KeMetricError
-from ke_metric.fingerprint import TRAIN, DataFingerprint
+from ke_metric.generation import TRAIN, DataFingerprint
 from ke_metric.images.image_set import FolderSource
 from ke_metric.lineage.folder import UNCHECKED, known_since
 from ke_metric.lineage.store import Lineage

@@ -33,25 +33,23 @@ from ke_metric.export.record import (
     ONNX_FILE,
     PROGRAM_FILE,
     RECORD,
-    ExportRecord,
-    RecallCost,
-    TopCost,
-    Verification,
-    file_facts,
-    this_machine,
-    versions,
-)
-from ke_metric.export.verification import (
     TOLERANCE,
     Embed,
+    ExportRecord,
+    RecallCost,
     ScoredPictures,
+    TopCost,
+    Verification,
     compare,
+    file_facts,
     recall_cost,
     require_agreement,
     require_alike,
     require_cheap,
     require_enough,
+    this_machine,
     top_cost,
+    versions,
 )
 from ke_metric.networks.dense import PictureModule
 from ke_metric.retrieval.embedder import PictureNetwork

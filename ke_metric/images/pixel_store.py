@@ -20,7 +20,7 @@ import numpy as np
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint, PartFingerprint
+from ke_metric.generation import DataFingerprint, PartFingerprint
 from ke_metric.images.decoding import Progress, in_order
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.preparation import StoreShape, kept_pixels

@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save
 from ke_metric.arrays import Weights
 from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint
-from ke_metric.generation import ClassScores, Generation, Provenance, Scorecard, TrainingState
+from ke_metric.generation import ClassScores, DataFingerprint, Generation, Provenance, Scorecard, TrainingState
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"

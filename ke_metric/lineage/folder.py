@@ -17,8 +17,7 @@ from typing import Any
 from ke_metric.disk import TEMPORARY, is_empty_folder, lock_for_writing, remove_folder, to_json, whole_folder
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint, class_name_changes
-from ke_metric.generation import Scorecard
+from ke_metric.generation import DataFingerprint, Scorecard, class_name_changes
 from ke_metric.lineage.files import newest_state, not_written, read_object
 from ke_metric.recipe.file import RESOLVED
 from ke_metric.recipe.schema import Recipe

@@ -17,8 +17,7 @@ from typing import Any, Self
 
 from ke_metric.disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.fingerprint import DataFingerprint
-from ke_metric.generation import Generation, Scorecard, TrainingState
+from ke_metric.generation import DataFingerprint, Generation, Scorecard, TrainingState
 from ke_metric.lineage import files
 from ke_metric.lineage import folder as continuation
 from ke_metric.lineage.folder import (

@@ -35,9 +35,8 @@ from ke_metric.serving.api import (
     prediction_document,
     search_document,
 )
-from ke_metric.serving.batching import STOPPING, Batcher, Job
 from ke_metric.serving.exchange import Limits, Refused, Reply, Uploads, busy
-from ke_metric.serving.pictures import decode, read_picture
+from ke_metric.serving.pictures import STOPPING, Batcher, Job, decode, read_picture
 from ke_metric.stores.contract import Item
 
 Found = TypeVar("Found")

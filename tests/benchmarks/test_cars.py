@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from ke_metric.benchmarks import cars
+from ke_metric.benchmarks import cub_and_cars as readers
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
@@ -15,11 +15,13 @@ LAYOUTS = ("A", "B", "C")
 
 
 def read(root, **fields):
-    return cars.read(Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields}))
+    return readers.read_cars(Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def classify(root, **fields):
-    return cars.read_classification(Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields}))
+    return readers.read_cars_classification(
+        Data(benchmark="cars", root=str(root), **{"verify_counts": False, **fields})
+    )
 
 
 def refused(root, reader=read, **fields):
@@ -137,12 +139,15 @@ def test_the_train_part_alone_is_recognized(make_cars, tmp_path):
 
 @pytest.mark.parametrize(("total", "part"), [(8144, "train"), (8041, "test")])
 def test_the_count_of_one_official_part_is_recognized(total, part):
-    assert f"official {part} part" in cars.COUNTS.suspects[total]
+    assert f"official {part} part" in readers.CARS_COUNTS.suspects[total]
 
 
 def test_the_published_counts_add_up():
-    (train, train_classes), (test, test_classes) = cars.COUNTS.parts["train"], cars.COUNTS.parts["test"]
-    assert train + test == 16185 == sum(cars.COUNTS.suspects)
+    (train, train_classes), (test, test_classes) = (
+        readers.CARS_COUNTS.parts["train"],
+        readers.CARS_COUNTS.parts["test"],
+    )
+    assert train + test == 16185 == sum(readers.CARS_COUNTS.suspects)
     assert train_classes + test_classes == 196
 
 
@@ -218,9 +223,9 @@ def test_only_classification_needs_the_flag_of_layout_a(make_cars, tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_official_counts_are_verified(make_cars, tmp_path, monkeypatch, layout):
-    assert cars.OFFICIAL_COUNTS.parts == {"train": (8144, 196), "test": (8041, 196)}
-    assert cars.OFFICIAL_COUNTS.class_sizes == (48, 136)
+    assert readers.OFFICIAL_CARS_COUNTS.parts == {"train": (8144, 196), "test": (8041, 196)}
+    assert readers.OFFICIAL_CARS_COUNTS.class_sizes == (48, 136)
     root = make_cars(tmp_path / "cars", layout)
     assert "train images: expected 8,144, found 14" in refused(root, classify, verify_counts=True)
-    monkeypatch.setattr(cars, "OFFICIAL_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
+    monkeypatch.setattr(readers, "OFFICIAL_CARS_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
     assert len(classify(root, verify_counts=True).train) == 14

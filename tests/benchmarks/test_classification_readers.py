@@ -9,7 +9,7 @@ import pytest
 from ke_metric.benchmarks.official_lists import COUNTS
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.benchmarks.table import PublishedCounts
-from ke_metric.datasets.check import check_images, load_for_check
+from ke_metric.datasets.pictures import check_images, load_for_check
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 

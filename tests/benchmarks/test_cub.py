@@ -2,7 +2,7 @@
 
 import pytest
 
-from ke_metric.benchmarks import cub
+from ke_metric.benchmarks import cub_and_cars as readers
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
@@ -14,11 +14,13 @@ def root(make_cub, tmp_path):
 
 
 def read(root, **fields):
-    return cub.read(Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields}))
+    return readers.read_cub(Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields}))
 
 
 def classify(root, **fields):
-    return cub.read_classification(Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields}))
+    return readers.read_cub_classification(
+        Data(benchmark="cub", root=str(root), **{"verify_counts": False, **fields})
+    )
 
 
 def refused(root, reader=read, **fields):
@@ -125,12 +127,19 @@ def test_the_archive_of_2010_is_recognized_by_its_files(tmp_path):
 
 
 def test_the_archive_of_2010_is_recognized_by_its_count(root, monkeypatch):
-    monkeypatch.setattr(cub, "COUNTS", PublishedCounts(cub.COUNTS.parts, suspects={28: cub.COUNTS.suspects[6033]}))
+    monkeypatch.setattr(
+        readers,
+        "CUB_COUNTS",
+        PublishedCounts(readers.CUB_COUNTS.parts, suspects={28: readers.CUB_COUNTS.suspects[6033]}),
+    )
     assert "CUB-200 of 2010" in refused(root, verify_counts=True)
 
 
 def test_the_published_counts_add_up():
-    (train, train_classes), (test, test_classes) = cub.COUNTS.parts["train"], cub.COUNTS.parts["test"]
+    (train, train_classes), (test, test_classes) = (
+        readers.CUB_COUNTS.parts["train"],
+        readers.CUB_COUNTS.parts["test"],
+    )
     assert train + test == 11788
     assert train_classes + test_classes == 200
 
@@ -194,10 +203,10 @@ def test_a_class_that_is_only_tested_on_is_refused(root):
 
 
 def test_the_official_counts_are_verified(root, monkeypatch):
-    assert cub.OFFICIAL_COUNTS.parts == {"train": (5994, 200), "test": (5794, 200)}
-    assert cub.OFFICIAL_COUNTS.class_sizes == (41, 60)
+    assert readers.OFFICIAL_CUB_COUNTS.parts == {"train": (5994, 200), "test": (5794, 200)}
+    assert readers.OFFICIAL_CUB_COUNTS.class_sizes == (41, 60)
     message = refused(root, classify, verify_counts=True)
     assert "train images: expected 5,994, found 14" in message
     assert "test images: expected 5,794, found 14" in message
-    monkeypatch.setattr(cub, "OFFICIAL_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
+    monkeypatch.setattr(readers, "OFFICIAL_CUB_COUNTS", PublishedCounts({"train": (14, 7), "test": (14, 7)}))
     assert len(classify(root, verify_counts=True).train) == 14

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from ke_metric.benchmarks import glyphs
-from ke_metric.benchmarks.glyphs import FACES, MIN_FACES, GlyphSource, candidate_characters, draw, glyph_classes
+from ke_metric.benchmarks import drawn
+from ke_metric.benchmarks.drawn import FACES, MIN_FACES, GlyphSource, candidate_characters, draw, glyph_classes
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -28,8 +28,8 @@ def classes() -> dict[int, tuple[str, ...]]:
 @pytest.fixture
 def small(monkeypatch, classes):
     """The benchmark as `read` builds it, of a subset of the characters."""
-    monkeypatch.setattr(glyphs, "_all_classes", lambda: classes)
-    return glyphs.read(Data(benchmark="glyphs", test_fraction=0.4))
+    monkeypatch.setattr(drawn, "_all_classes", lambda: classes)
+    return drawn.read_glyphs(Data(benchmark="glyphs", test_fraction=0.4))
 
 
 def test_sixteen_faces_and_as_many_candidates_as_documented() -> None:
@@ -89,7 +89,7 @@ def test_nothing_is_clipped_and_the_ink_is_centred(character: str, face: str) ->
     pixels = 255 - np.asarray(draw(ord(character), face), dtype=int)
     # The slow twin: the same glyph on a sheet far larger than any glyph.
     sheet = Image.new("L", (300, 300), 255)
-    font = ImageFont.truetype(glyphs._font_file(face), glyphs.FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(drawn._font_file(face), drawn.FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
     ImageDraw.Draw(sheet).text((100, 150), character, font=font, fill=0, anchor="ls")
     assert pixels.sum() == (255 - np.asarray(sheet, dtype=int)).sum()
     columns = np.flatnonzero(pixels.any(axis=0))
@@ -110,7 +110,7 @@ def test_a_character_that_does_not_fit_or_is_not_there_is_not_drawn() -> None:
 
 
 def test_two_constructions_are_equal_and_classes_are_disjoint(small) -> None:
-    again = glyphs.read(Data(benchmark="glyphs", test_fraction=0.4))
+    again = drawn.read_glyphs(Data(benchmark="glyphs", test_fraction=0.4))
     assert (again.train.keys, again.query.keys) == (small.train.keys, small.query.keys)
     assert np.array_equal(again.train.labels, small.train.labels)
     assert not set(small.train.class_names) & set(small.query.class_names)
@@ -121,8 +121,8 @@ def test_two_constructions_are_equal_and_classes_are_disjoint(small) -> None:
 @pytest.fixture
 def classify(monkeypatch, classes):
     """Build the benchmark for classification, of a subset of the characters."""
-    monkeypatch.setattr(glyphs, "_all_classes", lambda: classes)
-    return lambda fraction: glyphs.read_classification(Data(benchmark="glyphs", test_fraction=fraction))
+    monkeypatch.setattr(drawn, "_all_classes", lambda: classes)
+    return lambda fraction: drawn.read_glyphs_classification(Data(benchmark="glyphs", test_fraction=fraction))
 
 
 def faces_of(images) -> set[str]:
@@ -159,7 +159,7 @@ def test_a_quarter_of_the_faces_for_testing_are_of_every_kind(classify) -> None:
 def test_a_character_without_a_test_face_is_left_out(monkeypatch, classify) -> None:
     test_faces = faces_of(classify(0.1).query)
     made = {0x41: FACES, 0x42: tuple(face for face in FACES if face not in test_faces), 0x43: tuple(test_faces)}
-    monkeypatch.setattr(glyphs, "_all_classes", lambda: made)
+    monkeypatch.setattr(drawn, "_all_classes", lambda: made)
     benchmark = classify(0.1)
     assert benchmark.train.class_names == ("U+0041 LATIN CAPITAL LETTER A",)
     assert len(benchmark.train) == 14
@@ -192,17 +192,17 @@ def test_a_character_the_face_lacks_is_an_error() -> None:
 def test_a_missing_font_is_named(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
     with pytest.raises(KeMetricError, match=r"DejaVuSans-Bold\.ttf.*matplotlib") as caught:
-        glyphs._font_file("DejaVuSans-Bold")
+        drawn._font_file("DejaVuSans-Bold")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 @pytest.mark.slow
 def test_the_whole_benchmark_has_the_documented_size() -> None:
-    benchmark = glyphs.read(Data(benchmark="glyphs"))
+    benchmark = drawn.read_glyphs(Data(benchmark="glyphs"))
     class_count = len(benchmark.train.class_names) + len(benchmark.query.class_names)
     assert 1500 < class_count < 1600
     assert 20_000 < len(benchmark.train) + len(benchmark.query) < 22_000
-    shared = glyphs.read_classification(Data(benchmark="glyphs", test_fraction=0.25))
+    shared = drawn.read_glyphs_classification(Data(benchmark="glyphs", test_fraction=0.25))
     assert len(shared.train.class_names) == class_count
     assert np.bincount(shared.query.labels).min() >= 1
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ke_metric.benchmarks import cars, cub, products
+from ke_metric.benchmarks import cub_and_cars, products
 from ke_metric.benchmarks.registry import BENCHMARKS, load_benchmark
 from ke_metric.benchmarks.table import PublishedCounts
 from ke_metric.errors import ExitCode, KeMetricError
@@ -23,14 +23,14 @@ CASES = {
     "inshop img_highres": ("inshop", "make_inshop", {"prefix": "img_highres"}),
     "folder": ("folder", "make_class_folders", {}),
 }
-MODULES = {"cub": cub, "cars": cars}
+COUNTS = {"cub": "CUB_COUNTS", "cars": "CARS_COUNTS"}
 PUBLISHED = [case for case in CASES if case != "folder"]
 CLASSIFIED = [case for case, (name, _, _) in CASES.items() if name in BENCHMARKS["classification"]]
 
 
 def set_counts(monkeypatch, name, counts):
-    if name in MODULES:
-        monkeypatch.setattr(MODULES[name], "COUNTS", counts)
+    if name in COUNTS:
+        monkeypatch.setattr(cub_and_cars, COUNTS[name], counts)
     else:
         monkeypatch.setitem(products.COUNTS, name, counts)
 

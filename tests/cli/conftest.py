@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
 from scored_lineages import grow_scored
 
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.datasets.export_pictures import write_pictures
+from ke_metric.datasets.pictures import write_pictures
 
 
 @pytest.fixture(scope="session")

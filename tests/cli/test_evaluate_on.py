@@ -13,8 +13,7 @@ from ke_metric import Embedder, Lineage
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.fingerprint import DataFingerprint, PartFingerprint
-from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.generation import DataFingerprint, Generation, PartFingerprint, Provenance, Scorecard
 from ke_metric.images.image_set import FolderSource
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe

@@ -17,7 +17,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.retrieval import score_retrieval
 from ke_metric.export.export import ExportSettings
 from ke_metric.export.onnx_file import OnnxNetwork
-from ke_metric.export.verification import top_cost
+from ke_metric.export.record import top_cost
 from ke_metric.generation import Generation, Provenance
 from ke_metric.images.image_set import without_training
 from ke_metric.images.pixel_store import Pictures

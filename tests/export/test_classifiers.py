@@ -12,8 +12,16 @@ from ke_metric.evaluation.classification import score_classification
 from ke_metric.export import export as export_module
 from ke_metric.export.export import Evidence, ExportSettings, export, portable_module
 from ke_metric.export.onnx_file import OnnxNetwork, run_program
-from ke_metric.export.record import TopCost, read_record, this_machine
-from ke_metric.export.verification import LabelledPictures, ScoredPictures, compare, require_agreement, require_cheap
+from ke_metric.export.record import (
+    LabelledPictures,
+    ScoredPictures,
+    TopCost,
+    compare,
+    read_record,
+    require_agreement,
+    require_cheap,
+    this_machine,
+)
 
 LABELS = np.arange(40) % 8
 

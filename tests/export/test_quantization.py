@@ -11,8 +11,7 @@ from ke_metric.evaluation.retrieval import score_retrieval
 from ke_metric.export import export as export_module
 from ke_metric.export.export import Evidence, ExportSettings, export, portable_module
 from ke_metric.export.onnx_file import OnnxNetwork, quantize, write_onnx
-from ke_metric.export.record import RecallCost
-from ke_metric.export.verification import LabelledPictures, ScoredPictures, recall_cost, require_cheap
+from ke_metric.export.record import LabelledPictures, RecallCost, ScoredPictures, recall_cost, require_cheap
 
 LABELS = np.arange(40) % 8
 KEYS = tuple(f"{n}.png" for n in range(40))

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint, PartFingerprint
-from ke_metric.generation import Generation, Provenance, Scorecard
+from ke_metric.generation import DataFingerprint, Generation, PartFingerprint, Provenance, Scorecard
 from ke_metric.lineage.comparison import gather, mean_and_spread, paired_difference, seen_differently
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ke_metric.benchmarks.listings import Columns
-from ke_metric.datasets.export_pictures import write_pictures
+from ke_metric.datasets.pictures import write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark, FolderSource, labelled_set
 from ke_metric.retrieval.picture_list import list_pictures

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ke_metric import Embedder
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli import main
-from ke_metric.datasets.export_pictures import write_pictures
+from ke_metric.datasets.pictures import write_pictures
 from ke_metric.errors import KeMetricError
 from ke_metric.images.pixel_store import Pictures
 from ke_metric.recipe.schema import Data

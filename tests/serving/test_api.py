@@ -7,8 +7,8 @@ import pytest
 from live_service import FakeSearcher, encode, picture_of
 
 from ke_metric.serving.api import REASONS, openapi_document, read_question
-from ke_metric.serving.application import Application
 from ke_metric.serving.exchange import Limits, Refused, ServiceSettings
+from ke_metric.serving.server import Application
 from ke_metric.serving.service import Service
 
 DOCUMENT = openapi_document(ServiceSettings())

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ke_metric.benchmarks import emoji
-from ke_metric.datasets import emoji as preparing
-from ke_metric.datasets.emoji import prepare_emoji
+from ke_metric.benchmarks import drawn
+from ke_metric.datasets import prepare as preparing
 from ke_metric.datasets.emoji_artwork import STYLES
+from ke_metric.datasets.prepare import prepare_emoji
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.recipe.schema import Data
 
@@ -58,13 +58,13 @@ def data(root: Path, fraction: float = 0.5) -> Data:
 
 def refusal(root: Path) -> str:
     with pytest.raises(KeMetricError) as caught:
-        emoji.read(data(root))
+        drawn.read_emoji(data(root))
     assert caught.value.exit_code == ExitCode.DATA
     return str(caught.value)
 
 
 def test_every_emoji_is_there_in_every_style(root: Path) -> None:
-    benchmark = emoji.read(data(root))
+    benchmark = drawn.read_emoji(data(root))
     assert len(benchmark.train) + len(benchmark.query) == 6 * 8
     assert set(benchmark.train.class_names) | set(benchmark.query.class_names) == set(NAMES.values())
     assert "images/1f42f/noto-v1.png" in benchmark.train.keys + benchmark.query.keys
@@ -73,7 +73,7 @@ def test_every_emoji_is_there_in_every_style(root: Path) -> None:
 
 
 def test_every_picture_is_rgb_of_64_pixels_and_not_blank(root: Path) -> None:
-    train = emoji.read(data(root)).train
+    train = drawn.read_emoji(data(root)).train
     for index in range(len(train)):
         picture = train.read(index)
         assert (picture.mode, picture.size) == ("RGB", (64, 64))
@@ -81,7 +81,7 @@ def test_every_picture_is_rgb_of_64_pixels_and_not_blank(root: Path) -> None:
 
 
 def test_pictures_show_the_emoji_their_key_says(root: Path) -> None:
-    query = emoji.read(data(root)).query
+    query = drawn.read_emoji(data(root)).query
     for index, key in enumerate(query.keys):
         name = query.class_names[query.labels[index]]
         blue = (np.asarray(query.read(index))[20, :, 0] < 200).sum() * 12 / 64
@@ -89,7 +89,7 @@ def test_pictures_show_the_emoji_their_key_says(root: Path) -> None:
 
 
 def test_classes_are_disjoint_and_two_constructions_are_equal(root: Path) -> None:
-    one, other = emoji.read(data(root, 0.3)), emoji.read(data(root, 0.3))
+    one, other = drawn.read_emoji(data(root, 0.3)), drawn.read_emoji(data(root, 0.3))
     assert not set(one.train.class_names) & set(one.query.class_names)
     assert len(one.query.class_names) == 2
     assert (one.train.keys, one.query.keys, one.notes) == (other.train.keys, other.query.keys, other.notes)
@@ -98,7 +98,7 @@ def test_classes_are_disjoint_and_two_constructions_are_equal(root: Path) -> Non
 
 
 def classify(root: Path, fraction: float = 0.25):
-    return emoji.read_classification(data(root, fraction))
+    return drawn.read_emoji_classification(data(root, fraction))
 
 
 def styles_of(images) -> set[str]:
@@ -169,7 +169,7 @@ def test_licences_are_those_of_the_packages(root: Path) -> None:
     assert {style["style"]: style["images"] for style in document["styles"]} == {style.name: 6 for style in STYLES}
     assert document["styles"][0]["version"] == "1.2.9-test"
     assert document["styles"][0]["licence"]["spdx"] == "CC-BY-4.0"
-    assert "maker of openmoji" in emoji.read(data(root)).notes["openmoji"]
+    assert "maker of openmoji" in drawn.read_emoji(data(root)).notes["openmoji"]
 
 
 def test_broken_blank_and_shared_drawings_are_left_out_by_name(tmp_path: Path) -> None:
@@ -282,4 +282,4 @@ def test_the_default_folder_is_data_emoji(root: Path, tmp_path: Path, monkeypatc
     (tmp_path / "data").mkdir()
     (tmp_path / "moved").rename(tmp_path / "data" / "emoji")
     monkeypatch.chdir(tmp_path)
-    assert len(emoji.read(Data(benchmark="emoji")).train) == 24
+    assert len(drawn.read_emoji(Data(benchmark="emoji")).train) == 24

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ke_metric.datasets.export_pictures import LONGEST_NAME, RESERVED, safe_name, write_pictures
+from ke_metric.datasets.pictures import LONGEST_NAME, RESERVED, safe_name, write_pictures
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark, ImageSet
 

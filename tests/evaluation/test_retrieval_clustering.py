@@ -10,10 +10,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import clustering as kmeans
+from ke_metric.evaluation import retrieval as kmeans
 from ke_metric.evaluation.backend import Backend, choose_backend
-from ke_metric.evaluation.clustering import ClusterScores, assign_clusters, draw_start, score_clusters
 from ke_metric.evaluation.embeddings import Embeddings
+from ke_metric.evaluation.retrieval import ClusterScores, assign_clusters, draw_start, score_clusters
 
 
 @pytest.fixture(scope="module")

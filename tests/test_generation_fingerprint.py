@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.fingerprint import DataFingerprint, PartFingerprint, class_name_changes
+from ke_metric.generation import DataFingerprint, PartFingerprint, class_name_changes
 from ke_metric.lineage.files import read_fingerprint
 
 

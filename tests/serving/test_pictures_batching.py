@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ke_metric.serving.batching import Batcher
 from ke_metric.serving.exchange import Limits, Refused
+from ke_metric.serving.pictures import Batcher
 
 
 def double(body, kind):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.export.verification import BATCHES, compare, in_batches, require_agreement
+from ke_metric.export.record import BATCHES, compare, in_batches, require_agreement
 from ke_metric.images.preparation import unit_range
 
 COUNT, DIMENSION = 40, 6

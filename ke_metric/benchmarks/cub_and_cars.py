@@ -1,12 +1,14 @@
-"""Stanford Cars (Cars196), from any of its three distributions.
+"""Birds and cars, each with a split by class for retrieval and an official one for classification.
 
-For retrieval classes 1-98 against 99-196, for classification the official parts of all classes.
+CUB-200-2011 (`cub`): classes 1-100 against 101-200, or the official parts of all. Stanford Cars (`cars`, Cars196),
+from any of its three distributions: classes 1-98 against 99-196, or the official parts of all.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +16,15 @@ from ke_metric.benchmarks.layout import (
     FoundLayout,
     Hint,
     Layout,
+    ListRow,
     find_layout,
     parse_whole,
     read_flags,
     read_labels,
+    read_rows,
     read_strings,
     read_text,
+    whole_number,
 )
 from ke_metric.benchmarks.listings import key_below
 from ke_metric.benchmarks.table import (
@@ -30,11 +35,114 @@ from ke_metric.benchmarks.table import (
     build_classification,
     split_at,
 )
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.images.image_set import Benchmark
 from ke_metric.recipe.schema import Data
 
-LAST_TRAIN_CLASS = 98
+LAST_CUB_TRAIN_CLASS = 100
+OLD_CUB = "This looks like CUB-200 of 2010 (6,033 images); the benchmark is CUB-200-2011 (11,788 images)."
+CUB = Layout(
+    "CUB-200-2011 (CUB_200_2011.tgz)",
+    {
+        "images": ["images.txt"],
+        "labels": ["image_class_labels.txt"],
+        "classes": ["classes.txt"],
+        "pictures": ["images/"],
+    },
+    [Hint(OLD_CUB, place) for place in ("lists/files.txt", "annotations-mat/")],
+)
+OFFICIAL_CUB = replace(CUB, paths={**CUB.paths, "official split": ["train_test_split.txt"]})
+CUB_COUNTS = PublishedCounts(
+    {"train": (5864, 100), "test": (5924, 100)}, class_sizes=(41, 60), suspects={6033: OLD_CUB}
+)
+OFFICIAL_CUB_COUNTS = PublishedCounts(
+    {"train": (5994, 200), "test": (5794, 200)}, class_sizes=(41, 60), suspects={6033: OLD_CUB}
+)
+
+
+def read_cub(data: Data) -> Benchmark:
+    """Read CUB-200-2011 for retrieval; its official train/test flag, which mixes the classes, is not used.
+
+    `data.root` is the folder CUB_200_2011 or the one above it.
+    """
+    found = find_layout(data, [CUB])
+    train, test = split_at(_cub_rows(found.paths).values(), LAST_CUB_TRAIN_CLASS)
+    split = f"class ids up to {LAST_CUB_TRAIN_CLASS} for training, above for testing; official flag not used"
+    return build_benchmark(data, _cub_table(found, train, test, split), CUB_COUNTS)
+
+
+def read_cub_classification(data: Data) -> Benchmark:
+    """Read CUB-200-2011 for classification, with its official train/test flag; `data.root` as for `read_cub`."""
+    found = find_layout(data, [OFFICIAL_CUB])
+    rows, split = _cub_rows(found.paths), found.paths["official split"]
+    flags = _by_image_id(read_rows(split, ("image_id", "is_training_image"), header=False))
+    _refuse_unjoined((found.paths["images"], split), ids=rows, other_ids=flags)
+    trained = {image_id for image_id, listed in flags.items() if _is_training(listed)}
+    table = _cub_table(
+        found,
+        [row for image_id, row in rows.items() if image_id in trained],
+        [row for image_id, row in rows.items() if image_id not in trained],
+        f"official: {split.name}",
+    )
+    return build_classification(data, table, OFFICIAL_CUB_COUNTS)
+
+
+def _cub_table(found: FoundLayout, train: Sequence[TableRow], test: Sequence[TableRow], split: str) -> Table:
+    classes = read_rows(found.paths["classes"], ("class_id", "name"), header=False)
+    names = {whole_number(row, 0, "class_id"): row.cells[1] for row in classes}
+    return Table(found.paths["images"], found.paths["pictures"], train, test, None, names, found.notes(split))
+
+
+def _cub_rows(paths: Mapping[str, Path]) -> dict[int, TableRow]:
+    """Join pictures and classes by image id; in the order of the ids."""
+    path_of = _by_image_id(read_rows(paths["images"], ("image_id", "path"), header=False))
+    class_of = _by_image_id(read_rows(paths["labels"], ("image_id", "class_id"), header=False))
+    _refuse_unjoined((paths["images"], paths["labels"]), ids=path_of, other_ids=class_of)
+    return {image_id: _cub_row(path_of[image_id], class_of[image_id]) for image_id in sorted(path_of)}
+
+
+def _refuse_unjoined(paths: tuple[Path, Path], *, ids: Collection[int], other_ids: Collection[int]) -> None:
+    unjoined = sorted(set(ids) ^ set(other_ids))
+    if unjoined:
+        raise KeMetricError(
+            f"{paths[0]} and {paths[1].name} do not have the same image ids; {len(unjoined):,} are in one only: "
+            f"{some_of([str(image_id) for image_id in unjoined])}",
+            ExitCode.DATA,
+        )
+
+
+def _is_training(row: ListRow) -> bool:
+    flag = row.cells[1]
+    if flag not in ("0", "1"):
+        raise KeMetricError(
+            f"{row.where}: is_training_image must be 1 (training) or 0 (testing), not {flag!r}", ExitCode.DATA
+        )
+    return flag == "1"
+
+
+def _by_image_id(rows: list[ListRow]) -> dict[int, ListRow]:
+    found: dict[int, ListRow] = {}
+    for row in rows:
+        image_id = whole_number(row, 0, "image_id")
+        if image_id in found:
+            raise KeMetricError(f"{row.where}: image_id {image_id} is given twice", ExitCode.DATA)
+        found[image_id] = row
+    return found
+
+
+def _cub_row(path_row: ListRow, class_row: ListRow) -> TableRow:
+    key = key_below(path_row.cells[1], path_row.where)
+    class_id = whole_number(class_row, 1, "class_id")
+    number = parse_whole(key.partition(".")[0], f"{path_row.where}: the number before the class folder's name")
+    if number != class_id:
+        raise KeMetricError(
+            f"{class_row.where}: class_id {class_id}, but the picture lies in the folder of class {number} ({key})",
+            ExitCode.DATA,
+        )
+    return TableRow(key, class_id)
+
+
+LAST_CARS_TRAIN_CLASS = 98
 DEVKITS = ("devkit/", "car_devkit/devkit/", "")
 COMBINED = Layout(
     "layout A, combined",
@@ -70,9 +178,9 @@ CLASS_FOLDERS = Layout(
         "pictures": ["car_data/"],
     },
 )
-LAYOUTS = (COMBINED, PARTED, CLASS_FOLDERS)
+CARS = (COMBINED, PARTED, CLASS_FOLDERS)
 CSV_COLUMNS = 6
-COUNTS = PublishedCounts(
+CARS_COUNTS = PublishedCounts(
     {"train": (8054, 98), "test": (8131, 98)},
     class_sizes=(48, 136),
     suspects={
@@ -80,7 +188,7 @@ COUNTS = PublishedCounts(
         8041: "Only the official test part seems to be there; the benchmark is both official parts, cut by class.",
     },
 )
-OFFICIAL_COUNTS = PublishedCounts(
+OFFICIAL_CARS_COUNTS = PublishedCounts(
     {"train": (8144, 196), "test": (8041, 196)},
     class_sizes=(48, 136),
     suspects={
@@ -99,33 +207,35 @@ class _Listing(NamedTuple):
     folder: Path
 
 
-def read(data: Data) -> Benchmark:
+def read_cars(data: Data) -> Benchmark:
     """Read Stanford Cars for retrieval; the official train/test flag, which mixes the classes, is not used.
 
     `data.root` is the folder that holds one of the layouts, or the one above it.
     """
-    found, listing = _find(data)
-    train, test = split_at(sorted(listing.rows), LAST_TRAIN_CLASS)
-    split = f"class ids up to {LAST_TRAIN_CLASS} for training, above for testing; official flag not used"
-    return build_benchmark(data, _table(listing, train, test, found.notes(split)), COUNTS)
+    found, listing = _find_cars(data)
+    train, test = split_at(sorted(listing.rows), LAST_CARS_TRAIN_CLASS)
+    split = f"class ids up to {LAST_CARS_TRAIN_CLASS} for training, above for testing; official flag not used"
+    return build_benchmark(data, _cars_table(listing, train, test, found.notes(split)), CARS_COUNTS)
 
 
-def read_classification(data: Data) -> Benchmark:
-    """Read Stanford Cars for classification, with its official train/test flag; `data.root` as for `read`."""
-    found, listing = _find(data)
+def read_cars_classification(data: Data) -> Benchmark:
+    """Read Stanford Cars for classification, with its official train/test flag; `data.root` as for `read_cars`."""
+    found, listing = _find_cars(data)
     pairs = sorted(zip(listing.rows, _official_test_flags(found, listing), strict=True))
     train, test = ([row for row, is_test in pairs if is_test == wanted] for wanted in (False, True))
     notes = found.notes("official: 8,144 pictures for training, 8,041 for testing")
-    return build_classification(data, _table(listing, train, test, notes), OFFICIAL_COUNTS)
+    return build_classification(data, _cars_table(listing, train, test, notes), OFFICIAL_CARS_COUNTS)
 
 
-def _find(data: Data) -> tuple[FoundLayout, _Listing]:
-    found = find_layout(data, LAYOUTS)
+def _find_cars(data: Data) -> tuple[FoundLayout, _Listing]:
+    found = find_layout(data, CARS)
     listings = {COMBINED.name: _combined, PARTED.name: _parted, CLASS_FOLDERS.name: _class_folders}
     return found, listings[found.layout.name](found)
 
 
-def _table(listing: _Listing, train: Sequence[TableRow], test: Sequence[TableRow], notes: Mapping[str, str]) -> Table:
+def _cars_table(
+    listing: _Listing, train: Sequence[TableRow], test: Sequence[TableRow], notes: Mapping[str, str]
+) -> Table:
     return Table(listing.origin, listing.folder, train, test, None, listing.class_names, notes)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ke_metric.datasets.check import check_images, check_text, load_for_check
+from ke_metric.datasets.pictures import check_images, check_text, load_for_check
 from ke_metric.datasets.problems import look_at, unbalanced_classes
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import LOOK_AHEAD
