@@ -1,14 +1,14 @@
 """The arrays and tensors that the package passes around.
 
-Kinds of NumPy array are named by what their numbers are. The tensors of a network go by name: which there are, how
-they lie in memory, their digest, how they are loaded.
+Kinds of NumPy array are named by what their numbers are; many rows are cut into blocks. The tensors of a network go
+by name: which there are, how they lie in memory, their digest, how they are loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,18 @@ DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 PixelArray = npt.NDArray[np.uint8]
+ItemIds = tuple[str, ...] | tuple[int, ...]
 
 
 Weights = Mapping[str, Tensor]
 """A state dict on the CPU: name to tensor."""
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def row_chunks(count: int, rows: int) -> Iterator[slice]:
+    """Cut `count` rows into slices of at most `rows` rows."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

@@ -39,12 +39,12 @@ from ke_metric.datasets.pictures import write_pictures
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork
 from ke_metric.export.record import ONNX_FILE
+from ke_metric.retrieval.index import StoreSettings
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.ranking import ranked_search
 from ke_metric.retrieval.scores import score_through
 from ke_metric.scoring import count_parameters
 from ke_metric.stores.contract import Item
-from ke_metric.stores.opening import StoreSettings
 
 NETWORKS = ("dense", "slim")
 STORES = {

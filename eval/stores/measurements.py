@@ -13,8 +13,8 @@ import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import load_faiss
+from ke_metric.retrieval.index import StoreSettings, open_store
 from ke_metric.stores.contract import Hits, Item, VectorStore
-from ke_metric.stores.opening import StoreSettings, open_store
 
 K = 10
 BLOCK = 10_000

@@ -19,21 +19,21 @@ import torch
 from rich import box
 from rich.table import Table
 
-from ke_metric.arrays import FloatArray
+from ke_metric.arrays import FloatArray, row_chunks
 from ke_metric.cli.display import say
 from ke_metric.cli.index import read_settings
 from ke_metric.cli.options import ThroughChoice
 from ke_metric.evaluation.backend import find_self_matches
-from ke_metric.evaluation.embeddings import Embeddings, row_chunks
+from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.recall import count_relevant
 from ke_metric.images.image_set import Benchmark
 from ke_metric.lineage.report import number_columns
+from ke_metric.retrieval.index import StoreSettings, open_store
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.scores import require_depth, score_through
 from ke_metric.scoring import Scorer
 from ke_metric.stores.contract import Item, VectorStore
 from ke_metric.stores.milvus_collection import kind_of
-from ke_metric.stores.opening import StoreSettings, open_store
 
 ITEMS_AT_A_TIME = 65_536
 # What a temporary store says of itself that is of no use when it is gone.

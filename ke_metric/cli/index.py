@@ -24,9 +24,8 @@ from ke_metric.retrieval.embedding_files import (
     require_place,
     write_embeddings,
 )
-from ke_metric.retrieval.index import Index
+from ke_metric.retrieval.index import Index, StoreSettings
 from ke_metric.stores.contract import Item, Where
-from ke_metric.stores.opening import StoreSettings
 
 MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""

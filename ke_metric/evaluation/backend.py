@@ -24,9 +24,8 @@ import numpy as np
 # (torchgeo/torchgeo-bench#152), so torch always comes first.
 import torch
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray, ItemIds, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.evaluation.embeddings import ItemIds, row_chunks
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 """Names under which pip installs FAISS."""

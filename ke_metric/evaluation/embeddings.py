@@ -1,4 +1,4 @@
-"""Embeddings as arrays: made by a network, checked and L2-normalised once, cut into blocks, numbered.
+"""Embeddings as arrays: made by a network, checked and L2-normalised once, numbered.
 
 Shapes: B batch, N items, D embedding.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, N items, D embedding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ke_metric.arrays import DoubleArray, FloatArray, IntArray
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray, ItemIds, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
 
-ItemIds = tuple[str, ...] | tuple[int, ...]
 ROWS_AT_A_TIME = 8192
 
 
@@ -67,12 +66,6 @@ def embed(network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Flo
     with torch.no_grad():
         vectors = [network(batch).float().cpu().numpy() for batch in batches]
     return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
-
-
-def row_chunks(count: int, rows: int) -> Iterator[slice]:
-    """Cut `count` rows into slices of at most `rows` rows."""
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
 
 
 def number_rows(parts: Iterable[FloatArray]) -> IntArray:

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray
+from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray, row_chunks
 from ke_metric.evaluation.backend import Neighbors
-from ke_metric.evaluation.embeddings import row_chunks
 
 PAIRS_AT_A_TIME = 2**16
 FLOAT64_NOISE = 1e-12

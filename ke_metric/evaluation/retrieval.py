@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ke_metric.arrays import DoubleArray, FloatArray, IntArray
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import (
     FAISS_GPU_MAX_NEIGHBORS,
@@ -28,7 +28,7 @@ from ke_metric.evaluation.backend import (
     load_faiss,
     search,
 )
-from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows, row_chunks
+from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows
 from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_places
 
 CELLS_AT_A_TIME = 2**22

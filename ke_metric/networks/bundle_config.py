@@ -19,12 +19,10 @@ import torchvision
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
-from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.dense import AUXILIARY_HEADS, build_classifier, build_network, imported_timm
 from ke_metric.networks.widths import is_plain
-from ke_metric.randomness import default_streams
 from ke_metric.schema import (
     PREPARATION_FIELDS,
     Names,
@@ -111,7 +109,7 @@ class Architecture(Section):
                 with torch.device("meta"):
                     return self._build()
             except NotImplementedError:  # torch's answer to who wants to know the value of a tensor that has none
-                with torch.device("cpu"), default_streams(0, 1, "architecture"):
+                with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                     return self._build()
         except KeMetricError:
             raise
@@ -365,6 +363,9 @@ def require_names_fit(class_names: Sequence[str] | None, architecture: Architect
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of what builds networks, of the packages that are installed."""
+    # Imported where it is needed: whoever only reads what is stored asks for no versions.
+    from ke_metric.environment import package_versions
+
     return package_versions(PACKAGES)
 
 

@@ -24,7 +24,6 @@ from torch import nn
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray, weights_digest
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import embed
 from ke_metric.images.decoding import MAX_PIXELS, in_order
 from ke_metric.images.preparation import Picture, Preparation, as_image, name_of, pictures_of
 from ke_metric.networks.bundle import load_network, save_network
@@ -213,7 +212,9 @@ class PictureNetwork:
     def compute(self, pixels: PixelArray) -> FloatArray:
         """Return what the network gives for prepared pictures uint8 [B, S, S, 3], float32 [B, D], in one pass."""
         batch = self._normalization.tensor(pixels, device=self.device, channels_last=self._channels_last)
-        return embed(self.network, [batch])
+        # Not inference_mode: what a network keeps from one call to the next could then never be trained with.
+        with torch.no_grad():
+            return self.network(batch).float().cpu().numpy()  # type: ignore[no-any-return]
 
     def stream(
         self, images: Picture | Iterable[Picture], *, skip_bad: bool = False, batch_size: int | None = None

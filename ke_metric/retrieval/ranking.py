@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import without_self
-from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, VectorStore, Where, check_count, texts_of
 
 __all__ = ["Expansion", "Reranking", "ranked_search"]

@@ -21,12 +21,10 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ke_metric.arrays import BoolArray, FloatArray, IntArray
+from ke_metric.arrays import BoolArray, FloatArray, IntArray, row_chunks
 from ke_metric.disk import reach_disk
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import load_faiss
-from ke_metric.evaluation.embeddings import row_chunks
-from ke_metric.randomness import numpy_generator
 from ke_metric.stores.faiss_kinds import is_graph, make_index, training_counts
 from ke_metric.stores.gallery import Gallery
 from ke_metric.stores.gallery_files import disk_error
@@ -92,6 +90,9 @@ def find_copies(gallery: Gallery, linked: IntArray, new: IntArray) -> Copies:
 
 def _hashes(vectors: FloatArray) -> npt.NDArray[np.uint64]:
     """Return [N] a number for each vector, the same for equal ones."""
+    # Imported where it is needed: whoever only searches draws nothing.
+    from ke_metric.randomness import numpy_generator
+
     weights = numpy_generator(0, 0, "hashes of vectors").integers(1 << 64, size=vectors.shape[1], dtype=np.uint64)
     # Added to 0, -0 becomes 0: numbers that are equal then have equal bits.
     bits = (vectors + np.float32(0)).view(np.uint32)
@@ -148,6 +149,8 @@ def _sample(rows: IntArray, most: int) -> IntArray:
     """Return at most so many of the rows, drawn without regard to their order, ascending."""
     if len(rows) <= most:
         return rows
+    from ke_metric.randomness import numpy_generator
+
     return np.sort(numpy_generator(0, 0, "faiss training").choice(rows, most, replace=False))
 
 

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from ke_metric import disk
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Item, Where, check_where, is_unicode
 
 REPAIR = "restore it from a copy, or build the index again"

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray, row_chunks
 from ke_metric.evaluation.backend import exact_products
-from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import Hits, Where, check_queries, most_found
 from ke_metric.stores.gallery import Gallery
 

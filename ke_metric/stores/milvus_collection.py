@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ke_metric.arrays import FloatArray, IntArray
+from ke_metric.arrays import FloatArray, IntArray, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.evaluation.embeddings import row_chunks
 from ke_metric.stores.contract import LONGEST_TEXT, Condition, Item, Where, check_where, is_unicode
 from ke_metric.stores.memmap import best
 

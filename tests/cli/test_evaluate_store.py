@@ -15,9 +15,9 @@ from ke_metric.evaluation import backend as faiss_library
 from ke_metric.generation import Generation, Provenance, Scorecard
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.recipe.schema import Recipe
+from ke_metric.retrieval.index import StoreSettings, open_store
 from ke_metric.stores.contract import Hits
 from ke_metric.stores.memmap import MemmapStore
-from ke_metric.stores.opening import StoreSettings, open_store
 
 FIELDS = {
     "name": "x",

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
+from ke_metric.arrays import row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import Embeddings, embed, row_chunks
+from ke_metric.evaluation.embeddings import Embeddings, embed
 
 VECTORS = np.array([[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]])
 LABELS = np.array([7, 7, -1])

@@ -9,9 +9,8 @@ from PIL import Image
 
 from ke_metric import Embedder, Index
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.index import MANIFEST, results_of
+from ke_metric.retrieval.index import MANIFEST, StoreSettings, results_of
 from ke_metric.stores.contract import Item, Where
-from ke_metric.stores.opening import StoreSettings
 
 MEMMAP = StoreSettings(kind="memmap")
 DIGEST, OTHER = "a" * 64, "b" * 64

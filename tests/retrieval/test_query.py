@@ -6,11 +6,11 @@ from PIL import Image
 
 from ke_metric import Embedder, Index
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval.index import StoreSettings
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.retrieval.query import SearchOptions, answer_queries, search_pictures
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.stores.contract import Item, Where
-from ke_metric.stores.opening import StoreSettings
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
+from ke_metric.retrieval.index import StoreSettings, open_store
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.scores import require_depth, score_through
 from ke_metric.stores.contract import Hits, Item
-from ke_metric.stores.opening import StoreSettings, open_store
 
 EXACT = Scoring(backend="torch", kmeans_seeds=())
 # Several times what a similarity near 1 is rounded by in float32.

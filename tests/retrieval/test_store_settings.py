@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores.opening import StoreSettings
+from ke_metric.retrieval.index import StoreSettings
 
 
 def test_what_is_left_out_takes_its_default():
