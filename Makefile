@@ -16,9 +16,10 @@ $(INSTALLED): setup.py pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/ke-metric train recipes/glyphs_resnet18.yaml --lineage lineages/demo --overwrite
 
-# A process for every core, each with one thread: the tests' networks are too small for more.
+# A process for every core, each with one thread: the tests' networks are too small for more. Compiled modules are
+# kept whatever the environment says: every process that a test starts would compile them again.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # What takes minutes: every architecture, every rate, twenty kills.
 test-slow: $(INSTALLED)
