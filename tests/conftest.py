@@ -295,6 +295,23 @@ def write_dogs(root: Path) -> Path:
     return root
 
 
+def write_solar(root: Path) -> Path:
+    """Solar cells, as their wheel unpacks: grey pictures, four of every class, the classes in turn."""
+    data = root / "elpv_dataset" / "data"
+    probabilities = ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0")
+    classes = [(module_type, probability) for module_type in ("mono", "poly") for probability in probabilities]
+    lines = []
+    for number in range(4 * len(classes)):
+        module_type, probability = classes[number % len(classes)]
+        path = f"images/cell{number + 1:04d}.png"
+        write_picture(data / path, mode="L", size=(30, 30), kind="PNG")
+        lines.append(f"{path}  {probability:<20}{module_type}")
+    write_lines(data / "labels.csv", lines)
+    write_lines(root / "elpv_dataset" / "__init__.py", [])
+    write_lines(root / "elpv_dataset-1.0.0.post1.dist-info" / "licenses" / "LICENSE.md", ["the licence"])
+    return root
+
+
 def drop_last_line_end(path: Path) -> None:
     path.write_bytes(path.read_bytes().rstrip(b"\r\n"))
 
@@ -351,6 +368,12 @@ def make_aircraft() -> Callable[[Path], Path]:
 def make_mit67() -> Callable[[Path], Path]:
     """Write MIT Indoor-67: `make_mit67(root)`."""
     return write_mit67
+
+
+@pytest.fixture
+def make_solar() -> Callable[[Path], Path]:
+    """Write the solar cells: `make_solar(root)`."""
+    return write_solar
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ READERS: Mapping[str, Mapping[str, str]] = {
     "glyphs": {"retrieval": "drawn.read_glyphs", "classification": "drawn.read_glyphs_classification"},
     "emoji": {"retrieval": "drawn.read_emoji", "classification": "drawn.read_emoji_classification"},
     "folder": {"retrieval": "folder.read", "classification": "folder.read_classification"},
+    "solar": {"retrieval": "solar.read", "classification": "solar.read_classification"},
     "cub": {"retrieval": "cub_and_cars.read_cub", "classification": "cub_and_cars.read_cub_classification"},
     "cars": {"retrieval": "cub_and_cars.read_cars", "classification": "cub_and_cars.read_cars_classification"},
     "sop": {"retrieval": "products.read_sop"},
@@ -58,7 +59,7 @@ BENCHMARKS: Mapping[str, Mapping[str, Reader]] = MappingProxyType(
 
 _WITHOUT_SPLIT = ("glyphs", "emoji", "folder")
 _READERS_OF: Mapping[str, Mapping[str, Collection[str]]] = {
-    "test_fraction": {"retrieval": _WITHOUT_SPLIT, "classification": _WITHOUT_SPLIT},
+    "test_fraction": {"retrieval": _WITHOUT_SPLIT, "classification": (*_WITHOUT_SPLIT, "solar")},
     "test_classes": {"retrieval": tuple(BENCHMARKS["retrieval"])},
     "train_on": {"classification": tuple(BENCHMARKS["classification"])},
     "validation_fraction": {"classification": tuple(BENCHMARKS["classification"])},

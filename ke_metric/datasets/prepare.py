@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from ke_metric.benchmarks import cub_and_cars, official_lists, products
+from ke_metric.benchmarks import cub_and_cars, official_lists, products, solar
 from ke_metric.benchmarks.drawn import EMOJI_COLUMNS, EmojiRow
 from ke_metric.benchmarks.layout import Layout
 from ke_metric.benchmarks.registry import default_task, load_benchmark
@@ -52,6 +52,7 @@ LAYOUTS: Mapping[str, Sequence[Layout]] = {
     "cars": cub_and_cars.CARS,
     **{name: (products.LAYOUTS[name],) for name in ("sop", "inshop")},
     **{name: (official_lists.LAYOUTS[name],) for name in ("flowers", "aircraft", "mit67", "dogs")},
+    "solar": (solar.LAYOUT,),
 }
 """Benchmarks that can be prepared, to the layouts their readers know."""
 

@@ -32,7 +32,7 @@ class PublishedFile:
     @property
     def is_archive(self) -> bool:
         """Whether it is unpacked; otherwise it is copied."""
-        return self.name.endswith((".tgz", ".tar.gz", ".tar", ".zip"))
+        return self.name.endswith((".tgz", ".tar.gz", ".tar", ".zip", ".whl"))
 
     @property
     def checksum(self) -> str | None:
@@ -123,6 +123,12 @@ INSHOP = (PublishedFile("img.zip", place="Img"), PublishedFile("list_eval_partit
 AIRCRAFT = PublishedFile("fgvc-aircraft-2013b.tar.gz", md5="d4acdd33327262359767eeaa97a4f732")
 # No checksum of the pictures is public, and copies of the lists differ in their line ends.
 MIT67 = tuple(PublishedFile(name) for name in ("indoorCVPR_09.tar", "TrainImages.txt", "TestImages.txt"))
+SOLAR = PublishedFile(
+    "elpv_dataset-1.0.0.post1-py3-none-any.whl",
+    90_801_454,
+    "59ce39e42ef4ffb70979f462ec8e529e",
+    "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
+)
 
 DISTRIBUTIONS: Mapping[str, tuple[Distribution, ...]] = {
     "cub": (Distribution("CUB-200-2011", (CUB,)),),
@@ -133,6 +139,7 @@ DISTRIBUTIONS: Mapping[str, tuple[Distribution, ...]] = {
     "aircraft": (Distribution("FGVC-Aircraft", (AIRCRAFT,)),),
     "mit67": (Distribution("MIT Indoor-67", MIT67),),
     "dogs": (Distribution("Stanford Dogs", DOGS),),
+    "solar": (Distribution("elpv-dataset", (SOLAR,)),),
 }
 """Benchmark to the ways it is published; the files of one distribution do not go with those of another."""
 

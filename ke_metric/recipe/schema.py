@@ -58,7 +58,7 @@ class Data(Section):
     """Which images, and at which size."""
 
     benchmark: str = "glyphs"
-    """Name of a benchmark: glyphs, emoji, folder, cub, cars, sop, inshop, flowers, aircraft, mit67, dogs."""
+    """Name of a benchmark: glyphs, emoji, folder, solar, cub, cars, sop, inshop, flowers, aircraft, mit67, dogs."""
     root: str | None = None
     """Folder with the files as they lie on disk; `data/<benchmark>` when left out. Glyphs need none."""
     path_column: str = Field("path", min_length=1)
@@ -67,7 +67,7 @@ class Data(Section):
     """folder: the column of a CSV that has the class of a picture."""
     test_fraction: float = Field(0.5, gt=0, lt=1)
     """Share kept for testing, where the benchmark has no split of its own: of the classes in retrieval; in
-    classification of the faces (glyphs), of the styles (emoji) or of the images of every class (folder)."""
+    classification of the faces (glyphs), of the styles (emoji) or of the images of every class (folder, solar)."""
     train_classes: int | None = Field(None, ge=2)
     """Keep only this many training classes, drawn once and for all; all when left out. In classification the
     validation and test parts keep the same ones."""

@@ -32,7 +32,7 @@ def refused(*arguments, **fields):
 
 
 def test_the_table_has_the_names_of_the_recipe():
-    ours = {"glyphs", "emoji", "folder", "cub", "cars"}
+    ours = {"glyphs", "emoji", "folder", "solar", "cub", "cars"}
     assert set(BENCHMARKS["retrieval"]) == {*ours, "sop", "inshop"}
     assert set(BENCHMARKS["classification"]) == {*ours, "flowers", "aircraft", "mit67", "dogs"}
     described = Data.model_fields["benchmark"].description
@@ -99,6 +99,7 @@ def test_a_benchmark_without_the_task_is_refused_with_those_that_have_it(tmp_pat
     [
         ("cub", "retrieval", {"test_fraction": 0.3}, "in classification by glyphs, emoji, folder"),
         ("cub", "classification", {"test_fraction": 0.3}, "in retrieval by glyphs, emoji, folder"),
+        ("solar", "retrieval", {"test_fraction": 0.3}, "in classification by glyphs, emoji, folder, solar"),
         ("folder", "classification", {"test_classes": 3}, "in retrieval by"),
         ("folder", "retrieval", {"train_on": "trainval"}, "in classification by"),
         ("folder", "retrieval", {"validation_fraction": 0.1}, "in classification by"),

@@ -194,6 +194,8 @@ def test_the_table_holds_the_published_checksums():
                              "0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081"),
         "car_ims.tgz": (None, "d5c8f0aa497503f355e17dc7886c3f14", None),
         "cars_annos.mat": (None, "b407c6086d669747186bd1d764ff9dbc", None),
+        "elpv_dataset-1.0.0.post1-py3-none-any.whl": (90801454, "59ce39e42ef4ffb70979f462ec8e529e",
+                           "85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c"),
         "cars_train.tgz": (979269282, "065e5b463ae28d29e77c1b4b166cfe61",
                            "512b227b30e2f0a8aab9e09485786ab4479582073a144998da74d64b801fd288"),
         "cars_test.tgz": (977350468, "4ce7ebf6a94d07f1952d94dd34c4d501",
