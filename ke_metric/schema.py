@@ -28,8 +28,9 @@ RECIPE_FIELDS: Added = {
     "data.exif_orientation": False,
     "data.path_column": "path",
     "data.label_column": "label",
+    "embedding.views": 1,
 }
-PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False}
+PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False, "views": 1}
 # Of a stored network of 5,000 tensors, config.json has 0.5 MB.
 LARGEST_DOCUMENT = 16 * 2**20
 LONGEST_VALUE = 80
@@ -84,6 +85,10 @@ def not_a_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a whole number")
     return value
+
+
+Views = Annotated[Literal[1, 2, 5], BeforeValidator(not_a_bool)]
+"""How many views of a picture the network's outputs are averaged over."""
 
 
 class Network(Section):

@@ -22,6 +22,7 @@ from ke_metric.generation import ClassScores, Scorecard, Scores
 from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
+from ke_metric.images.preparation import Preparation
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
@@ -144,7 +145,9 @@ class Scorer:
     def _embed(self, network: nn.Module, store: PixelStore) -> FloatArray:
         """Return embeddings [N, D], or logits [N, C], of all pictures, each process having done its share."""
         share = range(self.engine.rank, len(store), self.engine.processes)
-        vectors = embed(network, evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device))
+        how = Preparation.of_recipe(self.recipe)
+        called = how.in_views(network, unit_length=self.recipe.task == "retrieval")
+        vectors = embed(called, evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device))
         # With more processes than pictures some have no vector, and do not know how long one is.
         parts = [part for part in self.engine.gather_records([(share, vectors)]) if len(part[0])]
         if not parts:

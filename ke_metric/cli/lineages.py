@@ -75,11 +75,11 @@ def load_either(model: ModelChoice) -> Embedder | Predictor:
 
 def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
     if model.bundle is not None:
-        loaded = kind.load(model.bundle, device=model.device)
+        loaded = kind.load(model.bundle, device=model.device, views=model.views)
     else:
         # Opened: a folder that holds no lineage would else be looked at as a bundle.
         lineage = open_lineage(model.lineage, task=task).folder
-        loaded = kind.load(lineage, generation_of(model.which), model.network, device=model.device)
+        loaded = kind.load(lineage, generation_of(model.which), model.network, device=model.device, views=model.views)
     say_network(loaded.description, loaded.reason)
     return loaded
 

@@ -44,6 +44,7 @@ class ModelChoice:
         bundle: Folder of a stored network, in place of all that.
         device: A torch device.
         batch_size: Pictures per forward pass; None: the network's own.
+        views: How many views of a picture its outputs are averaged over; None: as many as its recipe or bundle says.
     """
 
     lineage: Path | None = None
@@ -52,11 +53,12 @@ class ModelChoice:
     bundle: Path | None = None
     device: str | None = None
     batch_size: int | None = None
+    views: int | None = None
 
     @property
     def is_named(self) -> bool:
         """Whether a network was named at all."""
-        return any(value is not None for value in (self.lineage, self.which, self.network, self.bundle))
+        return any(value is not None for value in (self.lineage, self.which, self.network, self.bundle, self.views))
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,18 @@ def network_options(function: Function) -> Function:
     ):
         packed = option(packed)
     return packed
+
+
+def views_option(function: Function) -> Function:
+    """Add the option that has more views of a picture averaged, to the network that a command is given as `model`."""
+
+    @wraps(function)
+    def packed(*, model: ModelChoice, views: str | None, **options: Any) -> Any:
+        return function(model=replace(model, views=None if views is None else int(views)), **options)
+
+    return click.option(
+        "--views", type=click.Choice(["1", "2", "5"]), help="Average over so many views; the recipe's when left out."
+    )(packed)
 
 
 def model_options(function: Function) -> Function:

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from ke_metric.cli.options import FOLDER, model_options, network_options, picture_options, store_options
+from ke_metric.cli.options import (
+    FOLDER,
+    model_options,
+    network_options,
+    picture_options,
+    store_options,
+    views_option,
+)
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 INDEX = click.option("--index", "folder", type=FOLDER, required=True, help="Folder of the index.")
@@ -22,6 +29,7 @@ PREFIX = click.option(
 @click.command()
 @picture_options
 @model_options
+@views_option
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the embeddings that are there.")
 @JSON
@@ -40,6 +48,7 @@ def embed(as_json: bool, **options: Any) -> None:
 @click.command()
 @picture_options
 @model_options
+@views_option
 @click.option("-k", type=click.IntRange(1), default=5, show_default=True, help="Classes for each picture.")
 @click.option("-o", "--output", "file", type=FOLDER, help="Write all of it into this .csv or .json file as well.")
 @click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
@@ -71,6 +80,7 @@ def index() -> None:
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @store_options
 @model_options
+@views_option
 @JSON
 def build(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **options: Any) -> None:
     """Build an index of PICTURES, or of what --from names.
@@ -180,6 +190,7 @@ def search(as_json: bool, **options: Any) -> None:
 
 @click.command()
 @network_options
+@views_option
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "torch-export"]), required=True, help="What runs it later."
 )

@@ -1,27 +1,31 @@
 """What the network sees of a picture: one record of how it is prepared, and the one way from a picture to numbers.
 
 A training's scoring, the embedder, an export and the service all go through here, so that one picture gives one
-tensor: decoded and turned upright (`decoding`), kept at a size, resized, cut in the centre, standardised.
+tensor: decoded and turned upright (`decoding`), kept at a size, resized, cut in the centre, standardised. Networks
+subsample, and what one makes of a picture depends on where the picture lies by a pixel; averaged over views, moved by
+one pixel each, it depends on that less.
 
-Shapes: B batch, H and W height and width in pixels, S image size in pixels.
+Shapes: B batch, D numbers for a picture, H and W height and width in pixels, S image size in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
 
 from ke_metric.arrays import PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, Decoding, as_rgb, read_picture
-from ke_metric.schema import Ground, Section, Triple
+from ke_metric.schema import Ground, Section, Triple, Views
 
 if TYPE_CHECKING:
     from ke_metric.recipe.schema import Recipe
@@ -33,6 +37,12 @@ Picture = str | Path | Image.Image | npt.NDArray[Any] | torch.Tensor
 # No picture is too long a strip whose longer side is so many times its shorter one.
 ALWAYS_TAKEN = 16
 CPU = torch.device("cpu")
+MOVES: dict[Views, tuple[tuple[int, int], ...]] = {
+    1: ((0, 0),),
+    2: ((0, 0), (1, 1)),
+    5: ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)),
+}
+"""Number of views -> by how many pixels each is moved, down and to the right."""
 
 
 class Preparation(Section):
@@ -57,12 +67,15 @@ class Preparation(Section):
     """Mean of red, green, blue in [0, 1] that is subtracted."""
     std: Triple
     """Standard deviation of red, green, blue in [0, 1] that is divided by."""
+    views: Views = 1
+    """How many views of the picture the network's outputs are averaged over: itself, and moved by one pixel."""
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Self:
         """Return what a recipe does to the pictures that it scores."""
-        names = set(cls.model_fields) - {"resize"}
-        return cls(resize=recipe.evaluation.resize, **{name: getattr(recipe.data, name) for name in names})
+        names = set(cls.model_fields) - {"resize", "views"}
+        of_data = {name: getattr(recipe.data, name) for name in names}
+        return cls(resize=recipe.evaluation.resize, views=recipe.embedding.views, **of_data)
 
     @property
     def decoding(self) -> Decoding:
@@ -131,6 +144,15 @@ class Preparation(Section):
         centre = torch.tensor(self.mean, device=batch.device).view(3, 1, 1)
         return (batch - centre) / torch.tensor(self.std, device=batch.device).view(3, 1, 1)
 
+    def in_views(self, network: nn.Module, *, unit_length: bool) -> nn.Module:
+        """Return what is called in place of a network: the network itself where a picture has one view.
+
+        Args:
+            network: Standardised images to embeddings, which are L2-normalised, or to logits; held, not copied.
+            unit_length: Whether means over views are L2-normalised, as embeddings are; logits are not.
+        """
+        return network if self.views == 1 else AveragedViews(network, self.views, unit_length=unit_length)
+
     @property
     def _resize(self) -> int:
         return self.resize or self.image_size
@@ -146,6 +168,36 @@ class Preparation(Section):
                 f"{width}x{height} pixels, at most {max_pixels:,} are allowed",
                 ExitCode.DATA,
             )
+
+
+class AveragedViews(nn.Module):
+    """Images [B, 3, H, W] to the mean of what a network gives for their views, [B, D].
+
+    Args:
+        network: Images to embeddings, which are L2-normalised, or to logits; held, not copied.
+        views: How many.
+        unit_length: Whether the means are L2-normalised, as embeddings are; logits are not.
+    """
+
+    def __init__(self, network: nn.Module, views: Views, *, unit_length: bool) -> None:
+        super().__init__()
+        self.network, self.views, self.unit_length = network, views, unit_length
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network gives for images [B, 3, H, W], averaged over their views."""
+        outputs = [cast(Tensor, self.network(view)) for view in views_of(images, self.views)]
+        mean = torch.stack(outputs).mean(dim=0)
+        return normalize(mean, dim=1) if self.unit_length else mean
+
+
+def views_of(images: Tensor, views: Views) -> Iterator[Tensor]:
+    """Yield the views of images [B, 3, H, W], first the images themselves; what a move uncovers repeats the edge."""
+    height, width = images.shape[2:]
+    yield images
+    wide = pad(images, (1, 1, 1, 1), mode="replicate")
+    for down, right in MOVES[views][1:]:
+        yield wide[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
 def kept_pixels(image: Image.Image, name: str, *, store_size: int, shape: StoreShape) -> PixelArray:

@@ -24,6 +24,7 @@ from ke_metric.schema import (
     Network,
     Section,
     Triple,
+    Views,
     WholeNumbers,
     not_a_bool,
     without_values_before,
@@ -33,6 +34,7 @@ __all__ = [
     "Augmentation",
     "Batches",
     "Data",
+    "Embedding",
     "Evaluation",
     "Loss",
     "Method",
@@ -232,6 +234,14 @@ class Training(Section):
     """Largest norm of the network's gradient; none when left out."""
 
 
+class Embedding(Section):
+    """What is computed of a picture by a trained network, in scoring and ever after; training does not know of it."""
+
+    views: Views = 1
+    """Average what the network gives over so many views: the picture (1), and moved by one pixel down and to the
+    right (2), or by one pixel in each of the four directions (5). Takes as many forward passes."""
+
+
 class Evaluation(Section):
     """How a generation is scored."""
 
@@ -291,6 +301,8 @@ class Recipe(Section):
     """Optimizer of the network."""
     training: Training = Training()
     """One generation of training."""
+    embedding: Embedding = Embedding()
+    """What is computed of a picture by a trained network."""
     evaluation: Evaluation = Evaluation()
     """How a generation is scored."""
 

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import nn
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray, weights_digest
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, either
 from ke_metric.images.decoding import MAX_PIXELS, in_order
-from ke_metric.images.preparation import Picture, Preparation, as_image, name_of, pictures_of
+from ke_metric.images.preparation import MOVES, Picture, Preparation, as_image, name_of, pictures_of
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
 from ke_metric.networks.dense import Classifier, ClassifierFeatures, PictureModule
@@ -87,7 +87,7 @@ class PictureNetwork:
         description: Where it came from, in words.
 
     Attributes:
-        network: What is called.
+        network: What is called; it averages over the views of a picture where its preparation says so.
         dimension: D.
         digest: SHA-256 of what the numbers depend on: architecture, weights, and the preparation of pictures. Vectors
             of one digest can be compared with each other, others cannot.
@@ -96,6 +96,7 @@ class PictureNetwork:
     """
 
     reason = ""
+    _unit_length = True
 
     def __init__(
         self,
@@ -108,8 +109,7 @@ class PictureNetwork:
     ) -> None:
         self._stored, self._architecture, self._card = network.eval(), architecture, card
         self.batch_size, self.description = batch_size, description
-        self.network, dimension = self._called()
-        self.network.eval()
+        called, dimension = self._called()
         if card.normalization is None:
             raise KeMetricError(
                 f"{description}: its config.json does not say how pictures are prepared (normalization); save it "
@@ -117,6 +117,7 @@ class PictureNetwork:
                 ExitCode.DATA,
             )
         self._normalization = card.normalization
+        self.network = card.normalization.in_views(called, unit_length=self._unit_length).eval()
         size = self._normalization.image_size
         self.dimension = dimension or self.compute(np.zeros((1, size, size, 3), np.uint8)).shape[1]
         self.digest = self._digest()
@@ -133,6 +134,7 @@ class PictureNetwork:
         network: str | None = None,
         *,
         device: torch.device | str | None = None,
+        views: int | None = None,
     ) -> Self:
         """Load the network of a lineage's generation, or of a bundle (`save`, `ke-metric slim`, `save_network`).
 
@@ -142,11 +144,15 @@ class PictureNetwork:
                 meaning for a bundle, which is one network.
             network: `slim` or `dense`; None: the one with the better score. Of no meaning for a bundle.
             device: Where the network runs; the accelerator where there is one when None, else the processor.
+            views: How many views of a picture its outputs are averaged over, 1, 2 or 5, in place of what the recipe
+                or the bundle says; another number is another digest.
 
         Raises:
             KeMetricError: There is neither at `source`, no such generation, its weights were not kept, it has no slim
-                network, or it is a network of another task.
+                network, or it is a network of another task. USAGE: there is no such number of views.
         """
+        if views is not None and (type(views) is not int or views not in MOVES):
+            raise KeMetricError(f"views = {views!r}, must be {either(list(map(str, MOVES)))}", ExitCode.USAGE)
         place, folder = _find_device(device), Path(source)
         if not (folder / CONFIG).is_file():
             # Imported where it is needed: a bundle, and so an index, is used without a lineage's code.
@@ -159,7 +165,7 @@ class PictureNetwork:
                 loaded = cls(
                     stored,
                     architecture=architecture,
-                    card=card,
+                    card=_seen_in(views, card),
                     batch_size=choice.lineage.recipe.evaluation.batch_size,
                     description=f"{choice.lineage.folder}, {choice.words}",
                 )
@@ -169,7 +175,7 @@ class PictureNetwork:
         # What a bundle of before its origin was recorded tells of it.
         origin = found.origin or (f"slim, split rate {found.split.rate:g}" if found.split else "")
         description = f"{folder} ({origin})" if origin else str(folder)
-        return cls(stored, architecture=found.architecture, card=found.card, description=description)
+        return cls(stored, architecture=found.architecture, card=_seen_in(views, found.card), description=description)
 
     @property
     def device(self) -> torch.device:
@@ -337,6 +343,13 @@ class Embedder(PictureNetwork):
     def embed_pixels(self, pixels: PixelArray) -> FloatArray:
         """Return the embeddings float32 [B, D] of prepared pictures uint8 [B, S, S, 3], in one forward pass."""
         return self.compute(pixels)
+
+
+def _seen_in(views: int | None, card: NetworkCard) -> NetworkCard:
+    """Return the card of a network whose outputs are averaged over so many views; as it is where None is given."""
+    if views is None or card.normalization is None:
+        return card
+    return card.model_copy(update={"normalization": card.normalization.model_copy(update={"views": views})})
 
 
 def _find_device(device: torch.device | str | None) -> torch.device:

@@ -41,6 +41,8 @@ class Predictor(PictureNetwork):
     The probabilities are the softmax of the logits; how far they can be trusted is not measured.
     """
 
+    _unit_length = False
+
     def _called(self) -> tuple[nn.Module, int]:
         if self._architecture.embedding_size is not None:
             raise KeMetricError(
