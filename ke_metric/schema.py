@@ -29,8 +29,11 @@ RECIPE_FIELDS: Added = {
     "data.path_column": "path",
     "data.label_column": "label",
     "embedding.views": 1,
+    "network.blur": "none",
 }
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False, "views": 1}
+ARCHITECTURE_FIELDS: Added = {"network.blur": "none"}
+"""Of a recipe's network as a bundle stores it; the default of each is the value before."""
 # Of a stored network of 5,000 tensors, config.json has 0.5 MB.
 LARGEST_DOCUMENT = 16 * 2**20
 LONGEST_VALUE = 80
@@ -104,6 +107,9 @@ class Network(Section):
     """`small`: the first convolution becomes 3x3 and the pooling after it goes, for images of 32 to 64 pixels."""
     stem_stride: Annotated[Literal[1, 2], BeforeValidator(not_a_bool)] = 1
     """Stride of the small stem's convolution."""
+    blur: Literal["none", "stem", "strides"] = "none"
+    """`strides`: before every convolution and max pooling of stride 2 leaves out positions, blur (3x3, binomial), so
+    that an embedding depends less on where its picture lies by a pixel. `stem`: only in the first layers."""
     pretrained: bool = False
     """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
 

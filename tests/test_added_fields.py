@@ -19,10 +19,16 @@ from ke_metric.cli import main
 from ke_metric.errors import KeMetricError
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.bundle_config import CONFIG
-from ke_metric.recipe.schema import Recipe
+from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.picture_list import list_pictures
-from ke_metric.schema import PREPARATION_FIELDS, RECIPE_FIELDS, with_values_before, without_values_before
+from ke_metric.schema import (
+    ARCHITECTURE_FIELDS,
+    PREPARATION_FIELDS,
+    RECIPE_FIELDS,
+    with_values_before,
+    without_values_before,
+)
 
 BEFORE = Path(__file__).parent / "written_before"
 FIELDS = (BEFORE.parent / "recipe_fields_059f433.txt").read_text(encoding="utf-8").split()
@@ -45,7 +51,10 @@ def test_every_field_that_was_added_says_what_it_was_before():
     assert set(FIELDS) <= now
     assert all(field.count(".") == 1 for field in RECIPE_FIELDS), "as_continued knows fields of sections"
     where = "config.json has the section `network` too: fill it there, and leave it out of the digest of an Embedder"
-    assert not any(field.startswith("network.") for field in RECIPE_FIELDS), where
+    of_networks = {field: value for field, value in RECIPE_FIELDS.items() if field.startswith("network.")}
+    assert of_networks == ARCHITECTURE_FIELDS, where
+    for field, value in ARCHITECTURE_FIELDS.items():
+        assert Network.model_fields[field.removeprefix("network.")].default == value, "what config.json lacks"
 
 
 def test_every_added_field_of_the_preparation_too():

@@ -24,6 +24,7 @@ from ke_metric.images.preparation import Preparation
 from ke_metric.networks.dense import AUXILIARY_HEADS, build_classifier, build_network, imported_timm
 from ke_metric.networks.widths import is_plain
 from ke_metric.schema import (
+    ARCHITECTURE_FIELDS,
     PREPARATION_FIELDS,
     Names,
     Network,
@@ -34,6 +35,7 @@ from ke_metric.schema import (
     require_version,
     validated,
     with_values_before,
+    without_values_before,
 )
 
 if TYPE_CHECKING:
@@ -328,6 +330,7 @@ class Description(Section):
     def to_json(self) -> str:
         """Return the text of config.json, one line for every module and tensor."""
         document = self.model_dump(mode="json")
+        document["architecture"] = without_values_before(document["architecture"], ARCHITECTURE_FIELDS)
         for name in ("logit_scale", "origin"):
             if document[name] is None:
                 del document[name]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.networks.blur import blur_strides, stem_layers
 from ke_metric.schema import Network
 
 TIMM_PREFIX = "timm/"
@@ -36,7 +37,7 @@ def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Modu
 
     Raises:
         KeMetricError: An unknown name, timm missing, pretrained weights that cannot be had, or a small stem for a
-            network that has none.
+            network that has none, or strides to be blurred where there are none.
     """
     if network.pretrained and network.stem == "small":
         raise KeMetricError(
@@ -48,6 +49,8 @@ def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Modu
     backbone = build(network, network.pretrained and load_pretrained)
     if network.stem == "small":
         make_stem_small(backbone, network.stem_stride, network.backbone)
+    if network.blur != "none":
+        blur_strides(backbone, network.blur, network.backbone)
     return backbone
 
 
@@ -166,7 +169,7 @@ def make_stem_small(backbone: nn.Module, stride: int, name: str) -> None:
     Raises:
         KeMetricError: The network does not begin with an overlapping convolution (a patch embedding, say).
     """
-    names = [module_name for module_name, _ in _stem(backbone)]
+    names = [module_name for module_name, _ in stem_layers(backbone)]
     first = backbone.get_submodule(names[0]) if names else None
     if not isinstance(first, nn.Conv2d) or first.stride[0] >= first.kernel_size[0] or first.groups != 1:
         raise KeMetricError(
@@ -179,17 +182,6 @@ def make_stem_small(backbone: nn.Module, stride: int, name: str) -> None:
     backbone.set_submodule(names[0], small)
     for pooling in names[1:]:
         backbone.set_submodule(pooling, nn.Identity())
-
-
-def _stem(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the first convolution and the max poolings defined before the second one."""
-    convolutions = 0
-    for name, module in backbone.named_modules():
-        convolutions += isinstance(module, nn.Conv2d)
-        if convolutions > 1:
-            return
-        if convolutions and isinstance(module, nn.Conv2d | nn.MaxPool2d):
-            yield name, module
 
 
 # A class weight shorter than this is divided by it instead of by its length, as `normalize` does with features.

@@ -29,7 +29,7 @@ from ke_metric.images.preparation import MOVES, Picture, Preparation, as_image, 
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
 from ke_metric.networks.dense import Classifier, ClassifierFeatures, PictureModule
-from ke_metric.schema import PREPARATION_FIELDS, without_values_before
+from ke_metric.schema import ARCHITECTURE_FIELDS, PREPARATION_FIELDS, without_values_before
 from ke_metric.stores.contract import check_count
 
 BATCH_SIZE = 256
@@ -294,8 +294,9 @@ class PictureNetwork:
 
     def _digest(self) -> str:
         preparation = self._normalization.model_dump(mode="json")
+        architecture = self._architecture.model_dump(mode="json")
         facts = {
-            "architecture": self._architecture.model_dump(mode="json"),
+            "architecture": without_values_before(architecture, ARCHITECTURE_FIELDS),
             "normalization": without_values_before(preparation, PREPARATION_FIELDS),
             "weights": weights_digest({name: value.cpu() for name, value in self._stored.state_dict().items()}),
         }

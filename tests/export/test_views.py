@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from made import make_embedder, make_pictures, make_predictor
+from made import SIZE, make_embedder, make_pictures, make_predictor
 from torch.nn.functional import normalize
 
 from ke_metric.export.export import Evidence, ExportSettings, export
 from ke_metric.export.onnx_file import OnnxNetwork, run_program
 from ke_metric.export.record import read_record
 from ke_metric.images.preparation import views_of
+from ke_metric.networks.bundle_config import Architecture, NetworkCard
+from ke_metric.networks.dense import build_network
+from ke_metric.recipe.schema import Recipe
+from ke_metric.retrieval.embedder import Embedder
 
 
 def in_views(made, views):
@@ -51,6 +55,22 @@ def test_logits_of_a_file_are_means(views, tmp_path):
     wanted = slow_twin(made, pictures, views)
     np.testing.assert_allclose(OnnxNetwork(tmp_path / "e")(pictures), wanted, atol=1e-4)
     np.testing.assert_allclose(predictor.compute(pictures), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+def test_a_blurred_network_is_exported(kind, tmp_path):
+    fields = {"backbone": "timm/test_resnet", "embedding_size": 8, "blur": "strides"}
+    recipe = Recipe.model_validate({"name": "x", "data": {"image_size": SIZE}, "network": fields})
+    network = build_network(recipe.network, SIZE).eval()
+    card = NetworkCard(normalization=make_embedder().normalization)
+    embedder = Embedder(network, architecture=Architecture.of_recipe(recipe), card=card)
+    embedder.save(tmp_path / "b")
+    assert Embedder.load(tmp_path / "b", device="cpu").digest == embedder.digest
+    assert '"blur": "strides"' in (tmp_path / "b" / "config.json").read_text(encoding="utf-8")
+    pictures = make_pictures()
+    export(embedder, tmp_path / "e", settings=ExportSettings(kind), evidence=Evidence(pictures, source="x"))
+    run = OnnxNetwork(tmp_path / "e") if kind == "onnx" else run_program(tmp_path / "e" / "model.pt2")
+    np.testing.assert_allclose(run(pictures[:7]), embedder.embed_pixels(pictures[:7]), atol=1e-5)
 
 
 def test_eight_bit_integers_of_views(tmp_path):
