@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from ke_metric.arrays import load_whole, weights_digest
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import TIES_BY_MEAN, Generation, Provenance, Scorecard, TrainingState, epochs_by_engine
+from ke_metric.generation import (
+    TIES_BY_MEAN,
+    Generation,
+    Provenance,
+    Scorecard,
+    TrainingState,
+    epochs_by_engine,
+    rate_text,
+)
 from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures
@@ -143,7 +151,9 @@ class LineageTraining:
             training.restore(state)
         trained = training.train(observer)
         started = time.perf_counter()
-        scorecard = scorer.scorecard(training.network, plan)
+        narrow = self.narrow_plans(number, parent)
+        repairs = scorer.repairs(training.network, {**narrow, rate_text(plan.rate): plan}, number)
+        scorecard = scorer.scorecard(training.network, plan, narrow=narrow, repairs=repairs)
         seconds = {"training": round(trained.seconds, 1), "scoring": round(time.perf_counter() - started, 1)}
         backend = self.search_backend()
         search = {"search_backend": backend, "ties": TIES_BY_MEAN} if backend else {}
@@ -166,6 +176,8 @@ class LineageTraining:
                 class_names=self._train.class_names if self.recipe.task == "classification" else (),
                 data=self.pictures.fingerprint.describe(),
             ),
+            narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
+            repairs=repairs,
         )
 
     def inheritance(self, number: int, parent: Generation | None) -> Inheritance:
@@ -199,6 +211,19 @@ class LineageTraining:
                 return plan
         return self.networks.plan(self.networks.build(number), number)
 
+    def narrow_plans(self, number: int, parent: Generation | None) -> dict[str, SplitPlan]:
+        """Return the split plans of the narrow networks that generation `number` trains, by rate; the parent's."""
+        if not self.recipe.split.rates or self.recipe.trains_slim(number):
+            return {}
+        stored = parent.narrow_splits if parent is not None else {}
+        network = self.networks.build(1)
+        return {
+            rate_text(rate): SplitPlan.from_json(stored[rate_text(rate)])
+            if rate_text(rate) in stored
+            else self.networks.plan_at(network, rate)
+            for rate in self.recipe.split.rates
+        }
+
     def assemble(self, inheritance: Inheritance, *, rehearsed: bool = True) -> GenerationTraining:
         """Return the training of a generation, ready to begin: its network has inherited, its loss is built.
 
@@ -212,7 +237,7 @@ class LineageTraining:
                 inheritance = replace(inheritance, gradients=self.gradients(parent))
             method.inherit(network, inheritance)
         network = self.engine.place(network, channels_last=self.recipe.training.channels_last)
-        return GenerationTraining(
+        training = GenerationTraining(
             network,
             self.loss(number, parent, rehearsed=rehearsed),
             self.epochs(number),
@@ -221,6 +246,9 @@ class LineageTraining:
             number=number,
             hooks=method.hooks(network, inheritance),
         )
+        if narrow := self.narrow_plans(number, parent):
+            training.train_widths(narrow)
+        return training
 
     def _checked_network(self, inheritance: Inheritance) -> nn.Module:
         """Return the network that a generation begins with, but for what it inherits; plan and method fit it."""

@@ -48,6 +48,41 @@ def epochs_by_engine(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"first": epochs[0], "last": epochs[-1], **engine} for engine, epochs in stretches]
 
 
+def rate_text(rate: float) -> str:
+    """Return a split rate as it names a slim network in scorecards and files: `0.5`."""
+    return f"{rate:g}"
+
+
+@dataclass(frozen=True)
+class SlimRepair:
+    """What was repaired of a slim network after it was cut out.
+
+    Attributes:
+        kind: `none`, `statistics`, `whiten`, `refit` or `both`.
+        tensors: Name in the slim network to the tensor that takes the place of the one that was cut.
+    """
+
+    kind: str
+    tensors: Weights = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class SlimScores:
+    """The scores of the slim network at one split rate.
+
+    Attributes:
+        scores: Of the network as it is stored, repaired.
+        parameters: Number of its parameters.
+        as_cut: Scores before the repair; None where nothing was repaired.
+        repair: Kind of the repair; None where the recipe asks for none.
+    """
+
+    scores: Scores
+    parameters: int
+    as_cut: Scores | None = None
+    repair: str | None = None
+
+
 @dataclass(frozen=True)
 class Scorecard:
     """All scores of one generation, and the number of parameters of its networks.
@@ -57,6 +92,10 @@ class Scorecard:
         slim: Scores of the fit hypothesis alone; None where there is no slim network (WELS, or not asked for).
         classes: "dense" and "slim" to how each class was recognised; None for a retrieval, and where it was not
             recorded.
+        slim_as_cut: Scores of the slim network before it was repaired; None where nothing was repaired.
+        slim_repair: Kind of the repair; None where the recipe asks for none.
+        narrow: Split rate (`rate_text`) to the scores of the slim network there, for `split.rates` other than
+            `split.rate`; None where there are none.
     """
 
     dense: Scores
@@ -64,6 +103,9 @@ class Scorecard:
     dense_parameters: int
     slim_parameters: int | None
     classes: Mapping[str, ClassScores] | None = None
+    slim_as_cut: Scores | None = None
+    slim_repair: str | None = None
+    narrow: Mapping[str, SlimScores] | None = None
 
     def __post_init__(self) -> None:
         assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"
@@ -113,6 +155,8 @@ class Generation:
         split_bits: The masks' bits of a WELS plan, name to uint8 tensor; empty for KELS.
         training_log: One record per epoch.
         magnitudes: Parameter name to mean absolute weight inside its fit and its reset part (None where empty).
+        narrow_splits: Split rate (`rate_text`) to the split plan there as JSON, for every one of `split.rates`.
+        repairs: Split rate (`rate_text`) to what was repaired of the slim network there.
     """
 
     number: int
@@ -124,6 +168,8 @@ class Generation:
     training_log: tuple[Mapping[str, Any], ...] = field(repr=False)
     magnitudes: Mapping[str, tuple[float | None, float | None]] = field(repr=False)
     provenance: Provenance
+    narrow_splits: Mapping[str, str] = field(default_factory=dict, repr=False)
+    repairs: Mapping[str, SlimRepair] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.number >= 1, "generations are counted from 1"

@@ -30,7 +30,13 @@ RECIPE_FIELDS: Added = {
     "data.label_column": "label",
     "embedding.views": 1,
     "network.blur": "none",
+    "split.rates": [],
+    "split.joint": "all",
+    "split.joint_teacher": 0.0,
+    "evaluation.slim_repair": "none",
 }
+FORMER_RECIPE_FIELDS: Added = {"method.fit_steps": 0.0}
+"""Fields that are gone, and the only value a recipe may still have there: digests go on counting them."""
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False, "views": 1}
 ARCHITECTURE_FIELDS: Added = {"network.blur": "none"}
 """Of a recipe's network as a bundle stores it; the default of each is the value before."""

@@ -5,7 +5,7 @@ Shapes: N items, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
-from ke_metric.arrays import FloatArray
+from ke_metric.arrays import FloatArray, load_whole
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.generation import ClassScores, Scorecard, Scores
+from ke_metric.generation import ClassScores, Scorecard, Scores, SlimRepair, SlimScores, rate_text
 from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation
 from ke_metric.recipe.schema import Recipe
+from ke_metric.slim_repair import SlimRepairer
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
@@ -59,29 +60,72 @@ class Scorer:
         """
         return choose_backend(self.recipe.evaluation.backend, self.engine.device).name
 
-    def scorecard(self, network: nn.Module, plan: SplitPlan, *, seen: EmbeddingsListener | None = None) -> Scorecard:
-        """Score a network and, where the recipe asks for it and KELS gives one, its slim network.
+    def scorecard(
+        self,
+        network: nn.Module,
+        plan: SplitPlan,
+        *,
+        narrow: Mapping[str, SplitPlan] | None = None,
+        repairs: Mapping[str, SlimRepair] | None = None,
+        seen: EmbeddingsListener | None = None,
+    ) -> Scorecard:
+        """Score a network and, where the recipe asks for them and KELS gives them, its slim networks.
 
         Args:
             network: The network.
             plan: Its split.
-            seen: Called with "dense" and "slim" and the embeddings that were scored; never for a classification.
+            narrow: Split rate (`rate_text`) to its split there, for further slim networks.
+            repairs: Split rate to what is repaired of the slim network there; nothing when left out.
+            seen: Called with "dense", "slim" and "slim 0.25" (of `split.rates`) and the embeddings that were scored;
+                never for a classification.
         """
-        networks = {"dense": network}
-        if plan.kind == "kels" and self.recipe.has_slim:
-            networks["slim"] = extract_slim(network, plan)
-        scored = {"dense": self._score(network, "dense", seen)}
-        if "slim" in networks:
+        dense, classes = self._score(network, "dense", seen)
+        found = {"dense": classes}
+        slim: dict[str, SlimScores] = {}
+        own_rate = rate_text(plan.rate)
+        plans = {**(narrow or {}), own_rate: plan}
+        for rate, split in plans.items() if plan.kind == "kels" and self.recipe.has_slim else ():
+            name = "slim" if rate == own_rate else f"slim {rate}"
+            cut, repair, as_cut = extract_slim(network, split), (repairs or {}).get(rate), None
+            if repair is not None and repair.tensors:
+                as_cut = self._score(cut, name, None)[0]
+                load_whole(cut, {**cut.state_dict(), **repair.tensors}, "the repair of the slim network")
             # All of it is kept, as in a last generation that is slim already: the same network.
-            scored["slim"] = self._score(networks["slim"], "slim", seen) if plan.reset_count else scored["dense"]
-        classes = {name: found for name, (_, found) in scored.items() if found is not None}
+            scores, found[name] = self._score(cut, name, seen) if split.reset_count else (dense, classes)
+            slim[rate] = SlimScores(scores, count_parameters(cut), as_cut, repair.kind if repair else None)
+        own = slim.pop(own_rate, None)
         return Scorecard(
-            dense=scored["dense"][0],
-            slim=scored["slim"][0] if "slim" in scored else None,
+            dense=dense,
+            slim=own.scores if own else None,
             dense_parameters=count_parameters(network),
-            slim_parameters=count_parameters(networks["slim"]) if "slim" in networks else None,
-            classes=classes or None,
+            slim_parameters=own.parameters if own else None,
+            classes={name: scores for name, scores in found.items() if scores is not None} or None,
+            slim_as_cut=own.as_cut if own else None,
+            slim_repair=own.repair if own else None,
+            narrow=slim or None,
         )
+
+    def repairs(self, network: nn.Module, plans: Mapping[str, SplitPlan], number: int) -> dict[str, SlimRepair]:
+        """Find out what is to be repaired of the slim networks of generation `number` (`evaluation.slim_repair`).
+
+        Args:
+            network: Its dense network.
+            plans: Split rate to its split; where all is kept, there is nothing to repair.
+            number: Of the generation.
+        """
+        if not self.recipe.has_slim or self.recipe.evaluation.slim_repair == "none":
+            return {}
+
+        def found() -> dict[str, SlimRepair]:
+            repairer = SlimRepairer(self.pictures, self.recipe, device=self.engine.device, number=number)
+            with _evaluating(network):
+                return {
+                    rate: repairer.repair(network, extract_slim(network, plan))
+                    for rate, plan in plans.items()
+                    if plan.reset_count
+                }
+
+        return self._by_the_first(found)
 
     def score(self, network: nn.Module) -> Scores:
         """Return the scores of a network.

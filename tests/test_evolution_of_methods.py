@@ -15,12 +15,12 @@ from ke_metric.images.batches import TrainingEpochs
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.methods import METHODS, method_of
-from ke_metric.methods.method import divergence
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
+from ke_metric.training.joint import divergence
 
 SIZE, CLASSES, IMAGES = 16, 4, 4
 TASKS = ("retrieval", "classification")
@@ -347,9 +347,16 @@ def test_the_last_generation_is_the_slim_network_of_its_parent_and_taught_by_it(
     assert all(reset is None for _, reset in three.magnitudes.values())
 
 
-@pytest.mark.parametrize("field", [{"slim_last": True}, {"fit_steps": 0.3}], ids=["slim last", "fit steps"])
-def test_what_any_method_may_do_besides_goes_on_after_an_epoch(field, pictures):
-    method = {"method": {"name": "knowledge_evolution", **field}, "split": {"kind": "kels"}}
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": {"name": "knowledge_evolution", "slim_last": True}, "split": {"kind": "kels"}},
+        {"split": {"kind": "kels", "rates": [0.25, 0.5, 0.75], "joint": "sandwich"}},
+    ],
+    ids=["slim last", "joint widths"],
+)
+def test_what_any_method_may_do_besides_goes_on_after_an_epoch(fields, pictures):
+    method = {**fields, "evaluation": {"recall_at": [1], "resize": SIZE, "kmeans_seeds": 1, "slim_repair": "auto"}}
     recipe, recorder = recipe_of("knowledge_evolution", generations=2, **method), Recorder()
     one, two = grown(recipe, pictures, recorder)
     state = recorder.states[2]

@@ -18,17 +18,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from ke_metric.arrays import Weights
 from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import ClassScores, DataFingerprint, Generation, Provenance, Scorecard, TrainingState
+from ke_metric.generation import (
+    ClassScores,
+    DataFingerprint,
+    Generation,
+    Provenance,
+    Scorecard,
+    SlimRepair,
+    SlimScores,
+    TrainingState,
+)
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
 METHOD_WEIGHTS = "method.safetensors"
 SPLIT = "split.json"
 SPLIT_BITS = "split.safetensors"
+SLIM = "slim.json"
+REPAIRS = "slim.safetensors"
 SCORECARD = "scorecard.json"
 TRAINING_LOG = "training.jsonl"
 PROVENANCE = "provenance.json"
@@ -54,14 +66,54 @@ def write_generation(folder: Path, generation: Generation) -> None:
         if generation.split_bits:
             _save(generation.split_bits, temporary / SPLIT_BITS)
         (temporary / SPLIT).write_text(generation.split, encoding="utf-8")
+        if generation.narrow_splits or generation.repairs:
+            _write_slim(temporary, generation)
         (temporary / SCORECARD).write_text(to_json(facts), encoding="utf-8")
         (temporary / PROVENANCE).write_text(to_json(dataclasses.asdict(generation.provenance)), encoding="utf-8")
         (temporary / TRAINING_LOG).write_text("".join(lines), encoding="utf-8")
 
 
+def _write_slim(folder: Path, generation: Generation) -> None:
+    """Write what a generation's slim networks need beside its weights: splits of other rates, and repairs."""
+    facts = {
+        "splits": dict(generation.narrow_splits),
+        "repairs": {rate: repair.kind for rate, repair in generation.repairs.items()},
+    }
+    (folder / SLIM).write_text(to_json(facts), encoding="utf-8")
+    tensors = {
+        f"{rate}/{name}": value
+        for rate, repair in generation.repairs.items()
+        for name, value in repair.tensors.items()
+    }
+    if tensors:
+        _save(tensors, folder / REPAIRS)
+
+
+def _read_slim(folder: Path) -> tuple[dict[str, str], dict[str, SlimRepair]]:
+    """Read what `_write_slim` wrote; nothing where there is nothing, as in lineages of before there was any."""
+    if not (folder / SLIM).exists():
+        return {}, {}
+    facts = read_object(folder / SLIM)
+    stored = _load(folder / REPAIRS) if (folder / REPAIRS).exists() else {}
+    try:
+        tensors: dict[str, dict[str, Tensor]] = {rate: {} for rate in facts["repairs"]}
+        for name, value in stored.items():
+            rate, _, own_name = name.partition("/")
+            tensors[rate][own_name] = value
+        repairs = {rate: SlimRepair(str(kind), tensors[rate]) for rate, kind in facts["repairs"].items()}
+        return {rate: str(plan) for rate, plan in facts["splits"].items()}, repairs
+    except MISFITS as error:
+        raise damage(folder / SLIM, error) from error
+
+
 def score_facts(number: int, scorecard: Scorecard, magnitudes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a scorecard and the mean absolute weights as they are stored; what was not computed is absent."""
     scores = {name: value for name, value in dataclasses.asdict(scorecard).items() if value is not None}
+    if scorecard.narrow is not None:
+        scores["narrow"] = {
+            rate: {name: value for name, value in found.items() if value is not None}
+            for rate, found in scores["narrow"].items()
+        }
     return {"generation": number, **scores, "magnitudes": magnitudes}
 
 
@@ -79,6 +131,7 @@ def read_generation(folder: Path, number: int) -> Generation:
         )
     scorecard, magnitudes = _read_scores(folder / SCORECARD, number)
     provenance = read_provenance(folder)
+    narrow_splits, repairs = _read_slim(folder)
     try:
         return Generation(
             number=number,
@@ -90,6 +143,8 @@ def read_generation(folder: Path, number: int) -> Generation:
             training_log=read_log(folder / TRAINING_LOG),
             magnitudes=magnitudes,
             provenance=provenance,
+            narrow_splits=narrow_splits,
+            repairs=repairs,
         )
     except (AssertionError, TypeError) as error:
         raise damage(folder / PROVENANCE, error) from error
@@ -130,6 +185,11 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
             classes={network: ClassScores(**found) for network, found in facts["classes"].items()}
             if facts.get("classes") is not None
             else None,
+            slim_as_cut=facts.get("slim_as_cut"),
+            slim_repair=facts.get("slim_repair"),
+            narrow={rate: SlimScores(**found) for rate, found in facts["narrow"].items()}
+            if facts.get("narrow") is not None
+            else None,
         )
         return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
     except MISFITS as error:
@@ -162,7 +222,7 @@ def read_fingerprint(path: Path) -> DataFingerprint:
 def drop_weights(folder: Path) -> None:
     """Delete the weights of a generation and leave everything else."""
     try:
-        for name in (WEIGHTS, LOSS_WEIGHTS):
+        for name in (WEIGHTS, LOSS_WEIGHTS, REPAIRS):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise not_written(folder, error) from error

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
 from ke_metric.arrays import Weights, load_whole
 from ke_metric.generation import Generation
@@ -21,9 +20,7 @@ from ke_metric.randomness import torch_generator
 from ke_metric.recipe.schema import Method, Recipe
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.hooks import TrainingHooks
-
-LOGITS_TEMPERATURE = 1.0
-SIMILARITY_TEMPERATURE = 0.1
+from ke_metric.training.joint import distance_from_teacher
 
 
 @dataclass(frozen=True)
@@ -144,18 +141,13 @@ class Guided(TrainingHooks):
 
     Args:
         teacher: The parent, frozen and in eval mode.
-        task: `classification`: T^2 KL(softmax(t / T) || softmax(z / T)), mean over the batch, for logits t of the
-            teacher and z of the student (Hinton, Vinyals, Dean 2015; with T = 1 its gradient is that of the cross
-            entropy of Furlanello et al., ICML 2018). `retrieval`: the same for every image's similarities to the
-            others of the batch, whose temperature stays (relational distillation; ours).
+        task: Of the recipe, as for `distance_from_teacher`.
         weight: Factor of what is added.
-        temperature: T; 1 for logits and 0.1 for similarities when None.
+        temperature: As for `distance_from_teacher`.
     """
 
     def __init__(self, teacher: nn.Module, task: str, *, weight: float, temperature: float | None) -> None:
-        self._teacher, self._task, self._weight = teacher, task, weight
-        own = LOGITS_TEMPERATURE if task == "classification" else SIMILARITY_TEMPERATURE
-        self._temperature = own if temperature is None else temperature
+        self._teacher, self._task, self._weight, self._temperature = teacher, task, weight, temperature
 
     def targets(self, images: Tensor) -> Tensor | None:
         """Return the teacher's outputs."""
@@ -165,22 +157,4 @@ class Guided(TrainingHooks):
 
     def added_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted divergence."""
-        if self._task == "classification":
-            return self._weight * self._temperature**2 * divergence(targets, outputs, self._temperature)
-        if len(outputs) < 3:
-            # One other image has all of the similarity, whatever it is.
-            return outputs.sum() * 0
-        return self._weight * divergence(similarities(targets), similarities(outputs), self._temperature)
-
-
-def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Return KL(softmax(teacher / T) || softmax(student / T)) of two score tensors [B, K], mean over rows."""
-    expected = log_softmax(teacher.float() / temperature, dim=1)
-    return kl_div(log_softmax(student.float() / temperature, dim=1), expected, reduction="batchmean", log_target=True)
-
-
-def similarities(embeddings: Tensor) -> Tensor:
-    """Return the similarities of every item to the others, [B, B - 1], of L2-normalised embeddings [B, D]."""
-    count = len(embeddings)
-    others = ~torch.eye(count, dtype=torch.bool, device=embeddings.device)
-    return (embeddings @ embeddings.T)[others].view(count, count - 1)
+        return self._weight * distance_from_teacher(outputs, targets, task=self._task, temperature=self._temperature)

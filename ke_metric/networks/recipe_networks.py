@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.arrays import load_whole
-from ke_metric.generation import Generation
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.generation import Generation, rate_text
 from ke_metric.networks.dense import build_classifier, build_network
 from ke_metric.randomness import default_streams, derive_seed
 from ke_metric.recipe.schema import Recipe
@@ -48,7 +49,7 @@ class LineageNetworks:
             network = self._dense(load_pretrained)
         if not self.recipe.trains_slim(number):
             return network
-        return extract_slim(network, self._plan(network, self.recipe.split.rate))
+        return extract_slim(network, self.plan_at(network, self.recipe.split.rate))
 
     def channels(self) -> ChannelGraph:
         """Return the channels of the lineage's networks, which layers share them and where they meet.
@@ -66,7 +67,7 @@ class LineageNetworks:
         Raises:
             KeMetricError: The network cannot be split.
         """
-        return self._plan(network, 1.0 if self.recipe.trains_slim(number) else self.recipe.split.rate)
+        return self.plan_at(network, 1.0 if self.recipe.trains_slim(number) else self.recipe.split.rate)
 
     def restore(
         self, generation: Generation, *, device: torch.device | str = "cpu", what: str = "the stored weights"
@@ -90,6 +91,31 @@ class LineageNetworks:
             network.to(memory_format=torch.channels_last)
         return network, plan
 
+    def slim(self, dense: nn.Module, generation: Generation, rate: float | None = None) -> nn.Module:
+        """Return the slim network of a generation as it was scored: cut out of its dense network, and repaired.
+
+        Args:
+            dense: What `restore` returned for it.
+            generation: A generation of the lineage whose split is kels.
+            rate: One of `split.rates`; `split.rate` when None.
+
+        Raises:
+            KeMetricError: The generation has no slim network of this rate, or its repair does not fit the recipe.
+        """
+        plan = SplitPlan.from_json(generation.split, generation.split_bits)
+        wanted = rate_text(plan.rate if rate is None else rate)
+        plans = {**generation.narrow_splits, rate_text(plan.rate): generation.split}
+        if wanted not in plans:
+            raise KeMetricError(
+                f"rate = {wanted}: generation {generation.number} has slim networks of rate "
+                f"{', '.join(sorted(plans))} (split.rate and split.rates of its recipe)",
+                ExitCode.USAGE,
+            )
+        slim = extract_slim(dense, SplitPlan.from_json(plans[wanted]))
+        if repair := generation.repairs.get(wanted):
+            load_whole(slim, {**slim.state_dict(), **repair.tensors}, "the repair of the slim network")
+        return slim
+
     def _dense(self, load_pretrained: bool) -> nn.Module:
         recipe, size = self.recipe, self.recipe.data.image_size
         if recipe.task == "classification":
@@ -101,7 +127,8 @@ class LineageNetworks:
         size = self.recipe.data.image_size
         return torch.zeros(1, 3, size, size)
 
-    def _plan(self, network: nn.Module, rate: float) -> SplitPlan:
+    def plan_at(self, network: nn.Module, rate: float) -> SplitPlan:
+        """Return the split plan of a network of the lineage at a rate, by the other rules of the recipe's split."""
         recipe = self.recipe
         return plan_split(
             network,

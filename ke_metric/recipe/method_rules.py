@@ -39,7 +39,7 @@ class MethodRules:
 
 
 RULES = {
-    "knowledge_evolution": MethodRules(reads=(*_COMMON, "reset", "fit_steps")),
+    "knowledge_evolution": MethodRules(reads=(*_COMMON, "reset")),
     "born_again": MethodRules(reads=_OF_A_TEACHER, begins_anew=True, is_taught=True),
     "dense_sparse_dense": MethodRules(reads=("reset_loss", "share")),
     "repr": MethodRules(reads=("reset_loss", "share", "full_epochs", "dropped_epochs", "cycles")),
@@ -49,7 +49,7 @@ RULES = {
         why_not_longer="layer_wise shares its units out among the generations it was begun with",
     ),
     "neural_regeneration": MethodRules(reads=(*_COMMON, "reset", "share", "final_share")),
-    "restarts": MethodRules(reads=(*_COMMON, "fit_steps")),
+    "restarts": MethodRules(reads=_COMMON),
     "repeats": MethodRules(begins_anew=True),
     "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb")),
     "slim_alone": MethodRules(reads=("reset_loss",), is_slim=True),
@@ -95,8 +95,6 @@ class Method(Section):
     """Weight of the parent's outputs in the loss of its child; born_again takes 1 where this is 0."""
     teacher_temperature: float | None = Field(None, gt=0)
     """Temperature of the teacher's outputs; 1 for logits, 0.1 for similarities when left out."""
-    fit_steps: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps in which the fit hypothesis computes alone, the reset hypothesis 0; in generation 1 too."""
     slim_last: bool = False
     """kels: the last generation is the slim network itself, cut out of its parent and trained on, with the parent as
     its teacher (teacher_weight, 1 where it is 0)."""
@@ -114,6 +112,20 @@ class Method(Section):
         if self.slim_last:
             return "method.slim_last makes the last one the slim network"
         return "method.final_share belongs to the last one" if self.final_share is not None else ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_fit_steps(cls, fields: object) -> object:
+        """Take a field that is gone where it did nothing, as stored recipes have it."""
+        if not isinstance(fields, dict) or "fit_steps" not in fields:
+            return fields
+        if fields["fit_steps"] != 0 or isinstance(fields["fit_steps"], bool):
+            message = (
+                f"fit_steps = {fields['fit_steps']!r}, is gone: split.rates = [0.5] has the fit hypothesis learn "
+                "beside the whole network in every step, with norm statistics of its own"
+            )
+            raise ConflictError(message, ("fit_steps",))
+        return {name: value for name, value in fields.items() if name != "fit_steps"}
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> Self:
@@ -161,11 +173,6 @@ class Method(Section):
                 f"method.final_share = {self.final_share}, needs at least 3 generations that {self.name} grows (are "
                 f"{grown}): the second has method.share, the last method.final_share",
                 ("method.final_share", "generations"),
-            ),
-            (
-                self.fit_steps > 0 and rate == 1,
-                f"method.fit_steps = {self.fit_steps}, has no reset hypothesis to leave out: split.rate = 1",
-                ("method.fit_steps", "split.rate"),
             ),
             (
                 "cycles" in self.rules.reads and cycled >= epochs,

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, Strict, 
 from ke_metric.recipe.method_rules import Method
 from ke_metric.recipe.yaml import write_yaml
 from ke_metric.schema import (
+    FORMER_RECIPE_FIELDS,
     RECIPE_FIELDS,
     ConflictError,
     Ground,
@@ -27,6 +28,7 @@ from ke_metric.schema import (
     Views,
     WholeNumbers,
     not_a_bool,
+    with_values_before,
     without_values_before,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
 
 # Strict types would refuse the list that a YAML file has for a tuple; what is inside stays strict.
 Pair = Annotated[tuple[float, float], Strict(False)]
+Rates = Annotated[tuple[float, ...], Strict(False)]
 
 
 def _folder_name(name: str) -> str:
@@ -162,6 +165,33 @@ class Split(Section):
     """Modules that keep all their outputs (kels) or weights (wels), by name: backbone.layer4, for example."""
     channel_multiple: int = Field(1, ge=1)
     """kels: numbers of kept channels are rounded up to a multiple of this (8 suits tensor cores)."""
+    rates: Rates = ()
+    """kels: split rates whose slim networks learn beside the whole network, in every step and with norm statistics of
+    their own, ascending: [0.5], or [0.25, 0.5, 0.75] for a family of widths; none when empty."""
+    joint: Literal["all", "sandwich"] = "all"
+    """Which of `rates` a step trains. all: every one. sandwich: the narrowest and one of the others, drawn."""
+    joint_teacher: float = Field(0.0, ge=0)
+    """Weight of the whole network's outputs in the losses of `rates`: they learn from them, too."""
+
+    @field_validator("rates")
+    @classmethod
+    def _ascending(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if list(rates) != sorted(set(rates)) or not all(0 < rate < 1 for rate in rates):
+            raise ValueError("must be numbers between 0 and 1, ascending, each once")
+        return rates
+
+    @model_validator(mode="after")
+    def _rates_are_used(self) -> Self:
+        if self.rates and self.kind != "kels":
+            message = f"rates = {list(self.rates)}, needs kind = 'kels': single weights leave no narrow network"
+            raise ConflictError(message, ("rates", "kind"))
+        if self.joint == "sandwich" and len(self.rates) < 3:
+            message = f"joint = 'sandwich', needs 3 rates or more to draw from (are {len(self.rates)})"
+            raise ConflictError(message, ("joint", "rates"))
+        if self.joint_teacher and not self.rates:
+            message = f"joint_teacher = {self.joint_teacher}, has no effect without rates"
+            raise ConflictError(message, ("joint_teacher", "rates"))
+        return self
 
 
 class Loss(Section):
@@ -257,6 +287,12 @@ class Evaluation(Section):
     """k-means runs over which NMI and AMI are averaged."""
     slim: bool = True
     """Score the slim network beside the dense one (kels only)."""
+    slim_repair: Literal["none", "statistics", "whiten", "refit", "both", "auto"] = "none"
+    """What is repaired of a slim network after it is cut out, by the training pictures and without a gradient. none:
+    nothing, the authors' way. statistics: its norm statistics are measured anew. whiten (retrieval): its last layer
+    is changed so that embeddings use all of their dimensions. refit (classification): its last layer is fitted to
+    the whole network's logits. both: statistics, then the last layer. auto: what is best among the training
+    pictures."""
 
     @field_validator("recall_at")
     @classmethod
@@ -341,11 +377,29 @@ class Recipe(Section):
                 "'classification'"
             )
             raise ConflictError(message, ("miner", "task"))
+        foreign = "whiten" if self.task == "classification" else "refit"
+        if self.evaluation.slim_repair == foreign:
+            message = f"evaluation.slim_repair = {foreign!r}, is not for task = {self.task!r}"
+            raise ConflictError(message, ("evaluation.slim_repair", "task"))
         unread = "embedding_size" if self.task == "classification" else "head"
         value = getattr(self.network, unread)
         if value != Network.model_fields[unread].default:
             message = f"network.{unread} = {value!r}, is not read where task = {self.task!r}"
             raise ConflictError(message, (f"network.{unread}", "task"))
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        rates = list(self.split.rates)
+        if rates and self.method.rules.is_slim:
+            message = f"split.rates = {rates}, does not go with method.name = {self.method.name!r}, which is narrow"
+            raise ConflictError(message, ("split.rates", "method.name"))
+        if rates and self.evaluation.slim_repair == "none":
+            message = (
+                f"split.rates = {rates}, needs evaluation.slim_repair = 'auto' or 'statistics' (is 'none'): narrow "
+                "networks learn with norm statistics of their own, and those of the whole network are not theirs"
+            )
+            raise ConflictError(message, ("split.rates", "evaluation.slim_repair"))
         return self
 
     @property
@@ -368,5 +422,6 @@ class Recipe(Section):
         A field that was added later counts where it changes something.
         """
         fields = without_values_before(self.model_dump(mode="json"), RECIPE_FIELDS)
+        fields = with_values_before(fields, FORMER_RECIPE_FIELDS)
         canonical = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

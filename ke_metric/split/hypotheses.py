@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ke_metric.arrays import memory_format_of, tensors_of
+from ke_metric.arrays import Weights, load_whole, memory_format_of, tensors_of
 from ke_metric.errors import closest
 from ke_metric.randomness import default_streams
 from ke_metric.split.admission import check_network, refusal, unwrapped
@@ -25,6 +25,10 @@ INITS = ("official", "same_as_init", "orthogonal", "zero")
 
 # Values are those of a whole weight, from its name, the module that owns it and its present values.
 _Values = Callable[[str, nn.Module, Tensor], Tensor]
+
+
+KeptAxes = tuple[tuple[int, ChannelSet], ...]
+"""Axes of a tensor, and which channels are kept along them."""
 
 
 def redraw_reset(
@@ -235,7 +239,7 @@ def _mean(values: Tensor) -> float | None:
     return values.mean().item() if values.numel() else None
 
 
-def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
+def extract_slim(network: nn.Module, plan: SplitPlan, statistics: Weights | None = None) -> nn.Module:
     """Return the fit hypothesis of a network as a network of its own.
 
     A deep copy with narrower layers: in eval mode it computes what the network computes with its reset hypothesis
@@ -244,6 +248,25 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
     Args:
         network: The network; unchanged.
         plan: A kels plan of it.
+        statistics: Name of a tensor of the slim network to its value: norm statistics of its own, as
+            `estimate_norm_statistics` returns them, in place of those cut out of the network's.
+
+    Raises:
+        KeMetricError: The plan is of kind wels, or of another network, or a statistic does not fit.
+    """
+    network = unwrapped(network)
+    tensors = tensors_of(network)
+    kept = kept_axes(network, plan)
+    # What deepcopy finds in its memo it takes as the copy: wide tensors are never copied only to be cut.
+    slim = cut_out(network, plan, {id(tensors[name]): narrowed(tensors[name], axes) for name, axes in kept.items()})
+    slim.zero_grad(set_to_none=True)
+    if statistics:
+        load_whole(slim, {**slim.state_dict(), **statistics}, "the statistics")
+    return slim
+
+
+def kept_axes(network: nn.Module, plan: SplitPlan) -> dict[str, KeptAxes]:
+    """Return for every parameter and buffer that a plan narrows what is kept along which of its axes.
 
     Raises:
         KeMetricError: The plan is of kind wels, or of another network.
@@ -253,15 +276,33 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
             f"a split of kind {plan.kind!r} keeps single weights of every channel: there is no slim network in it "
             "(kind='kels' has one)"
         )
-    network = unwrapped(network)
     plan.check(network)
-    narrow = _narrow_tensors(network, plan)
-    # What deepcopy finds in its memo it takes as the copy: wide tensors are never copied only to be cut.
-    slim = deepcopy(network, {id(wide): tensor for wide, tensor in narrow})
-    slim.zero_grad(set_to_none=True)
-    narrowed = {id(tensor) for _, tensor in narrow}
+    kept: dict[str, KeptAxes] = {name: ((each.axis, each.channels),) for name, each in plan.narrowings.items()}
+    for name, mask in plan.weights.items():
+        assert isinstance(mask, ChannelMask)
+        kept[name] = tuple((axis, channels) for axis, channels in enumerate(mask.axes))
+    return kept
+
+
+def cut_out(network: nn.Module, plan: SplitPlan, tensors: dict[int, Tensor]) -> nn.Module:
+    """Return a deep copy of a network with other tensors, whose modules say how wide they are.
+
+    Args:
+        network: The network.
+        plan: A kels plan of it.
+        tensors: `id` of a parameter or buffer of the network -> what the copy has in its place; others are copied.
+    """
+    # A tensor that a module computes before every pass (pruning) cannot be copied while it has a gradient's history.
+    computed = {
+        id(value): value.detach()
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    slim = deepcopy(network, {**computed, **tensors})
+    replaced = {id(tensor) for tensor in tensors.values()}
     for module in slim.modules():
-        if any(id(tensor) in narrowed for tensor in [*module._parameters.values(), *module._buffers.values()]):
+        if any(id(tensor) in replaced for tensor in [*module._parameters.values(), *module._buffers.values()]):
             _state_widths(module)
     for name, attributes in plan.settings.items():
         module = slim.get_submodule(name)
@@ -270,19 +311,8 @@ def extract_slim(network: nn.Module, plan: SplitPlan) -> nn.Module:
     return slim
 
 
-def _narrow_tensors(network: nn.Module, plan: SplitPlan) -> list[tuple[Tensor, Tensor]]:
-    """Return every parameter and buffer that the plan narrows, with its narrow version."""
-    tensors = tensors_of(network)
-    narrow = []
-    for name, mask in plan.weights.items():
-        assert isinstance(mask, ChannelMask)
-        narrow.append((tensors[name], _narrow(tensors[name], list(enumerate(mask.axes)))))
-    for name, narrowing in plan.narrowings.items():
-        narrow.append((tensors[name], _narrow(tensors[name], [(narrowing.axis, narrowing.channels)])))
-    return narrow
-
-
-def _narrow(tensor: Tensor, kept: list[tuple[int, ChannelSet]]) -> Tensor:
+def narrowed(tensor: Tensor, kept: KeptAxes) -> Tensor:
+    """Return a narrow copy of a parameter or buffer, laid out in memory as it is."""
     values = tensor.detach()
     for axis, channels in kept:
         if channels.count < channels.size:

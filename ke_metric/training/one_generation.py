@@ -21,8 +21,10 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe, Training
+from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
+from ke_metric.training.joint import JointWidths, at_rest
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
 COLLAPSED_SPREAD = 0.01
@@ -136,6 +138,7 @@ class GenerationTraining:
         self.network, self.loss, self.epochs = network, loss, epochs
         self.recipe, self.engine, self.number = recipe, engine, number
         self.hooks = hooks or TrainingHooks()
+        self.joint: JointWidths | None = None
         self.parallel = engine.parallel(network)
         self.scaler = engine.new_scaler()
         scaled = self.scaler.is_enabled()
@@ -143,6 +146,15 @@ class GenerationTraining:
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
         self._last_keys: tuple[str, ...] = ()
+        self._tuples: float | None = None
+        self._rate_losses: dict[str, list[float]] = {}
+
+    def train_widths(self, plans: Mapping[str, SplitPlan]) -> None:
+        """Have narrow networks learn beside the network, split rate as text to its plan there; see `JointWidths`."""
+        self.joint = JointWidths(self.network, plans, recipe=self.recipe, number=self.number)
+        # DistributedDataParallel shares a gradient after one backward pass; that of several widths is averaged
+        # when all of it is there.
+        self.parallel = self.network
 
     def restore(self, state: TrainingState) -> None:
         """Continue from a state of the same generation; a tensor that does not match is a KeMetricError."""
@@ -199,6 +211,7 @@ class GenerationTraining:
     def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, float]:
         """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
         losses, signs, tuples, images, idle = [], [], [], 0, 0
+        self._rate_losses = {}
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
@@ -208,14 +221,14 @@ class GenerationTraining:
                 losses.append(loss)
                 signs.append(sign)
                 # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
-                count = getattr(self.loss, "tuples", None)
-                if count is not None:
-                    tuples.append(count)
-                idle += loss == 0 or count == 0
+                if self._tuples is not None:
+                    tuples.append(self._tuples)
+                idle += loss == 0 or self._tuples == 0
                 images += len(batch.keys) * self.engine.processes
                 observer.step_done(self._report(step, epoch, len(batch.keys), loss))
         return {
             "loss": _mean(losses),
+            **{f"loss_{rate}": _mean(found) for rate, found in sorted(self._rate_losses.items())},
             SIGNS[self.recipe.task]: _mean(signs),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **({"tuples": _mean(tuples)} if tuples else {}),
@@ -236,11 +249,11 @@ class GenerationTraining:
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         with self.hooks.step(step):
-            loss, outputs, labels = self._compute_loss(step, batch)
-            value = float(loss.detach())
-            if not torch.isfinite(loss):
-                raise self._diverged(f"the loss is {value}", step, batch.keys)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            loss, outputs, labels = self._compute_loss(step, batch, self.parallel)
+            self._tuples = getattr(self.loss, "tuples", None)
+            value = self._learn_from(loss, step, batch)
+            outputs = outputs.detach()
+            self._train_narrow(step, batch, outputs)
         self.engine.average_gradients(self.loss)
         self.hooks.before_step()
         if self.recipe.training.gradient_clip is not None:
@@ -253,16 +266,43 @@ class GenerationTraining:
             return value, float((outputs.argmax(dim=1) == labels).float().mean())
         return value, embedding_spread(outputs)
 
-    def _compute_loss(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, and detached outputs and labels of all processes' images that it was computed from."""
+    def _learn_from(self, loss: Tensor, step: int, batch: TrainingBatch) -> float:
+        """Compute the gradient of a loss, added to what there is, and return its value."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}", step, batch.keys)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        return value
+
+    def _train_narrow(self, step: int, batch: TrainingBatch, dense: Tensor) -> None:
+        """Add the gradients of the narrow networks, one after another so that one at a time holds activations.
+
+        Args:
+            step: Number of the step, from 0.
+            batch: Its batch.
+            dense: What the whole network gave for it, without gradient.
+        """
+        if self.joint is None:
+            return
+        for rate, network in self.joint.of_step(step):
+            with at_rest(self.loss):
+                loss, outputs, _ = self._compute_loss(step, batch, network)
+            loss = loss + self.joint.taught_loss(outputs, dense)
+            self._rate_losses.setdefault(rate, []).append(self._learn_from(loss, step, batch))
+        self.engine.average_gradients(self.network)
+
+    def _compute_loss(self, step: int, batch: TrainingBatch, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of the whole or a narrow network, outputs and labels of all processes' images."""
         has_partners = getattr(self.loss, "takes_partners", False)
         half = len(batch.images) // 2 if has_partners else len(batch.images)
         images, own_labels = batch.images[:half], batch.labels[:half]
         with self.engine.autocast():
-            own_outputs = self.parallel(images)
+            own_outputs = network(images)
             # The halves do not go through together: each is normalised by its own statistics.
-            partner_outputs = [self._look(batch.images[half:])] if has_partners else []
-            targets = self.hooks.targets(images)
+            is_whole = network is self.parallel
+            looking = self.network if is_whole else network
+            partner_outputs = [_look(looking, batch.images[half:])] if has_partners else []
+            targets = self.hooks.targets(images) if is_whole else None
         outputs, labels = self.engine.gather(own_outputs.float(), own_labels)
         partners = [self.engine.gather(each.float(), own_labels)[0] for each in partner_outputs]
         # Every process computes the loss of the whole batch, and must draw the same for it.
@@ -270,17 +310,7 @@ class GenerationTraining:
             loss = self.loss(outputs, labels, *partners)
         if targets is not None:
             loss = loss + self.hooks.added_loss(outputs, self.engine.gather(targets.float(), own_labels)[0])
-        return loss, outputs.detach(), labels
-
-    @torch.no_grad()
-    def _look(self, images: Tensor) -> Tensor:
-        """Return outputs without gradient, the network in train mode.
-
-        Past DistributedDataParallel, which has no gradients to share here and would give every process the norm
-        statistics of the first one in the middle of a step.
-        """
-        outputs: Tensor = self.network(images)
-        return outputs
+        return loss, outputs, labels
 
     def _report(self, step: int, epoch: int, images: int, loss: float) -> StepReport:
         return StepReport(
@@ -320,6 +350,17 @@ class GenerationTraining:
             seconds=self.seconds,
             method_weights=self.hooks.tensors(),
         )
+
+
+@torch.no_grad()
+def _look(network: nn.Module, images: Tensor) -> Tensor:
+    """Return outputs without gradient, the network in train mode.
+
+    Past DistributedDataParallel, which has no gradients to share here and would give every process the norm
+    statistics of the first one in the middle of a step.
+    """
+    outputs: Tensor = network(images)
+    return outputs
 
 
 def weights_of(module: nn.Module) -> Weights:

@@ -189,7 +189,7 @@ def test_arithmetic_is_counted(tmp_path):
         "plain": ["generations=1"],
         "alone": ["generations=1", "method.name=slim_alone"],
         "taught": ["generations=2", "method.name=restarts", "method.teacher_weight=1.0"],
-        "parted": ["generations=1", "method.name=restarts", "method.fit_steps=0.5"],
+        "joint": ["generations=1", "split.rates=[0.5]", "evaluation.slim_repair=statistics"],
     }
     recipes = {name: load_recipe(path, [*shared, *own], seed=0) for name, own in overrides.items()}
     found = counted(tmp_path / "operations.json", recipes)
@@ -199,8 +199,8 @@ def test_arithmetic_is_counted(tmp_path):
     assert found["alone"] < 0.5 * found["plain"]
     # Half of the generations are taught.
     assert found["taught"] == pytest.approx(found["plain"] * (1 + 0.5 / 3), rel=0.03)
-    # A fit step runs the whole network with its reset part at zero.
-    assert found["parted"] == found["plain"]
+    # A narrow network computes narrow.
+    assert found["joint"] == pytest.approx(found["plain"] + found["alone"], rel=0.001)
     assert counted(tmp_path / "operations.json", dict.fromkeys(recipes, None)) == found
 
 

@@ -25,7 +25,6 @@ METHODS = {
 RETRIEVAL = {
     "slim_last": ("method.slim_last=true",),
     "teacher": ("method.teacher_weight=0.5", "method.teacher_temperature=0.2"),
-    "fit_steps": ("method.fit_steps=0.5",),
     "wels": ("split.kind=wels", "split.rate=0.7"),
     "same_as_init": ("method.reset=same_as_init",),
     "orthogonal": ("method.reset=orthogonal",),
@@ -51,7 +50,6 @@ CLASSIFICATION = {
     "balanced": ("batches.sampler=class_balanced", "batches.images_per_class=2"),
     "slim_last": ("method.slim_last=true",),
     "teacher": ("method.teacher_weight=0.5",),
-    "fit_steps": ("method.fit_steps=0.5",),
     "noise": ("data.label_noise=0.2", "keep=best"),
     "validated": ("data.validation_fraction=0.25",),
     "csv": ("data.root=parts.csv",),

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ke_metric.methods.generations import BornAgain
-from ke_metric.methods.method import Guided, divergence, frozen_parent, similarities, taught
+from ke_metric.methods.method import Guided, frozen_parent, taught
 from ke_metric.recipe.schema import Training
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
+from ke_metric.training.joint import divergence, similarities
 
 
 def drawn(*shape, seed=0):

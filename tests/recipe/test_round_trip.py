@@ -90,8 +90,12 @@ def made_consistent(fields):
     if fields["method"].get("slim_last"):
         fields["split"]["kind"] = "kels"
     fields["generations"] = min(1000, fields["generations"] + 3)
-    if fields["method"].get("fit_steps"):
-        fields["split"]["rate"] = min(fields["split"]["rate"], 0.9)
+    if fields["evaluation"]["slim_repair"] in ("whiten", "refit"):
+        fields["evaluation"]["slim_repair"] = "whiten" if fields["task"] == "retrieval" else "refit"
+    fields["split"]["rates"] = [0.25, 0.5, 0.75]
+    is_narrow = fields["split"]["kind"] == "wels" or fields["method"]["name"] == "slim_alone"
+    if is_narrow or fields["evaluation"]["slim_repair"] == "none":
+        fields["split"] |= {"rates": [], "joint": "all", "joint_teacher": 0.0}
     if fields["method"]["name"] in ("born_again", "repeats"):
         fields["network"]["pretrained"] = False
     if fields["task"] == "classification":

@@ -207,9 +207,32 @@ def test_a_final_share_needs_two_children(generations, slim_last):
     assert Recipe(name="x", method=method, generations=generations + 1)
 
 
-def test_steps_of_a_fit_hypothesis_need_a_reset_one():
-    with pytest.raises(ValidationError, match=r"method\.fit_steps = 0\.5, has no reset hypothesis to leave out"):
-        Recipe(name="x", method=Method(fit_steps=0.5), split=Split(rate=1.0))
+def test_fit_steps_are_gone_and_what_does_it_now_is_named():
+    with pytest.raises(ValidationError, match=r"fit_steps = 0\.5, is gone: split\.rates = \[0\.5\]"):
+        Recipe.model_validate({"name": "x", "method": {"fit_steps": 0.5}})
+    assert Recipe.model_validate({"name": "x", "method": {"fit_steps": 0.0}}) == Recipe(name="x")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": {"rates": [0.5, 0.25]}}, "must be numbers between 0 and 1, ascending, each once"),
+        ({"split": {"rates": [1.0]}}, "must be numbers between 0 and 1"),
+        ({"split": {"rates": [0.5], "kind": "wels"}}, r"needs kind = 'kels'"),
+        ({"split": {"rates": [0.25, 0.5], "joint": "sandwich"}}, "needs 3 rates or more"),
+        ({"split": {"joint_teacher": 1.0}}, "has no effect without rates"),
+        ({"split": {"rates": [0.5]}}, r"needs evaluation\.slim_repair = 'auto' or 'statistics'"),
+        (
+            {"split": {"rates": [0.5]}, "method": {"name": "slim_alone"}, "evaluation": {"slim_repair": "auto"}},
+            "which is narrow",
+        ),
+        ({"task": "classification", "evaluation": {"slim_repair": "whiten"}}, "is not for task = 'classification'"),
+        ({"evaluation": {"slim_repair": "refit"}}, "is not for task = 'retrieval'"),
+    ],
+)
+def test_joint_widths_and_repairs_that_do_not_go_together(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({"name": "x", **fields})
 
 
 def test_a_temperature_is_read_where_the_slim_network_is_taught():

@@ -8,7 +8,8 @@ import torchvision
 from hypothesis import settings
 from torch import nn
 
-from ke_metric.split.hypotheses import extract_slim, zero_reset
+from ke_metric.split.hypotheses import extract_slim, kept_axes, narrowed, zero_reset
+from ke_metric.split.narrow import NarrowNetwork
 from ke_metric.split.planning import plan_split
 
 settings.register_profile("split", deadline=None)
@@ -65,6 +66,44 @@ def _slim_is_dense_with_zeros(network, images, **arguments):
     difference = (dense_output - slim_output).abs().max() / dense_output.abs().max()
     assert difference <= 1e-5, f"slim and zeroed dense network differ by {difference:.1e}"
     return plan, slim
+
+
+def _demand_narrow_is_slim(network, plan, images):
+    """Demand that a narrow training step gives the outputs and gradients of the slim network, and nothing else."""
+    network.train()
+    narrow, slim = NarrowNetwork(network, plan), extract_slim(network, plan).train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+        for parameter in slim.parameters():
+            parameter.add_(0.01)
+    narrow.refresh()
+    found, expected = narrow.module.train()(images), slim(images)
+    # In fp32 another layout of the weights may sum in another order: small gradients are what is left of large ones.
+    is_double = images.dtype == torch.float64
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for outputs in (found, expected):
+        if outputs.requires_grad:
+            outputs.square().sum().backward()
+    narrow.add_gradients()
+    slim_parameters = dict(slim.named_parameters())
+    axes = kept_axes(network, plan)
+    gradients = [each.grad for each in slim.parameters() if each.grad is not None]
+    largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
+    for name, parameter in network.named_parameters():
+        gradient = slim_parameters[name].grad
+        if gradient is None:
+            assert parameter.grad is None, name
+            continue
+        inside = narrowed(parameter.grad, axes.get(name, ()))
+        scale = float(gradient.abs().max()) if is_double else largest
+        assert float((inside - gradient).abs().max()) <= 1e-5 * scale + 1e-12, name
+        assert float(inside.abs().sum()) == pytest.approx(float(parameter.grad.abs().sum()), rel=1e-5), name
+
+
+@pytest.fixture(scope="session")
+def demand_narrow_is_slim():
+    return _demand_narrow_is_slim
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,9 @@ def demand_redrawn(network, plan):
         assert bool((changed[~mask] != frozen).all()), name
 
 
-def split_or_refuse(randomise, slim_is_dense_with_zeros, *, steps, ending, hidden, rate, traced):
+def split_or_refuse(
+    randomise, slim_is_dense_with_zeros, demand_narrow_is_slim, *, steps, ending, hidden, rate, traced
+):
     """Demand exactness, or an error that says where and why; return which of them it was."""
     network = randomise(build(steps, ending, hidden, traced))
     images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -276,6 +278,7 @@ def split_or_refuse(randomise, slim_is_dense_with_zeros, *, steps, ending, hidde
     if keep_whole is None:
         return "refused"
     plan, _ = slim_is_dense_with_zeros(network, images, rate=rate, keep_whole=keep_whole)
+    demand_narrow_is_slim(randomise(build(steps, ending, hidden, traced)), plan, images)
     weights = {name for name, parameter in network.named_parameters() if parameter.ndim >= 2}
     tables = {name for name in weights if name.endswith((".gain", ".table"))}
     if rate < 1:
@@ -294,9 +297,12 @@ def split_or_refuse(randomise, slim_is_dense_with_zeros, *, steps, ending, hidde
 @example(steps=[("convolution", 6), ("tied", 0), ("matrix", 4)], ending="flatten", hidden=4, rate=0.5, traced=True)
 @settings(max_examples=60)
 @given(**NETWORKS)
-def test_slim_is_dense_with_zeros(randomise, slim_is_dense_with_zeros, steps, ending, hidden, rate, traced):
+def test_slim_is_dense_with_zeros(randomise, slim_is_dense_with_zeros, demand_narrow_is_slim, **network):
     split_or_refuse(
-        randomise, slim_is_dense_with_zeros, steps=steps, ending=ending, hidden=hidden, rate=rate, traced=traced
+        randomise,
+        slim_is_dense_with_zeros,
+        demand_narrow_is_slim,
+        **network,
     )
 
 
@@ -306,10 +312,13 @@ FOUND = Counter()
 @pytest.mark.slow
 @settings(max_examples=3000)
 @given(**NETWORKS)
-def test_thousands_of_networks(randomise, slim_is_dense_with_zeros, steps, ending, hidden, rate, traced):
+def test_thousands_of_networks(randomise, slim_is_dense_with_zeros, demand_narrow_is_slim, **network):
     FOUND[
         split_or_refuse(
-            randomise, slim_is_dense_with_zeros, steps=steps, ending=ending, hidden=hidden, rate=rate, traced=traced
+            randomise,
+            slim_is_dense_with_zeros,
+            demand_narrow_is_slim,
+            **network,
         )
     ] += 1
 
