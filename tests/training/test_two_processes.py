@@ -27,8 +27,9 @@ from ke_metric.losses.losses import CSKDLoss
 from ke_metric.methods.method import Guided
 from ke_metric.networks.dense import build_network
 from ke_metric.randomness import default_streams
-from ke_metric.recipe.schema import Loss, Optimizer, Recipe, Training
+from ke_metric.recipe.schema import Evaluation, Loss, Optimizer, Recipe, Split, Training
 from ke_metric.scoring import Scorer
+from ke_metric.split.planning import plan_split
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
@@ -100,16 +101,22 @@ class PairsInHalves(Halves):
             yield DeviceBatch(images[chosen], LABELS[chosen], tuple(f"{step}-{index}" for index in chosen.tolist()))
 
 
-def training_of(loss, engine):
+def training_of(loss, engine, rates=()):
     recipe = Recipe(
         name="halves",
         loss=Loss(name=loss),
+        split=Split(rates=rates),
+        evaluation=Evaluation(slim_repair="auto"),
         optimizer=Optimizer(learning_rate=0.1),
         training=Training(epochs=2, precision="fp32"),
     )
     with default_streams(0, 1, "two processes"):
         network, built = Network(), build_embedding_loss(recipe.loss, None, classes=4, embedding_size=6)
-    return GenerationTraining(network, built, Halves(engine), recipe=recipe, engine=engine, number=1)
+    training = GenerationTraining(network, built, Halves(engine), recipe=recipe, engine=engine, number=1)
+    if rates:
+        example = torch.zeros(1, 3, 2, 2)
+        training.train_widths({f"{rate:g}": plan_split(network, example, rate=rate) for rate in rates})
+    return training
 
 
 def gradients(loss, engine):
@@ -155,8 +162,8 @@ def saliency(engine, loss):
     return mean_gradients(training.network, training.loss, training.epochs.epoch(1), engine)
 
 
-def trained(loss, engine):
-    state = training_of(loss, engine).train(TrainingObserver())
+def trained(loss, engine, rates=()):
+    state = training_of(loss, engine, rates).train(TrainingObserver())
     images = {"images": torch.tensor(state.training_log[-1]["images"])}
     return {**state.weights, **state.loss_weights, **images}
 
@@ -225,6 +232,7 @@ def main(folder):
         "processes": engine.processes,
         "gradients": {loss: gradients(loss, engine) for loss in LOSSES},
         "trained": {loss: trained(loss, engine) for loss in LOSSES},
+        "joint": trained("MultiSimilarityLoss", engine, (0.25, 0.5)),
         "scores": scores_of(engine),
         "grown": {method: grown(engine, method) for method in METHODS},
         "distilled": distilled(engine),
@@ -323,6 +331,16 @@ def test_training_ends_at_the_same_weights(loss, found, engine):
     assert int(expected["images"]) == 16
     for process in found:
         assert_close(process["trained"][loss], expected)
+
+
+def test_several_widths_are_trained_as_by_one_process(found, engine):
+    expected = trained("MultiSimilarityLoss", engine, (0.25, 0.5))
+    alone = trained("MultiSimilarityLoss", engine)
+    assert not torch.allclose(expected["hidden.weight"], alone["hidden.weight"])
+    one, other = (process["joint"] for process in found)
+    for process in (one, other):
+        assert_close(process, expected)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
