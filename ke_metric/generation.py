@@ -53,6 +53,11 @@ def rate_text(rate: float) -> str:
     return f"{rate:g}"
 
 
+def slim_name(rate: str) -> str:
+    """Return what the slim network of a rate (`rate_text`) other than `split.rate` is called: `slim 0.25`."""
+    return f"slim {rate}"
+
+
 @dataclass(frozen=True)
 class SlimRepair:
     """What was repaired of a slim network after it was cut out.
@@ -109,6 +114,20 @@ class Scorecard:
 
     def __post_init__(self) -> None:
         assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"
+
+    @property
+    def slims(self) -> dict[str, SlimScores]:
+        """The slim networks by name: `slim`, that of `split.rate`, then `slim 0.25` and so on, ascending."""
+        found: dict[str, SlimScores] = {}
+        if self.slim is not None and self.slim_parameters is not None:
+            found["slim"] = SlimScores(self.slim, self.slim_parameters, self.slim_as_cut, self.slim_repair)
+        further = self.narrow or {}
+        return found | {slim_name(rate): further[rate] for rate in sorted(further, key=float)}
+
+    @property
+    def networks(self) -> dict[str, Scores]:
+        """The scores of every network by name: `dense`, then those of `slims`."""
+        return {"dense": self.dense} | {name: found.scores for name, found in self.slims.items()}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embeddings import Embeddings, embed
 from ke_metric.evaluation.retrieval import Scoring, score_retrieval
-from ke_metric.generation import ClassScores, Scorecard, Scores, SlimRepair, SlimScores, rate_text
+from ke_metric.generation import ClassScores, Scorecard, Scores, SlimRepair, SlimScores, rate_text, slim_name
 from ke_metric.images.batches import evaluation_batches
 from ke_metric.images.image_set import ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
@@ -85,7 +85,7 @@ class Scorer:
         own_rate = rate_text(plan.rate)
         plans = {**(narrow or {}), own_rate: plan}
         for rate, split in plans.items() if plan.kind == "kels" and self.recipe.has_slim else ():
-            name = "slim" if rate == own_rate else f"slim {rate}"
+            name = "slim" if rate == own_rate else slim_name(rate)
             cut, repair, as_cut = extract_slim(network, split), (repairs or {}).get(rate), None
             if repair is not None and repair.tensors:
                 as_cut = self._score(cut, name, None)[0]

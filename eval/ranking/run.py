@@ -190,10 +190,9 @@ def embed_networks(lineage: Lineage, recipe: Recipe, benchmark: Benchmark) -> di
         without_training(benchmark), recipe.data.store_size, store_shape=recipe.data.store_shape
     )
     scorer = Scorer(pictures, recipe, Engine("fp32", "cpu"))
-    network, plan = LineageNetworks(recipe, 0).restore(
-        lineage.load(lineage.number_of("last")), device=torch.device("cpu")
-    )
-    scorer.scorecard(network, plan, seen=keep)
+    generation = lineage.load(lineage.number_of("last"))
+    network, plan = LineageNetworks(recipe, 0).restore(generation, device=torch.device("cpu"))
+    scorer.scorecard(network, plan, repairs=generation.repairs, seen=keep)
     return found
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ke_metric.cli.options import FOLDER, Function, PictureChoice, StoreChoice, ThroughChoice, column_options
+from ke_metric.cli.options import (
+    FOLDER,
+    RATE,
+    Function,
+    ModelChoice,
+    PictureChoice,
+    StoreChoice,
+    ThroughChoice,
+    column_options,
+)
 from ke_metric.errors import ExitCode
 
 COUNTS = ("queries", "queries_without_match")
@@ -96,6 +105,7 @@ def _refuse(options: dict[str, Any]) -> None:
     "--gen", "which", default="last", show_default=True, metavar="N|last|best|all", help="Which generation to score."
 )
 @click.option("--network", type=click.Choice(["dense", "slim", "both"]), default="both", show_default=True)
+@RATE
 @click.option(
     "--min",
     "minimums",
@@ -135,7 +145,9 @@ def evaluate(
     if on is not None:
         from ke_metric.cli.evaluate_on import evaluate_on
 
-        result = evaluate_on(pictures=PictureChoice((on,), **columns), bundle=bundle, **options)
+        asked, network = options.pop("asked"), options.pop("network")
+        model = ModelChoice(bundle=bundle, network=None if network == "both" else network, **options)
+        result = evaluate_on(pictures=PictureChoice((on,), **columns), model=model, asked=asked)
     else:
         if through is not None:
             from ke_metric.cli.evaluate_store import StoreScoring
@@ -150,6 +162,7 @@ def evaluate(
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when left out.")
 @click.option("--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out.")
 @click.option("--network", type=click.Choice(["slim", "dense"]), default="slim", show_default=True)
+@RATE
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
@@ -158,6 +171,7 @@ def slim(as_json: bool, **options: Any) -> None:
 
     \b
     ke-metric slim --gen 10 -o slim
+    ke-metric slim --rate 0.25 -o quarter
     ke-metric slim --network dense -o dense
     python -c "from ke_metric import load_network; print(load_network('slim'))"
     """
@@ -192,8 +206,8 @@ def _require_one_kind(on: Path | None, bundle: Path | None, through: ThroughChoi
         return
     if on is None:
         raise click.UsageError("--bundle needs --on: a stored network has no pictures of its own to be scored on")
-    if any(given(name) is ParameterSource.COMMANDLINE for name in ("lineage", "which", "network")):
-        raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
+    if any(given(name) is ParameterSource.COMMANDLINE for name in ("lineage", "which", "network", "rate")):
+        raise click.UsageError("--bundle is one network: it excludes --lineage, --gen, --network and --rate")
 
 
 def _gate(text: str) -> tuple[str, float]:

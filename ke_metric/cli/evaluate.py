@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard
+from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard, Scores, rate_text, slim_name
 from ke_metric.images.image_set import without_training
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
+from ke_metric.retrieval.network_choice import choose_network, further_rates
 from ke_metric.scoring import Scorer
+from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
-
-NETWORKS = {"dense": ("dense",), "slim": ("slim",), "both": ("dense", "slim")}
 
 
 def evaluate_lineage(
@@ -33,6 +33,7 @@ def evaluate_lineage(
     which: str,
     lineage: Path | None,
     network: str,
+    rate: float | None,
     device: str | None,
     through: StoreScoring | None = None,
     asked: Sequence[str] = (),
@@ -42,18 +43,21 @@ def evaluate_lineage(
     Args:
         which: A number, `last`, `best`, or `all` (every generation whose weights were kept).
         lineage: The lineage's folder; the newest one when None.
-        network: `dense`, `slim` or `both`.
+        network: `dense`, `slim` (those of all rates) or `both`.
+        rate: Split rate of the one slim network that is meant.
         device: A torch device.
         through: Score the same embeddings through a store as well.
         asked: Names of scores that there must be.
 
     Raises:
-        KeMetricError: No such lineage or generation, weights not kept, no slim network, the data are missing, or a
-            classification is to be scored through a store.
+        KeMetricError: No such lineage or generation, weights not kept, no slim network or none of this rate, the
+            data are missing, or a classification is to be scored through a store.
     """
     store = open_lineage(lineage, task="retrieval" if through else None)
     numbers = generations_of(store, which)
     _require_scored(store, network, through)
+    names = {number: network_names(store, number, network, rate) for number in numbers}
+    meant = {name for each in names.values() for name in each}
     evaluation = store.recipe.evaluation
     require_names(asked, score_names(store.recipe.task, evaluation.recall_at, evaluation.kmeans_seeds))
     generations = {number: store.load(number) for number in numbers}
@@ -72,20 +76,21 @@ def evaluate_lineage(
                 data_changed=bool(changes),
             )
         )
-        documents.append(_only(scorecard_document(number, cards[number]), NETWORKS[network]))
+        documents.append(_only(scorecard_document(number, cards[number]), names[number]))
         if through and scorer.engine.is_main:
-            chosen = {name: embeddings[name] for name in NETWORKS[network] if name in embeddings}
-            documents[-1]["store"] = found = through.document(scorer, chosen, exact=documents[-1])
-            tables.append(store_table(documents[-1], found))
+            chosen = {name: embeddings[name] for name in names[number] if name in embeddings}
+            exact = cards[number].networks
+            documents[-1]["store"] = found = through.document(scorer, chosen, exact=exact)
+            tables.append(store_table({"generation": number, **exact}, found))
     document: dict[str, Any] = {"lineage": str(store.folder)}
     document |= {"data_changes": changes} if changes else {}
     # Scores of other data say nothing of what training did.
-    untrained = None if changes or network == "slim" else store.untrained
+    untrained = None if changes or "dense" not in meant else store.untrained
     document |= untrained_document(untrained, cards)
     document |= {"generations": documents} if which == "all" else documents[0]
-    table = scorecards_table(str(store.folder), cards, networks=NETWORKS[network], untrained=untrained)
+    table = scorecards_table(str(store.folder), cards, networks=meant, untrained=untrained)
     last = max(cards)
-    mistakes = mistakes_table(last, cards[last], networks=NETWORKS[network])
+    mistakes = mistakes_table(last, cards[last], networks=meant)
     return Outcome(document, Group(table, mistakes, *tables))
 
 
@@ -114,6 +119,22 @@ def require_slim(store: Lineage, network: str) -> None:
             f"{recipe.evaluation.slim}, method.name = {recipe.method.name!r}",
             ExitCode.LINEAGE,
         )
+
+
+def network_names(store: Lineage, number: int, network: str, rate: float | None) -> list[str]:
+    """Return the names of the networks of a generation that `--network` and `--rate` mean, as scorecards have them.
+
+    Raises:
+        KeMetricError: USAGE: a rate for the dense network, or one that its slim networks do not have.
+    """
+    recipe = store.recipe
+    if rate is None:
+        further = further_rates(recipe, number) if recipe.has_slim else []
+        slims = ["slim", *(slim_name(rate_text(each)) for each in further)] if recipe.has_slim else []
+        return {"dense": ["dense"], "slim": slims, "both": ["dense", *slims]}[network]
+    choice = choose_network(store, number, "slim" if network == "both" else network, rate)
+    require_slim(store, "slim")
+    return [choice.name]
 
 
 def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = None) -> tuple[Scorer, list[str]]:
@@ -169,13 +190,18 @@ def _score(
 
     classes = len(scorer.pictures.benchmark.train.class_names)
     network, plan = LineageNetworks(scorer.recipe, classes).restore(generation, device=scorer.engine.device)
-    return scorer.scorecard(network, plan, seen=None if embeddings is None else keep)
+    return scorer.scorecard(
+        network,
+        plan,
+        narrow={rate: SplitPlan.from_json(text) for rate, text in generation.narrow_splits.items()},
+        repairs=generation.repairs,
+        seen=None if embeddings is None else keep,
+    )
 
 
 def _compare(card: Scorecard, generation: Generation, *, backend: str, data_changed: bool) -> str:
     """Say whether the scores are those that were stored, and the largest difference if not."""
-    stored = generation.scorecard
-    pairs = [(card.dense, stored.dense), (card.slim or {}, stored.slim or {})]
+    pairs = list(_scored_twice(card, generation.scorecard))
     # What one of them does not have was not computed by the version that made it.
     if all(new[name] == old[name] for new, old in pairs for name in new.keys() & old.keys()):
         return f"generation {generation.number}: equal to the stored scorecard"
@@ -197,12 +223,26 @@ def _compare(card: Scorecard, generation: Generation, *, backend: str, data_chan
     )
 
 
+def _scored_twice(now: Scorecard, before: Scorecard) -> Iterator[tuple[Scores, Scores]]:
+    """Yield the scores of every network, and those of slim ones as they were cut out, that both scorecards have."""
+    for name in now.networks.keys() & before.networks.keys():
+        yield now.networks[name], before.networks[name]
+    for name in now.slims.keys() & before.slims.keys():
+        yield now.slims[name].as_cut or {}, before.slims[name].as_cut or {}
+
+
 def _public(version: str) -> str:
     return version.partition("+")[0]
 
 
-def _only(document: dict[str, Any], networks: Sequence[str]) -> dict[str, Any]:
+def _only(document: dict[str, Any], networks: Collection[str]) -> dict[str, Any]:
+    """Return what a generation's document says of some networks, which are named as in `Scorecard.networks`."""
     chosen = {name: value for name, value in document.items() if name in ("generation", *networks)}
+    if "slim" in networks:
+        chosen |= {name: document[name] for name in ("slim_repair", "slim_as_cut") if name in document}
+    for name in ("narrow", "narrow_repair", "narrow_as_cut"):
+        found = {rate: value for rate, value in document.get(name, {}).items() if slim_name(rate) in networks}
+        chosen |= {name: found} if found else {}
     if "classes" in document:
         chosen["classes"] = {name: found for name, found in document["classes"].items() if name in networks}
     return chosen
@@ -216,6 +256,7 @@ def require_minimums(result: Outcome, gates: Sequence[tuple[str, float]]) -> Non
     """
     for document in result.document.get("generations", [result.document]):
         scored = {network: document[network] for network in ("dense", "slim", "network") if network in document}
+        scored |= {slim_name(rate): scores for rate, scores in document.get("narrow", {}).items()}
         assert scored, "a gate without scores would always be met"
         for network, scores in scored.items():
             what = document["bundle"] if network == "network" else f"generation {document['generation']} {network}"

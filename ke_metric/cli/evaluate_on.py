@@ -14,9 +14,9 @@ from rich.text import Text
 
 from ke_metric.benchmarks.listings import Columns
 from ke_metric.cli.display import Outcome, counting, say, warn_of
-from ke_metric.cli.evaluate import NETWORKS, generations_of, require_names, require_slim, score_names
+from ke_metric.cli.evaluate import generations_of, network_names, require_names, require_slim, score_names
 from ke_metric.cli.lineages import count_trained_pictures, open_lineage
-from ke_metric.cli.options import PictureChoice
+from ke_metric.cli.options import ModelChoice, PictureChoice
 from ke_metric.errors import KeMetricError
 from ke_metric.evaluation.retrieval import Scoring
 from ke_metric.generation import Scorecard
@@ -43,50 +43,44 @@ Row = tuple[str, str, int, LabelledScores]
 """Generation or bundle, network, parameters, and what it scores."""
 
 
-def evaluate_on(
-    *,
-    pictures: PictureChoice,
-    which: str,
-    lineage: Path | None,
-    network: str,
-    bundle: Path | None,
-    device: str | None,
-    asked: Sequence[str] = (),
-) -> Outcome:
+def evaluate_on(*, pictures: PictureChoice, model: ModelChoice, asked: Sequence[str] = ()) -> Outcome:
     """Score networks of a lineage, or a bundle, on labelled pictures.
 
     Args:
         pictures: A folder with a folder for each class, or a CSV with path,label, and what its columns are called.
-        which: A number, `last`, `best` or `all`; of no meaning for a bundle.
-        lineage: The lineage's folder; the newest one when None.
-        network: `dense`, `slim` or `both`; of no meaning for a bundle.
-        bundle: A stored network in place of a lineage.
-        device: A torch device.
+        model: Whose networks: of the generations that `which` names, which may be `all`, the one that is named, or
+            all where none is.
         asked: Names of scores that there must be.
     """
     [on] = pictures.sources
     columns = Columns(pictures.path_column, pictures.label_column)
-    if bundle is not None:
-        return _evaluate_bundle(on, columns, bundle, device, asked)
-    store = open_lineage(lineage)
+    if model.bundle is not None:
+        return _evaluate_bundle(on, columns, model.bundle, model.device, asked)
+    store, which, device = open_lineage(model.lineage), model.which or "last", model.device
     recipe, numbers = store.recipe, generations_of(store, which)
+    network = model.network or "both"
     require_slim(store, network)
+    names = {number: network_names(store, number, network, model.rate) for number in numbers}
     classifies = recipe.task == "classification"
     evaluation = recipe.evaluation
     require_names(asked, score_names(recipe.task, evaluation.recall_at, evaluation.kmeans_seeds, of_others=True))
     listed = _listed(on, columns, pairs=not classifies)
     trained = count_trained_pictures(store, [Path(item.path) for item in listed.items])
-    names = [name for name in NETWORKS[network] if name == "dense" or recipe.has_slim]
     scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)))
     documents: list[dict[str, Any]] = []
     rows: list[Row] = []
     for number in numbers:
         documents.append({"generation": number})
-        for name in names:
-            embedder = Embedder.load(store.folder, number, name, device=device)
-            predictor = Predictor.load(store.folder, number, name, device=device) if classifies else None
+        for name in names[number]:
+            kind, _, text = name.partition(" ")
+            rate = float(text) if text else None
+            embedder = Embedder.load(store.folder, number, kind, rate=rate, device=device)
+            predictor = Predictor.load(store.folder, number, kind, rate=rate, device=device) if classifies else None
             found = _scores(listed, embedder, predictor, f"generation {number} {name}", scoring, evaluation.recall_at)
-            documents[-1] |= {name: found.scores}
+            if text:
+                documents[-1].setdefault("narrow", {})[text] = found.scores
+            else:
+                documents[-1][name] = found.scores
             if found.classes is not None:
                 documents[-1].setdefault("classes", {})[name] = asdict(found.classes)
             rows.append((str(number), name, count_parameters(embedder.network), found))

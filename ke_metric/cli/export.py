@@ -38,31 +38,35 @@ from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.network_choice import card_of, choose_network
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.scoring import count_parameters
-from ke_metric.split.hypotheses import extract_slim
 
 
-def store_network(*, which: str | None, network: str, lineage: Path | None, folder: Path, overwrite: bool) -> Outcome:
+def store_network(
+    *, which: str | None, network: str, rate: float | None, lineage: Path | None, folder: Path, overwrite: bool
+) -> Outcome:
     """Store a network of a generation, its slim or its dense one, as config.json and model.safetensors.
 
     Args:
         which: A number, `last` or `best`; None: the best one whose weights were kept.
         network: `slim` or `dense`.
+        rate: Split rate of the slim network; None: `split.rate`.
         lineage: The lineage's folder; the newest one when None.
         folder: The folder to make.
         overwrite: Replace the stored network that is there.
 
     Raises:
-        KeMetricError: No such lineage or generation, weights not kept, no slim network, or the folder is taken.
+        KeMetricError: No such lineage or generation, weights not kept, no slim network or none of this rate, or the
+            folder is taken.
     """
     require_free(folder, overwrite=overwrite, kind=STORED_NETWORK)
     store = open_lineage(lineage)
-    choice = choose_network(store, generation_of(which), network)
+    choice = choose_network(store, generation_of(which), network, rate)
     say_network(f"{store.folder}, {choice.words}", choice.reason)
     generation = store.load(choice.number)
     class_names = generation.provenance.class_names
+    networks = LineageNetworks(store.recipe, len(class_names))
     # Laid out in memory as they were when they were scored.
-    dense, plan = LineageNetworks(store.recipe, len(class_names)).restore(generation)
-    slim = extract_slim(dense, plan) if choice.has_slim else None
+    dense, _ = networks.restore(generation)
+    slim = networks.slim(dense, generation, choice.rate) if choice.has_slim else None
     stored = dense if slim is None or network == "dense" else slim
     save_network(
         stored,
@@ -75,6 +79,7 @@ def store_network(*, which: str | None, network: str, lineage: Path | None, fold
         "lineage": str(store.folder),
         "generation": generation.number,
         "network": network,
+        **({"rate": choice.rate} if choice.rate is not None else {}),
         "folder": str(folder),
         "dense_parameters": count_parameters(dense),
         "dense_bytes": sum(tensor.nbytes for tensor in generation.weights.values()),
@@ -84,17 +89,19 @@ def store_network(*, which: str | None, network: str, lineage: Path | None, fold
         document["slim_parameters"] = count_parameters(slim)
         document["slim_bytes"] = sum(tensor.nbytes for tensor in slim.state_dict().values())
     document[f"{network}_bytes"] = (folder / WEIGHTS).stat().st_size
-    if generation.scorecard.slim is not None:
-        document["slim"] = dict(generation.scorecard.slim)
-    return Outcome(document, _slim_table(document))
+    slim_name = choice.name if network == "slim" else "slim"
+    if scored := generation.scorecard.slims.get(slim_name):
+        document["slim"] = dict(scored.scores)
+    return Outcome(document, _slim_table(document, slim_name))
 
 
-def _slim_table(document: dict[str, Any]) -> Table:
+def _slim_table(document: dict[str, Any], slim_name: str) -> Table:
     table = Table(title=f"{document['folder']}: {document['lineage']}", title_justify="left")
     networks = [name for name in ("dense", "slim") if f"{name}_parameters" in document]
     table.add_column(f"generation {document['generation']}")
     for name in networks:
-        table.add_column(f"{name}, stored" if name == document["network"] else name, justify="right")
+        title = slim_name if name == "slim" else name
+        table.add_column(f"{title}, stored" if name == document["network"] else title, justify="right")
     table.add_row("parameters", *(f"{document[f'{name}_parameters']:,}" for name in networks))
     table.add_row("size", *(f"{document[f'{name}_bytes'] / 1e6:,.1f} MB" for name in networks))
     scores: dict[str, Scores] = {name: document.get(name, {}) for name in networks}

@@ -79,7 +79,14 @@ def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
     else:
         # Opened: a folder that holds no lineage would else be looked at as a bundle.
         lineage = open_lineage(model.lineage, task=task).folder
-        loaded = kind.load(lineage, generation_of(model.which), model.network, device=model.device, views=model.views)
+        loaded = kind.load(
+            lineage,
+            generation_of(model.which),
+            model.network,
+            rate=model.rate,
+            device=model.device,
+            views=model.views,
+        )
     say_network(loaded.description, loaded.reason)
     return loaded
 

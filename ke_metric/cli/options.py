@@ -12,6 +12,11 @@ import click
 
 FOLDER = click.Path(path_type=Path)
 Function = Callable[..., Any]
+RATE = click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="The slim network of this split rate, one of the recipe's split.rates; split.rate when left out.",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ModelChoice:
         lineage: Folder of a lineage; None: the newest one, unless there is a bundle.
         which: A generation's number, `last` or `best`; None: the best one whose weights were kept.
         network: `dense` or `slim`; None: the one with the better score.
+        rate: Split rate of the slim network; None: that of the recipe's `split.rate`.
         bundle: Folder of a stored network, in place of all that.
         device: A torch device.
         batch_size: Pictures per forward pass; None: the network's own.
@@ -50,6 +56,7 @@ class ModelChoice:
     lineage: Path | None = None
     which: str | None = None
     network: str | None = None
+    rate: float | None = None
     bundle: Path | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -58,7 +65,8 @@ class ModelChoice:
     @property
     def is_named(self) -> bool:
         """Whether a network was named at all."""
-        return any(value is not None for value in (self.lineage, self.which, self.network, self.bundle, self.views))
+        named = self.lineage, self.which, self.network, self.rate, self.bundle, self.views
+        return any(value is not None for value in named)
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,15 @@ def network_options(function: Function) -> Function:
 
     @wraps(function)
     def packed(**options: Any) -> Any:
-        model = ModelChoice(**{name: options.pop(name) for name in ("lineage", "which", "network", "bundle")})
-        if model.bundle is not None and (model.lineage or model.which or model.network):
-            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network")
+        fields = ("lineage", "which", "network", "rate", "bundle")
+        model = ModelChoice(**{name: options.pop(name) for name in fields})
+        if model.bundle is not None and replace(model, bundle=None).is_named:
+            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen, --network and --rate")
         return function(model=model, **options)
 
     for option in (
         click.option("--bundle", type=FOLDER, help="A stored network (ke-metric slim) in place of a lineage."),
+        RATE,
         click.option("--network", type=click.Choice(["dense", "slim"]), help="The better one when left out."),
         click.option(
             "--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out."

@@ -118,10 +118,9 @@ class LineageRecorder(TrainingObserver):
         """Add a stored generation's scores and mean weights to TensorBoard."""
         # The generation is stored: there is nothing left to go on with.
         self._unwritten = None
-        networks = {"dense": generation.scorecard.dense, "slim": generation.scorecard.slim or {}}
-        for network, scores in networks.items():
+        for network, scores in generation.scorecard.networks.items():
             for name, value in scores.items():
-                self._scalar(f"{network}/{name}", value, generation.number)
+                self._scalar(f"{network.replace(' ', '_')}/{name}", value, generation.number)
         for name, parts in generation.magnitudes.items():
             for part, mean in zip(("fit", "reset"), parts, strict=True):
                 if mean is not None:

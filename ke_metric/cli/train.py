@@ -32,6 +32,7 @@ from ke_metric.cli.training_display import TrainingDisplay
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import LineageTraining, Start
+from ke_metric.generation import rate_text
 from ke_metric.images.batches import first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
 from ke_metric.images.pixel_store import Pictures, fingerprint
@@ -84,6 +85,7 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
         "batches_per_epoch": batches,
         **({"repeated_pictures": repeated} if repeated and recipe.task == "retrieval" else {}),
         **_count_parameters(training, inheritance.plan),
+        **_count_narrow(training, lineage_training.narrow_plans(1, None), inheritance.plan),
         "expected_disk_bytes": expected_disk(training),
         "first_loss": value,
         "seconds_per_step": round(seconds, 4),
@@ -121,6 +123,15 @@ def _count_parameters(training: GenerationTraining, plan: SplitPlan) -> dict[str
     if training.recipe.trains_slim(1) or plan.kind != "kels":
         return counts
     return counts | {"parameters_slim": count_parameters(extract_slim(training.network, plan))}
+
+
+def _count_narrow(training: GenerationTraining, plans: Mapping[str, SplitPlan], own: SplitPlan) -> dict[str, int]:
+    """Return the parameters of the slim networks of further rates."""
+    return {
+        f"parameters_slim_{rate}": count_parameters(extract_slim(training.network, plan))
+        for rate, plan in plans.items()
+        if rate != rate_text(own.rate)
+    }
 
 
 def expected_disk(training: GenerationTraining, *, kept: int | None = None) -> int:

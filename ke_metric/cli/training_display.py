@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ke_metric.cli.display import CONSOLE, say
 from ke_metric.generation import Generation, TrainingState
-from ke_metric.lineage.report import BASELINE, is_share
+from ke_metric.lineage.report import BASELINE, decisive_score, is_share
 from ke_metric.training.hooks import StepReport, TrainingObserver
 from ke_metric.training.one_generation import SIGNS
 
@@ -110,6 +110,11 @@ class TrainingDisplay(TrainingObserver):
         shown = [f"dense {_percent(scorecard.dense)}"]
         if scorecard.slim is not None:
             shown.append(f"slim {_percent(scorecard.slim)}")
+        for name in list(scorecard.slims)[1:]:
+            # One number is enough of each further one: the table at the end has all.
+            scores = scorecard.networks[name]
+            first = decisive_score(scores)
+            shown += [f"{name} {_percent({first: scores[first]})}"] if first else []
         say(
             f"generation {generation.number}/{self._generations}: {'; '.join(shown)}; "
             f"trained {_duration(seconds['training'])}, scored {_duration(seconds['scoring'])}",

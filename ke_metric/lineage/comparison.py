@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores
+from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores, rate_text, slim_name
 from ke_metric.lineage.files import read_provenance
 from ke_metric.lineage.folder import FREE_FIELDS
 from ke_metric.lineage.store import Lineage
@@ -69,27 +69,31 @@ class Strategy:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The networks that have scores: dense, slim, or both.
+        """The networks that have scores: dense, slim, and slim ones of other rates (`split.rates`).
 
         The network of `slim_alone`, the slim architecture on its own, is a slim one.
         """
         if self.recipe.method.rules.is_slim:
             return ("slim",)
-        return ("dense", "slim") if self.recipe.has_slim else ("dense",)
+        if not self.recipe.has_slim:
+            return ("dense",)
+        own = rate_text(self.recipe.split.rate)
+        others = [rate for rate in map(rate_text, self.recipe.split.rates) if rate != own]
+        return ("dense", "slim", *map(slim_name, others))
 
     def parameters(self, network: str, generation: int) -> int:
         """Return the number of parameters of one of a generation's networks."""
         card = next(iter(self._cards(generation).values()))
-        count = card.dense_parameters if self._stored_as(network) == "dense" else card.slim_parameters
-        assert count is not None, f"{self.name} has no {network} network"
-        return count
+        if self._stored_as(network) == "dense":
+            return card.dense_parameters
+        return card.slims[network].parameters
 
     def scores(self, generation: int, network: str) -> dict[int, Scores]:
         """Return seed -> scores of one network of a generation, for the seeds that have it."""
         cards = self._cards(generation)
         if self._stored_as(network) == "dense":
             return {seed: card.dense for seed, card in cards.items()}
-        return {seed: card.slim for seed, card in cards.items() if card.slim is not None}
+        return {seed: card.networks[network] for seed, card in cards.items() if network in card.networks}
 
     def worse_than_untrained(self, name: str) -> dict[int, tuple[float, float]]:
         """Return the generations that training made worse than they began, by a score of the network that is trained.

@@ -1,4 +1,4 @@
-"""Scorecards for people and for programs: a dense row and a slim row per generation, or plain JSON values."""
+"""Scorecards for people and for programs: a row per network of each generation, or plain JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
-from ke_metric.generation import Scorecard, Scores
+from ke_metric.generation import Scorecard, Scores, SlimScores
 
 RECALL = "recall@"
 ACCURACIES = ("top1", "balanced_accuracy", "top5", "validation_top1", "validation_top5")
@@ -31,14 +31,32 @@ WORST_PAIRS = 5
 def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     """Return a generation's scores as plain JSON values; what was not computed is absent.
 
-    Of a classification `classes` has, by network, the accuracy of every class and what its pictures were taken for.
+    `slim_repair` says what was repaired of the slim network, `slim_as_cut` what it scored before. The slim networks
+    of other rates are in `narrow`, by rate, and `narrow_repair` and `narrow_as_cut` say the same of them. Of a
+    classification `classes` has, by network, the accuracy of every class and what its pictures were taken for.
     """
     document: dict[str, Any] = {"generation": number, "dense": dict(scorecard.dense)}
     if scorecard.slim is not None:
         document["slim"] = dict(scorecard.slim)
+    if scorecard.slim_repair is not None:
+        document["slim_repair"] = scorecard.slim_repair
+    if scorecard.slim_as_cut is not None:
+        document["slim_as_cut"] = dict(scorecard.slim_as_cut)
+    document |= _narrow_document(scorecard.narrow or {})
     if scorecard.classes is not None:
         document["classes"] = {network: asdict(found) for network, found in scorecard.classes.items()}
     return document
+
+
+def _narrow_document(narrow: Mapping[str, SlimScores]) -> dict[str, Any]:
+    repairs = {rate: found.repair for rate, found in narrow.items() if found.repair is not None}
+    as_cut = {rate: dict(found.as_cut) for rate, found in narrow.items() if found.as_cut is not None}
+    facts = {
+        "narrow": {rate: dict(found.scores) for rate, found in narrow.items()},
+        "narrow_repair": repairs,
+        "narrow_as_cut": as_cut,
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def idle_steps(training_log: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -81,18 +99,25 @@ def scorecards_table(
     title: str,
     scorecards: Mapping[int, Scorecard],
     *,
-    networks: Collection[str] = ("dense", "slim"),
+    networks: Collection[str] | None = None,
     untrained: Scorecard | None = None,
 ) -> FittingTable:
     """Return the table of generation number to scorecard: all but NMI, which lies in [0, 1], in percent.
 
     The network before any training is shown as generation 0 where its scores are known. What has no column is in
     `scorecard_document`.
+
+    Args:
+        title: What stands above.
+        scorecards: Of each generation.
+        networks: Those that are shown, by the names of `Scorecard.networks`; all when None.
+        untrained: Scores before any training.
     """
-    shown = {0: untrained} | dict(scorecards) if untrained and "dense" in networks else scorecards
-    names = shown_names(score for card in shown.values() for score in (card.dense, card.slim or {}))
+    shown = {0: untrained} | dict(scorecards) if untrained and _is_asked("dense", networks) else scorecards
+    names = shown_names(scores for card in shown.values() for scores in card.networks.values())
     notes = [told_baseline(card.dense for card in shown.values())]
     notes += [told_worse(untrained, scorecards)] if untrained else []
+    notes += told_repairs(scorecards, networks)
     caption = Text("\n").join(Text(note) for note in notes if note) if any(notes) else None
 
     def build(names: Sequence[str], facts: Sequence[str]) -> Table:
@@ -106,13 +131,12 @@ def scorecards_table(
             padding=(0, 1, 0, 0),
         )
         for number, card in shown.items():
-            if "dense" in networks:
-                counts = [f"{card.dense_parameters:,}"] * len(facts)
-                table.add_row(str(number), "dense", *counts, *score_cells(card.dense, names))
-            if "slim" in networks and card.slim is not None:
-                label = "" if "dense" in networks else str(number)
-                counts = [f"{card.slim_parameters:,}"] * len(facts)
-                table.add_row(label, "slim", *counts, *score_cells(card.slim, names))
+            parameters = {"dense": card.dense_parameters}
+            parameters |= {name: found.parameters for name, found in card.slims.items()}
+            asked = {name: each for name, each in card.networks.items() if _is_asked(name, networks)}
+            for position, (name, scores) in enumerate(asked.items()):
+                counts = [f"{parameters[name]:,}"] * len(facts)
+                table.add_row("" if position else str(number), name, *counts, *score_cells(scores, names))
         return table
 
     return FittingTable(build, names)
@@ -169,6 +193,35 @@ def _least_width(table: Table) -> int:
     return width
 
 
+def told_repairs(scorecards: Mapping[int, Scorecard], networks: Collection[str] | None = None) -> list[str]:
+    """Return a sentence for every slim network that was repaired: how, and what it scored as it was cut out.
+
+    Args:
+        scorecards: Of each generation.
+        networks: Those that are meant, by name; all when None.
+    """
+    told: dict[str, list[str]] = {}
+    for number, card in scorecards.items():
+        for name, found in card.slims.items():
+            score = decisive_score(found.as_cut or {})
+            if found.as_cut is None or score is None or not _is_asked(name, networks):
+                continue
+            how = " + ".join(_steps_of(found.repair or "", classifies="top1" in found.as_cut))
+            before = f"{header(score)} {100 * found.as_cut[score]:.1f} as cut"
+            told.setdefault(name, []).append(f"generation {number} {how} ({before})")
+    return [f"{name} repaired: {', '.join(each)}" for name, each in told.items()]
+
+
+def _steps_of(repair: str, *, classifies: bool) -> list[str]:
+    """Return in words what a kind of repair (`SlimRepair.kind`) consists of."""
+    layer = "last layer refitted" if classifies else "whitening"
+    return [*["statistics"] * (repair in ("statistics", "both")), *[layer] * (repair != "statistics")]
+
+
+def _is_asked(network: str, networks: Collection[str] | None) -> bool:
+    return networks is None or network in networks
+
+
 def told_worse(untrained: Scorecard, scorecards: Mapping[int, Scorecard]) -> str | None:
     """Return the sentence on generations that training made worse than they began; None where there is none."""
     worse, name = worse_generations(untrained, scorecards), decisive_score(untrained.dense)
@@ -186,9 +239,15 @@ def told_baseline(cards: Iterable[Scores]) -> str | None:
 
 
 def mistakes_table(
-    number: int | str, scorecard: Scorecard, *, networks: Collection[str] = ("dense", "slim")
+    number: int | str, scorecard: Scorecard, *, networks: Collection[str] | None = None
 ) -> Table | Text:
-    """Return the classes that were most often taken for another one; nothing, where none was or nobody knows."""
+    """Return the classes that were most often taken for another one; nothing, where none was or nobody knows.
+
+    Args:
+        number: Of the generation.
+        scorecard: Of the generation.
+        networks: Those that are shown, by the names of `Scorecard.networks`; all when None.
+    """
     table = Table(
         *(Column(name, overflow="fold") for name in ("network", "class", "taken for")),
         *(Column(name, justify="right") for name in ("pictures", "of", "%")),
@@ -198,9 +257,11 @@ def mistakes_table(
         padding=(0, 1, 0, 0),
     )
     for network, found in (scorecard.classes or {}).items():
+        if not _is_asked(network, networks):
+            continue
         taken = [(own, other, count) for own, others in found.confusion.items() for other, count in others.items()]
         mistaken = sorted((each for each in taken if each[0] != each[1]), key=lambda each: -each[2])
-        for position, (own, other, count) in enumerate(mistaken[:WORST_PAIRS] if network in networks else ()):
+        for position, (own, other, count) in enumerate(mistaken[:WORST_PAIRS]):
             total = sum(found.confusion[own].values())
             label = "" if position else network
             table.add_row(label, own, other, f"{count:,}", f"{total:,}", f"{100 * count / total:.1f}")

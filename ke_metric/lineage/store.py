@@ -253,11 +253,13 @@ class Lineage:
         for number in set(self.numbers) - self._kept():
             files.drop_weights(self.generation_folder(number))
         shutil.rmtree(self.folder / IN_PROGRESS, ignore_errors=True)
+        card = generation.scorecard
         self.log(
             "generation",
             number=generation.number,
-            dense=dict(generation.scorecard.dense),
-            slim=dict(generation.scorecard.slim or {}),
+            dense=dict(card.dense),
+            slim=dict(card.slim or {}),
+            **({"narrow": {rate: dict(found.scores) for rate, found in card.narrow.items()}} if card.narrow else {}),
             magnitudes={name: list(pair) for name, pair in generation.magnitudes.items()},
         )
 

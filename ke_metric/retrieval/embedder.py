@@ -133,6 +133,7 @@ class PictureNetwork:
         generation: int | str | None = None,
         network: str | None = None,
         *,
+        rate: float | None = None,
         device: torch.device | str | None = None,
         views: int | None = None,
     ) -> Self:
@@ -143,13 +144,16 @@ class PictureNetwork:
             generation: Number of a generation, `last` or `best`; None: the best one whose weights were kept. Of no
                 meaning for a bundle, which is one network.
             network: `slim` or `dense`; None: the one with the better score. Of no meaning for a bundle.
+            rate: Split rate of the slim network, which it names without `network` too: `split.rate` (None) or one of
+                `split.rates`. Of no meaning for a bundle.
             device: Where the network runs; the accelerator where there is one when None, else the processor.
             views: How many views of a picture its outputs are averaged over, 1, 2 or 5, in place of what the recipe
                 or the bundle says; another number is another digest.
 
         Raises:
             KeMetricError: There is neither at `source`, no such generation, its weights were not kept, it has no slim
-                network, or it is a network of another task. USAGE: there is no such number of views.
+                network or none of this rate, or it is a network of another task. USAGE: there is no such number of
+                views.
         """
         if views is not None and (type(views) is not int or views not in MOVES):
             raise KeMetricError(f"views = {views!r}, must be {either(list(map(str, MOVES)))}", ExitCode.USAGE)
@@ -160,7 +164,7 @@ class PictureNetwork:
             from ke_metric.retrieval.network_choice import choose_network
 
             if holds_lineage(folder):
-                choice = choose_network(Lineage(source), generation, network)
+                choice = choose_network(Lineage(source), generation, network, rate)
                 stored, architecture, card = choice.load(place)
                 loaded = cls(
                     stored,

@@ -28,9 +28,10 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     arrays of three axes.
 
     Args:
-        source: As the following three, of `Embedder.load`.
+        source: As the following four, of `Embedder.load`.
         generation: Number of a generation, `last` or `best`; None: the best one whose weights were kept.
         network: `slim` or `dense`; None: the one with the better score.
+        rate: Split rate of the slim network; None: `split.rate`.
         device: Where the network runs.
         batch_size: Pictures per forward pass; the embedder's own when None.
 
@@ -45,12 +46,14 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         *,
         generation: int | str | None = None,
         network: str | None = None,
+        rate: float | None = None,
         device: str | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.source = source
         self.generation = generation
         self.network = network
+        self.rate = rate
         self.device = device
         self.batch_size = batch_size
 
@@ -72,7 +75,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return np.concatenate(parts) if parts else np.empty((0, self._n_features_out), np.float32)
 
     def _load(self) -> Embedder:
-        return Embedder.load(self.source, self.generation, self.network, device=self.device)
+        return Embedder.load(self.source, self.generation, self.network, rate=self.rate, device=self.device)
 
     def _loaded(self) -> Embedder:
         if not hasattr(self, "embedder_"):
