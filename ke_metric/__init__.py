@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ke_metric.retrieval.predictor import Predictor
     from ke_metric.split.hypotheses import extract_slim, redraw_reset
     from ke_metric.split.planning import plan_split
+    from ke_metric.split.repair import estimate_norm_statistics
 
 __all__ = [
     "Architecture",
@@ -29,6 +30,7 @@ __all__ = [
     "NetworkCard",
     "Predictor",
     "__version__",
+    "estimate_norm_statistics",
     "evolve",
     "extract_slim",
     "load_network",
@@ -48,6 +50,7 @@ _HOMES = {
     "Lineage": "ke_metric.lineage.store",
     "NetworkCard": "ke_metric.networks.bundle_config",
     "Predictor": "ke_metric.retrieval.predictor",
+    "estimate_norm_statistics": "ke_metric.split.repair",
     "evolve": "ke_metric.evolution",
     "extract_slim": "ke_metric.split.hypotheses",
     "load_network": "ke_metric.networks.bundle",

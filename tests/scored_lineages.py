@@ -6,7 +6,7 @@ import torch
 
 from ke_metric import Lineage
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.generation import Generation, Provenance
+from ke_metric.generation import Generation, Provenance, rate_text
 from ke_metric.images.image_set import without_training
 from ke_metric.images.pixel_store import Pictures
 from ke_metric.networks.recipe_networks import LineageNetworks
@@ -36,7 +36,9 @@ def grow_scored(folder: Path, **fields: object) -> Lineage:
     """Store a lineage of two drawn networks, scored dense and slim as a training scores them."""
     recipe = Recipe.model_validate(FIELDS | fields)
     lineage = Lineage.create(folder, recipe, text="x", command="ke-metric train x.yaml")
-    benchmark = without_training(load_benchmark(recipe.data, recipe.task))
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    if recipe.evaluation.slim_repair == "none":
+        benchmark = without_training(benchmark)
     scorer = Scorer(Pictures.decode(benchmark, recipe.data.store_size), recipe, Engine("fp32", "cpu"))
     class_names = benchmark.query.class_names if recipe.task == "classification" else ()
     loss_weights = {"scale": torch.tensor(12.5)} if recipe.network.head == "cosine" else {}
@@ -44,6 +46,8 @@ def grow_scored(folder: Path, **fields: object) -> Lineage:
     for number in range(1, recipe.generations + 1):
         network = networks.build(number)
         plan = networks.plan(network, number)
+        narrow = {rate_text(rate): networks.plan_at(network, rate) for rate in recipe.split.rates}
+        repairs = scorer.repairs(network, {**narrow, rate_text(plan.rate): plan}, number)
         lineage.append(
             Generation(
                 number=number,
@@ -51,10 +55,12 @@ def grow_scored(folder: Path, **fields: object) -> Lineage:
                 loss_weights=loss_weights,
                 split=plan.to_json(),
                 split_bits=plan.to_tensors(),
-                scorecard=scorer.scorecard(network, plan),
+                scorecard=scorer.scorecard(network, plan, narrow=narrow, repairs=repairs),
                 training_log=(),
                 magnitudes={},
                 provenance=Provenance("0", "1" if number > 1 else None, 0, {}, {}, {}, class_names),
+                narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
+                repairs=repairs,
             )
         )
     return lineage

@@ -5,7 +5,7 @@ import pytest
 from ke_metric.cli import recording as module
 from ke_metric.cli.recording import LineageRecorder
 from ke_metric.errors import KeMetricError
-from ke_metric.generation import TrainingState
+from ke_metric.generation import Scorecard, TrainingState
 from ke_metric.recipe.schema import Recipe
 
 
@@ -101,8 +101,7 @@ class Stored:
 
     number, magnitudes = 1, {}
 
-    class scorecard:
-        dense, slim = {}, None
+    scorecard = Scorecard({}, None, 9, None)
 
 
 def test_a_stored_generation_leaves_no_state(clock, tmp_path):

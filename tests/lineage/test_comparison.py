@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import DataFingerprint, Generation, PartFingerprint, Provenance, Scorecard
+from ke_metric.generation import DataFingerprint, Generation, PartFingerprint, Provenance, Scorecard, SlimScores
 from ke_metric.lineage.comparison import gather, mean_and_spread, paired_difference, seen_differently
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
@@ -29,7 +29,10 @@ def grow(tmp_path):
         lineage = Lineage.create(tmp_path / str(next(count)), recipe, text="x", command="ke-metric train x.yaml")
         for number, recall in enumerate(recalls, start=1):
             slim = {"recall@1": recall / 2} if recipe.has_slim else None
-            card = Scorecard({"recall@1": recall}, slim, 9, 3 if recipe.has_slim else None)
+            narrow = {
+                f"{rate:g}": SlimScores({"recall@1": recall / 4}, 2) for rate in recipe.split.rates if rate != 0.5
+            }
+            card = Scorecard({"recall@1": recall}, slim, 9, 3 if recipe.has_slim else None, narrow=narrow or None)
             provenance = Provenance("x", None if number == 1 else "x", recipe.seed, {}, {}, {})
             weights = {"w": torch.zeros(1)}
             lineage.append(Generation(number, weights, {}, "{}", {}, card, (), {}, provenance))
@@ -198,3 +201,14 @@ def test_the_interval_holds_the_middle_of_all_means(pairs):
         assert loose - 1e-9 <= sign * end <= tight + 1e-9
     assert min(differences) - 1e-9 <= found.low <= found.mean + 1e-9
     assert found.mean - 1e-9 <= found.high <= max(differences) + 1e-9
+
+
+def test_slim_networks_of_other_rates_are_networks_of_their_own(grow):
+    repaired = {"evaluation": {"slim_repair": "auto"}}
+    family = grow([0.4], split={"rates": [0.25, 0.5, 0.75]}, **repaired)
+    (strategy,) = gather([family])
+    assert strategy.networks == ("dense", "slim", "slim 0.25", "slim 0.75")
+    assert strategy.scores(1, "slim 0.25") == {0: {"recall@1": 0.1}}
+    assert [strategy.parameters(name, 1) for name in strategy.networks] == [9, 3, 2, 2]
+    _, alone = gather([family, grow([0.4], split={"rates": [0.5]}, **repaired)])
+    assert alone.last_networks == ("dense", "slim")

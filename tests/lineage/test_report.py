@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console, Group
 
-from ke_metric.generation import ClassScores, Scorecard
+from ke_metric.generation import ClassScores, Scorecard, SlimScores
 from ke_metric.lineage.report import (
     is_share,
     mistakes_table,
@@ -218,3 +218,47 @@ def test_the_document_of_a_classification_has_every_class():
 
 def test_a_document_without_a_slim_network_does_not_mention_it():
     assert scorecard_document(1, Scorecard({"nmi": 0.5}, None, 4, None)) == {"generation": 1, "dense": {"nmi": 0.5}}
+
+
+FAMILY = Scorecard(
+    {"recall@1": 0.9}, {"recall@1": 0.8}, 1000, 300,
+    slim_as_cut={"recall@1": 0.439}, slim_repair="both",
+    narrow={
+        "0.75": SlimScores({"recall@1": 0.85}, 600, None, "none"),
+        "0.25": SlimScores({"recall@1": 0.7}, 100, {"recall@1": 0.25}, "statistics"),
+    },
+)  # fmt: skip
+
+
+def test_every_slim_network_has_a_row_and_repaired_ones_are_told():
+    lines = printed("x", {1: FAMILY, 2: FAMILY})
+    row = [["1", "dense", "1,000", "90.0"], ["slim", "300", "80.0"], ["slim", "0.25", "100", "70.0"]]
+    row += [["slim", "0.75", "600", "85.0"]]
+    assert [line.split() for line in lines[3:7]] == row
+    told = " ".join(" ".join(line.split()) for line in lines[11:])
+    assert "slim repaired: generation 1 statistics + whitening (R@1 43.9 as cut), generation 2" in told
+    assert "slim 0.25 repaired: generation 1 statistics (R@1 25.0 as cut), generation 2" in told
+    assert "0.75" not in told
+    only = lines_of(scorecards_table("x", {1: FAMILY}, networks=["slim 0.25"]))
+    assert only[3].split() == ["1", "slim", "0.25", "100", "70.0"]
+    assert len(only) == 5
+
+
+def test_the_document_tells_of_every_slim_network():
+    assert scorecard_document(1, FAMILY) == {
+        "generation": 1,
+        "dense": {"recall@1": 0.9},
+        "slim": {"recall@1": 0.8},
+        "slim_repair": "both",
+        "slim_as_cut": {"recall@1": 0.439},
+        "narrow": {"0.75": {"recall@1": 0.85}, "0.25": {"recall@1": 0.7}},
+        "narrow_repair": {"0.75": "none", "0.25": "statistics"},
+        "narrow_as_cut": {"0.25": {"recall@1": 0.25}},
+    }
+
+
+def test_a_refitted_layer_is_called_so():
+    card = Scorecard({"top1": 0.5}, {"top1": 0.4}, 9, 3, slim_as_cut={"top1": 0.1}, slim_repair="refit")
+    assert (
+        printed("x", {1: card})[-1].strip() == "slim repaired: generation 1 last layer refitted (top-1 10.0 as cut)"
+    )
