@@ -241,7 +241,7 @@ def test_every_slim_network_has_a_row_and_repaired_ones_are_told():
     assert "0.75" not in told
     only = lines_of(scorecards_table("x", {1: FAMILY}, networks=["slim 0.25"]))
     assert only[3].split() == ["1", "slim", "0.25", "100", "70.0"]
-    assert len(only) == 5
+    assert " ".join(" ".join(only[4:]).split()) == "slim 0.25 repaired: generation 1 statistics (R@1 25.0 as cut)"
 
 
 def test_the_document_tells_of_every_slim_network():
@@ -259,6 +259,5 @@ def test_the_document_tells_of_every_slim_network():
 
 def test_a_refitted_layer_is_called_so():
     card = Scorecard({"top1": 0.5}, {"top1": 0.4}, 9, 3, slim_as_cut={"top1": 0.1}, slim_repair="refit")
-    assert (
-        printed("x", {1: card})[-1].strip() == "slim repaired: generation 1 last layer refitted (top-1 10.0 as cut)"
-    )
+    told = " ".join(" ".join(printed("x", {1: card})[5:]).split())
+    assert told == "slim repaired: generation 1 last layer refitted (top-1 10.0 as cut)"
