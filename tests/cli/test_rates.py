@@ -17,7 +17,7 @@ from ke_metric.networks.bundle_config import read_description
 from ke_metric.retrieval.network_choice import choose_network
 from ke_metric.retrieval.scikit_learn import EmbeddingTransformer
 
-RATES = {"split": {"rates": [0.25, 0.5]}, "generations": 1}
+RATES = {"split": {"rates": [0.25, 0.5]}, "generations": 1, "batches": {"size": 20}}
 NAMES = {"dense": None, "slim": 0.5, "slim 0.25": 0.25}
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ke_metric.cli import display, training_display
 from ke_metric.cli.training_display import TrainingDisplay, fitting
+from ke_metric.generation import Scorecard, SlimScores
 from ke_metric.training.hooks import StepReport
 
 FACTS = {
@@ -58,3 +59,20 @@ def test_the_lines_fit_into_80_columns(number, epoch, loss, terminal, monkeypatc
         assert "…" not in line
         assert line.startswith(f"generation {number}/{number} epoch {epoch}")
         assert f"loss {loss:.3f}" in line
+
+
+def test_slim_networks_of_other_rates_are_told_by_one_number(monkeypatch):
+    file = io.StringIO()
+    console = Console(file=file, width=80, highlight=False)
+    for module in (display, training_display):
+        monkeypatch.setattr(module, "CONSOLE", console)
+    scores = {"recall@1": 0.5, "recall@2": 0.75, "nmi": 0.25}
+    card = Scorecard(scores, scores, 9, 4, narrow={"0.25": SlimScores(scores, 2), "0.75": SlimScores(scores, 6)})
+    stored = SimpleNamespace(
+        number=1, scorecard=card, provenance=SimpleNamespace(seconds={"training": 1.0, "scoring": 2.0})
+    )
+    TrainingDisplay(2).generation_done(stored)
+    assert file.getvalue() == (
+        "generation 1/2: dense recall@1 50.0, recall@2 75.0; slim recall@1 50.0, recall@2 75.0; "
+        "slim 0.25 recall@1 50.0; slim 0.75 recall@1 50.0; trained 0:01, scored 0:02\n"
+    )
