@@ -207,7 +207,7 @@ def _require_one_kind(on: Path | None, bundle: Path | None, through: ThroughChoi
     if on is None:
         raise click.UsageError("--bundle needs --on: a stored network has no pictures of its own to be scored on")
     if any(given(name) is ParameterSource.COMMANDLINE for name in ("lineage", "which", "network", "rate")):
-        raise click.UsageError("--bundle is one network: it excludes --lineage, --gen, --network and --rate")
+        raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network, --rate too")
 
 
 def _gate(text: str) -> tuple[str, float]:

@@ -143,7 +143,7 @@ def network_options(function: Function) -> Function:
         fields = ("lineage", "which", "network", "rate", "bundle")
         model = ModelChoice(**{name: options.pop(name) for name in fields})
         if model.bundle is not None and replace(model, bundle=None).is_named:
-            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen, --network and --rate")
+            raise click.UsageError("--bundle is one network: it excludes --lineage, --gen and --network, --rate too")
         return function(model=model, **options)
 
     for option in (

@@ -115,7 +115,7 @@ def test_rates_that_there_are_not(family, tmp_path):
     with pytest.raises(KeMetricError, match=r"rate = 0\.25, is the split rate of a slim network: network = 'dense'"):
         Embedder.load(family.folder, network="dense", rate=0.25)
     told = expect(ExitCode.USAGE, "embed", tmp_path, "--bundle", tmp_path, "--rate", 0.25, "-o", tmp_path / "n")
-    assert "--bundle is one network: it excludes --lineage, --gen, --network and --rate" in told
+    assert "--bundle is one network: it excludes --lineage, --gen and --network, --rate too" in told
 
 
 def test_single_weights_have_no_rates(tmp_path):
