@@ -101,6 +101,8 @@ class Scorecard:
         slim_repair: Kind of the repair; None where the recipe asks for none.
         narrow: Split rate (`rate_text`) to the scores of the slim network there, for `split.rates` other than
             `split.rate`; None where there are none.
+        sizes: "dense" and "slim" to every one of `network.nested_sizes`, as text, to the scores of embeddings cut to
+            that size, without clusters; None where there are none.
     """
 
     dense: Scores
@@ -111,6 +113,7 @@ class Scorecard:
     slim_as_cut: Scores | None = None
     slim_repair: str | None = None
     narrow: Mapping[str, SlimScores] | None = None
+    sizes: Mapping[str, Mapping[str, Scores]] | None = None
 
     def __post_init__(self) -> None:
         assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"

@@ -12,9 +12,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, Strict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ke_metric.errors import ExitCode, KeMetricError, either
@@ -30,6 +40,7 @@ RECIPE_FIELDS: Added = {
     "data.label_column": "label",
     "embedding.views": 1,
     "network.blur": "none",
+    "network.nested_sizes": [],
     "split.rates": [],
     "split.joint": "all",
     "split.joint_teacher": 0.0,
@@ -38,11 +49,13 @@ RECIPE_FIELDS: Added = {
 FORMER_RECIPE_FIELDS: Added = {"method.fit_steps": 0.0}
 """Fields that are gone, and the only value a recipe may still have there: digests go on counting them."""
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False, "views": 1}
-ARCHITECTURE_FIELDS: Added = {"network.blur": "none"}
+ARCHITECTURE_FIELDS: Added = {"network.blur": "none", "network.nested_sizes": []}
 """Of a recipe's network as a bundle stores it; the default of each is the value before."""
 # Of a stored network of 5,000 tensors, config.json has 0.5 MB.
 LARGEST_DOCUMENT = 16 * 2**20
 LONGEST_VALUE = 80
+# Of an embedding: on one number, two unit vectors are equal or opposite.
+SMALLEST_SIZE = 2
 _ABSENT = object()
 
 
@@ -105,8 +118,11 @@ class Network(Section):
 
     backbone: str = "resnet50"
     """A torchvision classifier (`resnet50`, `googlenet`, ...) or a timm one (`timm/convnext_tiny`)."""
-    embedding_size: int = Field(128, ge=2, le=8192)
+    embedding_size: int = Field(128, ge=SMALLEST_SIZE, le=8192)
     """retrieval: length D of the embedding."""
+    nested_sizes: WholeNumbers = ()
+    """retrieval: how many of its first numbers shall be an embedding by themselves, ascending: [16, 32, 64]. The loss
+    is computed for each of these sizes too; none when empty."""
     head: Literal["linear", "cosine"] = "linear"
     """classification: a linear layer with bias, or the cosines of feature and class weights (AdaCosLoss)."""
     stem: Literal["standard", "small"] = "standard"
@@ -118,6 +134,21 @@ class Network(Section):
     that an embedding depends less on where its picture lies by a pixel. `stem`: only in the first layers."""
     pretrained: bool = False
     """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
+
+    @field_validator("nested_sizes")
+    @classmethod
+    def _ascending(cls, sizes: WholeNumbers) -> WholeNumbers:
+        if list(sizes) != sorted(set(sizes)) or any(size < SMALLEST_SIZE for size in sizes):
+            raise ValueError(f"must be whole numbers of at least {SMALLEST_SIZE}, ascending, each once")
+        return sizes
+
+    @model_validator(mode="after")
+    def _sizes_lie_inside(self) -> Self:
+        if self.nested_sizes and self.nested_sizes[-1] >= self.embedding_size:
+            sizes = list(self.nested_sizes)
+            message = f"nested_sizes = {sizes}, must be smaller than embedding_size = {self.embedding_size}"
+            raise ConflictError(message, ("nested_sizes", "embedding_size"))
+        return self
 
 
 def dotted(path: FieldPath) -> str:

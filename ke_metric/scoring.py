@@ -79,7 +79,15 @@ class Scorer:
             seen: Called with "dense", "slim" and "slim 0.25" (of `split.rates`) and the embeddings that were scored;
                 never for a classification.
         """
-        dense, classes = self._score(network, "dense", seen)
+        by_size: dict[str, dict[str, Scores]] = {}
+
+        def listen(name: str, query: FloatArray, gallery: FloatArray) -> None:
+            if seen is not None:
+                seen(name, query, gallery)
+            if name in ("dense", "slim") and self.recipe.network.nested_sizes:
+                by_size[name] = self._by_size(query, gallery)
+
+        dense, classes = self._score(network, "dense", listen)
         found = {"dense": classes}
         slim: dict[str, SlimScores] = {}
         own_rate = rate_text(plan.rate)
@@ -91,7 +99,11 @@ class Scorer:
                 as_cut = self._score(cut, name, None)[0]
                 load_whole(cut, {**cut.state_dict(), **repair.tensors}, "the repair of the slim network")
             # All of it is kept, as in a last generation that is slim already: the same network.
-            scores, found[name] = self._score(cut, name, seen) if split.reset_count else (dense, classes)
+            if split.reset_count:
+                scores, found[name] = self._score(cut, name, listen)
+            else:
+                scores, found[name] = dense, classes
+                by_size |= {name: by_size["dense"]} if by_size and rate == own_rate else {}
             slim[rate] = SlimScores(scores, count_parameters(cut), as_cut, repair.kind if repair else None)
         own = slim.pop(own_rate, None)
         return Scorecard(
@@ -103,6 +115,7 @@ class Scorer:
             slim_as_cut=own.as_cut if own else None,
             slim_repair=own.repair if own else None,
             narrow=slim or None,
+            sizes=by_size or None,
         )
 
     def repairs(self, network: nn.Module, plans: Mapping[str, SplitPlan], number: int) -> dict[str, SlimRepair]:
@@ -215,6 +228,14 @@ class Scorer:
             separate = {"gallery": embeddings, "ids": benchmark.query.keys}
         labels, depths = benchmark.query.labels, evaluation.recall_at
         return self._by_the_first(lambda: score_retrieval(query, labels, depths, scoring=scoring, **separate))
+
+    def _by_size(self, query: FloatArray, gallery: FloatArray) -> dict[str, Scores]:
+        """Return every one of `network.nested_sizes`, as text, to the scores of embeddings cut to that size."""
+        # They are normalised where they are scored.
+        return {
+            str(size): self._compare(query[:, :size], gallery[:, :size], clusters=False)
+            for size in self.recipe.network.nested_sizes
+        }
 
     def _by_the_first(self, compute: Callable[[], Found]) -> Found:
         """Return what the first process computes, in all of them."""

@@ -18,7 +18,7 @@ from ke_metric import Embedder, Lineage, load_recipe
 from ke_metric.cli import main
 from ke_metric.errors import KeMetricError
 from ke_metric.images.preparation import Preparation
-from ke_metric.networks.bundle_config import CONFIG
+from ke_metric.networks.bundle_config import CONFIG, ClassifierArchitecture, EmbeddingArchitecture
 from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.picture_list import list_pictures
@@ -54,8 +54,19 @@ def test_every_field_that_was_added_says_what_it_was_before():
     where = "config.json has the section `network` too: fill it there, and leave it out of the digest of an Embedder"
     of_networks = {field: value for field, value in RECIPE_FIELDS.items() if field.startswith("network.")}
     assert of_networks == ARCHITECTURE_FIELDS, where
+    defaults = Network().model_dump(mode="json")
     for field, value in ARCHITECTURE_FIELDS.items():
-        assert Network.model_fields[field.removeprefix("network.")].default == value, "what config.json lacks"
+        assert defaults[field.removeprefix("network.")] == value, "what config.json lacks"
+
+
+@pytest.mark.parametrize("kind", [EmbeddingArchitecture, ClassifierArchitecture])
+def test_what_a_stored_network_lacks_is_the_value_before(kind):
+    """config.json has the section `network` too, and the digest of an Embedder covers it."""
+    classes = {"classes": 3} if kind is ClassifierArchitecture else {}
+    whole = kind.model_validate({"network": {}, "image_size": 32, **classes}).model_dump(mode="json")
+    before = without_values_before(whole, ARCHITECTURE_FIELDS)
+    assert len(before["network"]) == len(whole["network"]) - len(ARCHITECTURE_FIELDS)
+    assert kind.model_validate(before).model_dump(mode="json") == whole
 
 
 def test_every_added_field_of_the_preparation_too():

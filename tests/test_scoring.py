@@ -307,3 +307,26 @@ def test_shares_of_processes_make_one_whole(counts, processes, network):
     expected = alone.score(network)
     scorer = scorer_of(alone.pictures, engine=Crowd(0, processes, network.eval(), alone))
     assert same(scorer.score(network), expected)
+
+
+@pytest.mark.parametrize("gallery", [None, (3, 3, 3)])
+def test_sizes_are_scored_by_the_first_numbers_alone(network, gallery):
+    pictures = pictures_of(gallery_counts=gallery)
+    scorer = scorer_of(pictures, network={"embedding_size": 4, "nested_sizes": [2, 3]})
+    seen = {}
+    card = scorer.scorecard(
+        network, plan_of(network), seen=lambda name, query, found: seen.update({name: (query, found)})
+    )
+    assert {name: list(found) for name, found in card.sizes.items()} == {"dense": ["2", "3"], "slim": ["2", "3"]}
+    for name, (query, found) in seen.items():
+        for size, scores in card.sizes[name].items():
+            parts = {}
+            if gallery:
+                images = pictures.benchmark.gallery
+                parts["gallery"] = Embeddings(found[:, : int(size)], images.labels, images.keys)
+                parts["ids"] = pictures.benchmark.query.keys
+            labels = pictures.benchmark.query.labels
+            scoring = Scoring("torch", CPU, ())
+            assert same(scores, score_retrieval(query[:, : int(size)], labels, (1, 3), scoring=scoring, **parts))
+    assert scorer.scorecard(network, plan_of(network)).sizes == card.sizes
+    assert scorer_of(pictures).scorecard(network, plan_of(network)).sizes is None

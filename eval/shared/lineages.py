@@ -75,7 +75,8 @@ class StoredResult:
     def scorecard(self, number: int) -> Scorecard:
         """Return a generation's scores."""
         found = self._generations[number - 1]
-        return Scorecard(found["dense"], found.get("slim"), found["dense_parameters"], found["slim_parameters"])
+        counts = found["dense_parameters"], found["slim_parameters"]
+        return Scorecard(found["dense"], found.get("slim"), *counts, sizes=found.get("sizes"))
 
     def training_seconds(self, number: int) -> float:
         """Return how long a generation was trained."""

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from ke_metric.cli.options import (
     FOLDER,
     RATE,
+    SIZE,
     Function,
     ModelChoice,
     PictureChoice,
@@ -163,6 +164,7 @@ def evaluate(
 @click.option("--gen", "which", metavar="N|last|best", help="The generation; the best one kept when left out.")
 @click.option("--network", type=click.Choice(["slim", "dense"]), default="slim", show_default=True)
 @RATE
+@SIZE
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the stored network that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")

@@ -202,6 +202,9 @@ def _score(
 def _compare(card: Scorecard, generation: Generation, *, backend: str, data_changed: bool) -> str:
     """Say whether the scores are those that were stored, and the largest difference if not."""
     pairs = list(_scored_twice(card, generation.scorecard))
+    for network, found in (card.sizes or {}).items():
+        then = (generation.scorecard.sizes or {}).get(network, {})
+        pairs += [(scores, then[size]) for size, scores in found.items() if size in then]
     # What one of them does not have was not computed by the version that made it.
     if all(new[name] == old[name] for new, old in pairs for name in new.keys() & old.keys()):
         return f"generation {generation.number}: equal to the stored scorecard"
@@ -243,8 +246,9 @@ def _only(document: dict[str, Any], networks: Collection[str]) -> dict[str, Any]
     for name in ("narrow", "narrow_repair", "narrow_as_cut"):
         found = {rate: value for rate, value in document.get(name, {}).items() if slim_name(rate) in networks}
         chosen |= {name: found} if found else {}
-    if "classes" in document:
-        chosen["classes"] = {name: found for name, found in document["classes"].items() if name in networks}
+    for part in ("classes", "sizes"):
+        if part in document:
+            chosen[part] = {name: found for name, found in document[part].items() if name in networks}
     return chosen
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ke_metric.arrays import IntArray, PixelArray
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Outcome, counting, say_network
+from ke_metric.cli.display import Outcome, counting, say, say_network
 from ke_metric.cli.lineages import generation_of, load_either, open_lineage, tell_data_changes
 from ke_metric.cli.options import ModelChoice
 from ke_metric.disk import require_free
@@ -33,6 +33,7 @@ from ke_metric.lineage.store import Lineage
 from ke_metric.networks.bundle import STORED_NETWORK, save_network
 from ke_metric.networks.bundle_config import WEIGHTS, Architecture
 from ke_metric.networks.recipe_networks import LineageNetworks
+from ke_metric.networks.sizes import cut_to_size
 from ke_metric.randomness import numpy_generator
 from ke_metric.retrieval.embedder import PictureNetwork
 from ke_metric.retrieval.network_choice import card_of, choose_network
@@ -41,7 +42,14 @@ from ke_metric.scoring import count_parameters
 
 
 def store_network(
-    *, which: str | None, network: str, rate: float | None, lineage: Path | None, folder: Path, overwrite: bool
+    *,
+    which: str | None,
+    network: str,
+    rate: float | None,
+    lineage: Path | None,
+    folder: Path,
+    overwrite: bool,
+    size: int | None = None,
 ) -> Outcome:
     """Store a network of a generation, its slim or its dense one, as config.json and model.safetensors.
 
@@ -52,10 +60,11 @@ def store_network(
         lineage: The lineage's folder; the newest one when None.
         folder: The folder to make.
         overwrite: Replace the stored network that is there.
+        size: Keep so many of the first numbers of an embedding; None: all.
 
     Raises:
-        KeMetricError: No such lineage or generation, weights not kept, no slim network or none of this rate, or the
-            folder is taken.
+        KeMetricError: No such lineage or generation, weights not kept, no slim network or none of this rate, no
+            embeddings of such a size, or the folder is taken.
     """
     require_free(folder, overwrite=overwrite, kind=STORED_NETWORK)
     store = open_lineage(lineage)
@@ -68,13 +77,14 @@ def store_network(
     dense, _ = networks.restore(generation)
     slim = networks.slim(dense, generation, choice.rate) if choice.has_slim else None
     stored = dense if slim is None or network == "dense" else slim
-    save_network(
-        stored,
-        folder,
-        architecture=Architecture.of_recipe(store.recipe, classes=len(class_names) if class_names else None),
-        card=card_of(choice, generation, slim=stored is slim),
-        overwrite=overwrite,
+    architecture = Architecture.of_recipe(store.recipe, classes=len(class_names) if class_names else None)
+    card, trained = card_of(choice, generation, slim=stored is slim), store.recipe.network.nested_sizes
+    stored, architecture, card, told = cut_to_size(
+        stored, architecture, card, size=size, trained=trained, what=str(store.folder)
     )
+    if told:
+        say(f"stored{told}")
+    save_network(stored, folder, architecture=architecture, card=card, overwrite=overwrite)
     document: dict[str, Any] = {
         "lineage": str(store.folder),
         "generation": generation.number,
@@ -92,11 +102,13 @@ def store_network(
     slim_name = choice.name if network == "slim" else "slim"
     if scored := generation.scorecard.slims.get(slim_name):
         document["slim"] = dict(scored.scores)
+    document |= {"size": architecture.embedding_size} if told else {}
     return Outcome(document, _slim_table(document, slim_name))
 
 
 def _slim_table(document: dict[str, Any], slim_name: str) -> Table:
-    table = Table(title=f"{document['folder']}: {document['lineage']}", title_justify="left")
+    size = f", size {document['size']} (the scores are those of all numbers)" if "size" in document else ""
+    table = Table(title=f"{document['folder']}: {document['lineage']}{size}", title_justify="left")
     networks = [name for name in ("dense", "slim") if f"{name}_parameters" in document]
     table.add_column(f"generation {document['generation']}")
     for name in networks:

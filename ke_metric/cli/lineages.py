@@ -75,7 +75,7 @@ def load_either(model: ModelChoice) -> Embedder | Predictor:
 
 def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
     if model.bundle is not None:
-        loaded = kind.load(model.bundle, device=model.device, views=model.views)
+        loaded = kind.load(model.bundle, size=model.size, device=model.device, views=model.views)
     else:
         # Opened: a folder that holds no lineage would else be looked at as a bundle.
         lineage = open_lineage(model.lineage, task=task).folder
@@ -84,6 +84,7 @@ def _load(model: ModelChoice, kind: type[Loaded], *, task: str) -> Loaded:
             generation_of(model.which),
             model.network,
             rate=model.rate,
+            size=model.size,
             device=model.device,
             views=model.views,
         )

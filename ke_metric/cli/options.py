@@ -51,6 +51,7 @@ class ModelChoice:
         device: A torch device.
         batch_size: Pictures per forward pass; None: the network's own.
         views: How many views of a picture its outputs are averaged over; None: as many as its recipe or bundle says.
+        size: How many of the first numbers of an embedding are used; None: all.
     """
 
     lineage: Path | None = None
@@ -61,11 +62,12 @@ class ModelChoice:
     device: str | None = None
     batch_size: int | None = None
     views: int | None = None
+    size: int | None = None
 
     @property
     def is_named(self) -> bool:
         """Whether a network was named at all."""
-        named = self.lineage, self.which, self.network, self.rate, self.bundle, self.views
+        named = self.lineage, self.which, self.network, self.rate, self.bundle, self.views, self.size
         return any(value is not None for value in named)
 
 
@@ -184,6 +186,24 @@ def model_options(function: Function) -> Function:
     ):
         packed = option(packed)
     return network_options(packed)
+
+
+SIZE = click.option(
+    "--size",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Use the first N numbers of an embedding (network.nested_sizes: trained for it).",
+)
+
+
+def size_option(function: Function) -> Function:
+    """Add --size to a command that has `model` from the options of a network, above this one."""
+
+    @wraps(function)
+    def packed(*, model: ModelChoice, size: int | None, **options: Any) -> Any:
+        return function(model=replace(model, size=size), **options)
+
+    return SIZE(packed)
 
 
 def store_options(function: Function) -> Function:

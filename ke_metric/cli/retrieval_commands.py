@@ -12,6 +12,7 @@ from ke_metric.cli.options import (
     model_options,
     network_options,
     picture_options,
+    size_option,
     store_options,
     views_option,
 )
@@ -30,6 +31,7 @@ PREFIX = click.option(
 @picture_options
 @model_options
 @views_option
+@size_option
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace the embeddings that are there.")
 @JSON
@@ -39,6 +41,7 @@ def embed(as_json: bool, **options: Any) -> None:
     \b
     ke-metric embed photos -o embeddings --lineage lineages/demo
     ke-metric embed photos list.csv -o embeddings --bundle slim --overwrite
+    ke-metric embed photos -o embeddings --size 32
     """
     from ke_metric.cli.index import embed_pictures
 
@@ -81,6 +84,7 @@ def index() -> None:
 @store_options
 @model_options
 @views_option
+@size_option
 @JSON
 def build(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **options: Any) -> None:
     """Build an index of PICTURES, or of what --from names.
@@ -191,6 +195,7 @@ def search(as_json: bool, **options: Any) -> None:
 @click.command()
 @network_options
 @views_option
+@size_option
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "torch-export"]), required=True, help="What runs it later."
 )

@@ -190,6 +190,7 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
             narrow={rate: SlimScores(**found) for rate, found in facts["narrow"].items()}
             if facts.get("narrow") is not None
             else None,
+            sizes=facts.get("sizes"),
         )
         return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
     except MISFITS as error:

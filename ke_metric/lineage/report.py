@@ -43,6 +43,8 @@ def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     if scorecard.slim_as_cut is not None:
         document["slim_as_cut"] = dict(scorecard.slim_as_cut)
     document |= _narrow_document(scorecard.narrow or {})
+    if scorecard.sizes is not None:
+        document["sizes"] = {network: dict(found) for network, found in scorecard.sizes.items()}
     if scorecard.classes is not None:
         document["classes"] = {network: asdict(found) for network, found in scorecard.classes.items()}
     return document
@@ -137,9 +139,17 @@ def scorecards_table(
             for position, (name, scores) in enumerate(asked.items()):
                 counts = [f"{parameters[name]:,}"] * len(facts)
                 table.add_row("" if position else str(number), name, *counts, *score_cells(scores, names))
+                _add_sizes(table, card, name, facts, names)
         return table
 
     return FittingTable(build, names)
+
+
+def _add_sizes(table: Table, card: Scorecard, network: str, facts: Sequence[str], names: Sequence[str]) -> None:
+    """Add a row for every size that a network's embeddings were scored at, the largest first."""
+    found = (card.sizes or {}).get(network, {})
+    for size in sorted(found, key=int, reverse=True):
+        table.add_row("", f"{network}, {size}", *("" for _ in facts), *score_cells(found[size], names))
 
 
 def number_columns(facts: Sequence[str], names: Sequence[str]) -> list[Column]:

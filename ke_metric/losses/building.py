@@ -24,6 +24,7 @@ from ke_metric.losses.losses import (
     ClassificationLoss,
     EmbeddingLoss,
 )
+from ke_metric.losses.nested import NestedLoss
 from ke_metric.losses.trial import MOST, PossibleBatches, possible_batches, rehearse
 from ke_metric.recipe.schema import Loss, Miner, Recipe
 
@@ -55,6 +56,7 @@ def build_loss(recipe: Recipe, *, class_sizes: Sequence[int], rehearsed: bool = 
         recipe.miner,
         classes=len(class_sizes),
         embedding_size=recipe.network.embedding_size,
+        nested_sizes=recipe.network.nested_sizes,
         batches=possible_batches(recipe.batches, [size for size in class_sizes if size]),
         rehearsed=rehearsed,
     )
@@ -95,31 +97,50 @@ def build_embedding_loss(
     *,
     classes: int,
     embedding_size: int,
+    nested_sizes: Sequence[int] = (),
     batches: PossibleBatches | None = None,
     rehearsed: bool = True,
-) -> EmbeddingLoss:
+) -> EmbeddingLoss | NestedLoss:
     """Build a loss of embeddings with its miner, and try a small twin of them on small batches if `rehearsed`.
 
-    Whether it can learn from what it will see is asked where `batches` say that.
+    Whether it can learn from what it will see is asked where `batches` say that. Every size of a nested embedding has
+    a loss of its own, and a twin.
 
     Raises:
         KeMetricError: An unknown class or keyword, a value that does not fit, a loss and a miner that do not go
             together, or one that `rehearse` refuses (RECIPE).
     """
-    built = _build(loss, miner, classes=classes, embedding_size=embedding_size)
-    if not rehearsed:
-        return built
+
+    def of_size(size: int) -> EmbeddingLoss:
+        return _build(loss, miner, classes=classes, embedding_size=size)
+
+    built: EmbeddingLoss | NestedLoss
+    if nested_sizes:
+        built = NestedLoss(of_size, size=embedding_size, nested_sizes=nested_sizes)
+    else:
+        built = of_size(embedding_size)
+    for size in (embedding_size, *nested_sizes) if rehearsed else ():
+        try:
+            _rehearse(loss, miner, size=size, batches=batches)
+        except KeMetricError as error:
+            if size == embedding_size:
+                raise
+            raise _refused(f"network.nested_sizes = {list(nested_sizes)}: of size {size}, {error}") from error
+    return built
+
+
+def _rehearse(loss: Loss, miner: Miner | None, *, size: int, batches: PossibleBatches | None) -> None:
+    """Try a small twin of a loss of embeddings of a size; refused as `rehearse` says."""
 
     def twin(of: Loss) -> EmbeddingLoss:
         # The sizes were found to be right; a copy of a million proxies would only cost memory.
         arguments = {key: value for key, value in of.arguments.items() if key not in SIZES}
         small = of.model_copy(update={"arguments": arguments})
-        return _build(small, miner, classes=MOST, embedding_size=embedding_size)
+        return _build(small, miner, classes=MOST, embedding_size=size)
 
     # Twins draw proxies too, and must not move the stream on.
     with torch.random.fork_rng(devices=[]):
-        rehearse(twin, loss, miner, embedding_size=embedding_size, batches=batches)
-    return built
+        rehearse(twin, loss, miner, embedding_size=size, batches=batches)
 
 
 def _build(loss: Loss, miner: Miner | None, *, classes: int, embedding_size: int) -> EmbeddingLoss:

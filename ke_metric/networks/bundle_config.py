@@ -60,7 +60,9 @@ class Architecture(Section):
         Raises:
             KeMetricError: The number is missing, less than 2, or given for retrieval.
         """
-        network, image_size = recipe.network, recipe.data.image_size
+        # What the loss saw of an embedding is no part of the network that gives it.
+        network = recipe.network.model_copy(update={"nested_sizes": ()})
+        image_size = recipe.data.image_size
         if recipe.task == "retrieval" and classes is None:
             return EmbeddingArchitecture(network=network, image_size=image_size)
         if recipe.task == "classification" and classes is not None and classes >= 2:

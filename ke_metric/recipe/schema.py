@@ -381,11 +381,12 @@ class Recipe(Section):
         if self.evaluation.slim_repair == foreign:
             message = f"evaluation.slim_repair = {foreign!r}, is not for task = {self.task!r}"
             raise ConflictError(message, ("evaluation.slim_repair", "task"))
-        unread = "embedding_size" if self.task == "classification" else "head"
-        value = getattr(self.network, unread)
-        if value != Network.model_fields[unread].default:
-            message = f"network.{unread} = {value!r}, is not read where task = {self.task!r}"
-            raise ConflictError(message, (f"network.{unread}", "task"))
+        for unread in ("embedding_size", "nested_sizes") if self.task == "classification" else ("head",):
+            value = getattr(self.network, unread)
+            if value != Network.model_fields[unread].default:
+                shown = list(value) if isinstance(value, tuple) else value
+                message = f"network.{unread} = {shown!r}, is not read where task = {self.task!r}"
+                raise ConflictError(message, (f"network.{unread}", "task"))
         return self
 
     @model_validator(mode="after")

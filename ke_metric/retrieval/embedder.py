@@ -29,6 +29,7 @@ from ke_metric.images.preparation import MOVES, Picture, Preparation, as_image, 
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
 from ke_metric.networks.dense import Classifier, ClassifierFeatures, PictureModule
+from ke_metric.networks.sizes import cut_to_size
 from ke_metric.schema import ARCHITECTURE_FIELDS, PREPARATION_FIELDS, without_values_before
 from ke_metric.stores.contract import check_count
 
@@ -134,6 +135,7 @@ class PictureNetwork:
         network: str | None = None,
         *,
         rate: float | None = None,
+        size: int | None = None,
         device: torch.device | str | None = None,
         views: int | None = None,
     ) -> Self:
@@ -146,14 +148,16 @@ class PictureNetwork:
             network: `slim` or `dense`; None: the one with the better score. Of no meaning for a bundle.
             rate: Split rate of the slim network, which it names without `network` too: `split.rate` (None) or one of
                 `split.rates`. Of no meaning for a bundle.
+            size: Use so many of the first numbers of an embedding, from 2 on; all when None. Any can be used; those
+                of the recipe's `network.nested_sizes` were trained for it.
             device: Where the network runs; the accelerator where there is one when None, else the processor.
             views: How many views of a picture its outputs are averaged over, 1, 2 or 5, in place of what the recipe
                 or the bundle says; another number is another digest.
 
         Raises:
             KeMetricError: There is neither at `source`, no such generation, its weights were not kept, it has no slim
-                network or none of this rate, or it is a network of another task. USAGE: there is no such number of
-                views.
+                network or none of this rate, it is a network of another task, or it has no embeddings of such a size.
+                USAGE: there is no such number of views.
         """
         if views is not None and (type(views) is not int or views not in MOVES):
             raise KeMetricError(f"views = {views!r}, must be {either(list(map(str, MOVES)))}", ExitCode.USAGE)
@@ -165,21 +169,27 @@ class PictureNetwork:
 
             if holds_lineage(folder):
                 choice = choose_network(Lineage(source), generation, network, rate)
-                stored, architecture, card = choice.load(place)
+                recipe = choice.lineage.recipe
+                stored, architecture, card, told = cut_to_size(
+                    *choice.load(place), size=size, trained=recipe.network.nested_sizes, what=str(folder)
+                )
                 loaded = cls(
                     stored,
                     architecture=architecture,
                     card=_seen_in(views, card),
-                    batch_size=choice.lineage.recipe.evaluation.batch_size,
-                    description=f"{choice.lineage.folder}, {choice.words}",
+                    batch_size=recipe.evaluation.batch_size,
+                    description=f"{choice.lineage.folder}, {choice.words}{told}",
                 )
                 loaded.reason = choice.reason
                 return loaded
         stored, found = load_network(folder, device=place), read_description(folder)
         # What a bundle of before its origin was recorded tells of it.
         origin = found.origin or (f"slim, split rate {found.split.rate:g}" if found.split else "")
-        description = f"{folder} ({origin})" if origin else str(folder)
-        return cls(stored, architecture=found.architecture, card=_seen_in(views, found.card), description=description)
+        stored, architecture, card, told = cut_to_size(
+            stored, found.architecture, found.card, size=size, what=str(folder)
+        )
+        description = f"{folder} ({origin}){told}" if origin else f"{folder}{told}"
+        return cls(stored, architecture=architecture, card=_seen_in(views, card), description=description)
 
     @property
     def device(self) -> torch.device:

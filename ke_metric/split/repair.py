@@ -85,7 +85,8 @@ def whitened_layer(weight: FloatArray, bias: FloatArray, features: FloatArray) -
     """Return weight [D, F] and bias [D] of a last layer whose outputs vary alike in all of their dimensions.
 
     With mean m and covariance V diag(w) V' of the outputs e = W f + b of some features, e becomes
-    diag(w + d)^-1/2 V' (e - m) with d = `WHITENING_DAMPING` mean(w). That is a linear layer again.
+    diag(w + d)^-1/2 V' (e - m) with d = `WHITENING_DAMPING` mean(w). That is a linear layer again. Directions come
+    in the order of how much outputs vary along them, so that the first numbers are those that tell most.
 
     Args:
         weight: W [D, F].
@@ -96,7 +97,7 @@ def whitened_layer(weight: FloatArray, bias: FloatArray, features: FloatArray) -
     mean = outputs.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(outputs.T, bias=True))
     scale = 1 / np.sqrt(np.maximum(variances, 0) + WHITENING_DAMPING * variances.mean())
-    turned = scale[:, None] * directions.T
+    turned = (scale[:, None] * directions.T)[::-1]
     return _single(turned @ weight), _single(turned @ (bias - mean))
 
 

@@ -104,12 +104,14 @@ def test_whitened_outputs_are_those_of_the_formula():
     weight, bias = generator.normal(size=(4, 6)).astype(np.float32), generator.normal(size=4).astype(np.float32)
     new_weight, new_bias = whitened_layer(weight, bias, given)
     outputs = (given @ weight.T + bias).astype(np.float64)
-    variances, directions = np.linalg.eigh(np.cov(outputs.T, bias=True))
+    # From the direction in which outputs vary most to that in which they vary least.
+    variances, directions = (found[..., ::-1] for found in np.linalg.eigh(np.cov(outputs.T, bias=True)))
     damped = variances + WHITENING_DAMPING * variances.mean()
     expected = (outputs - outputs.mean(0)) @ directions / np.sqrt(damped)
     np.testing.assert_allclose(given @ new_weight.T + new_bias, expected, rtol=1e-3, atol=1e-4)
     spread = np.var(given @ new_weight.T + new_bias, axis=0)
     np.testing.assert_allclose(spread, variances / damped, rtol=1e-3)
+    assert (np.diff(spread) < 0).all()
 
 
 def test_whitening_of_a_collapsed_network_is_finite():
