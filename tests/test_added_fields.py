@@ -18,6 +18,7 @@ from ke_metric import Embedder, Lineage, load_recipe
 from ke_metric.cli import main
 from ke_metric.errors import KeMetricError
 from ke_metric.images.preparation import Preparation
+from ke_metric.lineage.folder import as_continued
 from ke_metric.networks.bundle_config import CONFIG, ClassifierArchitecture, EmbeddingArchitecture
 from ke_metric.recipe.schema import Network, Recipe
 from ke_metric.retrieval.index import Index
@@ -67,6 +68,16 @@ def test_what_a_stored_network_lacks_is_the_value_before(kind):
     before = without_values_before(whole, ARCHITECTURE_FIELDS)
     assert len(before["network"]) == len(whole["network"]) - len(ARCHITECTURE_FIELDS)
     assert kind.model_validate(before).model_dump(mode="json") == whole
+
+
+def test_a_continued_recipe_has_values_of_the_types_of_a_recipe():
+    """A list in the place of a tuple is another recipe, and pydantic warns whenever it is written."""
+    stored = Recipe.model_validate(with_values_before({"name": "x"}, RECIPE_FIELDS))
+    continued = as_continued(stored, Recipe(name="x"))
+    assert continued == stored
+    assert continued.split.rates == ()
+    assert continued.network.nested_sizes == ()
+    assert not continued.data.exif_orientation
 
 
 def test_every_added_field_of_the_preparation_too():

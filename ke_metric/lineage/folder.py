@@ -171,7 +171,8 @@ def as_continued(stored: Recipe, given: Recipe) -> Recipe:
         section, name = field.split(".")
         part = getattr(given, section)
         if part is not None and name not in part.model_fields_set:
-            part = part.model_copy(update={name: document[section][name]})
+            # Of the stored recipe, whose values are of the types that a recipe has; JSON has lists for tuples.
+            part = part.model_copy(update={name: getattr(getattr(stored, section), name)})
             given = given.model_copy(update={section: part})
     return given
 
