@@ -184,6 +184,13 @@ def markdown(
         for network, reference in (("dense", grid.reference), ("slim", grid.slim_reference)):
             cells += _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
         lines.append(f"| {' | '.join(cells)} |")
+        for network in strategy.last_networks:
+            if network in ("dense", "slim"):
+                continue
+            # The control of a further rate is its own architecture alone.
+            alone = strategies.get(f"{grid.slim_reference}_rate_{network.removeprefix('slim ')}")
+            told = _cells(strategy, alone, network, score, is_reference=False, of_reference="slim")
+            lines.append(f"| {' | '.join([f'{name}, {network}', *cells[1:5], '', '', '', *told])} |")
         for average, cards in (averages or {}).items():
             if grid.averages[average][0] == name and cards:
                 whole = replace(strategy, name=average, scorecards={seed: [card] for seed, card in cards.items()})
@@ -196,23 +203,30 @@ def markdown(
 
 
 def _cells(
-    strategy: Strategy, reference: Strategy | None, network: str, score: str, *, is_reference: bool
+    strategy: Strategy,
+    reference: Strategy | None,
+    network: str,
+    score: str,
+    *,
+    is_reference: bool,
+    of_reference: str | None = None,
 ) -> tuple[str, str, str]:
-    """Return parameters, mean and spread, and the difference to the reference, in percent.
+    """Return parameters, mean and spread, and the difference to the reference's network of this or another name.
 
     Nothing where there is no such network, no difference to a network of another size.
     """
     if network not in strategy.last_networks:
         return "", "", ""
+    theirs = of_reference or network
     size = strategy.parameters(network, strategy.generations)
     ours = _values(strategy, network, score)
     mean, spread = mean_and_spread(list(ours.values()))
     told = f"{100 * mean:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
-    if is_reference or reference is None or network not in reference.last_networks:
+    if is_reference or reference is None or theirs not in reference.last_networks:
         return f"{size:,}", told, ""
-    if reference.parameters(network, reference.generations) != size:
+    if reference.parameters(theirs, reference.generations) != size:
         return f"{size:,}", told, ""
-    found = paired_difference(ours, _values(reference, network, score))
+    found = paired_difference(ours, _values(reference, theirs, score))
     if found is None:
         return f"{size:,}", told, ""
     interval = (

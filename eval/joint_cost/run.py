@@ -4,21 +4,20 @@
 
 ResNet18 with an embedding of 128, fp32, NHWC, SGD, at 32 pixels (small stem, batch of 64) and 224 pixels (batch of
 16). Steps of all ways are taken in turn and compared as ratios of medians, wall time and processor time; operations
-are counted by torch; memory is what a process of its own had resident at most, above what it had before its first
-step. Prints a table in Markdown.
+are counted by torch; memory is what tensors hold at the worst moment of a step, beside weights, gradients and
+optimizer state, which are there before it. Prints a table in Markdown.
 """
 
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from eval.shared.memory import peak_of_tensors
+from eval.shared.provenance import provenance_lines
 from ke_metric import plan_split
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.building import build_embedding_loss
@@ -29,7 +28,7 @@ from ke_metric.training.one_generation import GenerationTraining
 
 WAYS = {"plain": (), "0.5": (0.5,), "0.25, 0.5, 0.75": (0.25, 0.5, 0.75)}
 SIZES = {32: (64, {"stem": "small"}), 224: (16, {})}
-CLASSES, STEPS, IN_MEMORY = 16, 7, 3
+CLASSES, STEPS = 16, 7
 
 
 class Batches:
@@ -74,15 +73,6 @@ def training_of(size: int, rates: tuple[float, ...]) -> GenerationTraining:
     return training
 
 
-def memory_of(size: int, way: str) -> float:
-    """Return by how many MiB the largest resident size of this process grows in a few steps."""
-    training = training_of(size, WAYS[way])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for step in range(IN_MEMORY):
-        training.take_step(step, training.epochs.batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
 def measured(size: int) -> dict[str, dict[str, float]]:
     """Return operations, and medians of seconds and processor seconds, of a step of every way."""
     trainings = {way: training_of(size, rates) for way, rates in WAYS.items()}
@@ -91,9 +81,11 @@ def measured(size: int) -> dict[str, dict[str, float]]:
         counter = FlopCounterMode(display=False)
         with counter:
             training.take_step(0, training.epochs.batch)
-        found[way] = {"operations": counter.get_total_flops()}
+        training.take_step(1, training.epochs.batch)
+        peak = peak_of_tensors(partial(training.take_step, 2, training.epochs.batch))
+        found[way] = {"operations": counter.get_total_flops(), "memory": peak}
     seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    for step in range(1, STEPS + 1):
+    for step in range(3, STEPS + 3):
         for way, training in trainings.items():
             started, worked = time.perf_counter(), time.process_time()
             training.take_step(step, training.epochs.batch)
@@ -107,20 +99,16 @@ def measured(size: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Print the table, or the memory of one way in this process."""
-    if len(sys.argv) == 3:
-        print(json.dumps(memory_of(int(sys.argv[1]), sys.argv[2])))
-        return
+    """Print the table."""
+    print("\n".join([*provenance_lines((), more="fp32"), ""]))
     print("| pixels | batch | narrow rates | operations | wall time | processor time | memory |")
     print("|---|---|---|---|---|---|---|")
     for size, (count, _) in SIZES.items():
         found = measured(size)
         for way, facts in found.items():
-            command = [sys.executable, "-m", "eval.joint_cost.run", str(size), way]
-            facts["memory"] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            ratios = [f"{facts[name] / found['plain'][name]:.2f}" for name in ("operations", "wall", "processor")]
-            memory = f"{facts['memory'] / found['plain']['memory']:.2f} ({facts['memory']:,.0f} MiB)"
-            print(f"| {size} | {count} | {way} | {' | '.join(ratios)} | {memory} |", flush=True)
+            names = ("operations", "wall", "processor", "memory")
+            ratios = " | ".join(f"{facts[name] / found['plain'][name]:.2f}" for name in names)
+            print(f"| {size} | {count} | {way} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":

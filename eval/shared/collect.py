@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ke_metric import Lineage
+from ke_metric.generation import Scorecard
 from ke_metric.lineage.report import scorecard_document
 
 
@@ -60,6 +61,11 @@ def collect(method: str, lineage: Lineage) -> dict[str, Any]:
             # Not what every class was taken for, which would be most of the file.
             {name: value for name, value in scorecard_document(number, card).items() if name != "classes"}
             | {"dense_parameters": card.dense_parameters, "slim_parameters": card.slim_parameters}
+            | (
+                {"narrow_parameters": {rate: each.parameters for rate, each in card.narrow.items()}}
+                if card.narrow
+                else {}
+            )
             | {name: provenance[name] for name in ("seconds", "training", "environment")}
         )
     return {
@@ -68,6 +74,11 @@ def collect(method: str, lineage: Lineage) -> dict[str, Any]:
         "recipe": lineage.recipe.model_dump(mode="json"),
         "generations": generations,
     }
+
+
+def _narrow_parameters(card: Scorecard) -> dict[str, Any]:
+    narrow = {rate: found.parameters for rate, found in (card.narrow or {}).items()}
+    return {"narrow_parameters": narrow} if narrow else {}
 
 
 def portable(command: str) -> str:

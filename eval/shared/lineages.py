@@ -16,7 +16,7 @@ from eval.shared.collect import collect
 from ke_metric import Lineage
 from ke_metric.cli.train import train_lineage
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import DataFingerprint, Scorecard
+from ke_metric.generation import DataFingerprint, Scorecard, SlimScores
 from ke_metric.lineage.folder import as_continued, forbidden_changes
 from ke_metric.recipe.schema import Recipe
 from ke_metric.schema import RECIPE_FIELDS, with_values_before
@@ -75,8 +75,18 @@ class StoredResult:
     def scorecard(self, number: int) -> Scorecard:
         """Return a generation's scores."""
         found = self._generations[number - 1]
+        narrow = {
+            rate: SlimScores(
+                scores,
+                found["narrow_parameters"][rate],
+                found.get("narrow_as_cut", {}).get(rate),
+                found.get("narrow_repair", {}).get(rate),
+            )
+            for rate, scores in found.get("narrow", {}).items()
+        }
         counts = found["dense_parameters"], found["slim_parameters"]
-        return Scorecard(found["dense"], found.get("slim"), *counts, sizes=found.get("sizes"))
+        added = {name: found.get(name) for name in ("sizes", "slim_as_cut", "slim_repair")}
+        return Scorecard(found["dense"], found.get("slim"), *counts, narrow=narrow or None, **added)
 
     def training_seconds(self, number: int) -> float:
         """Return how long a generation was trained."""
