@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from types import ModuleType
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torchvision
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.networks.blur import blur_strides, stem_layers
 from ke_metric.schema import Network
 
 TIMM_PREFIX = "timm/"
@@ -182,6 +181,68 @@ def make_stem_small(backbone: nn.Module, stride: int, name: str) -> None:
     backbone.set_submodule(names[0], small)
     for pooling in names[1:]:
         backbone.set_submodule(pooling, nn.Identity())
+
+
+class Blur(nn.Sequential):
+    """Anti-aliasing of a stride: a binomial filter of 3x3 positions of maps [B, C, H, W], at every `stride`-th one.
+
+    The edge is repeated. Two means of 2x2 positions in a row are that filter. Poolings have no weights and take any
+    number of channels, so a slim network is blurred as the dense one is. A signal must be low-passed before it is
+    subsampled, or what is left depends on where the picture lies by a pixel (Zhang, ICML 2019).
+
+    Args:
+        stride: 1 keeps the size of the maps, 2 halves it, rounded up.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(nn.AvgPool2d(2, 1, padding=1, count_include_pad=False), nn.AvgPool2d(2, stride))
+
+
+def blur_strides(backbone: nn.Module, where: Literal["stem", "strides"], name: str) -> None:
+    """Blur before every convolution of stride 2, and between every max pooling of stride 2 and its stride.
+
+    Weights keep their values, so pretrained ones can be refined.
+
+    Args:
+        backbone: Changed in place.
+        where: `stem`: in the first convolution and the max poolings before the second one alone.
+        name: What an error calls the backbone.
+
+    Raises:
+        KeMetricError: There is no such layer.
+    """
+    chosen = stem_layers(backbone) if where == "stem" else list(backbone.named_modules())
+    halving = [(path, module) for path, module in chosen if _halves(module)]
+    if not halving:
+        raise KeMetricError(
+            f"network.blur = {where!r}: {name!r} has no convolution or max pooling of stride 2 there, must be 'none'",
+            ExitCode.RECIPE,
+        )
+    for path, module in halving:
+        blurred = nn.Sequential(Blur(1), module)
+        if isinstance(module, nn.MaxPool2d):
+            module.stride = 1
+            blurred = nn.Sequential(module, Blur(2))
+        backbone.set_submodule(path, blurred)
+
+
+def stem_layers(backbone: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the first convolution and the max poolings defined before the second one, with their names."""
+    return list(_stem(backbone))
+
+
+def _stem(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    convolutions = 0
+    for name, module in backbone.named_modules():
+        convolutions += isinstance(module, nn.Conv2d)
+        if convolutions > 1:
+            return
+        if convolutions and isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            yield name, module
+
+
+def _halves(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.MaxPool2d) and module.stride in (2, (2, 2))
 
 
 # A class weight shorter than this is divided by it instead of by its length, as `normalize` does with features.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -29,7 +29,6 @@ from ke_metric.images.preparation import MOVES, Picture, Preparation, as_image, 
 from ke_metric.networks.bundle import load_network, save_network
 from ke_metric.networks.bundle_config import CONFIG, Architecture, NetworkCard, read_description
 from ke_metric.networks.dense import Classifier, ClassifierFeatures, PictureModule
-from ke_metric.networks.sizes import cut_to_size
 from ke_metric.schema import ARCHITECTURE_FIELDS, PREPARATION_FIELDS, without_values_before
 from ke_metric.stores.contract import check_count
 
@@ -170,7 +169,7 @@ class PictureNetwork:
             if holds_lineage(folder):
                 choice = choose_network(Lineage(source), generation, network, rate)
                 recipe = choice.lineage.recipe
-                stored, architecture, card, told = cut_to_size(
+                stored, architecture, card, told = _cut(
                     *choice.load(place), size=size, trained=recipe.network.nested_sizes, what=str(folder)
                 )
                 loaded = cls(
@@ -185,9 +184,7 @@ class PictureNetwork:
         stored, found = load_network(folder, device=place), read_description(folder)
         # What a bundle of before its origin was recorded tells of it.
         origin = found.origin or (f"slim, split rate {found.split.rate:g}" if found.split else "")
-        stored, architecture, card, told = cut_to_size(
-            stored, found.architecture, found.card, size=size, what=str(folder)
-        )
+        stored, architecture, card, told = _cut(stored, found.architecture, found.card, size=size, what=str(folder))
         description = f"{folder} ({origin}){told}" if origin else f"{folder}{told}"
         return cls(stored, architecture=architecture, card=_seen_in(views, card), description=description)
 
@@ -365,6 +362,24 @@ def _seen_in(views: int | None, card: NetworkCard) -> NetworkCard:
     if views is None or card.normalization is None:
         return card
     return card.model_copy(update={"normalization": card.normalization.model_copy(update={"views": views})})
+
+
+def _cut(
+    network: nn.Module,
+    architecture: Architecture,
+    card: NetworkCard,
+    *,
+    size: int | None,
+    trained: Sequence[int] | None = None,
+    what: str,
+) -> tuple[nn.Module, Architecture, NetworkCard, str]:
+    """Return a network with embeddings of `size` numbers, see `cut_to_size`; as it is where none is named."""
+    if size is None:
+        return network, architecture, card, ""
+    # Imported where it is needed: most embeddings are used whole.
+    from ke_metric.networks.sizes import cut_to_size
+
+    return cut_to_size(network, architecture, card, size=size, trained=trained, what=what)
 
 
 def _find_device(device: torch.device | str | None) -> torch.device:

@@ -8,6 +8,7 @@ from scored_lineages import grow_scored
 
 from ke_metric import Lineage
 from ke_metric.cli import main
+from ke_metric.environment import describe_environment
 
 
 @pytest.fixture(scope="module")
@@ -42,5 +43,9 @@ def test_a_difference_is_told(nested):
     document = json.loads(path.read_text(encoding="utf-8"))
     document["sizes"]["slim"]["4"]["map@r"] += 0.25
     path.write_text(json.dumps(document), encoding="utf-8")
+    provenance = nested.generation_folder(1) / "provenance.json"
+    facts = json.loads(provenance.read_text(encoding="utf-8"))
+    facts |= {"environment": describe_environment(), "training": {**facts["training"], "device": "cpu"}}
+    provenance.write_text(json.dumps(facts), encoding="utf-8")
     result = CliRunner().invoke(main, ["eval", "--lineage", str(nested.folder), "--gen", "1", "--device", "cpu"])
     assert "differs from the stored scorecard, most in map@r: 0.25" in " ".join(result.stderr.split())

@@ -106,7 +106,7 @@ def test_the_stored_network_says_how_its_images_are_prepared(grown, tmp_path):
     expect(ExitCode.OK, "--lineage", grown[0].folder, "--gen", 3, "-o", tmp_path / "n")
     described = read_description(tmp_path / "n")
     assert described.normalization.model_dump() == {
-        "background": "white", "exif_orientation": True,
+        "background": "white", "exif_orientation": True, "views": 1,
         "store_size": 256, "store_shape": "keep", "resize": 48, "image_size": 32,
         "mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3),
     }  # fmt: skip

@@ -105,7 +105,7 @@ def test_the_fingerprints_cover_what_rows_depend_on(tmp_path, monkeypatch):
     assert {path.name for path in coverage.SOURCES} == {"networks.py", "verdict.py"}
     assert [path.name for path in coverage.OWN_SOURCES[THEIRS]] == ["torch_pruning.py"]
     ours = {path.name for path in coverage.OWN_SOURCES[OURS]}
-    assert {"planning.py", "operations.py", "rehearsal.py", "slim.py"} < ours
+    assert {"planning.py", "operations.py", "rehearsal.py", "hypotheses.py"} < ours
     before = {tool: coverage.fingerprint(tool) for tool in (OURS, THEIRS)}
     (tmp_path / "slim.py").write_text("changed")
     monkeypatch.setitem(coverage.OWN_SOURCES, OURS, [tmp_path / "slim.py"])

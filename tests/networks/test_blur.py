@@ -10,8 +10,7 @@ from torch import nn
 
 from ke_metric import extract_slim, plan_split
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.networks.blur import Blur, blur_strides
-from ke_metric.networks.dense import build_backbone, build_network
+from ke_metric.networks.dense import Blur, blur_strides, build_backbone, build_network
 from ke_metric.schema import Network
 from ke_metric.split.hypotheses import zero_reset
 

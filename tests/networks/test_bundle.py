@@ -29,6 +29,7 @@ from ke_metric.networks.bundle_config import Architecture, NetworkCard, read_des
 from ke_metric.networks.dense import build_network
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
+from ke_metric.schema import ARCHITECTURE_FIELDS, without_values_before
 
 RECIPE = Recipe.model_validate(
     {
@@ -209,13 +210,17 @@ def test_config_says_what_a_user_has_to_know(stored, slim):
     document = json.loads((stored / CONFIG).read_text())
     assert document["architecture"] == {
         "builder": "ke_metric",
-        "network": RECIPE.network.model_dump(mode="json"),
+        # What networks had no choice of before is not written down where nothing is chosen.
+        "network": without_values_before({"network": RECIPE.network.model_dump(mode="json")}, ARCHITECTURE_FIELDS)[
+            "network"
+        ],
         "image_size": 32,
     }
     assert document["split"] == {"kind": "kels", "rate": 0.5}
     assert document["normalization"] == {
         "background": "white",
         "exif_orientation": True,
+        "views": 1,
         "store_size": 256,
         "store_shape": "keep",
         "resize": 40,

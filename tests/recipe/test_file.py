@@ -102,7 +102,7 @@ def test_all_problems_are_listed_and_blamed_on_the_file(write):
     assert refusal(path) == [
         "recipes/x.yaml: split.rate = 1.4, must be greater than 0 and at most 1",
         "recipes/x.yaml: unknown field 'split.rat'; did you mean 'rate'? Fields of split: "
-        "kind, rate, keep_whole, channel_multiple",
+        "kind, rate, keep_whole, channel_multiple, rates, joint, joint_teacher",
         "recipes/x.yaml: training.epochs = 'many', must be a whole number",
     ]
 
@@ -114,7 +114,7 @@ def test_all_problems_are_listed_and_blamed_on_the_file(write):
             ["split.rat=0.8"],
             [
                 "--set split.rat=0.8: unknown field 'split.rat'; did you mean 'rate'? "
-                "Fields of split: kind, rate, keep_whole, channel_multiple"
+                "Fields of split: kind, rate, keep_whole, channel_multiple, rates, joint, joint_teacher"
             ],
         ),
         (["split.rate=2"], ["--set split.rate=2: split.rate = 2, must be greater than 0 and at most 1"]),
@@ -170,7 +170,8 @@ def test_an_override_is_blamed_on_its_own_text(write, overrides, lines):
 def test_a_setting_that_cannot_be_applied_does_not_take_the_blame_of_the_file(write):
     assert refusal(write("split: 3"), ["split.rate=0.5"]) == [
         "--set split.rate=0.5: split is 3, which has no fields",
-        "recipes/x.yaml: split = 3, must be a mapping with fields of split: kind, rate, keep_whole, channel_multiple",
+        "recipes/x.yaml: split = 3, must be a mapping with fields of split: kind, rate, keep_whole, "
+        "channel_multiple, rates, joint, joint_teacher",
     ]
 
 

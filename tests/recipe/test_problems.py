@@ -60,7 +60,8 @@ def problems_of(fields):
         ({"network": {"stem_stride": True}}, "network.stem_stride = true, must be a whole number"),
         (
             {"split": None},
-            "split = null, must be a mapping with fields of split: kind, rate, keep_whole, channel_multiple",
+            "split = null, must be a mapping with fields of split: kind, rate, keep_whole, channel_multiple, "
+            "rates, joint, joint_teacher",
         ),
         ({"miner": 3}, "miner = 3, must be a mapping with fields of miner: name, arguments"),
         ({"miner": {}}, "miner.name is missing"),
@@ -87,18 +88,19 @@ def problems_of(fields):
         (
             {"split": {"rat": 1}},
             "unknown field 'split.rat'; did you mean 'rate'? Fields of split: kind, rate, "
-            "keep_whole, channel_multiple",
+            "keep_whole, channel_multiple, rates, joint, joint_teacher",
         ),
         (
             {"split": {"zork": 1}},
-            "unknown field 'split.zork'. Fields of split: kind, rate, keep_whole, channel_multiple",
+            "unknown field 'split.zork'. Fields of split: kind, rate, keep_whole, channel_multiple, "
+            "rates, joint, joint_teacher",
         ),
         ({"splt": {}}, f"unknown field 'splt'; did you mean 'split'? Fields of a recipe: {ROOT_FIELDS}"),
         ({"epochs": 3}, f"unknown field 'epochs'; did you mean 'training.epochs'? Fields of a recipe: {ROOT_FIELDS}"),
         (
             {"split": {"arguments": {}}},
             "unknown field 'split.arguments'; did you mean 'loss.arguments' or 'miner.arguments'? "
-            "Fields of split: kind, rate, keep_whole, channel_multiple",
+            "Fields of split: kind, rate, keep_whole, channel_multiple, rates, joint, joint_teacher",
         ),
     ],
 )

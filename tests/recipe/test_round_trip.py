@@ -100,6 +100,8 @@ def made_consistent(fields):
         fields["network"]["pretrained"] = False
     if fields["task"] == "classification":
         fields["miner"] = None
+    is_nested = fields["task"] == "retrieval" and fields["network"]["embedding_size"] > 2
+    fields["network"]["nested_sizes"] = [2] if is_nested else []
     fields["network"].pop("embedding_size" if fields["task"] == "classification" else "head")
     fields["evaluation"]["resize"] = max(fields["evaluation"]["resize"], fields["data"]["image_size"])
     return fields

@@ -35,7 +35,7 @@ def with_other_value(section, field, value):
 
 
 def test_all_sections_are_looked_at():
-    assert len(SECTIONS) == 12
+    assert len(SECTIONS) == 13
     assert ("split", "rate") in FIELDS
 
 
