@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-EXTRAS := cpu,emoji,timm,milvus,serve,export,test,compare
+EXTRAS := cpu,emoji,timm,milvus,serve,export,docs,test,compare
 
-.PHONY: demo test test-slow test-lowest check format bench clean
+.PHONY: demo test test-slow test-lowest check format docs bench clean
 
 $(INSTALLED): setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -42,9 +42,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The pages that the code says, and docs/_build/html/index.html; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate_fields.py
+	$(BIN)/python docs/generate_commands.py
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
+
 # Seconds and megabytes of splitting, search and scoring on this machine.
 bench: $(INSTALLED)
 	$(BIN)/python -m eval.speed.run
 
 clean:
-	rm -rf .venv .lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lowest build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

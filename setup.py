@@ -53,6 +53,7 @@ setup(
             "uvicorn>=0.30",
             "uvloop>=0.20; sys_platform != 'win32'",
         ],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=9.0"],
         "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6.2"],
         # For eval/coverage/run.py only.
         "compare": ["torch-pruning>=1.6.1"],

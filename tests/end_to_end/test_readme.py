@@ -80,7 +80,8 @@ def test_every_heading_linked_to_is_there(name):
 
 def test_every_document_is_on_the_map():
     named = set(re.findall(r"`(docs/[\w./-]+\.md)`", README))
-    assert named == {name for name in DOCUMENTS if name.startswith("docs/")}
+    # The first page of the site is the README's beginning.
+    assert named == {name for name in DOCUMENTS if name.startswith("docs/")} - {"docs/index.md"}
 
 
 def test_every_recipe_is_described():
