@@ -16,8 +16,8 @@ PAGE = Path(__file__).with_name("commands.md")
 HEAD = """\
 # Every command
 
-Written by `docs/generate_commands.py` from the declarations; `ke-metric COMMAND --help` says the same in a terminal. \
-Results go to stdout, progress goes to stderr; `--json` prints exactly one document.
+Written by `docs/generate_commands.py` from the declarations; `ke-metric COMMAND --help` says the same in a \
+terminal. Results go to stdout, progress goes to stderr; `--json` prints exactly one document.
 """
 CODES = """\
 ## Exit codes

@@ -21,8 +21,8 @@ PAGE = Path(__file__).with_name("recipe-fields.md")
 HEAD = """\
 # Every field of a recipe
 
-Written by `docs/generate_fields.py` from the schema that checks recipes. A field that is left out takes its default; \
-any field can be set on the command line (`--set split.rate=0.8`), where `null` leaves out what may be left out. \
+Written by `docs/generate_fields.py` from the schema that checks recipes. A field that is left out takes its \
+default; any field can be set on the command line (`--set split.rate=0.8`), where `null` leaves out what may be left out. \
 What a word stands for is in `docs/recipes-and-methods.md`, what benchmarks read is in `docs/start.md`.
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}

@@ -8,6 +8,7 @@ goes down, and rooms of a layer stand in the order that crosses the fewest arrow
 import re
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from statistics import fmean
 
 from docutils import nodes
@@ -96,7 +97,7 @@ class Drawing:
         above: dict[str, list[str]] = {}
         below: dict[str, list[str]] = {}
         for way in self.ways:
-            for upper, lower in zip(way, way[1:], strict=False):
+            for upper, lower in pairwise(way):
                 above.setdefault(lower, []).append(upper)
                 below.setdefault(upper, []).append(lower)
         return above, below
@@ -177,7 +178,7 @@ def _arrow(points: list[tuple[float, float]]) -> str:
     (x, y), (last_x, last_y) = points[0], points[-1]
     points = [(x, y + HEIGHT / 2), *points[1:-1], (last_x, last_y - HEIGHT / 2)]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(points):
         middle = (y + next_y) / 2
         path += f"C{x:.1f} {middle:.1f} {next_x:.1f} {middle:.1f} {next_x:.1f} {next_y:.1f}"
     return f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>'
