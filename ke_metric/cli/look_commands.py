@@ -1,0 +1,83 @@
+"""The commands that look at what there is before and after a training, as click sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ke_metric.cli.options import FOLDER
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+
+
+@click.group(invoke_without_command=True)
+@JSON
+@click.pass_context
+def lineages(context: click.Context, as_json: bool) -> None:
+    """List the lineages that were trained, show one, or remove some; without a command: list those of lineages/.
+
+    \b
+    ke-metric lineages
+    ke-metric lineages show lineages/demo
+    ke-metric lineages remove --weights lineages/demo
+    """
+    context.obj = as_json
+    if context.invoked_subcommand is None:
+        context.invoke(listed, as_json=as_json)
+
+
+@lineages.command("list")
+@click.argument("folder", type=FOLDER, default=Path("lineages"))
+@JSON
+@click.pass_context
+def listed(context: click.Context, folder: Path, as_json: bool) -> None:
+    """List the lineages in FOLDER (lineages when left out), the newest first.
+
+    Of the score that says which generation is best: that of the last generation, and in brackets that of the best one
+    where it is another. A lineage that cannot be read is listed as damaged, with the reason below the table.
+
+    \b
+    ke-metric lineages list
+    ke-metric lineages list ~/trained --json
+    """
+    from ke_metric.cli.lineage_commands import list_them
+
+    list_them(folder).print(as_json or bool(context.obj))
+
+
+@lineages.command()
+@click.argument("lineage", type=FOLDER)
+@JSON
+@click.pass_context
+def show(context: click.Context, lineage: Path, as_json: bool) -> None:
+    """Show LINEAGE: facts, scores, which weights are kept, the command that began it, and how to go on.
+
+    \b
+    ke-metric lineages show lineages/demo
+    """
+    from ke_metric.cli.lineage_commands import show as show_lineage
+
+    show_lineage(lineage).print(as_json or bool(context.obj))
+
+
+@lineages.command()
+@click.argument("lineages", type=FOLDER, nargs=-1, required=True, metavar="LINEAGE...")
+@click.option("--weights", is_flag=True, help="Remove only weights: those of all generations but last and best.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where stdin is no terminal.")
+@JSON
+@click.pass_context
+def remove(context: click.Context, /, lineages: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Remove LINEAGEs, all that are named or none, after telling what goes and asking.
+
+    One that a process is writing is refused, and so is a folder that is no lineage, or a link. With --weights, scores
+    and records stay.
+
+    \b
+    ke-metric lineages remove lineages/first-try lineages/second-try
+    ke-metric lineages remove --weights --yes lineages/demo
+    """
+    from ke_metric.cli.lineage_commands import remove as remove_lineages
+
+    remove_lineages(lineages, **options).print(as_json or bool(context.obj))
