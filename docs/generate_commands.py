@@ -1,6 +1,5 @@
-"""Writes docs/commands.md: every command with its arguments, options and examples, from what click declares.
-
-python docs/generate_commands.py
+"""Writes docs/commands.md: every command with its arguments, options and examples, from what click declares
+(`make docs`).
 """
 
 import inspect

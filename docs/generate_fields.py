@@ -1,7 +1,4 @@
-"""Writes docs/recipe-fields.md: every field of a recipe, from the schema that checks it.
-
-python docs/generate_fields.py
-"""
+"""Writes docs/recipe-fields.md: every field of a recipe, from the schema that checks it (`make docs`)."""
 
 import json
 import re
@@ -22,8 +19,8 @@ HEAD = """\
 # Every field of a recipe
 
 Written by `docs/generate_fields.py` from the schema that checks recipes. A field that is left out takes its \
-default; any field can be set on the command line (`--set split.rate=0.8`), where `null` leaves out what may be left out. \
-What a word stands for is in `docs/recipes-and-methods.md`, what benchmarks read is in `docs/start.md`.
+default; any field can be set on the command line (`--set split.rate=0.8`), where `null` leaves out what may be left \
+out. What a word stands for is in `docs/recipes-and-methods.md`, what benchmarks read is in `docs/start.md`.
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
 PLURALS = {str: "names", int: "whole numbers", float: "numbers"}
