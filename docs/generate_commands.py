@@ -40,10 +40,10 @@ def commands(group: click.Group, prefix: str = "ke-metric") -> Iterator[tuple[st
     """Yield every command that can be run, with all of its words."""
     for name in group.commands:
         command = group.commands[name]
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield f"{prefix} {name}", command
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix} {name}")
-        else:
-            yield f"{prefix} {name}", command
 
 
 def help_of(command: click.Command) -> tuple[str, str]:

@@ -1,29 +1,18 @@
 """What the README shows is run, and what it and the documents name is there."""
 
 import re
-from pathlib import Path
 
-import click
 import pytest
+from built_site import ROOT
+from shown_blocks import BLOCKS, DOCUMENTS
 
-from ke_metric.cli import main
 from ke_metric.recipe.file import load_recipe
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "eval" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-}
-COMMANDS = [
-    line
-    for text in DOCUMENTS.values()
-    for line in re.findall(r"^ke-metric (.*?)(?:\s+#.*|\s+[>|].*)?$", text, re.MULTILINE)
-]
+README = DOCUMENTS["README.md"]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [block.text for block in BLOCKS if block.document == "README.md" and block.language == language]
 
 
 def test_the_python_example_runs(capsys, tmp_path, monkeypatch):
@@ -43,15 +32,6 @@ def test_the_recipe_example_is_a_recipe(tmp_path):
     (text,) = blocks("yaml")
     (tmp_path / "my_recipe.yaml").write_text(text)
     assert load_recipe(tmp_path / "my_recipe.yaml").name == "my_recipe"
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_exists_with_its_options(line):
-    command, words = main, line.split()
-    while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
-    options = {name for parameter in command.params for name in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= options
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
