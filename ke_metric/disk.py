@@ -196,9 +196,14 @@ def _cannot_be_made(path: Path, error: OSError) -> KeMetricError:
 
 def write_text(path: Path, text: str, *, as_error: AsError = disk_error) -> None:
     """Replace a file as a whole; a KeMetricError where it cannot be, and the file is as it was."""
+    write_bytes(path, text.encode(), as_error=as_error)
+
+
+def write_bytes(path: Path, content: bytes, *, as_error: AsError = disk_error) -> None:
+    """Replace a file as a whole; a KeMetricError where it cannot be, and the file is as it was."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         reach_disk(temporary)
         temporary.replace(path)
     except OSError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from ke_metric.arrays import load_whole, weights_digest
+from ke_metric.arrays import FloatArray, load_whole, weights_digest
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
@@ -153,7 +153,19 @@ class LineageTraining:
         started = time.perf_counter()
         narrow = self.narrow_plans(number, parent)
         repairs = scorer.repairs(training.network, {**narrow, rate_text(plan.rate): plan}, number)
-        scorecard = scorer.scorecard(training.network, plan, narrow=narrow, repairs=repairs)
+        vectors: dict[str, tuple[FloatArray, FloatArray]] = {}
+        is_kept = self.recipe.evaluation.keep_vectors
+
+        def keep(name: str, query: FloatArray, gallery: FloatArray) -> None:
+            vectors[name] = query, gallery
+
+        scorecard = scorer.scorecard(
+            training.network,
+            plan,
+            narrow=narrow,
+            repairs=repairs,
+            seen=keep if is_kept else None,
+        )
         seconds = {"training": round(trained.seconds, 1), "scoring": round(time.perf_counter() - started, 1)}
         backend = self.search_backend()
         search = {"search_backend": backend, "ties": TIES_BY_MEAN} if backend else {}
@@ -178,6 +190,8 @@ class LineageTraining:
             ),
             narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
             repairs=repairs,
+            # A slim network that is all of the dense one is not scored again.
+            vectors={name: vectors.get(name, vectors["dense"]) for name in scorecard.networks} if vectors else {},
         )
 
     def inheritance(self, number: int, parent: Generation | None) -> Inheritance:

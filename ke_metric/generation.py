@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from ke_metric.arrays import Weights
+from ke_metric.arrays import FloatArray, Weights
 from ke_metric.errors import some_of
 
 Scores = Mapping[str, float]
 """Score name to value; a score that was not computed is absent, never 0."""
+Vectors = Mapping[str, tuple[FloatArray, FloatArray]]
+"""Name of a network to its vectors of the queries [Q, D] and the gallery [G, D]; one array where they are one set."""
 ENGINE_FACTS = ("processes", "precision")
 TIES_BY_ROW = "order of rows"
 TIES_BY_MEAN = "mean over all orders"
@@ -179,6 +181,8 @@ class Generation:
         magnitudes: Parameter name to mean absolute weight inside its fit and its reset part (None where empty).
         narrow_splits: Split rate (`rate_text`) to the split plan there as JSON, for every one of `split.rates`.
         repairs: Split rate (`rate_text`) to what was repaired of the slim network there.
+        vectors: Name of a network, as in `Scorecard.networks`, to its embeddings of the queries and the gallery,
+            or its logits; empty unless the recipe keeps them (`keep_vectors`).
     """
 
     number: int
@@ -192,6 +196,7 @@ class Generation:
     provenance: Provenance
     narrow_splits: Mapping[str, str] = field(default_factory=dict, repr=False)
     repairs: Mapping[str, SlimRepair] = field(default_factory=dict)
+    vectors: Vectors = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         assert self.number >= 1, "generations are counted from 1"

@@ -45,6 +45,7 @@ RECIPE_FIELDS: Added = {
     "split.joint": "all",
     "split.joint_teacher": 0.0,
     "evaluation.slim_repair": "none",
+    "evaluation.keep_vectors": False,
 }
 FORMER_RECIPE_FIELDS: Added = {"method.fit_steps": 0.0}
 """Fields that are gone, and the only value a recipe may still have there: digests go on counting them."""

@@ -30,7 +30,7 @@ from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 
 EmbeddingsListener = Callable[[str, FloatArray, FloatArray], None]
-"""Takes which network, "dense" or "slim", its embeddings of the queries [Q, D] and of the gallery [G, D]."""
+"""Takes which network, "dense", "slim" or "slim 0.25", and its embeddings of queries [Q, D] and gallery [G, D]."""
 Found = TypeVar("Found")
 
 
@@ -77,7 +77,7 @@ class Scorer:
             narrow: Split rate (`rate_text`) to its split there, for further slim networks.
             repairs: Split rate to what is repaired of the slim network there; nothing when left out.
             seen: Called with "dense", "slim" and "slim 0.25" (of `split.rates`) and the embeddings that were scored;
-                never for a classification.
+                for a classification with the logits, twice.
         """
         by_size: dict[str, dict[str, Scores]] = {}
 
@@ -153,8 +153,8 @@ class Scorer:
     ) -> tuple[Scores, ClassScores | None]:
         """Return the scores of a network, and of a classifier how it recognised each class."""
         if self.recipe.task == "classification":
-            return self._classify(network)
-        query, gallery = self._embed_all(network)
+            return self._classify(network, name, seen)
+        query, gallery = self.vectors(network)
         if seen is not None:
             seen(name, query, gallery)
         return self._compare(query, gallery, clusters=True), None
@@ -166,17 +166,33 @@ class Scorer:
         """
         if self.recipe.task == "classification":
             return self._classify(network)[0], None
-        query, gallery = self._embed_all(network)
+        query, gallery = self.vectors(network)
         vectors = query.astype(np.float64)
         count = len(vectors)
         total = float(np.square(vectors.sum(axis=0)).sum())
         spread = 1 - (total - count) / max(1, count * (count - 1))
         return self._compare(query, gallery, clusters=False), spread
 
-    def _classify(self, network: nn.Module) -> tuple[Scores, ClassScores]:
+    def vectors(self, network: nn.Module) -> tuple[FloatArray, FloatArray]:
+        """Return what is scored: embeddings [Q, D] and [G, D], one and the same array where query and gallery are.
+
+        Of a classification these are the logits [N, C] of the test part, twice.
+        """
+        with _evaluating(network):
+            query = self._embed(network, self.pictures.query)
+            if self.recipe.task == "classification" or self.pictures.benchmark.leave_one_out:
+                return query, query
+            return query, self._embed(network, self.pictures.gallery)
+
+    def _classify(
+        self, network: nn.Module, name: str = "dense", seen: EmbeddingsListener | None = None
+    ) -> tuple[Scores, ClassScores]:
         benchmark, pictures = self.pictures.benchmark, self.pictures
         with _evaluating(network):
-            scores, classes = self._accuracies(self._embed(network, pictures.query), benchmark.query)
+            logits = self._embed(network, pictures.query)
+            if seen is not None:
+                seen(name, logits, logits)
+            scores, classes = self._accuracies(logits, benchmark.query)
             if benchmark.validation is not None and pictures.validation is not None:
                 held_out, _ = self._accuracies(self._embed(network, pictures.validation), benchmark.validation)
                 scores |= {f"validation_{name}": value for name, value in held_out.items()}
@@ -190,14 +206,6 @@ class Scorer:
             return score_classification(logits, images.labels), classes
 
         return self._by_the_first(scored)
-
-    def _embed_all(self, network: nn.Module) -> tuple[FloatArray, FloatArray]:
-        """Return the embeddings of the queries and of the gallery, one and the same where they are one set."""
-        with _evaluating(network):
-            query = self._embed(network, self.pictures.query)
-            if self.pictures.benchmark.leave_one_out:
-                return query, query
-            return query, self._embed(network, self.pictures.gallery)
 
     def _embed(self, network: nn.Module, store: PixelStore) -> FloatArray:
         """Return embeddings [N, D], or logits [N, C], of all pictures, each process having done its share."""

@@ -47,6 +47,7 @@ from ke_metric.lineage.report import (
 )
 from ke_metric.lineage.store import Lineage, default_folder
 from ke_metric.recipe.schema import Recipe
+from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import count_parameters
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
@@ -86,7 +87,8 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
         **({"repeated_pictures": repeated} if repeated and recipe.task == "retrieval" else {}),
         **_count_parameters(training, inheritance.plan),
         **_count_narrow(training, lineage_training.narrow_plans(1, None), inheritance.plan),
-        "expected_disk_bytes": expected_disk(training),
+        "expected_disk_bytes": expected_disk(training) + recipe.generations * kept_vectors(recipe, benchmark),
+        **({"kept_vectors_bytes": kept_vectors(recipe, benchmark)} if recipe.evaluation.keep_vectors else {}),
         "first_loss": value,
         "seconds_per_step": round(seconds, 4),
         "estimated_training_seconds": round(seconds * batches * recipe.training.epochs * recipe.generations),
@@ -147,6 +149,17 @@ def expected_disk(training: GenerationTraining, *, kept: int | None = None) -> i
     return BYTES_PER_WEIGHT * weights * (kept + states)
 
 
+def kept_vectors(recipe: Recipe, benchmark: Benchmark) -> int:
+    """Return the bytes of the vectors that every generation keeps; 0 where the recipe keeps none."""
+    if not recipe.evaluation.keep_vectors:
+        return 0
+    networks = 1 + (1 + len(further_rates(recipe, 1)) if recipe.has_slim else 0)
+    classifies = recipe.task == "classification"
+    pictures = len(benchmark.query) + (0 if benchmark.leave_one_out or classifies else len(benchmark.gallery))
+    length = len(benchmark.train.class_names) if classifies else recipe.network.embedding_size
+    return BYTES_PER_WEIGHT * networks * pictures * length
+
+
 def _table(document: dict[str, Any]) -> Table:
     title = "dry run: nothing was written; pictures beyond the first batch were not decoded (ke-metric data check)"
     table = Table(show_header=False, title=title, title_justify="left")
@@ -165,6 +178,8 @@ def _shown(name: str, value: Any) -> str:
         return f"{value['images']:,} images, {value['classes']:,} classes"
     if name == "expected_disk_bytes":
         return f"{value / 1e6:,.0f} MB at most"
+    if name == "kept_vectors_bytes":
+        return f"{value / 1e6:,.1f} MB with every generation"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -255,6 +270,8 @@ def _checked_training(recipe: Recipe, engine: Engine, folder: Path, *, start: St
         return training
     require_scorable(benchmark)
     first = training.require_buildable()
+    if (kept := kept_vectors(recipe, benchmark)) and engine.is_main:
+        say(f"keeping {kept / 1e6:,.1f} MB of vectors with every generation (evaluation.keep_vectors)")
     if not resume and engine.is_main and not folder.exists():
         _require_space(folder, expected_disk(first, kept=1))
     return training

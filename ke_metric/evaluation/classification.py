@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ke_metric.arrays import DoubleArray, IntArray
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.embeddings import as_array
 from ke_metric.generation import ClassScores
@@ -76,6 +76,11 @@ def score_classes(
         confusion.setdefault(class_names[own], {})[class_names[taken_for]] = count
     accuracy = {class_names[label]: value for label, value in _top1_by_class(values, own_classes).items()}
     return ClassScores(accuracy, confusion)
+
+
+def top1_of_each(logits: FloatArray, labels: IntArray) -> DoubleArray:
+    """Return [N] the top-1 of each item, of logits [N, C], whose mean `score_classification` gives."""
+    return _chances(*_checked(logits, labels), 1)
 
 
 def _chances(values: npt.NDArray[Any], own_classes: IntArray, rank: int) -> DoubleArray:

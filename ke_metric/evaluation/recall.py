@@ -13,7 +13,8 @@ Shapes: Q queries, G gallery items, D embedding, K neighbours, P places, W ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray, row_c
 from ke_metric.evaluation.backend import Neighbors
 
 PAIRS_AT_A_TIME = 2**16
+CELLS_AT_A_TIME = 2**22
+"""Neighbours held at once, over all queries of a block; about 60 bytes each while a block is scored."""
 FLOAT64_NOISE = 1e-12
 """Difference of two equal similarities that float64 may show: a few roundings of numbers up to 1."""
 
@@ -269,3 +272,87 @@ class _Ranks:
             none *= np.where(item < drawn, np.clip((sizes - hits - item) / left, 0, None), 1)
         chance: DoubleArray = 1 - none
         return chance
+
+
+Find = Callable[[IntArray, int], Places]
+"""Positions of B queries and a number of neighbours K to the places [B, K] that they take."""
+
+
+def score_lists(
+    relevant: IntArray, ranks: Sequence[int], find: Find, *, gallery_size: int, longest: int
+) -> dict[str, float]:
+    """Score neighbour lists, wherever they come from, each as long as its query needs.
+
+    Args:
+        relevant: [Q] R of each query; those with R = 0 are left out.
+        ranks: The Ks of Recall@K.
+        find: What searches.
+        gallery_size: Number of items, which no list is longer than.
+        longest: Most neighbours that are asked for to see the end of a tie.
+
+    Returns:
+        `recall@K` for each K, `map@r`, `r_precision`, `queries` and `queries_without_match`, as `score_retrieval`.
+    """
+    scored = np.flatnonzero(relevant)
+    counts: dict[str, float] = {"queries": len(scored), "queries_without_match": len(relevant) - len(scored)}
+    per_query = score_queries(relevant, ranks, find, gallery_size=gallery_size, longest=longest)
+    # fsum rounds only once, so that the order of the queries does not matter.
+    return {name: math.fsum(values[scored]) / len(scored) for name, values in per_query.items()} | counts
+
+
+def score_queries(
+    relevant: IntArray, ranks: Sequence[int], find: Find, *, gallery_size: int, longest: int
+) -> dict[str, DoubleArray]:
+    """Return the scores of each query, `recall@K` for each K, `map@r` and `r_precision`: [Q], NaN where R = 0.
+
+    Arguments as `score_lists`, whose scores are the means of these; nothing where no query has anything to find.
+    """
+    scored = np.flatnonzero(relevant)
+    per_query: dict[str, DoubleArray] = {}
+    if not len(scored):
+        return per_query
+    depth = lengths_of_lists(relevant, ranks, gallery_size=gallery_size)
+    for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
+        deepest = int(depth[block].max())
+        for queries, places in _settled(block, deepest, find, longest):
+            for name, values in score_places(places, relevant[queries], tuple(ranks), deepest).items():
+                per_query.setdefault(name, np.full(len(relevant), np.nan))[queries] = values
+    return per_query
+
+
+def lengths_of_lists(relevant: IntArray, ranks: Sequence[int], *, gallery_size: int) -> IntArray:
+    """Return [Q] how many neighbours the scores of each query need: R or the largest K; none where R = 0."""
+    lengths = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
+    return np.where(relevant > 0, lengths, 0)
+
+
+def _settled(block: IntArray, depth: int, find: Find, longest: int) -> Iterator[tuple[IntArray, Places]]:
+    """Yield queries and what they find, far enough to see the end of the tie, if any, at rank `depth`."""
+    # One place more than the list has: whether the last of a list is tied shows only at the place after it.
+    rest, count = block, max(depth, min(depth + 1, longest))
+    while len(rest):
+        unsettled = []
+        for part in blocks_of_queries(rest, np.full(int(rest.max()) + 1, count), CELLS_AT_A_TIME):
+            places = find(part, count)
+            settled = places.settled(depth) | (count >= longest)
+            yield part[settled], places.at(settled)
+            unsettled.append(part[~settled])
+        rest, count = np.concatenate(unsettled), max(depth, min(2 * count, longest))
+
+
+def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterator[IntArray]:
+    """Cut queries into blocks whose neighbour lists, all as long as the longest of the block, fit into memory.
+
+    Queries that need equally long lists share blocks, so that one large class does not lengthen everybody's list.
+
+    Args:
+        queries: [S] positions of queries.
+        depth: [Q] how many neighbours a query needs.
+        cells: Most neighbours in a block, at least 1; a single query may exceed it.
+    """
+    queries = queries[np.argsort(depth[queries], kind="stable")]
+    while len(queries):
+        cells_with_this_one = depth[queries] * np.arange(1, len(queries) + 1)
+        rows = max(1, int(np.searchsorted(cells_with_this_one, cells, side="right")))
+        yield queries[:rows]
+        queries = queries[rows:]

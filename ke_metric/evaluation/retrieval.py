@@ -8,10 +8,9 @@ Shapes: N items, D embedding, Q queries, G gallery items, K neighbours, C classe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +28,12 @@ from ke_metric.evaluation.backend import (
     search,
 )
 from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows
-from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_places
+from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_lists, score_queries
 
-CELLS_AT_A_TIME = 2**22
-"""Neighbours held at once, over all queries of a block; about 60 bytes each while a block is scored."""
 LONGEST_TIE = 2**12
 """Neighbours that are asked for to see the end of a tie of different embeddings; one that goes on beyond is taken as
 far as it was seen. Equal embeddings are one neighbour, however many there are."""
-Find = Callable[[IntArray, int], Places]
-"""Positions of B queries and a number of neighbours K to the places [B, K] that they take."""
+Scored = TypeVar("Scored")
 
 
 @dataclass(frozen=True)
@@ -93,16 +89,28 @@ def score_retrieval(
         KeMetricError: DATA for embeddings, labels or ids that cannot be scored, naming the item; RECIPE for a bad K,
             seed or backend name; ENVIRONMENT for a backend that is not usable here.
     """
-    how = scoring or Scoring()
-    require_ranks(recall_at)
-    device = how.device or (embeddings.device if isinstance(embeddings, torch.Tensor) else None)
-    backend = choose_backend(how.backend, device)
-    query = Embeddings(embeddings, labels, ids)
-    searched = query if gallery is None else gallery
-    own = np.arange(len(query)) if gallery is None else _own_pictures(query, gallery)
-    scores = _score_neighbors(query, searched, own, tuple(recall_at), backend)
-    clusters = score_clusters(searched.vectors, searched.labels, how.kmeans_seeds, backend=backend)
+    asked = _Asked.of(embeddings, labels, recall_at, gallery=gallery, ids=ids, scoring=scoring or Scoring())
+    scores = asked.each(score_lists)
+    searched = asked.gallery
+    clusters = score_clusters(searched.vectors, searched.labels, asked.kmeans_seeds, backend=asked.backend)
     return scores if clusters is None else scores | clusters.summary()
+
+
+def score_each_query(
+    embeddings: npt.ArrayLike | torch.Tensor,
+    labels: npt.ArrayLike | torch.Tensor,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    *,
+    gallery: Embeddings | None = None,
+    ids: Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor | None = None,
+    scoring: Scoring | None = None,
+) -> dict[str, DoubleArray]:
+    """Return the scores of neighbour lists of each query, [N], of which `score_retrieval` gives the means.
+
+    Arguments and errors as `score_retrieval`. NaN where a query has nothing to find; nothing where none has.
+    """
+    asked = _Asked.of(embeddings, labels, recall_at, gallery=gallery, ids=ids, scoring=scoring or Scoring())
+    return asked.each(score_queries)
 
 
 def _own_pictures(query: Embeddings, gallery: Embeddings) -> IntArray | None:
@@ -144,18 +152,44 @@ def require_ranks(ranks: Sequence[int]) -> None:
             )
 
 
-def _score_neighbors(
-    query: Embeddings, gallery: Embeddings, own: IntArray | None, ranks: tuple[int, ...], backend: Backend
-) -> dict[str, float]:
-    distinct = _DistinctGallery.of(gallery)
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is to be scored, checked, and what searches.
 
-    def find(block: IntArray, count: int) -> Places:
-        mine = None if own is None else own[block]
-        return distinct.places(query.vectors[block], query.labels[block], count, backend=backend, own=mine)
+    `own` [Q] is where in the gallery each query's own picture is, -1 for none; None: no query is there.
+    """
 
-    relevant = count_relevant(query.labels, gallery.labels, own)
-    longest = FAISS_GPU_MAX_NEIGHBORS - 1 if backend.name == "faiss-gpu" else LONGEST_TIE
-    return score_lists(relevant, ranks, find, gallery_size=len(gallery), longest=min(longest, len(distinct.vectors)))
+    query: Embeddings
+    gallery: Embeddings
+    own: IntArray | None
+    ranks: tuple[int, ...]
+    backend: Backend
+    kmeans_seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, embeddings: Any, labels: Any, recall_at: Sequence[int], **rest: Any) -> _Asked:
+        """Check the arguments of `score_retrieval`."""
+        how, gallery = rest["scoring"], rest["gallery"]
+        require_ranks(recall_at)
+        device = how.device or (embeddings.device if isinstance(embeddings, torch.Tensor) else None)
+        backend = choose_backend(how.backend, device)
+        query = Embeddings(embeddings, labels, rest["ids"])
+        searched = query if gallery is None else gallery
+        own = np.arange(len(query)) if gallery is None else _own_pictures(query, gallery)
+        return cls(query, searched, own, tuple(recall_at), backend, how.kmeans_seeds)
+
+    def each(self, score: Callable[..., Scored]) -> Scored:
+        """Return what `score_lists` or `score_queries` makes of the neighbours."""
+        query, distinct = self.query, _DistinctGallery.of(self.gallery)
+
+        def find(block: IntArray, count: int) -> Places:
+            mine = None if self.own is None else self.own[block]
+            return distinct.places(query.vectors[block], query.labels[block], count, backend=self.backend, own=mine)
+
+        relevant = count_relevant(query.labels, self.gallery.labels, self.own)
+        longest = FAISS_GPU_MAX_NEIGHBORS - 1 if self.backend.name == "faiss-gpu" else LONGEST_TIE
+        longest = min(longest, len(distinct.vectors))
+        return score(relevant, self.ranks, find, gallery_size=len(self.gallery), longest=longest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,74 +241,6 @@ class _DistinctGallery:
         place = np.searchsorted(self.pairs, wanted).clip(max=len(self.pairs) - 1)
         known = self.labels[label] == labels
         return np.where((self.pairs[place] == wanted) & known[:, None], self.counts[place], 0)
-
-
-def score_lists(
-    relevant: IntArray, ranks: Sequence[int], find: Find, *, gallery_size: int, longest: int
-) -> dict[str, float]:
-    """Score neighbour lists, wherever they come from, each as long as its query needs.
-
-    Args:
-        relevant: [Q] R of each query; those with R = 0 are left out.
-        ranks: The Ks of Recall@K.
-        find: What searches.
-        gallery_size: Number of items, which no list is longer than.
-        longest: Most neighbours that are asked for to see the end of a tie.
-
-    Returns:
-        `recall@K` for each K, `map@r`, `r_precision`, `queries` and `queries_without_match`, as `score_retrieval`.
-    """
-    scored = np.flatnonzero(relevant)
-    counts: dict[str, float] = {"queries": len(scored), "queries_without_match": len(relevant) - len(scored)}
-    if not len(scored):
-        return counts
-    depth = lengths_of_lists(relevant, ranks, gallery_size=gallery_size)
-    per_query: dict[str, DoubleArray] = {}
-    for block in blocks_of_queries(scored, depth, CELLS_AT_A_TIME):
-        deepest = int(depth[block].max())
-        for queries, places in _settled(block, deepest, find, longest):
-            for name, values in score_places(places, relevant[queries], tuple(ranks), deepest).items():
-                per_query.setdefault(name, np.empty(len(relevant)))[queries] = values
-    # fsum rounds only once, so that the order of the queries does not matter.
-    return {name: math.fsum(values[scored]) / len(scored) for name, values in per_query.items()} | counts
-
-
-def lengths_of_lists(relevant: IntArray, ranks: Sequence[int], *, gallery_size: int) -> IntArray:
-    """Return [Q] how many neighbours the scores of each query need: R or the largest K; none where R = 0."""
-    lengths = np.maximum(relevant, max(ranks, default=1)).clip(max=gallery_size)
-    return np.where(relevant > 0, lengths, 0)
-
-
-def _settled(block: IntArray, depth: int, find: Find, longest: int) -> Iterator[tuple[IntArray, Places]]:
-    """Yield queries and what they find, far enough to see the end of the tie, if any, at rank `depth`."""
-    # One place more than the list has: whether the last of a list is tied shows only at the place after it.
-    rest, count = block, max(depth, min(depth + 1, longest))
-    while len(rest):
-        unsettled = []
-        for part in blocks_of_queries(rest, np.full(int(rest.max()) + 1, count), CELLS_AT_A_TIME):
-            places = find(part, count)
-            settled = places.settled(depth) | (count >= longest)
-            yield part[settled], places.at(settled)
-            unsettled.append(part[~settled])
-        rest, count = np.concatenate(unsettled), max(depth, min(2 * count, longest))
-
-
-def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterator[IntArray]:
-    """Cut queries into blocks whose neighbour lists, all as long as the longest of the block, fit into memory.
-
-    Queries that need equally long lists share blocks, so that one large class does not lengthen everybody's list.
-
-    Args:
-        queries: [S] positions of queries.
-        depth: [Q] how many neighbours a query needs.
-        cells: Most neighbours in a block, at least 1; a single query may exceed it.
-    """
-    queries = queries[np.argsort(depth[queries], kind="stable")]
-    while len(queries):
-        cells_with_this_one = depth[queries] * np.arange(1, len(queries) + 1)
-        rows = max(1, int(np.searchsorted(cells_with_this_one, cells, side="right")))
-        yield queries[:rows]
-        queries = queries[rows:]
 
 
 ITERATIONS = 25

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ke_metric.arrays import Weights
+from ke_metric.arrays import FloatArray, Weights
 from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
@@ -32,6 +32,7 @@ from ke_metric.generation import (
     SlimRepair,
     SlimScores,
     TrainingState,
+    Vectors,
 )
 
 WEIGHTS = "weights.safetensors"
@@ -41,6 +42,7 @@ SPLIT = "split.json"
 SPLIT_BITS = "split.safetensors"
 SLIM = "slim.json"
 REPAIRS = "slim.safetensors"
+VECTORS = "vectors.safetensors"
 SCORECARD = "scorecard.json"
 TRAINING_LOG = "training.jsonl"
 PROVENANCE = "provenance.json"
@@ -68,6 +70,8 @@ def write_generation(folder: Path, generation: Generation) -> None:
         (temporary / SPLIT).write_text(generation.split, encoding="utf-8")
         if generation.narrow_splits or generation.repairs:
             _write_slim(temporary, generation)
+        if generation.vectors:
+            (temporary / VECTORS).write_bytes(vectors_content(generation.vectors))
         (temporary / SCORECARD).write_text(to_json(facts), encoding="utf-8")
         (temporary / PROVENANCE).write_text(to_json(dataclasses.asdict(generation.provenance)), encoding="utf-8")
         (temporary / TRAINING_LOG).write_text("".join(lines), encoding="utf-8")
@@ -87,6 +91,37 @@ def _write_slim(folder: Path, generation: Generation) -> None:
     }
     if tensors:
         _save(tensors, folder / REPAIRS)
+
+
+def vectors_content(vectors: Vectors) -> bytes:
+    """Return the content of a file of vectors: `dense/query`, and `dense/gallery` where that is another set."""
+    tensors = {}
+    for name, (query, gallery) in vectors.items():
+        # Two networks that are the same have the same arrays, and a file of safetensors holds each once.
+        tensors[f"{name}/query"] = torch.from_numpy(query).clone()
+        if gallery is not query:
+            tensors[f"{name}/gallery"] = torch.from_numpy(gallery).clone()
+    return save(tensors)
+
+
+def read_vectors(path: Path, name: str) -> tuple[FloatArray, FloatArray] | None:
+    """Return a network's vectors of the queries and the gallery from a file; None where it has none of that name.
+
+    Raises:
+        KeMetricError: The file is damaged.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise KeMetricError(
+            f"{path}: damaged: {error}; delete it: vectors are computed again from weights that were kept",
+            ExitCode.LINEAGE,
+        ) from error
+    if f"{name}/query" not in tensors:
+        return None
+    query: FloatArray = tensors[f"{name}/query"].numpy()
+    gallery = tensors.get(f"{name}/gallery")
+    return query, query if gallery is None else gallery.numpy()
 
 
 def _read_slim(folder: Path) -> tuple[dict[str, str], dict[str, SlimRepair]]:

@@ -15,6 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
+from ke_metric.arrays import FloatArray
 from ke_metric.disk import TEMPORARY, append_line, to_json, write_text
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import DataFingerprint, Generation, Scorecard, TrainingState
@@ -193,6 +194,20 @@ class Lineage:
     def has_weights(self, number: int) -> bool:
         """Whether the weights of a generation were kept."""
         return (self.generation_folder(number) / files.WEIGHTS).exists()
+
+    def kept_vectors(self, number: int, name: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return the vectors of a network that its training kept (`keep_vectors`); None where it kept none.
+
+        Args:
+            number: Of its generation.
+            name: As in `Scorecard.networks`.
+        """
+        path = self.generation_folder(number) / files.VECTORS
+        return files.read_vectors(path, name) if path.exists() else None
+
+    def has_vectors(self, number: int) -> bool:
+        """Whether a generation's training kept vectors; they stay when its weights are dropped."""
+        return (self.generation_folder(number) / files.VECTORS).exists()
 
     @property
     def best(self) -> int:

@@ -293,6 +293,9 @@ class Evaluation(Section):
     is changed so that embeddings use all of their dimensions. refit (classification): its last layer is fitted to
     the whole network's logits. both: statistics, then the last layer. auto: what is best among the training
     pictures."""
+    keep_vectors: bool = False
+    """Keep with every generation the vectors that its networks gave queries and gallery, for `ke-metric report` and
+    `ke-metric explore`; else these compute them from weights that were kept."""
 
     @field_validator("recall_at")
     @classmethod

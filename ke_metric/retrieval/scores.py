@@ -20,15 +20,16 @@ from ke_metric.errors import ExitCode, KeMetricError, some_of
 from ke_metric.evaluation.backend import Neighbors
 from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embeddings import number_rows
-from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, find_hits, level
-from ke_metric.evaluation.retrieval import (
-    LONGEST_TIE,
-    Scoring,
+from ke_metric.evaluation.recall import (
+    Places,
+    count_relevant,
+    equally_similar,
+    find_hits,
     lengths_of_lists,
-    require_ranks,
+    level,
     score_lists,
-    score_retrieval,
 )
+from ke_metric.evaluation.retrieval import LONGEST_TIE, Scoring, require_ranks, score_retrieval
 from ke_metric.generation import ClassScores
 from ke_metric.retrieval.embedder import Embedder, PictureBatch, PictureNetwork
 from ke_metric.retrieval.picture_list import LeftOut, PictureList

@@ -1,6 +1,7 @@
 """Scores of neighbour lists; with ties, means over all orders of equally similar items, whoever searches."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -282,7 +283,7 @@ def test_without_ties_nothing_changes_to_the_last_bit(backend, hard_vectors, see
     expected |= {"map@r": map_at_r(hits, relevant[scored]), "r_precision": r_precision(hits, relevant[scored])}
     scores = score_retrieval(items.vectors, items.labels, (1, 4), scoring=Scoring(backend.name, kmeans_seeds=()))
     for name, values in expected.items():
-        assert scores[name] == retrieval.math.fsum(values) / len(scored), name
+        assert scores[name] == math.fsum(values) / len(scored), name
 
 
 def test_rows_are_numbered_as_they_come():

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation import retrieval
+from ke_metric.evaluation import recall, retrieval
 from ke_metric.evaluation.embeddings import Embeddings
-from ke_metric.evaluation.retrieval import Scoring, blocks_of_queries, score_retrieval
+from ke_metric.evaluation.recall import blocks_of_queries
+from ke_metric.evaluation.retrieval import Scoring, score_each_query, score_retrieval
 
 RANKED = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision")
 NO_CLUSTERS = Scoring(backend="torch", kmeans_seeds=())
@@ -229,8 +230,27 @@ def test_one_seed_has_no_deviation(hard_vectors):
 def test_blocks_do_not_matter(by, hard_vectors, monkeypatch, cells):
     vectors, labels = hard_vectors(90), uneven_labels(90)
     expected = score_retrieval(vectors, labels, scoring=by)
-    monkeypatch.setattr(retrieval, "CELLS_AT_A_TIME", cells)
+    monkeypatch.setattr(recall, "CELLS_AT_A_TIME", cells)
     assert score_retrieval(vectors, labels, scoring=by) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_scores_of_each_query_have_the_mean_that_is_reported(by, hard_vectors):
+    """Ties, queries in the gallery and a class of one item, which has nothing to find, included."""
+    vectors, labels = hard_vectors(90), np.append(uneven_labels(89), 1000)
+    gallery = Embeddings(vectors[:60], labels[:60], [str(item) for item in range(60)])
+    ids = [str(item) for item in range(90)]
+    for apart in ({}, {"gallery": gallery, "ids": ids}):
+        each = score_each_query(vectors, labels, scoring=by, **apart)
+        expected = score_retrieval(vectors, labels, scoring=by, **apart)
+        assert set(each) == {"recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"}
+        for name, values in each.items():
+            assert values.shape == (90,)
+            assert np.isnan(values).sum() == expected["queries_without_match"] > 0
+            assert np.nanmean(values) == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_no_query_has_a_score_where_none_has_anything_to_find(by, hard_vectors):
+    assert score_each_query(hard_vectors(4), [0, 1, 2, 3], scoring=by) == {}
 
 
 @pytest.fixture
@@ -254,7 +274,7 @@ def test_no_more_neighbours_are_asked_for_than_there_are(hard_vectors, searched)
 
 def test_memory_is_bounded_where_one_class_is_large(hard_vectors, monkeypatch, searched):
     """90 of 100 items in one class: neighbour lists are cut to the block, and small classes keep short lists."""
-    monkeypatch.setattr(retrieval, "CELLS_AT_A_TIME", 200)
+    monkeypatch.setattr(recall, "CELLS_AT_A_TIME", 200)
     score_retrieval(hard_vectors(100), [0] * 90 + [1, 2] * 5, (1, 2), scoring=NO_CLUSTERS)
     assert searched[0] == (10, 5)
     assert all(rows * k <= 200 for rows, k in searched)

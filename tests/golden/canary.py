@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
 
+import faiss
 import numpy as np
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def _version(name: str) -> str:
 
 
 def canary() -> str:
-    """Return a digest of a few training steps, a product of matrices, a softmax and some random numbers."""
+    """Return a digest of a few training steps, products of matrices, a softmax and some random numbers."""
     stream = np.random.default_rng(0)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -60,6 +61,12 @@ def canary() -> str:
     product = numbers(40, 129) @ numbers(129, 65)
     for result in (product, product.softmax(1), product.exp().log1p(), product.norm(dim=1), product.sum(0)):
         whole.update(result.numpy().tobytes())
+    # NumPy and FAISS bring kernels of their own, which may differ where those of torch do not.
+    rows, few = (stream.random((count, 65), dtype=np.float32) - np.float32(0.5) for count in (40, 3))
+    index = faiss.IndexFlatIP(65)
+    index.add(rows)
+    for each in (rows @ rows.T, few @ rows.T, rows @ few[0], *index.search(few, 10)):
+        whole.update(each.tobytes())
     drawn = torch.Generator().manual_seed(1)
     whole.update(
         torch.randn(100, generator=drawn).numpy().tobytes() + torch.rand(100, generator=drawn).numpy().tobytes()
