@@ -24,7 +24,7 @@ out. What a word stands for is in `docs/recipes-and-methods.md`, what benchmarks
 """
 WORDS = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
 PLURALS = {str: "names", int: "whole numbers", float: "numbers"}
-BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 DEFAULTS = {"name": "the file's name"}
 """Of fields that the schema demands and that something else fills in."""
 NOTES = {"method": "A field that the method does not read is refused."}
@@ -44,16 +44,18 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(kind) in (Union, UnionType):
         (kind,) = (one for one in get_args(kind) if one is not NoneType)
         is_optional = True
-    limits = [
-        f"{said} {limit}"
-        for attribute, said in BOUNDS.items()
-        for bound in field.metadata
-        if (limit := getattr(bound, attribute, None)) is not None
-    ]
-    words = " ".join([kind_in_words(kind, field.metadata), *[" and ".join(limits)] * bool(limits)])
+    words = kind_in_words(kind, field.metadata) + limits(field.metadata)
     if any(getattr(bound, "min_length", None) for bound in field.metadata):
         words += ", not empty"
     return f"{words}; or nothing" if is_optional else words
+
+
+def limits(metadata: list[Any]) -> str:
+    """Return which numbers are allowed, to be said after the kind; empty where all are."""
+    found = {name: getattr(bound, name) for name in BOUNDS for bound in metadata if hasattr(bound, name)}
+    if found.keys() == {"ge", "le"}:
+        return f" from {found['ge']} to {found['le']}"
+    return ", " * bool(found) + " and ".join(f"{BOUNDS[name]} {bound}" for name, bound in found.items())
 
 
 def kind_in_words(kind: Any, metadata: list[Any]) -> str:

@@ -39,7 +39,8 @@ def test_every_field_has_its_row_with_words_and_default():
     table = rows("recipe-fields.md")
     assert set(table) == dotted
     assert all(all(cells) and len(cells) == 3 for cells in table.values())
-    assert table["split.rate"][0] == "number above 0 and of at most 1"
+    assert table["split.rate"][0] == "number, above 0 and at most 1"
+    assert table["generations"][0] == "whole number from 1 to 1000"
     assert table["data.mean"][1] == "`[0.485, 0.456, 0.406]`"
 
 
