@@ -5,7 +5,7 @@ INSTALLED := .venv/installed
 
 EXTRAS := cpu,emoji,timm,milvus,serve,export,docs,test,compare
 
-.PHONY: demo test test-slow test-lowest check format docs bench clean
+.PHONY: demo browser test test-slow test-lowest check format docs bench clean
 
 $(INSTALLED): setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,9 +16,15 @@ $(INSTALLED): setup.py pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/ke-metric train recipes/glyphs_resnet18.yaml --lineage lineages/demo --overwrite
 
+# Chromium, which the tests of pages look at them with; where it is missing and cannot be installed they are skipped.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null 2>&1 || { test "$$(id -u)" = 0 && \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
+		echo "no Chromium: install it (Debian: apt-get install chromium) to have the pages tested as well"
+
 # A process for every core, each with one thread: the tests' networks are too small for more. Compiled modules are
 # kept whatever the environment says: every process that a test starts would compile them again.
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # What takes minutes: every architecture, every rate, twenty kills.

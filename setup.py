@@ -58,8 +58,10 @@ setup(
         # For eval/coverage/run.py only.
         "compare": ["torch-pruning>=1.6.1"],
         "test": [
+            "axe-playwright-python>=0.1.4",
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "playwright>=1.50",
             "pytest>=8.4",
             "pytest-xdist>=3.6.1",
             "ruff>=0.15",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+
+sys.path.append(str(Path(__file__).parent))  # browser
+
+from browser import chromium
 
 IMAGES_PER_CLASS = 4
 CUB_CLASSES = (1, 2, 3, 100, 101, 102, 200)
@@ -392,6 +397,13 @@ def make_class_folders() -> Callable[..., Path]:
 def make_picture() -> Callable[..., None]:
     """Write one picture: `make_picture(path, mode="RGB", size=(40, 30), kind="JPEG")`."""
     return write_picture
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Chromium without a window."""
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
