@@ -96,7 +96,10 @@ def limits(kind: click.ParamType) -> str:
 
 ARGUMENTS = {
     "recipe": "A YAML file.",
+    "lineage": "Folder of a lineage.",
     "lineages": "Folders of lineages.",
+    "folder": "Folder that holds lineages.",
+    "pictures": "A folder per class, or a CSV with a path and a label in each line.",
     "sources": "Files, folders, and CSV files with a column of paths.",
     "ids": "Ids of items.",
     "name": "A benchmark.",
