@@ -17,7 +17,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 DECLARED = {
     **dict.fromkeys(("train", "eval", "slim", "compare", "data"), "commands"),
     **dict.fromkeys(("embed", "predict", "index", "search", "export", "serve"), "retrieval_commands"),
-    **dict.fromkeys(("lineages",), "look_commands"),
+    **dict.fromkeys(("recipe", "lineages"), "look_commands"),
 }
 """In which module a command is declared."""
 
@@ -60,6 +60,7 @@ def main() -> None:
     """Knowledge Evolution: train an image network generation after generation on a small data set.
 
     \b
+    ke-metric recipe ~/my_images -o birds.yaml      propose a recipe for pictures of yours
     ke-metric train recipes/glyphs_resnet18.yaml    train a lineage, nothing to download
     ke-metric eval --gen 3                          score a generation again
     ke-metric slim --gen 3 -o slim                  store its slim network, to be used anywhere

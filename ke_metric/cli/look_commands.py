@@ -7,9 +7,41 @@ from typing import Any
 
 import click
 
-from ke_metric.cli.options import FOLDER
+from ke_metric.cli.options import FOLDER, column_options
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+
+
+@click.command()
+@click.argument("pictures", type=FOLDER, metavar="FOLDER_OR_CSV")
+@click.option("-o", "--output", type=FOLDER, help="File to write; printed on stdout when left out.")
+@click.option("--overwrite", is_flag=True, help="Replace the file that is there.")
+@click.option(
+    "--time", "limit", metavar="TIME", help="What the training may take: 90s, 30m, 2h; as usual when left out."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["retrieval", "classification"]),
+    help="retrieval: find pictures of classes that were never seen; classification: tell known classes. "
+    "Chosen by the classes when left out.",
+)
+@column_options
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of the recipe.")
+def recipe(pictures: Path, as_json: bool, **options: Any) -> None:
+    """Propose a recipe for your own pictures, with the reason beside every choice, and time it on this machine.
+
+    Looks at every picture: sizes, colours, transparency, classes, copies. Takes a few real steps, so that the minutes
+    of a generation are measured; --time fits the training into what there is.
+
+    \b
+    ke-metric recipe ~/my_images -o my_recipe.yaml
+    ke-metric recipe ~/my_images -o quick.yaml --time 10m
+    ke-metric recipe pictures.csv --task classification --json
+    """
+    from ke_metric.cli.suggest_recipe import propose
+
+    propose(pictures, as_json=as_json, **options)
 
 
 @click.group(invoke_without_command=True)

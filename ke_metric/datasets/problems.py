@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import FileTraits, Progress, in_order, processors, traits_of
@@ -160,9 +161,14 @@ def _look(item: tuple[str, ImageSource]) -> tuple[str, PictureFacts | KeMetricEr
         image = source.read(key)
     except KeMetricError as error:
         return key, error
+    return key, picture_facts(image)
+
+
+def picture_facts(image: Image.Image) -> PictureFacts:
+    """Return what is kept of a decoded picture."""
     pixels = np.asarray(image)
     blank = bool((pixels == pixels[0, 0]).all())
-    return key, PictureFacts(pixel_digest(image), int(pixels.max()), blank, traits_of(image))
+    return PictureFacts(pixel_digest(image), int(pixels.max()), blank, traits_of(image))
 
 
 def problems_of(benchmark: Benchmark, pictures: SeenPictures) -> Iterator[DataProblem]:
