@@ -28,11 +28,14 @@ myst_fence_as_directive = ["mermaid"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["scrolling.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
-pygments_style = "friendly"
-pygments_dark_style = "github-dark"
+# A browser lets a page that lies in a file read no other file, which summaries of search results would need.
+html_show_search_summary = False
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
 
 NAMED_PAGE = re.compile(r"docs/([\w./-]+)\.md")
 
@@ -61,6 +64,14 @@ class LinkNamedPages(SphinxTransform):
             name.parent.replace(name, link)
 
 
+def give_captions_a_level(app: Sphinx, page: str, template: str, context: dict[str, str], *_: object) -> None:
+    """Say which level the headings in the navigation are of, without which screen readers cannot place them."""
+    tree = "furo_navigation_tree"
+    context[tree] = context[tree].replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app: Sphinx) -> None:
     """Add what is the project's own."""
     app.add_transform(LinkNamedPages)
+    # After the theme has made the navigation.
+    app.connect("html-page-context", give_captions_a_level, priority=900)
