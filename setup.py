@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ke_metric", "ke_metric.*"]),
-    package_data={"ke_metric": ["py.typed"]},
+    package_data={"ke_metric": ["py.typed", "explorer/static/*"]},
     install_requires=[
         "accelerate>=1.10",
         "click>=8.2",

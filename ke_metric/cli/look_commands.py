@@ -113,3 +113,31 @@ def remove(context: click.Context, /, lineages: tuple[Path, ...], as_json: bool,
     from ke_metric.cli.lineage_commands import remove as remove_lineages
 
     remove_lineages(lineages, **options).print(as_json or bool(context.obj))
+
+
+@click.command()
+@click.option("--lineage", type=FOLDER, help="Folder of the lineage; the newest one when neither is named.")
+@click.option("--index", type=FOLDER, help="In place of a lineage: folder of an index.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0: one that is free.")
+@click.option(
+    "--token-file",
+    type=FOLDER,
+    help="Holds the token that the page asks for; that of $KE_METRIC_SERVE_TOKEN when left out.",
+)
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--no-browser", is_flag=True, help="Do not open the page in the browser.")
+def explore(host: str, port: int, no_browser: bool, **options: Any) -> None:
+    """Show on a page in the browser what pictures find, generation beside generation, until Ctrl-C.
+
+    Drop a picture, or take one of the lineage's queries; move through the generations; see which queries were mended
+    and which were broken, and how the pictures move on the map. docs/explorer.md says more.
+
+    \b
+    ke-metric explore
+    ke-metric explore --lineage lineages/demo --port 8051
+    ke-metric explore --index photos.index --no-browser
+    """
+    from ke_metric.cli.explore import explore_collection
+
+    explore_collection(address=(host, port), browser=not no_browser, **options)

@@ -46,8 +46,8 @@ def serve_network(
             "name either --index, to be searched, or a classifier: --lineage (with --gen, --network) or --bundle",
             ExitCode.USAGE,
         )
-    _share_the_cores()
-    _require_libraries()
+    share_the_cores()
+    require_libraries("serving")
     from ke_metric.serving.exchange import Limits, ServiceSettings, read_token
     from ke_metric.serving.server import serve
     from ke_metric.serving.service import IndexSearcher, ServedNetwork
@@ -74,7 +74,7 @@ def serve_network(
         serve(open_index, ServiceSettings(*address, token, Limits(**given)), ready=ready)
 
 
-def _share_the_cores() -> None:
+def share_the_cores() -> None:
     """Let threads of OpenMP sleep while they wait for each other, before torch is imported.
 
     By default they spin. Here other threads decode and speak HTTP on the same cores, and would not get them: forward
@@ -83,13 +83,18 @@ def _share_the_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _require_libraries() -> None:
+def require_libraries(what: str) -> None:
+    """Check that what HTTP needs can be imported; `what` needs it.
+
+    Raises:
+        KeMetricError: ENVIRONMENT, with the command that installs it: something is missing.
+    """
     for name in LIBRARIES:
         try:
             import_module(name)
         except ImportError as error:
             raise KeMetricError(
-                f"serving needs {name}, which cannot be imported ({error}); install it with: "
+                f"{what} needs {name}, which cannot be imported ({error}); install it with: "
                 "pip install 'ke_metric[serve]'",
                 ExitCode.ENVIRONMENT,
             ) from error

@@ -205,6 +205,7 @@ class Exchange:
         scope: Of ASGI.
         receive: Of ASGI.
         send: Of ASGI.
+        common: Headers that every reply has.
 
     Attributes:
         headers: Lower-case name to value; the last one of each name.
@@ -214,10 +215,10 @@ class Exchange:
         reply: What an endpoint answered.
     """
 
-    __slots__ = ("_receive", "_send", "body_read", "headers", "held", "reply", "route", "scope")
+    __slots__ = ("_common", "_receive", "_send", "body_read", "headers", "held", "reply", "route", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self._receive, self._send = scope, receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, common: Headers = COMMON) -> None:
+        self.scope, self._receive, self._send, self._common = scope, receive, send, common
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.route = "none"
         self.held = 0
@@ -235,7 +236,7 @@ class Exchange:
 
     async def answer(self, reply: Reply, *, linger: bool = True) -> None:
         """Send the reply; the connection closes after it where the body was not read to its end."""
-        headers: list[Any] = [*COMMON, *reply.headers, (b"content-length", b"%d" % len(reply.body))]
+        headers: list[Any] = [*self._common, *reply.headers, (b"content-length", b"%d" % len(reply.body))]
         unread = not self.body_read
         if unread:
             headers.append(CLOSE)
@@ -280,10 +281,16 @@ class Door:
         origin = headers.get(b"origin")
         if origin is not None and origin not in (b"http://" + host, b"https://" + host):
             raise Refused(403, "requests of pages of another origin are refused")
-        if self._token is not None and exchange.scope["path"] != OPEN_PATH:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._token):
-                raise Refused(401, "the token is missing or wrong", headers=[(b"www-authenticate", b"Bearer")])
+        if self._token is not None and not self.is_open(exchange.scope["path"]) and not self.knows(exchange):
+            raise Refused(401, "the token is missing or wrong", headers=[(b"www-authenticate", b"Bearer")])
+
+    def is_open(self, path: str) -> bool:
+        """Whether a route needs no token."""
+        return path == OPEN_PATH
+
+    def knows(self, exchange: Exchange) -> bool:
+        """Whether a request carries the token."""
+        return self._token is None or hmac.compare_digest(exchange.headers.get(b"authorization", b""), self._token)
 
 
 class Uploads:

@@ -9,25 +9,20 @@ import asyncio
 import json
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
-from asyncio import CancelledError
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
-from starlette.convertors import PathConvertor, register_url_convertor
-from starlette.exceptions import HTTPException
-from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.serving.api import (
+    State,
     health_document,
     openapi_document,
     read_class_question,
@@ -46,38 +41,23 @@ from ke_metric.serving.exchange import (
     Reply,
     ServiceSettings,
     busy,
-    error_body,
 )
-from ke_metric.serving.pictures import STOPPING, count_pixels_ourselves, picture_format, read_id
+from ke_metric.serving.pictures import count_pixels_ourselves, picture_format, read_id
+from ke_metric.serving.routing import ExchangeRouter, Handler
 from ke_metric.serving.service import CONTENT_TYPE, ServedNetwork, Service
 
-Handler = Callable[[Exchange], Awaitable[Reply]]
-EXCHANGE = "ke_metric.exchange"
 IMAGES = b"/images/"
-SAID = {404: "there is nothing at this path", 405: "this path does not take this method"}
-
-
-class ItemConvertor(PathConvertor):
-    """An id in a path: anything, slashes and line breaks too."""
-
-    regex = "(?s:.*)"
-
-
-register_url_convertor("item", ItemConvertor())
 
 
 class Application:
     """The ASGI application.
-
-    Starlette's router alone: its application object adds middleware and request objects to every request, which
-    would cost more than a small network takes for the picture.
 
     Attributes:
         routes: What is answered.
     """
 
     def __init__(self, service: Service, settings: ServiceSettings) -> None:
-        self._service, self._max_k, self._door = service, settings.limits.max_k, Door(settings)
+        self._service, self._max_k = service, settings.limits.max_k
         self._openapi = json.dumps(openapi_document(settings), indent=1).encode()
         asked: list[tuple[str, str, Handler]] = [
             ("POST", "/search", self._search),
@@ -91,11 +71,8 @@ class Application:
             ("GET", "/metrics", self._metrics),
             ("GET", "/openapi.json", self._description),
         ]
-        self.routes = [
-            Route(path, Endpoint(path.replace(":item", ""), handler), methods=[method])
-            for method, path, handler in (*asked, *about)
-        ]
-        self._router = Router(self.routes, redirect_slashes=False, lifespan=self._lifespan)
+        self._router = ExchangeRouter([*asked, *about], Door(settings), self._lifespan)
+        self.routes = self._router.routes
 
     @asynccontextmanager
     async def _lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -109,40 +86,19 @@ class Application:
         """Answer a request."""
         scope["app"] = self
         if scope["type"] != "http":
-            await self._router(scope, receive, send)
+            await self._router.live(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
         metrics, begun = self._service.metrics, time.perf_counter()
         metrics.in_flight.inc()
         try:
-            reply, linger = await self._reply(exchange)
+            reply, linger = await self._router.reply(exchange)
             self._service.uploads.release(exchange)
             metrics.count_request(exchange.route, reply.status, time.perf_counter() - begun)
             await exchange.answer(reply, linger=linger)
         finally:
             self._service.uploads.release(exchange)
             metrics.in_flight.dec()
-
-    async def _reply(self, exchange: Exchange) -> tuple[Reply, bool]:
-        """Return the reply, and whether an upload that was not read to its end is still read for a while."""
-        try:
-            self._door.check(exchange)
-            exchange.scope[EXCHANGE] = exchange
-            await self._router(exchange.scope, exchange.receive, _nothing_to_send)
-            assert exchange.reply is not None, exchange.route
-            return exchange.reply, True
-        except Refused as refused:
-            return refused.reply, refused.linger
-        except HTTPException as error:
-            # Starlette's router: 404 and 405.
-            headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-            return Refused(error.status_code, SAID.get(error.status_code, "refused"), headers=headers).reply, True
-        except CancelledError:
-            # uvicorn gives up what is not answered when the time for stopping is over.
-            return busy(STOPPING).reply, False
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            return Reply(500, error_body("something went wrong here; the service's log says what")), True
 
     async def _search(self, exchange: Exchange) -> Reply:
         return await self._ask(exchange, read_question(exchange.scope["query_string"], self._max_k))
@@ -178,23 +134,6 @@ class Application:
     async def _description(self, exchange: Exchange) -> Reply:
         read_parameters(exchange.scope["query_string"])
         return Reply(200, self._openapi)
-
-
-class Endpoint:
-    """A handler as Starlette's router calls it: it leaves its reply with the exchange, and tells the route's path."""
-
-    def __init__(self, path: str, handler: Handler) -> None:
-        self._path, self._handler = path, handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        exchange: Exchange = scope[EXCHANGE]
-        exchange.route = self._path
-        exchange.reply = await self._handler(exchange)
-
-
-async def _nothing_to_send(message: Any) -> None:
-    raise AssertionError(f"a route sent {message['type']} by itself")
 
 
 PIPELINE = 16
@@ -324,16 +263,31 @@ def _in_bytes(reply: Reply) -> bytes:
     return STATUS_LINE[reply.status] + b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n" + reply.body
 
 
+class Stoppable(Protocol):
+    """What a server begins and ends with.
+
+    Attributes:
+        state: `ready` once it answers.
+        failure: Why it never will; None as long as nothing is wrong.
+    """
+
+    state: State
+    failure: BaseException | None
+
+    def stop(self) -> None:
+        """Take nothing more."""
+
+
 class Server(uvicorn.Server):
     """uvicorn that stops the service first, and ends without the signal that ended it.
 
     Args:
-        config: Of uvicorn.
+        config: Of uvicorn, see `configuration`.
         service: What is served.
-        ready: Called once, when the index is open.
+        ready: Called once, when it answers.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Stoppable, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self.service = service
         self._ready: Callable[[], None] | None = ready
@@ -394,9 +348,14 @@ def build_server(
 ) -> Server:
     """Return a server that is not running yet; see `serve`."""
     service = Service(open_network, settings.limits)
-    config = uvicorn.Config(
-        Application(service, settings),
-        http=type("LimitedProtocol", (ImpatientProtocol,), {"limits": settings.limits}),
+    return Server(configuration(Application(service, settings), settings.limits), service, ready)
+
+
+def configuration(application: ASGIApp, limits: Limits) -> uvicorn.Config:
+    """Return how uvicorn serves an application within limits, without a word of its own."""
+    return uvicorn.Config(
+        application,
+        http=type("LimitedProtocol", (ImpatientProtocol,), {"limits": limits}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -404,10 +363,9 @@ def build_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=settings.limits.idle_seconds,
-        timeout_graceful_shutdown=settings.limits.stop_seconds,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=limits.stop_seconds,
     )
-    return Server(config, service, ready)
 
 
 def listen(settings: ServiceSettings) -> socket.socket:

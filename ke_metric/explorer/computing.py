@@ -1,0 +1,111 @@
+"""What is known of each network, computed one after the other in a thread of its own; what is asked for goes first.
+
+Vectors may have to be computed from weights, which takes seconds: the page can be used as soon as those of one
+network are there.
+
+Shapes: Q queries, G gallery, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Lock, Thread
+
+import numpy as np
+
+from ke_metric.arrays import FloatArray
+from ke_metric.explorer.collection import ExploredNetwork, PictureCollection
+from ke_metric.explorer.layout import PlanarMap, map_of
+from ke_metric.report.outcomes import Outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkView:
+    """What is known of one network.
+
+    Attributes:
+        query: [Q, D] embeddings, L2-normalised.
+        gallery: [G, D]; the same array where the queries are the gallery.
+        outcomes: What became of every query; None where nobody scored.
+        plane: The map of the gallery, followed by the queries where they are other pictures; not turned yet.
+    """
+
+    query: FloatArray
+    gallery: FloatArray
+    outcomes: Outcomes | None
+    plane: PlanarMap
+
+
+def view_of(collection: PictureCollection, network: ExploredNetwork) -> NetworkView:
+    """Compute what is known of a network."""
+    query, gallery = collection.vectors(network)
+    apart = "query" in collection.parts
+    shown = np.concatenate([gallery, query]) if apart else gallery
+    return NetworkView(query, gallery, collection.outcomes(network), map_of(shown))
+
+
+class NetworkQueue:
+    """Computes what is known of networks, each once.
+
+    Args:
+        networks: In the order in which they are computed where nobody asks.
+        compute: What is known of one of them.
+    """
+
+    def __init__(
+        self, networks: Sequence[ExploredNetwork], compute: Callable[[ExploredNetwork], NetworkView]
+    ) -> None:
+        self._compute, self._lock = compute, Lock()
+        self._waiting = deque(networks)
+        self._futures: dict[ExploredNetwork, Future[NetworkView]] = {network: Future() for network in networks}
+        self._thread = Thread(target=self._run, name="vectors", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def ask(self, network: ExploredNetwork) -> Future[NetworkView]:
+        """Return what will be known of a network, and have it computed before all others."""
+        with self._lock:
+            if network in self._waiting:
+                self._waiting.remove(network)
+                self._waiting.appendleft(network)
+        return self._futures[network]
+
+    @property
+    def ready(self) -> list[ExploredNetwork]:
+        """The networks of which all is known."""
+        return [network for network, future in self._futures.items() if future.done() and not future.exception()]
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether the thread is still at work."""
+        return self._thread.is_alive()
+
+    def close(self, seconds: float) -> None:
+        """Compute nothing more, and wait a while for what is being computed."""
+        self.stop()
+        if self.is_computing:
+            self._thread.join(seconds)
+
+    def stop(self) -> None:
+        """Compute nothing more; what is being computed is finished."""
+        with self._lock:
+            waiting, self._waiting = list(self._waiting), deque()
+        for network in waiting:
+            self._futures[network].cancel()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                network = self._waiting.popleft()
+            future = self._futures[network]
+            try:
+                future.set_result(self._compute(network))
+            except Exception as error:  # told to whoever asks for this network; the others are not touched by it
+                future.set_exception(error)
