@@ -26,6 +26,7 @@ setup(
         "filelock>=4.0",
         "matplotlib>=3.9",
         "numpy>=2.0",
+        "packaging>=24.0",
         "pillow>=11.0",
         "pydantic>=2.9",
         "pytorch-metric-learning>=2.9",

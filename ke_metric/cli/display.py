@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, RenderableType
@@ -16,7 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ke_metric.benchmarks.listings import Columns
 from ke_metric.cli.options import PictureChoice
 from ke_metric.errors import ExitCode, KeMetricError, some_of
-from ke_metric.retrieval.picture_list import LeftOut, PictureList, list_pictures
+
+if TYPE_CHECKING:
+    from ke_metric.retrieval.picture_list import LeftOut, PictureList
 
 # Under torchrun one process speaks for all.
 IS_FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
@@ -53,6 +55,9 @@ def list_chosen(pictures: PictureChoice, *, unique: bool = True) -> PictureList:
     """
     if not pictures.sources:
         raise KeMetricError("no pictures are named: files, folders or CSV files with path,label", ExitCode.USAGE)
+    # Brings torch, without which some commands must be able to say so.
+    from ke_metric.retrieval.picture_list import list_pictures
+
     columns = Columns(pictures.path_column, pictures.label_column)
     listed = list_pictures(pictures.sources, labels=pictures.labels, unique=unique, columns=columns)
     if pictures.strict and listed.left_out:

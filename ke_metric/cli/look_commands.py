@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ke_metric.cli.options import FOLDER, column_options
+from ke_metric.errors import ExitCode
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
@@ -42,6 +43,28 @@ def recipe(pictures: Path, as_json: bool, **options: Any) -> None:
     from ke_metric.cli.suggest_recipe import propose
 
     propose(pictures, as_json=as_json, **options)
+
+
+@click.command()
+@click.option(
+    "--lineages", type=FOLDER, default=Path("lineages"), show_default=True, help="Folder whose disk is looked at."
+)
+@JSON
+def doctor(lineages: Path, as_json: bool) -> None:
+    """Look at the environment: versions, devices, FAISS, fonts, disk; says which command mends what is wrong.
+
+    Exits with 5 when something is broken; advice leaves it at 0.
+
+    \b
+    ke-metric doctor
+    ke-metric doctor --json
+    """
+    from ke_metric.cli.doctor import examine
+
+    result = examine(lineages)
+    result.print(as_json)
+    if not result.document["ok"]:
+        raise click.exceptions.Exit(ExitCode.ENVIRONMENT)
 
 
 @click.group(invoke_without_command=True)

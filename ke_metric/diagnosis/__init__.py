@@ -1,0 +1,1 @@
+"""What is wrong with the environment, and the command that mends it; survives libraries that cannot be imported."""
