@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ke_metric", "ke_metric.*"]),
-    package_data={"ke_metric": ["py.typed", "explorer/static/*"]},
+    package_data={"ke_metric": ["py.typed", "explorer/static/*", "report/page.*"]},
     install_requires=[
         "accelerate>=1.10",
         "click>=8.2",
@@ -54,6 +54,7 @@ setup(
             "uvicorn>=0.30",
             "uvloop>=0.20; sys_platform != 'win32'",
         ],
+        "report": ["jinja2>=3.1.4", "vl-convert-python>=1.9"],
         "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=9.0"],
         "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6.2"],
         # For eval/coverage/run.py only.

@@ -17,7 +17,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 DECLARED = {
     **dict.fromkeys(("train", "eval", "slim", "compare", "data"), "commands"),
     **dict.fromkeys(("embed", "predict", "index", "search", "export", "serve"), "retrieval_commands"),
-    **dict.fromkeys(("explore", "lineages", "recipe", "doctor"), "look_commands"),
+    **dict.fromkeys(("explore", "lineages", "recipe", "report", "doctor"), "look_commands"),
 }
 """In which module a command is declared."""
 
@@ -71,5 +71,6 @@ def main() -> None:
     ke-metric lineages                              what was trained; show one, remove some
     ke-metric explore                               see what pictures find, in the browser
     ke-metric doctor                                what is wrong with the environment, and what mends it
+    ke-metric report lineages/demo                  one page that shows all of it
     ke-metric data check ~/my_images                look for bad files before training
     """

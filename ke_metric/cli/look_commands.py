@@ -164,3 +164,29 @@ def explore(host: str, port: int, no_browser: bool, **options: Any) -> None:
     from ke_metric.cli.explore import explore_collection
 
     explore_collection(address=(host, port), browser=not no_browser, **options)
+
+
+@click.command()
+@click.argument("lineages", nargs=-1, type=FOLDER)
+@click.option(
+    "-o", "--output", type=FOLDER, help="The page, .html; report.html in the lineage's folder when left out."
+)
+@click.option(
+    "--baseline", "baselines", multiple=True, type=FOLDER, help="A lineage of one long training; again: more seeds."
+)
+@click.option("--figures", type=FOLDER, help="Folder for the figures as PNG and SVG too.")
+@click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines.")
+def report(lineages: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Write one page that shows a lineage: scores, curves, cost, what it retrieves, mends and breaks.
+
+    The first of LINEAGES is shown, the newest one when none is named; others of its recipe add seeds to the scores,
+    those of other recipes lines.
+
+    \b
+    ke-metric report lineages/demo
+    ke-metric report lineages/ke-s0 lineages/ke-s1 --baseline lineages/long-s0 -o ke.html --figures figures
+    """
+    from ke_metric.cli.report import report_lineages
+
+    report_lineages(lineages, **options).print(as_json)

@@ -167,13 +167,14 @@ def read_generation(folder: Path, number: int) -> Generation:
     scorecard, magnitudes = _read_scores(folder / SCORECARD, number)
     provenance = read_provenance(folder)
     narrow_splits, repairs = _read_slim(folder)
+    split, split_bits = read_split(folder)
     try:
         return Generation(
             number=number,
             weights=_load(folder / WEIGHTS),
             loss_weights=_load(folder / LOSS_WEIGHTS) if (folder / LOSS_WEIGHTS).exists() else {},
-            split=read_text(folder / SPLIT),
-            split_bits=_load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {},
+            split=split,
+            split_bits=split_bits,
             scorecard=scorecard,
             training_log=read_log(folder / TRAINING_LOG),
             magnitudes=magnitudes,
@@ -230,6 +231,16 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
         return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
     except MISFITS as error:
         raise damage(path, error) from error
+
+
+def read_magnitudes(folder: Path, number: int) -> dict[str, tuple[float | None, float | None]]:
+    """Read parameter name to mean absolute weight in its fit and its reset part; it stays without the weights."""
+    return _read_scores(folder / SCORECARD, number)[1]
+
+
+def read_split(folder: Path) -> tuple[str, Weights]:
+    """Read a generation's split plan as `Generation.split` and `split_bits` have it; it stays without the weights."""
+    return read_text(folder / SPLIT), _load(folder / SPLIT_BITS) if (folder / SPLIT_BITS).exists() else {}
 
 
 def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:

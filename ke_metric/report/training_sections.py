@@ -1,0 +1,160 @@
+"""What training did: loss of every epoch of every generation, and how large the weights of both hypotheses are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from ke_metric.lineage.files import read_magnitudes
+from ke_metric.lineage.store import Lineage
+from ke_metric.report.charts import Axes, generation_color, layer_chart, line_chart
+from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, short_layer
+
+CURVES = {
+    "loss": ("Training loss", "mean loss of an epoch"),
+    "spread": ("Spread of the embeddings", "mean cosine distance in a batch"),
+    "top1": ("Top-1 accuracy in training", "share of the pictures of a batch"),
+}
+"""Field of a training log to the heading of its figure and the title of its axis; what a log lacks is not drawn."""
+DIGITS = 4
+Magnitudes = Mapping[str, tuple[float | None, float | None]]
+
+
+# --- training curves ----------------------------------------------------------------------------------------------
+
+
+def training_section(lineage: Lineage) -> PageSection:
+    """Return the training curves of all generations, laid over each other."""
+    logs = {number: lineage.training_log(number) for number in lineage.numbers}
+    logs = {number: log for number, log in logs.items() if log}
+    title = "Training curves"
+    if not logs:
+        return PageSection("training", title, missing=["No epoch of a training was recorded."])
+    fields = [name for name in CURVES if any(name in record for log in logs.values() for record in log)]
+    charts = [_curves(logs, name, with_table=position == 0) for position, name in enumerate(fields)]
+    lead = ["Every generation is a full training with the same hyper-parameters; the curves lie over each other."]
+    return PageSection("training", title, lead, charts)
+
+
+def _curves(logs: Mapping[int, Sequence[Mapping[str, Any]]], name: str, *, with_table: bool) -> Chart:
+    title, axis = CURVES[name]
+    numbers = list(logs)
+    rows = [
+        {"x": record["epoch"], "y": _rounded(record[name]), "series": str(number)}
+        for number, log in logs.items()
+        for record in log
+        if name in record
+    ]
+    colors = {str(number): generation_color(position, len(numbers)) for position, number in enumerate(numbers)}
+    ends = {number: log[-1].get(name) for number, log in logs.items()}
+    told = [f"generation {number} ends at {value:.3g}" for number, value in ends.items() if value is not None]
+    legend = "generation"
+    specification = line_chart(rows, colors, Axes("epoch", axis), with_points=len(rows) <= 60, legend_title=legend)
+    table = _curves_table(logs) if with_table else None
+    described = f"{title}: {'; '.join(told)}."
+    return Chart(f"training-{name}", f"{title} by epoch", described, specification, colors, legend, table)
+
+
+def _curves_table(logs: Mapping[int, Sequence[Mapping[str, Any]]]) -> DataTable:
+    epochs = sorted({record["epoch"] for log in logs.values() for record in log})
+    losses = {number: {record["epoch"]: record.get("loss") for record in log} for number, log in logs.items()}
+    rows: list[list[Cell]] = [
+        [str(epoch), *(_number(found.get(epoch)) for found in losses.values())] for epoch in epochs
+    ]
+    columns = ["epoch", *(f"generation {number}" for number in logs)]
+    return DataTable("Mean loss of every epoch", columns, rows, folded=True)
+
+
+# --- how large the weights are ------------------------------------------------------------------------------------
+
+
+def magnitudes_section(lineage: Lineage) -> PageSection:
+    """Return the mean absolute weight of the fit and the reset hypothesis in every layer."""
+    found = {number: read_magnitudes(lineage.generation_folder(number), number) for number in lineage.numbers}
+    found = {number: each for number, each in found.items() if each}
+    title = "Size of the weights"
+    if not found:
+        return PageSection("weights", title, missing=["The mean absolute weights were not recorded."])
+    last = max(found)
+    lead = [
+        "The mean absolute weight of the fit hypothesis, which is kept, and of the reset hypothesis, which is "
+        "redrawn before every generation. What training does not need stays as small as weight decay and the redraw "
+        "leave it."
+    ]
+    charts = [_layers(found[last], last, _layers_table(found))]
+    if len(found) > 1:
+        charts.insert(0, _ratios(found))
+    return PageSection("weights", title, lead, charts)
+
+
+def _ratios(found: Mapping[int, Magnitudes]) -> Chart:
+    rows = [
+        {"x": number, "y": _rounded(value), "series": name}
+        for number, each in found.items()
+        for name, value in _medians(each).items()
+    ]
+    colors = {name: color for name, color in (("fit", "@fit"), ("reset", "@reset")) if _has(rows, name)}
+    told = [
+        f"{name} from {_first(rows, name):.3g} in the first to {_last(rows, name):.3g} in the last generation"
+        for name in colors
+    ]
+    specification = line_chart(rows, colors, Axes("generation", "median over layers of mean |w|"), with_dashes=True)
+    title = "Mean |w| by generation"
+    return Chart(
+        "weights-by-generation", title, f"{title}, median over layers: {'; '.join(told)}.", specification, colors
+    )
+
+
+def _medians(each: Magnitudes) -> dict[str, float]:
+    sides = {
+        name: [pair[side] for pair in each.values() if pair[side] is not None]
+        for side, name in enumerate(("fit", "reset"))
+    }
+    return {name: median(value for value in values if value is not None) for name, values in sides.items() if values}
+
+
+def _has(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(row["series"] == name for row in rows)
+
+
+def _first(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return next(float(row["y"]) for row in rows if row["series"] == name)
+
+
+def _last(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return _first(rows[::-1], name)
+
+
+def _layers(each: Magnitudes, number: int, table: DataTable) -> Chart:
+    rows = [
+        {"layer": short_layer(layer), "x": _rounded(value), "series": name}
+        for layer, pair in each.items()
+        for name, value in zip(("fit", "reset"), pair, strict=True)
+        if value is not None
+    ]
+    colors = {name: color for name, color in (("fit", "@fit"), ("reset", "@reset")) if _has(rows, name)}
+    ahead = sum(fit is not None and reset is not None and fit > reset for fit, reset in each.values())
+    title = f"Mean |w| of every layer, generation {number}"
+    described = f"{title}: the fit hypothesis is the larger one in {ahead} of {len(each)} layers."
+    specification = layer_chart(rows, list(map(short_layer, each)), colors, x="mean |w|")
+    return Chart("weights-by-layer", title, described, specification, colors, table=table)
+
+
+def _layers_table(found: Mapping[int, Magnitudes]) -> DataTable:
+    layers = list(dict.fromkeys(layer for each in found.values() for layer in each))
+    columns = ["layer", *(f"{number} {name}" for number in found for name in ("fit", "reset"))]
+    rows: list[list[Cell]] = [
+        [layer, *(_number(value) for each in found.values() for value in each.get(layer, (None, None)))]
+        for layer in layers
+    ]
+    return DataTable("Mean |w| of both hypotheses by layer and generation", columns, rows, folded=True)
+
+
+def _number(value: float | None) -> Cell:
+    return "–" if value is None else Number(value, f"{value:.4g}")
+
+
+def _rounded(value: float) -> float:
+    """Return a number as a figure holds it: nobody sees more digits, and every one of them has to be loaded."""
+    return float(f"{value:.{DIGITS}g}")
