@@ -10,7 +10,7 @@ import click
 
 from ke_metric.benchmarks.listings import Columns
 from ke_metric.cli.display import Outcome, counting, say
-from ke_metric.disk import write_text
+from ke_metric.disk import disk_error, write_text
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.suggestion.suggest import Suggestion, parse_duration, suggest_recipe
 
@@ -60,8 +60,7 @@ def propose(
         say(f"warning: it does not fit: {found.time_text}", style="yellow")
     document = {"recipe": str(output) if output is not None else None, **found.to_json(), "yaml": found.text}
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, found.text)
+        _write(output, found.text)
     if as_json:
         Outcome(document, "").print(as_json=True)
     elif output is None:
@@ -86,6 +85,14 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
         raise KeMetricError(f"{output}: is a folder", ExitCode.USAGE)
     if output.exists() and not overwrite:
         raise KeMetricError(f"{output}: exists; choose another name, or replace it with --overwrite", ExitCode.USAGE)
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(output.parent, error, "cannot be made") from error
+    write_text(output, text)
 
 
 def _told(found: Suggestion, output: Path) -> str:

@@ -175,14 +175,21 @@ def _best_of(lineage: Lineage) -> int | None:
 
 def _size_of(folder: Path) -> int:
     """Return the bytes of all files below a folder; what a link leads to is not counted."""
-    return sum(
-        (Path(parent) / name).lstat().st_size for parent, _, names in os.walk(folder.resolve()) for name in names
-    )
+    paths = (Path(parent) / name for parent, _, names in os.walk(folder.resolve()) for name in names)
+    return sum(facts.st_size for path in paths if (facts := _facts_of(path)))
 
 
 def _last_change(folder: Path) -> float:
     written = [folder, *(folder / name for name in (FACTS, LOG)), *_inside(folder)]
-    return max((path.lstat().st_mtime for path in written if path.exists()), default=0.0)
+    return max((facts.st_mtime for path in written if (facts := _facts_of(path))), default=0.0)
+
+
+def _facts_of(path: Path) -> os.stat_result | None:
+    """Return what the system says of a file; None where a training has just removed it."""
+    try:
+        return path.lstat()
+    except OSError:
+        return None
 
 
 def weights_kept(lineage: Lineage) -> dict[int, int]:

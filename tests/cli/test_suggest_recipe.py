@@ -69,6 +69,7 @@ def test_time_that_is_too_short_is_said(pictures):
         (["pictures", "-o", "."], ExitCode.USAGE, ""),
         (["pictures", "--task", "retrieval"], ExitCode.DATA, "needs at least 4"),
         (["nowhere"], ExitCode.DATA, "does not exist"),
+        (["pictures", "-o", "pictures/class_0/class_0_0.jpg/r.yaml"], ExitCode.ENVIRONMENT, "cannot be made"),
     ],
 )
 @pytest.mark.usefixtures("pictures")

@@ -92,6 +92,14 @@ def test_a_killed_training_is_not_said_to_run(tmp_path, recorded, told):
     assert summary_of(begun(tmp_path / "x", recorded).folder).status == told
 
 
+def test_files_that_vanish_meanwhile_are_no_error(three, monkeypatch):
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda folder: [*walk(folder), (str(folder), [], ["gone.safetensors"])])
+    assert summary_of(three.folder).size == sum(
+        path.stat().st_size for path in three.folder.rglob("*") if path.is_file()
+    )
+
+
 def test_a_lineage_that_is_being_written_is_busy(busy):
     assert summary_of(busy.folder).status == "busy"
 
