@@ -3,8 +3,9 @@
 import re
 import shlex
 import shutil
+import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from unittest.mock import patch
 
 import numpy as np
@@ -46,7 +47,7 @@ def draw(root, *, classes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with pictures, a recipe, a lineage of two generations, one without channels, and an index."""
+    """A folder with pictures, a recipe, a lineage of two generations, two others, and an index."""
     folder = tmp_path_factory.mktemp("faq") / "trained"
     draw(folder / "photos", classes=8)
     draw(folder / "one", classes=1)
@@ -55,6 +56,8 @@ def trained(tmp_path_factory):
         here.chdir(folder)
         for line in (
             "train my_recipe.yaml --lineage lineages/weights --set split.kind=wels --set generations=1",
+            "train my_recipe.yaml --lineage lineages/classes --set generations=1 --set task=classification "
+            "--set loss.name=CrossEntropyLoss --set network.embedding_size=128",
             "train my_recipe.yaml",
             "index build photos -o photos.index --network dense --lineage lineages/my_recipe-s0",
         ):
@@ -90,6 +93,19 @@ def hold_the_lineage(folder, until):
     until.enter_context(Lineage(folder / "lineages" / "my_recipe-s0").writing())
 
 
+def forget_other_lineages(folder, until):
+    for name in ("weights", "classes"):
+        shutil.rmtree(folder / "lineages" / name)
+
+
+def take_the_port(folder, until):
+    """Listen on the explorer's own port, where no other program does."""
+    taken = until.enter_context(socket.socket())
+    with suppress(OSError):
+        taken.bind(("127.0.0.1", 8050))
+        taken.listen()
+
+
 def install_faiss_twice(folder, until):
     both = ("faiss-cpu", "faiss-gpu")
     until.enter_context(patch("ke_metric.evaluation.backend.installed_distributions", lambda: both))
@@ -107,8 +123,12 @@ SITUATIONS = {
     "Pictures changed since the training began": add_a_picture,
     "Another process trains it": hold_the_lineage,
     "Nothing was trained here": lambda folder, until: shutil.rmtree(folder / "lineages"),
-    "Classes asked of a network that has none": lambda folder, until: shutil.rmtree(folder / "lineages" / "weights"),
+    "Classes asked of a network that has none": forget_other_lineages,
+    "The port is taken": take_the_port,
     "faiss-cpu and faiss-gpu together": install_faiss_twice,
+    "The report's part is not installed": lambda folder, until: until.enter_context(
+        patch.dict(sys.modules, jinja2=None)
+    ),
     "A part is not installed": lambda folder, until: until.enter_context(patch.dict(sys.modules, uvicorn=None)),
 }
 """What is done in the folder before the command, and holds `until` it has ended; nothing for the other cases."""
