@@ -59,7 +59,6 @@ class PictureCollection(Protocol):
         kind: `lineage` or `index`.
         title: What it is called.
         networks: At least one, by generation.
-        notes: What a reader should know: data that have changed, generations that cannot be shown.
         class_names: Names by class number.
         parts: `gallery`, and `query` where the queries are other pictures.
     """
@@ -67,9 +66,13 @@ class PictureCollection(Protocol):
     kind: Literal["lineage", "index"]
     title: str
     networks: tuple[ExploredNetwork, ...]
-    notes: tuple[str, ...]
     class_names: tuple[str, ...]
     parts: Mapping[Part, PictureTable]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: data that have changed, generations that cannot be shown."""
+        ...
 
     def vectors(self, network: ExploredNetwork) -> tuple[FloatArray, FloatArray]:
         """Return the embeddings of the queries [Q, D] and of the gallery [G, D]; one array for one part."""

@@ -43,7 +43,7 @@ class LineageCollection:
         )
         if not self.networks:
             raise KeMetricError(f"{lineage.folder}: nothing can be shown. {_not_kept(lineage)}", ExitCode.LINEAGE)
-        self.notes = (*vectors.changes, *_notes_of(lineage, {network.generation for network in self.networks}))
+        self._notes = (*vectors.changes, *_notes_of(lineage, {network.generation for network in self.networks}))
         self.class_names = tuple(benchmark.gallery.class_names)
         parts: dict[Part, PictureTable] = {"gallery": _table_of(benchmark.gallery)}
         if not benchmark.leave_one_out:
@@ -73,6 +73,12 @@ class LineageCollection:
             )
         lineage.number_of("last")
         return cls(LineageVectors.open(lineage, device=device, progress=progress), device=device)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `PictureCollection`; vectors that could not be stored are computed again the next time."""
+        unwritten = self._vectors.unwritten
+        return self._notes if unwritten is None else (*self._notes, f"Vectors could not be stored: {unwritten}")
 
     def vectors(self, network: ExploredNetwork) -> tuple[FloatArray, FloatArray]:
         """See `PictureCollection`."""

@@ -173,3 +173,16 @@ def test_an_empty_index_and_one_too_large_are_refused(tmp_path, index, monkeypat
     monkeypatch.setattr("ke_metric.explorer.index_collection.MOST_NUMBERS", 95)
     with pytest.raises(KeMetricError, match="at most 95 numbers"):
         IndexCollection(index)
+
+
+def test_vectors_that_cannot_be_stored_are_told(lineage, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    shutil.rmtree(lineage.folder / "vectors", ignore_errors=True)
+    monkeypatch.setattr("ke_metric.report.vectors.write_bytes", full)
+    collection = LineageCollection.open(lineage)
+    assert collection.notes == ()
+    collection.vectors(collection.networks[0])
+    (note,) = collection.notes
+    assert "could not be stored" in note

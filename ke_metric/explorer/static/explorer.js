@@ -50,6 +50,7 @@ class Page {
     byId("summary").textContent = words.join(" · ");
     byId("notes").append(...facts.notes.map((note) => make("li", { textContent: note })));
     byId("notes").hidden = !facts.notes.length;
+    if (facts.kind === "index") byId("queries-name").textContent = "Pictures";
     byId("slide").hidden = this.generations.length < 2;
     byId("slider").max = String(this.generations.length - 1);
     const legend = [

@@ -233,14 +233,20 @@ export class PictureMap {
     if (this.pointed >= 0) this.rings(brush, color("ink"), [this.pointed], 7, "ring");
   }
 
-  // Draw dots as squares, all of them where `chosen` is null.
+  // Draw dots, all of them where `chosen` is null. Small ones are squares, which are drawn ten times as fast.
   dots(brush, color, side, chosen) {
     brush.fillStyle = color;
     const placed = this.placing();
     const many = chosen === null ? this.places.length / 2 : chosen.length;
     for (let i = 0; i < many; i += 1) {
       const [x, y] = placed(chosen === null ? i : chosen[i]);
-      brush.fillRect(x - side / 2, y - side / 2, side, side);
+      if (side < 4) {
+        brush.fillRect(x - side / 2, y - side / 2, side, side);
+      } else {
+        brush.beginPath();
+        brush.arc(x, y, side / 2, 0, 2 * Math.PI);
+        brush.fill();
+      }
     }
   }
 

@@ -31,7 +31,7 @@ export class QueryList {
     return state.change !== "all" || state.class !== null || state.text.trim() !== "";
   }
 
-  // Show the queries of a state; returns their positions.
+  // Show the queries of a state.
   async show(state, signal) {
     this.showFilters(state);
     this.parameters = {
@@ -43,13 +43,21 @@ export class QueryList {
       text: state.text,
       count: AT_A_TIME,
     };
+    const { generation, network, ...chosen } = this.parameters;
+    // The list of all queries is the same for every network.
+    const shown = JSON.stringify(state.change === "all" ? chosen : this.parameters);
+    if (shown === this.shown) {
+      this.markQuery(state.query);
+      return;
+    }
     const answer = await ask("/api/queries", { ...this.parameters, from: 0 }, signal);
+    if (signal.aborted) return;
+    this.shown = shown;
     this.positions = answer.positions;
     byId("listed").textContent = this.words(state, answer.total);
     byId("list").replaceChildren(...answer.queries.map((each) => this.item(each)));
     this.showButton(answer);
     this.markQuery(state.query);
-    return answer.positions;
   }
 
   showFilters(state) {
@@ -62,7 +70,8 @@ export class QueryList {
   }
 
   words(state, total) {
-    const many = total === 1 ? "1 query" : `${total.toLocaleString("en")} queries`;
+    const words = this.facts.kind === "index" ? ["picture", "pictures"] : ["query", "queries"];
+    const many = `${total.toLocaleString("en")} ${total === 1 ? words[0] : words[1]}`;
     if (state.change === "all") return many;
     if (state.since === state.right.generation) {
       return `Generation ${state.since} is shown itself: move the slider, or choose another generation before.`;
