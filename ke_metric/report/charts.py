@@ -123,7 +123,8 @@ def line_chart(
     tooltip = [
         {"field": "series", "title": " "},
         {"field": "x", "title": axes.x},
-        {"field": "y", "title": axes.y, "format": axes.y_format or ".4~g"},
+        # A tooltip has room for another digit.
+        {"field": "y", "title": axes.y, "format": ".1%" if axes.y_format.endswith("%") else ".4~g"},
     ]
     mark = {"type": "line", "strokeWidth": 2, "point": {"size": 46, "filled": True} if with_points else False}
     dashes = {"strokeDash": _dashes(colors)} if with_dashes else {}
@@ -205,6 +206,36 @@ def share_chart(
             "encoding": encoding,
         }
     )
+
+
+def balance_chart(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], axes: Axes) -> dict[str, Any]:
+    """Return the specification of bars that go up and down from zero.
+
+    Args:
+        rows: `x` (a text), `y` (negative: down) and `series`.
+        colors: Series to the name of its colour.
+        axes: Titles of the axes.
+    """
+    steps = list(dict.fromkeys(row["x"] for row in rows))
+    encoding = {
+        "x": {"field": "x", "type": "nominal", "sort": steps, "title": axes.x, "axis": {"labelOverlap": True}},
+        # What is lost is told by a number as well as what is won.
+        "y": {
+            "field": "y",
+            "type": "quantitative",
+            "title": axes.y,
+            "axis": {"labelExpr": "format(abs(datum.value), '~s')"},
+        },
+        "color": _color("series", colors),
+        "tooltip": [
+            {"field": "series", "title": " "},
+            {"field": "x", "title": axes.x},
+            {"field": "count", "title": axes.y, "format": ","},
+        ],
+    }
+    zero = {"mark": {"type": "rule", "color": "@muted"}, "encoding": {"y": {"datum": 0}}}
+    bars = {"mark": {"type": "bar", "width": {"band": 0.7}, "opacity": 0.85}, "encoding": encoding}
+    return _based({"data": {"values": list(rows)}, "height": HEIGHT, "layer": [bars, zero]})
 
 
 def scatter_chart(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str], *, axes: str) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def lineage_networks(lineage: Lineage) -> dict[str, nn.Module]:
     """Return the networks of a lineage by name, with random weights: they cost what those with trained ones cost."""
     recipe = lineage.recipe
     builder = LineageNetworks(recipe, len(lineage.class_names))
-    network = builder.build(1)
+    # The counter of operations fails at some parameters that would be trained.
+    network = builder.build(1).requires_grad_(False)
     if recipe.method.rules.is_slim:
         return {"slim": network.eval()}
     networks = {"dense": network.eval()}

@@ -8,11 +8,12 @@ from typing import Any
 
 from ke_metric.errors import KeMetricError
 from ke_metric.lineage.store import Lineage
+from ke_metric.report.confused_section import confused_section
 from ke_metric.report.cost_section import cost_section
 from ke_metric.report.map_section import map_section
 from ke_metric.report.page_parts import PageSection, Report, without_places
 from ke_metric.report.recipe_section import provenance_section, recipe_section
-from ke_metric.report.retrieved_sections import Retrieved, changes_section, confused_section, worst_section
+from ke_metric.report.retrieved_sections import Retrieved, changes_section, worst_section
 from ke_metric.report.score_sections import Subject, headline, scores_section
 from ke_metric.report.split_section import split_section
 from ke_metric.report.training_sections import magnitudes_section, training_section
@@ -59,7 +60,7 @@ def gather_report(
     retrieved, why_not = _retrieved(lineage, device, progress)
     sections = [
         scores_section(subject),
-        *_pictured(retrieved, why_not, progress),
+        *_pictured(lineage, retrieved, why_not, progress),
         _told("training", "Training curves", lambda: training_section(lineage)),
         _told("weights", "Size of the weights", lambda: magnitudes_section(lineage)),
         _told("split", "The split", lambda: split_section(lineage)),
@@ -98,20 +99,23 @@ def _retrieved(lineage: Lineage, device: str | None, progress: Progress) -> tupl
         return None, _sentence(error)
 
 
-def _pictured(retrieved: Retrieved | None, why_not: str, progress: Progress) -> Iterator[PageSection]:
+def _pictured(
+    lineage: Lineage, retrieved: Retrieved | None, why_not: str, progress: Progress
+) -> Iterator[PageSection]:
     """Make the sections that need vectors."""
-    makers: list[tuple[str, str, Callable[[Retrieved], PageSection]]] = [
-        ("mended-and-broken", "Mended and broken queries", changes_section),
-        ("worst-queries", "Worst queries", worst_section),
-        ("confused-classes", "Most confused classes", confused_section),
-        ("map", "Map of the embeddings", map_section),
-    ]
-    for name, title, make in makers:
+
+    def needing(name: str, title: str, make: Callable[[Retrieved], PageSection]) -> PageSection:
         progress(title.lower())
         if retrieved is None:
-            yield PageSection(name, title, missing=[why_not])
-        else:
-            yield _told(name, title, lambda make=make: make(retrieved))  # type: ignore[misc]
+            return PageSection(name, title, missing=[why_not])
+        return _told(name, title, lambda: make(retrieved))
+
+    yield needing("mended-and-broken", "Mended and broken queries", changes_section)
+    yield needing("worst-queries", "Worst queries", worst_section)
+    yield _told("confused-classes", "Most confused classes", lambda: confused_section(lineage, retrieved, why_not))
+    yield needing("map", "Map of the embeddings", map_section)
+    if retrieved is not None and retrieved.vectors.unwritten:
+        progress(f"vectors could not be kept for another time: {retrieved.vectors.unwritten}")
 
 
 def _measured(lineage: Lineage, device: str | None, progress: Progress) -> PageSection:

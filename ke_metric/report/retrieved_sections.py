@@ -1,9 +1,9 @@
-"""What networks retrieve: confused classes, worst queries, and what one generation mended and broke of another."""
+"""What networks retrieve: the worst queries, and what one generation mended and broke of another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -11,14 +11,26 @@ import numpy as np
 
 from ke_metric.arrays import IntArray
 from ke_metric.lineage.report import is_share
+from ke_metric.report.charts import Axes, balance_chart
 from ke_metric.report.embedded_pictures import EmbeddedPictures
-from ke_metric.report.outcomes import Outcomes, broken, confused, mended, worst
-from ke_metric.report.page_parts import Cell, DataTable, Example, Number, PageSection, Part, ShownQueries, score_text
+from ke_metric.report.outcomes import Outcomes, broken, mended, worst
+from ke_metric.report.page_parts import (
+    Cell,
+    Chart,
+    DataTable,
+    Example,
+    Number,
+    PageSection,
+    Part,
+    ShownQueries,
+    score_text,
+)
 from ke_metric.report.score_sections import score_title
 from ke_metric.report.vectors import LineageVectors
 
-PAIRS = 12
 WORST = 8
+MOST_ROWS = 8
+BALANCE = {"mended": "@right", "broken": "@wrong"}
 CHANGED = 6
 
 
@@ -32,6 +44,7 @@ class Change:
         after: Generation and name of the other.
         mended: Positions of the queries whose decisive score rises.
         broken: Positions of those whose score falls.
+        is_whole: Whether it goes from the first generation to the last one, over others.
     """
 
     title: str
@@ -39,6 +52,7 @@ class Change:
     after: tuple[int, str]
     mended: IntArray
     broken: IntArray
+    is_whole: bool = False
 
 
 class Retrieved:
@@ -77,7 +91,8 @@ class Retrieved:
         for name in dict.fromkeys(name for _, name in self.vectors.networks):
             numbers = sorted(number for number, each in self.vectors.networks if each == name)
             pairs = [(numbers[0], numbers[-1])] if len(numbers) > 2 else []
-            found += [self._change((one, name), (other, name)) for one, other in [*pairs, *pairwise(numbers)]]
+            found += [replace(self._change((one, name), (other, name)), is_whole=True) for one, other in pairs]
+            found += [self._change((one, name), (other, name)) for one, other in pairwise(numbers)]
         number, network = self.main
         others = [name for each, name in self.vectors.networks if each == number and name != network]
         return found + [self._change((number, network), (number, name)) for name in others]
@@ -101,34 +116,6 @@ def warnings_of(vectors: LineageVectors) -> list[str]:
     return [f"The data have changed since training: {change}." for change in vectors.changes]
 
 
-# --- confused classes ---------------------------------------------------------------------------------------------
-
-
-def confused_section(retrieved: Retrieved) -> PageSection:
-    """Return the pairs of classes that are most often taken for each other."""
-    number, name = retrieved.main
-    query = retrieved.vectors.benchmark.query
-    outcomes = retrieved.outcomes(number, name)
-    pairs = confused(outcomes, query.labels, query.class_names, PAIRS)
-    how = "by its first neighbour" if outcomes.decisive != "top1" else "by the network"
-    lead = [f"Which class a picture of another one is taken for {how}: {called(retrieved.main)}."]
-    if not pairs:
-        lead.append("No picture is taken for another class.")
-        return PageSection("confused-classes", "Most confused classes", lead)
-    rows: list[list[Cell]] = [
-        [own, other, Number(count, f"{count:,}"), Number(total, f"{total:,}"), _percent(count, total)]
-        for own, other, count, total in pairs
-    ]
-    columns = ["class", "taken for", "pictures", "of", "%"]
-    table = DataTable(f"Of the test part, {called(retrieved.main)}", columns, rows, row_headings=2)
-    return PageSection("confused-classes", "Most confused classes", lead, [table], warnings_of(retrieved.vectors))
-
-
-def _percent(count: int, total: int) -> Number:
-    share = count / total
-    return Number(share, f"{100 * share:.1f}")
-
-
 # --- worst queries ------------------------------------------------------------------------------------------------
 
 
@@ -140,12 +127,13 @@ def worst_section(retrieved: Retrieved) -> PageSection:
         note = "Pictures that are taken for another class."
     else:
         note = "Queries with the lowest MAP@R, and their first neighbours; their own picture is left out."
-    examples = [_example(retrieved, int(position), [retrieved.main]) for position in positions]
+    examples = [example(retrieved, int(position), [retrieved.main]) for position in positions]
     gallery = ShownQueries(called(retrieved.main).capitalize(), note, examples)
     return PageSection("worst-queries", "Worst queries", [], [gallery], warnings_of(retrieved.vectors))
 
 
-def _example(retrieved: Retrieved, position: int, networks: Sequence[tuple[int, str]]) -> Example:
+def example(retrieved: Retrieved, position: int, networks: Sequence[tuple[int, str]]) -> Example:
+    """Return a query with what some networks answer to it."""
     answers = [
         retrieved.pictures.answer(retrieved.outcomes(*network), position, called(network)) for network in networks
     ]
@@ -167,8 +155,42 @@ def changes_section(retrieved: Retrieved) -> PageSection:
         "falls. A gain of the mean hides both."
     ]
     table = _changes_table(retrieved, decisive)
+    charts = _balances(retrieved.changes)
     galleries = _galleries(retrieved, retrieved.changes[0])
-    return PageSection("mended-and-broken", title, lead, [table, *galleries], warnings_of(retrieved.vectors))
+    return PageSection("mended-and-broken", title, lead, [*charts, table, *galleries], warnings_of(retrieved.vectors))
+
+
+def _balances(changes: Sequence[Change]) -> list[Chart]:
+    """Return for every kind of network how many queries each generation mended and broke; nothing of one step."""
+    charts = []
+    for name in dict.fromkeys(change.before[1] for change in changes):
+        steps = [change for change in changes if _is_step(change) and change.before[1] == name]
+        if len(steps) < 2:
+            continue
+        rows = [
+            {
+                "x": f"{step.before[0]} → {step.after[0]}",
+                "y": sign * len(found),
+                "count": len(found),
+                "series": series,
+            }
+            for step in steps
+            for series, sign, found in (("mended", 1, step.mended), ("broken", -1, step.broken))
+        ]
+        told = [
+            f"{len(step.mended):,} mended, {len(step.broken):,} broken in generation {step.after[0]}"
+            for step in steps
+        ]
+        title = f"Mended and broken by each generation, {name}"
+        specification = balance_chart(rows, BALANCE, Axes("generation", "queries"))
+        described = f"{title}: {'; '.join(told)}."
+        charts.append(Chart(f"changes-{name.replace(' ', '-')}", title, described, specification, BALANCE))
+    return charts
+
+
+def _is_step(change: Change) -> bool:
+    """Whether it is a change from a generation to the next one whose vectors can be had, of one kind of network."""
+    return change.before[1] == change.after[1] and not change.is_whole
 
 
 def _changes_table(retrieved: Retrieved, name: str) -> DataTable:
@@ -184,14 +206,14 @@ def _changes_table(retrieved: Retrieved, name: str) -> DataTable:
         rows.append([change.title, Number(gained, f"{gained:,}"), Number(lost, f"{lost:,}"), *shown])
     percent = ", %" if is_share(name) else ""
     columns = ["from and to", "mended", "broken", f"{score_title(name)} before{percent}", f"after{percent}"]
-    return DataTable("Queries mended and broken", columns, rows)
+    return DataTable("Queries mended and broken", columns, rows, folded=len(rows) > MOST_ROWS)
 
 
 def _galleries(retrieved: Retrieved, change: Change) -> Iterator[Part]:
     for kind, positions in (("Mended", change.mended), ("Broken", change.broken)):
         count = len(positions)
         shown = [int(position) for position in _spread_out(positions, CHANGED)]
-        examples = [_example(retrieved, position, [change.before, change.after]) for position in shown]
+        examples = [example(retrieved, position, [change.before, change.after]) for position in shown]
         note = f"{count:,} quer{'ies' if count != 1 else 'y'}" + (
             f", {len(shown)} of them as pictures." if count > len(shown) else "."
         )

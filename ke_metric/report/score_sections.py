@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Scores
 from ke_metric.lineage.comparison import Strategy, gather, mean_and_spread, seen_differently, told_ties
-from ke_metric.lineage.report import decisive_score, header, is_share, shown_names, told_baseline, told_repairs
+from ke_metric.lineage.report import decisive_score, is_share, shown_names, told_baseline, told_repairs
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, line_chart, network_color
 from ke_metric.report.page_parts import (
-    Cell,
     Chart,
     DataTable,
     HeadlineNumber,
     Number,
     PageSection,
-    score_number,
+    Part,
     score_text,
     without_places,
 )
+from ke_metric.report.score_tables import scores_table, sizes_tables
 
 NAMES = {"nmi": "NMI", "ami": "AMI", "map@r": "MAP@R", "r_precision": "R-precision", "top1": "Top-1 accuracy"}
 MOST_STRATEGIES = 4
@@ -113,7 +113,7 @@ def headline(subject: Subject) -> list[HeadlineNumber]:
         return found
     first = _mean(strategy, 1, network if network in strategy.networks else strategy.networks[0], name)
     if last > 1 and first is not None:
-        found.append(_gain("Gain over generation 1", name, now, first, f"{network}, one plain training"))
+        found.append(_gain("Gain over generation 1", name, now, first, f"{network} after one plain training"))
     return found + _over_baseline(subject, name, now, network)
 
 
@@ -155,10 +155,11 @@ def scores_section(subject: Subject) -> PageSection:
     """Return figures and table of the scores of every generation, dense and slim."""
     names = _names(subject)
     figures = [name for name in dict.fromkeys((subject.decisive, "map@r", "balanced_accuracy")) if name in names]
-    table = _table(subject, names)
+    table = scores_table(subject.strategies, subject.baseline, names, subject.decisive)
     charts = [_chart(subject, name, table if name == figures[0] else None) for name in figures]
     lead = [*_lead(subject), *baseline_notes(subject)]
-    return PageSection("scores", "Scores of every generation", lead, charts, _incomplete(subject))
+    parts: list[Part] = [*charts, *sizes_tables(subject.lineage, names)]
+    return PageSection("scores", "Scores of every generation", lead, parts, _incomplete(subject))
 
 
 def _names(subject: Subject) -> list[str]:
@@ -177,7 +178,11 @@ def _lead(subject: Subject) -> list[str]:
     told = ["Dense is the whole network, slim the fit hypothesis alone, cut out as an ordinary network."]
     lineage, strategy = subject.lineage, subject.strategy
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
-    told += [f"{each[0].upper()}{each[1:]}." for each in told_repairs(cards)]
+    if told_repairs(cards):
+        told.append(
+            "Slim networks were repaired after they had been cut out, by the training pictures; what they scored "
+            "before stands in the last column."
+        )
     sentence = told_baseline(card.dense for card in cards.values())
     told += [f"{sentence[0].upper()}{sentence[1:]}."] if sentence else []
     worse = strategy.worse_than_untrained(subject.decisive)
@@ -219,7 +224,7 @@ def _chart(subject: Subject, name: str, table: DataTable | None) -> Chart:
     rows += _baseline_points(subject, name, colors)
     title = f"{score_title(name)} by generation"
     with_band = any(row["low"] != row["high"] for row in rows)
-    share = ".0%" if is_share(name) else ""
+    share = ".3~%" if is_share(name) else ""
     axes = Axes("generation", score_title(name), share)
     specification = line_chart(rows, colors, axes, with_band=with_band, with_dashes=True)
     described = f"{title}{', in percent' if share else ''}: {'; '.join(told)}."
@@ -250,42 +255,6 @@ def _points(strategy: Strategy, network: str, name: str) -> list[dict[str, Any]]
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def _table(subject: Subject, names: Sequence[str]) -> DataTable:
-    """Return every score of every generation; over seeds, mean and spread."""
-    strategies = [*subject.strategies, *([subject.baseline] if subject.baseline else [])]
-    with_recipe = len(strategies) > 1
-    rows: list[list[Cell]] = []
-    for strategy in strategies:
-        for generation in range(0 if strategy.untrained else 1, strategy.generations + 1):
-            for network in strategy.networks:
-                found = strategy.scores(generation, network)
-                if not found:
-                    continue
-                own = strategy is subject.strategy
-                start: list[Cell] = [strategy.name] if with_recipe else []
-                size = strategy.parameters(network, max(generation, 1))
-                start += [str(generation), network, Number(size, f"{size:,}")]
-                rows.append([*start, *(_cell(found, name, generation, network, own=own) for name in names)])
-    columns = [*["recipe"] * with_recipe, "generation", "network", "parameters", *map(header, names)]
-    percent = "all but NMI and AMI in percent" if "nmi" in names else "in percent"
-    note = "; generation 0 is the untrained network" if any(each.untrained for each in strategies) else ""
-    return DataTable(f"Scores, {percent}{note}", columns, rows, row_headings=2 + with_recipe)
-
-
-def _cell(found: Mapping[int, Scores], name: str, generation: int, network: str, *, own: bool) -> Cell:
-    values = [scores[name] for scores in found.values() if name in scores]
-    if not values:
-        return "–"
-    mean, spread = mean_and_spread(values)
-    if spread is not None:
-        return Number(
-            mean, f"{score_text(name, mean)} ± {score_text(name, spread)}", f"{generation}/{network}/{name}"
-        )
-    if not own:
-        return Number(mean, score_text(name, mean))
-    return score_number(name, mean, generation=generation, network=network)
 
 
 def _values(strategy: Strategy, generation: int, network: str, name: str) -> list[float]:

@@ -53,6 +53,7 @@ def test_nothing_goes_wrong_and_axe_finds_nothing_grave(browser, kind, scheme, r
     grown = request.getfixturevalue(kind)
     with opened(browser, grown.page, tmp_path, color_scheme=scheme) as (shown, events):
         assert shown.locator("html.with-figures").count() == 1
+        assert shown.evaluate("[...document.images].every((each) => each.complete && each.naturalWidth > 0)")
         assert shown.locator("[data-figure] svg").count() == len(grown.gathered.report.charts)
         for folded in shown.locator("summary").all():
             folded.click()

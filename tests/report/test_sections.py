@@ -1,12 +1,13 @@
 """What a report says of one lineage: over seeds, beside a long baseline, and where something is missing."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from reported import record_training
-from scored_lineages import FIELDS, grow_scored
+from scored_lineages import CLASSES, FIELDS, grow_scored
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage.comparison import mean_and_spread
@@ -15,6 +16,7 @@ from ke_metric.report.cost_section import count_flops, lineage_networks, measure
 from ke_metric.report.lineage_report import gather_report
 from ke_metric.report.page_parts import Number
 from ke_metric.report.score_sections import Subject, headline, scores_section
+from ke_metric.report.vectors import LineageVectors
 
 GLYPHS = {"benchmark": "glyphs", "test_classes": 3, "image_size": 32, "store_size": 32}
 
@@ -107,6 +109,92 @@ def test_without_weights_the_rest_is_there(bare):
     by_name = {section.name: section for section in report.sections}
     assert all(by_name[name].parts for name in ("scores", "split", "cost", "recipe"))
     assert not any(str(bare.folder.parent) in sentence for section in report.sections for sentence in section.missing)
+
+
+def test_without_weights_a_classification_still_tells_what_it_confuses(tmp_path):
+    lineage = grow_scored(tmp_path / "bare", **CLASSES)
+    for number in lineage.numbers:
+        (lineage.generation_folder(number) / "weights.safetensors").unlink()
+    sections = {section.name: section for section in gather_report([lineage]).report.sections}
+    assert not sections["confused-classes"].missing
+    assert sections["worst-queries"].missing
+    table = sections["confused-classes"].parts[0]
+    confusion = lineage.scorecard(2).classes["dense"].confusion
+    expected = [count for own, taken in confusion.items() for other, count in taken.items() if own != other]
+    assert [row[2].value for row in table.rows] == sorted(expected, reverse=True)[: len(table.rows)]
+    assert all(confusion[row[0]][row[1]] == row[2].value for row in table.rows)
+    assert all(row[3].value == sum(confusion[row[0]].values()) for row in table.rows)
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "classification"])
+def test_confused_classes_are_counted_and_one_of_each_is_shown(kind, request):
+    grown = request.getfixturevalue(kind)
+    vectors = LineageVectors.open(grown.lineage)
+    query, predicted = vectors.benchmark.query, vectors.outcomes(2, "dense").predicted
+    taken = [
+        (query.class_names[own], query.class_names[other]) for own, other in zip(query.labels, predicted, strict=True)
+    ]
+    counts = Counter(pair for pair in taken if pair[0] != pair[1])
+    table, *_, gallery = grown.section("confused-classes").parts
+    assert {(row[0], row[1]): row[2].value for row in table.rows}.items() <= counts.items()
+    assert sum(row[2].value for row in table.rows) == sum(count for _, count in counts.most_common(len(table.rows)))
+    for row, example in zip(table.rows, gallery.examples, strict=False):
+        position = query.keys.index(example.query.name)
+        assert taken[position] == (row[0], row[1])
+        assert (row[0], row[1]) not in taken[:position]
+
+
+def test_what_a_slim_network_scored_as_it_was_cut_has_a_column(tmp_path):
+    lineage = grow_scored(tmp_path / "lineage", data=GLYPHS)
+    path = lineage.generation_folder(2) / "scorecard.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"slim_repair": "whiten", "slim_as_cut": card["slim"] | {"recall@1": 0.125}}))
+    table = scores_section(Subject.of([lineage])).parts[0].table
+    assert table.columns[-1] == "R@1 as cut"
+    cells = {(row[0], row[1]): row[-1] for row in table.rows}
+    assert cells.pop(("2", "slim")).text == "12.5"
+    assert set(cells.values()) == {"–"}
+
+
+def test_embeddings_cut_short_have_a_table(tmp_path):
+    network = FIELDS["network"] | {"nested_sizes": [2, 4]}
+    lineage = grow_scored(tmp_path / "lineage", data=GLYPHS, network=network)
+    table = scores_section(Subject.of([lineage])).parts[-1]
+    assert [(row[0], row[1], row[2]) for row in table.rows][:3] == [
+        ("1", "dense", "4"),
+        ("1", "dense", "2"),
+        ("1", "slim", "4"),
+    ]
+    assert table.rows[1][3].value == lineage.scorecard(1).sizes["dense"]["2"]["recall@1"]
+
+
+def test_what_each_generation_mends_and_breaks_goes_up_and_down(tmp_path):
+    lineage = grow_scored(tmp_path / "lineage", data=GLYPHS, generations=3)
+    gathered = gather_report([lineage])
+    section = next(each for each in gathered.report.sections if each.name == "mended-and-broken")
+    dense, slim, table, *_ = section.parts
+    assert (dense.name, slim.name) == ("changes-dense", "changes-slim")
+    steps = {("1 → 2", 1, 2), ("2 → 3", 2, 3)}
+    counted = {
+        (change["before"]["generation"], change["after"]["generation"]): (
+            len(change["mended"]),
+            -len(change["broken"]),
+        )
+        for change in gathered.changes
+        if change["before"]["network"] == change["after"]["network"] == "dense"
+    }
+    drawn = {(row["x"], row["series"]): row["y"] for row in dense.specification["data"]["values"]}
+    for name, one, other in steps:
+        assert (drawn[name, "mended"], drawn[name, "broken"]) == counted[one, other]
+    assert len(drawn) == 4
+    assert [row[0] for row in table.rows] == [
+        *(
+            f"{network}, generation {pair}"
+            for network in ("dense", "slim")
+            for pair in ("1 to 3", "1 to 2", "2 to 3")
+        ),
+        "generation 3, dense to slim",
+    ]
 
 
 def test_a_lost_file_is_told_in_its_section_alone(tmp_path):
