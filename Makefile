@@ -53,6 +53,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/generate_fields.py
 	$(BIN)/python docs/generate_commands.py
 	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 # Seconds and megabytes of splitting, search and scoring on this machine.
 bench: $(INSTALLED)
