@@ -7,6 +7,7 @@ from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.explorer.collection import ExploredNetwork, Part, PictureTable
+from ke_metric.images.decoding import UPRIGHT_ON_WHITE
 from ke_metric.images.preparation import Preparation
 from ke_metric.networks.bundle_config import Architecture, NetworkCard
 from ke_metric.networks.recipe_networks import LineageNetworks
@@ -35,6 +36,7 @@ class DrawnPictures:
     kind = "lineage"
     title = "drawn"
     notes = ()
+    decoding = UPRIGHT_ON_WHITE
 
     def __init__(self, count: int, generations: int) -> None:
         recipe = Recipe.model_validate(RECIPE)

@@ -86,6 +86,8 @@ class ExplorerApplication:
         self._needs_token = settings.token is not None
         self._door = PageDoor(settings, frozenset({*self._files, ACCESS}))
         self._uploads, self._decoding = Uploads(settings.limits), 0
+        # Whoever has no token yet takes nothing of what pictures may take.
+        self._tokens = Uploads(replace(settings.limits, max_bytes=LONGEST_TOKEN))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
         routes = [("GET", path, self._file) for path in self._files]
         self._router = ExchangeRouter(
@@ -119,6 +121,7 @@ class ExplorerApplication:
         self.state = "stopping"
         self._exploration.networks.stop()
         self._uploads.stop()
+        self._tokens.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -147,8 +150,10 @@ class ExplorerApplication:
         return document({"allowed": self._door.knows(exchange)})
 
     async def _enter(self, exchange: Exchange) -> Reply:
-        token = await self._uploads.read(exchange)
-        cookie = None if len(token) > LONGEST_TOKEN else self._door.admit(token.strip())
+        try:
+            cookie = self._door.admit((await self._tokens.read(exchange)).strip())
+        finally:
+            self._tokens.release(exchange)
         reply = document({"allowed": cookie is not None})
         return replace(reply, headers=(*reply.headers, *(cookie or ())))
 

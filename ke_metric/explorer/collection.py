@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from PIL import Image
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray
+from ke_metric.images.decoding import Decoding
 from ke_metric.report.outcomes import Outcomes
 
 Part = Literal["query", "gallery"]
@@ -61,6 +62,7 @@ class PictureCollection(Protocol):
         networks: At least one, by generation.
         class_names: Names by class number.
         parts: `gallery`, and `query` where the queries are other pictures.
+        decoding: How a picture's file becomes the colours that a network sees.
     """
 
     kind: Literal["lineage", "index"]
@@ -68,6 +70,7 @@ class PictureCollection(Protocol):
     networks: tuple[ExploredNetwork, ...]
     class_names: tuple[str, ...]
     parts: Mapping[Part, PictureTable]
+    decoding: Decoding
 
     @property
     def notes(self) -> tuple[str, ...]:

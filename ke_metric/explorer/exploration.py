@@ -25,6 +25,7 @@ from ke_metric.explorer.collection import NO_CLASS, ExploredNetwork, Part, Pictu
 from ke_metric.explorer.computing import NetworkQueue, NetworkView, view_of
 from ke_metric.explorer.layout import PlanarMap, turned_onto
 from ke_metric.explorer.thumbnails import Thumbnails, encode_thumbnail
+from ke_metric.images.decoding import as_rgb
 from ke_metric.report.outcomes import NEIGHBORS, broken, mended
 
 Change = Literal["all", "mended", "broken"]
@@ -96,8 +97,8 @@ class Exploration:
         Raises:
             KeMetricError: DATA: it cannot be used.
         """
-        pixels = self.collection.prepare(picture, max_pixels)
-        upload = Upload(pixels, encode_thumbnail(picture.convert("RGB")), {})
+        seen = as_rgb(picture, "the picture", self.collection.decoding)
+        upload = Upload(self.collection.prepare(seen, max_pixels), encode_thumbnail(seen), {})
         with self._lock:
             number = next(self._numbers)
             self._uploads[number] = upload

@@ -47,6 +47,7 @@ class IndexCollection:
             _require_size(index)
             items, vectors = _read(index)
             self._embedder = index.embedder if index.has_embedder else None
+            self.decoding = self._embedder.normalization.decoding if self._embedder else UPRIGHT_ON_WHITE
             description = index.manifest.description
         self._items, self._vectors, self._lock = items, vectors, Lock()
         self.title = folder.absolute().name
@@ -69,13 +70,12 @@ class IndexCollection:
     def picture(self, part: Part, position: int) -> Image.Image:
         """See `PictureCollection`."""
         item = self._items[position]
-        decoding = self._embedder.normalization.decoding if self._embedder is not None else UPRIGHT_ON_WHITE
         try:
             body = read_picture(item, Limits().image_bytes).body
             with Image.open(io.BytesIO(body), formats=DECODERS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise KeMetricError(f"{item.id}: has more than {MAX_PIXELS:,} pixels", ExitCode.DATA)
-                return as_rgb(image, item.id, decoding)
+                return as_rgb(image, item.id, self.decoding)
         except (Refused, OSError, Image.DecompressionBombError) as error:
             raise KeMetricError(f"{item.id}: there is no picture that can be read", ExitCode.DATA) from error
 

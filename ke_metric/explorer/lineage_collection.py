@@ -50,6 +50,7 @@ class LineageCollection:
             parts["query"] = _table_of(benchmark.query)
         self.parts: Mapping[Part, PictureTable] = parts
         self._preparation = Preparation.of_recipe(lineage.recipe)
+        self.decoding = self._preparation.decoding
         self._embedders: OrderedDict[ExploredNetwork, Embedder] = OrderedDict()
         self._lock = Lock()
 

@@ -16,6 +16,7 @@ from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.explorer.application import LIMITS, build_explorer
 from ke_metric.explorer.collection import ExploredNetwork, PictureTable
 from ke_metric.explorer.exploration import Exploration
+from ke_metric.images.decoding import UPRIGHT_ON_WHITE
 from ke_metric.report.outcomes import retrieval_outcomes
 from ke_metric.serving.exchange import ServiceSettings
 from ke_metric.serving.server import listen
@@ -49,6 +50,7 @@ class DrawnCollection:
     """
 
     kind = "lineage"
+    decoding = UPRIGHT_ON_WHITE
 
     def __init__(self, *, apart=False, generations=3, per_class=8, unreadable=None):
         self.title, self.notes, self.class_names = HOSTILE, (f"Data have changed: {HOSTILE}",), CLASSES

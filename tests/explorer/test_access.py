@@ -83,6 +83,11 @@ def test_the_token_is_entered_once(guarded):
     assert guarded.get("/api/state", Cookie="=;;,").status == 401
 
 
+def test_a_token_is_not_as_long_as_a_picture(guarded):
+    assert guarded.ask("POST", "/api/access", bytes(2000), "text/plain").status == 413
+    assert guarded.ask("POST", "/api/access", b"\xff\0", "text/plain").document == {"allowed": False}
+
+
 def test_the_token_cannot_be_entered_by_another_page(guarded):
     answer = guarded.ask("POST", "/api/access", TOKEN, "text/plain", Origin="http://attacker.example")
     assert answer.status == 403

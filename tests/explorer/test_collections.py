@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from drawn_collection import encode, picture_of, running_explorer
 
 sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
 
-from scored_lineages import CLASSES, grow_scored
+from scored_lineages import CLASSES, FIELDS, grow_scored
 
 from ke_metric import Lineage
 from ke_metric.errors import ExitCode, KeMetricError
@@ -19,6 +20,7 @@ from ke_metric.explorer.exploration import Exploration
 from ke_metric.explorer.index_collection import IndexCollection
 from ke_metric.explorer.lineage_collection import LineageCollection
 from ke_metric.lineage.files import WEIGHTS
+from ke_metric.report.vectors import LineageVectors
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.index import Index
 from ke_metric.stores.contract import Item
@@ -26,7 +28,9 @@ from ke_metric.stores.contract import Item
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
-    return grow_scored(tmp_path_factory.mktemp("explored") / "<b>lineage")
+    changed = {"split": {"rates": [0.25]}, "evaluation": FIELDS["evaluation"] | {"slim_repair": "statistics"}}
+    changed["data"] = FIELDS["data"] | {"train_classes": 16}
+    return grow_scored(tmp_path_factory.mktemp("explored") / "<b>lineage", **changed)
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def lineage(grown, tmp_path):
 def test_scores_are_those_of_the_scorecards_and_means_over_the_queries(grown):
     collection = LineageCollection.open(grown)
     assert [(each.generation, each.name) for each in collection.networks] == [
-        (number, name) for number in (1, 2) for name in ("dense", "slim")
+        (number, name) for number in (1, 2) for name in ("dense", "slim", "slim 0.25")
     ]
     for network in collection.networks:
         stored = grown.scorecard(network.generation).networks[network.name]
@@ -65,7 +69,7 @@ def test_a_lineage_is_explored_over_http(grown):
         picture = explorer.exploration.collection.picture("gallery", position)
         number = explorer.upload(encode(picture)).document["upload"]
         for network in state["networks"]:
-            named = f"generation={network['generation']}&network={network['name']}"
+            named = urlencode({"generation": network["generation"], "network": network["name"]})
             found = explorer.get(f"/api/neighbors?{named}&part=upload&position={number}").document["neighbors"]
             assert found[0]["position"] == position
             assert found[0]["similarity"] == pytest.approx(1, abs=1e-4)
@@ -87,6 +91,12 @@ def test_generations_without_weights_are_told_with_how_to_keep_them(lineage):
     exploration = Exploration(collection)
     exploration.networks.start()
     assert exploration.neighbors(collection.networks[0], "gallery", 0)["neighbors"]
+
+
+def test_data_that_have_changed_are_told(grown):
+    opened = LineageVectors.open(grown)
+    changed = LineageVectors(grown, opened.pictures, ["3 pictures are other ones"])
+    assert LineageCollection(changed).notes == ("3 pictures are other ones",)
 
 
 def test_a_lineage_without_any_weights_cannot_be_shown(lineage):

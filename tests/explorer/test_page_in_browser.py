@@ -115,6 +115,8 @@ def test_two_networks_stand_side_by_side_with_right_ones_marked(visit):
     visit.settle()
     assert visit.found("left") == visit.expected(2, "slim", "gallery", 9)
     expect(visit.page.locator("#left-heading")).to_have_text("Generation 2, slim")
+    # As the collection has it, and as `ke-metric eval` prints it.
+    expect(visit.page.locator(".panel .scores").first).to_have_text("All queries: Recall@1 50.0 %")
     right = sum(mark == MARK[True] for _, mark in visit.found("left"))
     expect(visit.page.locator(".panel .own").first).to_contain_text(f"{right} of 10 right")
 
@@ -189,6 +191,16 @@ def test_a_slide_is_one_step_back(visit):
     visit.page.go_back()
     visit.settle()
     assert visit.found("right") == visit.expected(3, "dense", "gallery", 9)
+
+
+def test_the_keyboard_stays_in_the_list_of_neighbours(visit):
+    visit.go("?query=gallery:9")
+    second = visit.found("right")[1][0]
+    visit.page.locator(".panel:has(#right-heading) .found button").nth(1).focus()
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_url(f"**query=gallery%3A{second}&*")
+    visit.settle()
+    expect(visit.page.locator(".panel:has(#right-heading) .found button").nth(1)).to_be_focused()
 
 
 def test_filters_list_what_was_mended_and_broken(visit):

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 from drawn_collection import TINY_LIMITS, DrawnCollection, encode, picture_of, running_explorer
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ke_metric.explorer.application import LIMITS, MOST_UPLOADS_AT_ONCE
 
@@ -63,6 +63,22 @@ def test_a_picture_becomes_a_query(explorer, kind, content_type):
 def test_a_transparent_picture_and_one_in_grey_are_taken(explorer):
     for mode in ("RGBA", "L", "P", "LA", "1"):
         assert "upload" in explorer.upload(encode(picture_of(9).convert(mode))).document, mode
+
+
+def test_an_upload_is_shown_as_it_is_seen(explorer):
+    """Upright, and on white where it is transparent."""
+    turned = Image.new("RGB", (20, 10), "red")
+    exif = turned.getexif()
+    exif[ExifTags.Base.Orientation] = 6
+    for body, content_type, size, color in [
+        (encode(turned, "JPEG", exif=exif, quality=100), "image/jpeg", (10, 20), (254, 0, 0)),
+        (encode(Image.new("RGBA", (20, 10), (0, 0, 0, 0))), "image/png", (20, 10), (255, 255, 255)),
+    ]:
+        number = explorer.upload(body, content_type).document["upload"]
+        address = f"{explorer.get('/api/state').document['pictures']}/upload/{number}"
+        shown = Image.open(io.BytesIO(explorer.get(address).body)).convert("RGB")
+        assert shown.size == size
+        assert shown.getpixel((3, 3)) == color
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])

@@ -77,7 +77,10 @@ export class Panel {
         ? ["This query: ", make("strong", { textContent: verdict }), ...told]
         : ["This picture has no class: what it finds is neither right nor wrong"]),
     );
+    // Whoever goes from neighbour to neighbour by keyboard stays where they are in the list.
+    const held = [...this.found.children].findIndex((item) => item.contains(document.activeElement));
     this.found.replaceChildren(...answer.neighbors.map((each, rank) => this.item(each, rank, addressOf, choose)));
+    this.found.children[held]?.firstChild.focus({ preventScroll: true });
     return `${this.heading.textContent}: ${known.length ? verdict : `${answer.neighbors.length} found`}`;
   }
 
@@ -109,7 +112,7 @@ export function networkOf(facts, generation, name) {
 
 // Return a picture that says so where it cannot be shown.
 export function pictureOf(address, alt = "") {
-  const image = make("img", { src: address, alt, width: 112, height: 112, loading: "lazy", decoding: "async" });
+  const image = make("img", { src: address, alt, width: 112, height: 112, loading: "lazy", draggable: false });
   const frame = make("span", { className: "frame" }, image);
   image.addEventListener("error", () => {
     frame.replaceChildren(make("span", { className: "gone", textContent: "picture cannot be read" }));
