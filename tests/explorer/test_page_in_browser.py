@@ -2,6 +2,7 @@
 
 import base64
 import re
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -408,6 +409,8 @@ def test_the_token_is_asked_for_once(browser):
     settings = ServiceSettings("0.0.0.0", 0, TOKEN)
     with running_explorer(DrawnCollection(), settings) as explorer, visiting(browser, explorer) as visit:
         visit.page.goto(explorer.url)
+        expect(visit.page.get_by_role("textbox", name="Token")).to_be_visible()
+        assert serious_problems(visit.page) == []
         visit.page.get_by_role("textbox", name="Token").fill("wrong")
         visit.page.get_by_role("button", name="Enter").click()
         expect(visit.page.locator("#access-message")).to_have_text("This is another token.")
@@ -419,6 +422,20 @@ def test_the_token_is_asked_for_once(browser):
         visit.page.reload()
         visit.settle()
         expect(visit.page.locator("#access")).to_be_hidden()
+
+
+def test_the_query_is_shown_while_its_networks_are_computed(browser):
+    collection = DrawnCollection()
+    gate, vectors = threading.Event(), collection.vectors
+    collection.vectors = lambda network: vectors(network) if gate.wait(20) else None
+    with running_explorer(collection) as explorer, visiting(browser, explorer) as visit:
+        visit.page.goto(f"{explorer.url}/?query=gallery:9")
+        expect(visit.page.locator("#query-figure img")).to_have_attribute("src", re.compile("/gallery/9$"))
+        expect(visit.page.locator("#neighbors .computing")).to_be_visible()
+        gate.set()
+        visit.settle()
+        expect(visit.page.locator("#neighbors .computing")).to_be_hidden()
+        assert visit.found("right") == visit.expected(3, "dense", "gallery", 9)
 
 
 @pytest.mark.parametrize("width", [1280, 375])

@@ -54,14 +54,18 @@ class Page {
     byId("slide").hidden = this.generations.length < 2;
     byId("slider").max = String(this.generations.length - 1);
     const legend = [
-      ["key-query", "⊕ query"],
-      ["key-right", "○ neighbour, right"],
-      ["key-wrong", "✕ neighbour, wrong"],
-      ["key-found", "○ neighbour, no class"],
-      ["key-same", "■ same class"],
-      ["key-listed", "■ listed below"],
+      ["key-query", "⊕", "query"],
+      ["key-right", "○", "neighbour, right"],
+      ["key-wrong", "✕", "neighbour, wrong"],
+      ["key-found", "○", "neighbour, no class"],
+      ["key-same", "●", "same class"],
+      ["key-listed", "●", "in the list"],
     ];
-    byId("legend").append(...legend.map(([kind, text]) => make("li", { className: kind, textContent: text })));
+    byId("legend").append(
+      ...legend.map(([kind, sign, text]) =>
+        make("li", { className: kind }, make("span", { textContent: sign, "aria-hidden": "true" }), ` ${text}`),
+      ),
+    );
   }
 
   listen() {
@@ -121,6 +125,7 @@ class Page {
     const { signal } = this.asked;
     this.say("");
     this.showSlider();
+    this.showQuery(state.query);
     byId("main").setAttribute("aria-busy", "true");
     const parts = [
       [byId("neighbors"), this.showNeighbors(signal)],
@@ -171,25 +176,28 @@ class Page {
       panel.showNetwork(this.state[panel.side]);
       return panel.show(answers[number], this.addressOf, (chosen) => this.change({ query: chosen }));
     });
-    this.showQuery(answers.at(-1).query);
+    this.showName(answers.at(-1).query);
     this.neighbors = answers.at(-1).neighbors;
     this.tell(told.join("; "));
   }
 
-  showQuery(query) {
-    const { classes } = this.facts;
+  // Show the picture that is searched with before anything was found.
+  showQuery({ part, position }) {
+    const address = this.addressOf(part, position);
+    if (address === this.queryAddress) return;
+    this.queryAddress = address;
+    this.caption = make("figcaption");
+    const label = part === "upload" ? "The picture that you gave" : this.facts.classes[this.facts.parts[part][position]];
+    byId("query-figure").replaceChildren(pictureOf(address, label ?? "A picture of no class"), this.caption);
+    this.list.markQuery({ part, position });
+  }
+
+  showName(query) {
     const own = query.part === "upload";
-    const label = own ? "Your picture" : labelOf(query, classes);
-    byId("query-figure").replaceChildren(
-      pictureOf(this.addressOf(query.part, query.position), own ? "The picture that you gave" : label),
-      make(
-        "figcaption",
-        {},
-        make("strong", { textContent: label }),
-        make("span", { className: "own-name", textContent: own ? "" : query.name }),
-      ),
+    this.caption.replaceChildren(
+      make("strong", { textContent: own ? "Your picture" : labelOf(query, this.facts.classes) }),
+      make("span", { className: "own-name", textContent: own ? "" : query.name }),
     );
-    this.list.markQuery(this.state.query);
   }
 
   async showMap(signal) {
