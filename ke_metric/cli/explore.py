@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ke_metric.cli.display import counting
-from ke_metric.cli.lineages import open_lineage
 from ke_metric.cli.serve import require_libraries, share_the_cores
 from ke_metric.errors import ExitCode, KeMetricError
+
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+"""What names the screen on other systems than Windows and macOS."""
 
 if TYPE_CHECKING:
     from ke_metric.explorer.collection import PictureCollection
@@ -31,7 +32,7 @@ def explore_collection(
     """Serve the page until SIGTERM or Ctrl-C.
 
     Args:
-        lineage: Folder of the lineage; None without an index: the newest one.
+        lineage: Folder of the lineage; None without an index: the newest one of a retrieval.
         index: Folder of the index.
         address: Host and port.
         token_file: Holds the token; that of the environment when None.
@@ -61,7 +62,7 @@ def explore_collection(
     def ready(url: str) -> None:
         click.echo(f"exploring on {url}; Ctrl-C stops it", err=True)
         if browser:
-            webbrowser.open(url)
+            open_page(url)
 
     explore(open_exploration, settings, ready=ready)
     if opened[-1].networks.is_computing:
@@ -71,12 +72,20 @@ def explore_collection(
         os._exit(ExitCode.OK)
 
 
+def open_page(url: str) -> None:
+    """Open a page where there is a screen: without one a browser of the terminal could take the terminal."""
+    if sys.platform in ("win32", "darwin") or any(os.environ.get(name) for name in SCREENS):
+        webbrowser.open(url)
+
+
 def _open_collection(lineage: Path | None, index: Path | None, device: str | None) -> PictureCollection:
+    from ke_metric.cli.display import counting
+    from ke_metric.cli.lineages import open_lineage
     from ke_metric.explorer.index_collection import IndexCollection
     from ke_metric.explorer.lineage_collection import LineageCollection
 
     if index is not None:
         return IndexCollection(index, device=device)
-    found = open_lineage(lineage)
+    found = open_lineage(lineage, task="retrieval")
     with counting(f"decoding the pictures of {found.folder}") as progress:
         return LineageCollection.open(found, device=device, progress=progress)

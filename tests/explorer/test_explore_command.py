@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
 from scored_lineages import CLASSES, grow_scored
 
 from ke_metric.cli import main
+from ke_metric.cli.explore import open_page
 from ke_metric.errors import ExitCode
 from ke_metric.serving.exchange import TOKEN_VARIABLE
 
@@ -58,6 +59,19 @@ def test_it_answers_until_it_is_told_to_end(lineage):
         assert printed == said == ""
 
 
+@pytest.mark.parametrize(
+    ("platform", "screen", "opens"), [("linux", ":0", True), ("linux", "", False), ("darwin", "", True)]
+)
+def test_the_page_is_opened_where_there_is_a_screen(monkeypatch, platform, screen, opens):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", screen)
+    open_page("http://127.0.0.1:8050")
+    assert opened == ["http://127.0.0.1:8050"] * opens
+
+
 def test_one_that_is_named_twice_is_refused(lineage):
     result = run("--lineage", lineage, "--index", lineage)
     assert result.exit_code == ExitCode.USAGE
@@ -87,3 +101,9 @@ def test_a_classification_is_sent_to_the_report(tmp_path):
     result = run("--port", 0, "--lineage", grow_scored(tmp_path / "classes", **CLASSES).folder)
     assert result.exit_code == ExitCode.LINEAGE
     assert "ke-metric report" in result.stderr
+
+
+def test_the_cores_are_shared_before_torch_is_there():
+    """OpenMP reads how its threads wait when torch is imported, and never again."""
+    program = "import sys, ke_metric.cli.explore; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

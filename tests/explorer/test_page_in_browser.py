@@ -265,6 +265,26 @@ def test_the_map_shows_a_picture_under_the_pointer_and_a_click_makes_it_the_quer
     assert visit.found("right") == visit.expected(3, "dense", "gallery", place)
 
 
+def test_the_map_is_seen_closer_and_moved(visit):
+    visit.go("?query=gallery:9")
+    visit.page.wait_for_timeout(500)
+    place = "document.getElementById('canvas').toDataURL()"
+    whole = visit.page.evaluate(place)
+    visit.page.get_by_role("button", name="Closer").click()
+    closer = visit.page.evaluate(place)
+    box = visit.page.locator("#canvas").bounding_box()
+    visit.page.mouse.move(box["x"] + 100, box["y"] + 100)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 180, box["y"] + 150, steps=4)
+    visit.page.mouse.up()
+    visit.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    moved = visit.page.evaluate(place)
+    assert len({whole, closer, moved}) == 3
+    assert "query=gallery%3A9" in visit.page.url, "moving chooses nothing"
+    visit.page.get_by_role("button", name="Farther").click()
+    assert visit.page.evaluate(place) == whole
+
+
 def test_the_map_is_walked_by_keyboard(visit):
     visit.go("?query=gallery:9")
     canvas = visit.page.locator("#canvas")

@@ -46,6 +46,7 @@ export class PictureMap {
     this.canvas.addEventListener("pointermove", (event) => this.onMove(event));
     this.canvas.addEventListener("pointerdown", (event) => this.onDown(event));
     this.canvas.addEventListener("pointerup", (event) => this.onUp(event));
+    this.canvas.addEventListener("pointercancel", () => { this.held = null; });
     this.canvas.addEventListener("pointerleave", () => this.point(-1));
     this.canvas.addEventListener("blur", () => this.point(-1));
     this.canvas.addEventListener("keydown", (event) => this.onKey(event));
@@ -102,6 +103,8 @@ export class PictureMap {
     if (zoom === 1) this.middle = null;
     else if (kept >= 0 && this.zoom === 1) this.middle = [this.places[2 * kept], this.places[2 * kept + 1]];
     this.zoom = zoom;
+    // Of the whole map a finger scrolls the page; closer, it moves the map.
+    this.canvas.style.touchAction = zoom > 1 ? "none" : "";
     this.draw();
   }
 
