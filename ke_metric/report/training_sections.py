@@ -79,8 +79,8 @@ def magnitudes_section(lineage: Lineage) -> PageSection:
     last = max(found)
     lead = [
         "The mean absolute weight of the fit hypothesis, which is kept, and of the reset hypothesis, which is "
-        "redrawn before every generation. What training does not need stays as small as weight decay and the redraw "
-        "leave it."
+        "redrawn before every generation. How large it is says more of the redraw than of what training needs: the "
+        "official rule draws smaller weights than those a new network begins with."
     ]
     charts = [_layers(found[last], last, _layers_table(found))]
     if len(found) > 1:

@@ -162,6 +162,7 @@ def choices(survey: PictureSurvey, root: Path, scale: Scale, around: Surrounding
         *_batches(survey),
         *_optimizer(scale),
         FieldChoice("evaluation.slim_repair", "auto", "narrow networks have norm statistics of their own"),
+        FieldChoice("evaluation.keep_vectors", True, "ke-metric report and explore show every generation"),
         *_evaluation(survey, scale),
     ]
 
