@@ -130,7 +130,7 @@ def line_chart(
     dashes = {"strokeDash": _dashes(colors)} if with_dashes else {}
     line = {"mark": mark, "encoding": {**shared, **dashes, "y": vertical, "tooltip": tooltip}}
     band = {
-        "mark": {"type": "area", "opacity": 0.2},
+        "mark": {"type": "area", "opacity": 0.2 if len(colors) <= 3 else 0.1},
         "encoding": {**shared, "y": {**vertical, "field": "low"}, "y2": {"field": "high"}},
     }
     return _based({"data": {"values": list(rows)}, "height": HEIGHT, "layer": [band, line] if with_band else [line]})

@@ -11,9 +11,9 @@ from ke_metric.lineage.store import Lineage
 from ke_metric.report.confused_section import confused_section
 from ke_metric.report.cost_section import cost_section
 from ke_metric.report.map_section import map_section
-from ke_metric.report.page_parts import PageSection, Report, without_places
+from ke_metric.report.page_parts import PageSection, Report, counted, without_places
 from ke_metric.report.recipe_section import provenance_section, recipe_section
-from ke_metric.report.retrieved_sections import Retrieved, changes_section, worst_section
+from ke_metric.report.retrieved_sections import CHANGES, WORST_ANSWERS, Retrieved, changes_section, worst_section
 from ke_metric.report.score_sections import Subject, headline, scores_section
 from ke_metric.report.split_section import split_section
 from ke_metric.report.training_sections import magnitudes_section, training_section
@@ -79,7 +79,7 @@ def _facts(lineage: Lineage) -> list[str]:
         f"{recipe.task} on {recipe.data.benchmark}",
         f"{recipe.network.backbone}, {recipe.data.image_size} × {recipe.data.image_size} pixels",
         f"{recipe.method.name.replace('_', ' ')}, split rate {recipe.split.rate:g}",
-        f"{count} generation{'s' * (count != 1)} of {recipe.training.epochs} epochs",
+        f"{counted(count, 'generation')} of {counted(recipe.training.epochs, 'epoch')}",
         f"seed {recipe.seed}",
     ]
     if recipe.name != lineage.folder.resolve().name:
@@ -110,8 +110,8 @@ def _pictured(
             return PageSection(name, title, missing=[why_not])
         return _told(name, title, lambda: make(retrieved))
 
-    yield needing("mended-and-broken", "Mended and broken queries", changes_section)
-    yield needing("worst-queries", "Worst queries", worst_section)
+    yield needing("mended-and-broken", CHANGES, changes_section)
+    yield needing("worst-answers", WORST_ANSWERS, worst_section)
     yield _told("confused-classes", "Most confused classes", lambda: confused_section(lineage, retrieved, why_not))
     yield needing("map", "Map of the embeddings", map_section)
     if retrieved is not None and retrieved.vectors.unwritten:

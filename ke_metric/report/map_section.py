@@ -11,7 +11,7 @@ import numpy as np
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.report.charts import MOST_CLASSES, scatter_chart
-from ke_metric.report.page_parts import Chart, PageSection
+from ke_metric.report.page_parts import Chart, PageSection, counted
 from ke_metric.report.retrieved_sections import Retrieved, called, warnings_of
 
 MOST_POINTS = 700
@@ -27,11 +27,12 @@ def map_section(retrieved: Retrieved) -> PageSection:
     chosen = chosen_positions(query.labels)
     series = legend(query.labels[chosen], query.class_names)
     charts, told = [], ""
+    whole = counted(len(query), retrieved.kind)
     for network in networks:
         vectors = retrieved.vectors.vectors(*network)[0]
         places, told = laid_out(vectors, chosen)
         charts.append(_chart(retrieved, network, chosen, places, series, axes=told.split()[0]))
-    some = f"{len(chosen):,} of {len(query):,} queries" if len(chosen) < len(query) else f"all {len(query):,} queries"
+    some = f"{len(chosen):,} of {whole}" if len(chosen) < len(query) else f"all {whole}"
     lead = [
         f"Laid out by {told}: {some}. {min(len(series), MOST_CLASSES)} classes have a colour of their own.",
         "Two dimensions show a part of what many hold: what lies together here need not be near each other.",
@@ -108,7 +109,8 @@ def _chart(
         for position, label, (x, y) in zip(chosen, labels, places, strict=True)
     ]
     rows.sort(key=lambda row: row["series"] != OTHERS)
-    title = f"Queries, {called(network)}"
-    described = f"Map of {len(rows):,} queries by {axes}, {called(network)}; coloured: {', '.join(names.values())}."
+    title = f"Map, {called(network)}"
+    what = f"{counted(len(rows), retrieved.kind)} by {axes}, {called(network)}"
+    described = f"Map of {what}; coloured: {', '.join(names.values())}."
     specification = scatter_chart(rows, colors, axes=axes)
     return Chart(f"map-generation-{network[0]}", title, described, specification, colors)

@@ -8,13 +8,11 @@ async function unpacked(id) {
 (async () => {
   const root = document.documentElement;
   root.classList.add("with-figures");
-  const reduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const options = {
     actions: false,
     ast: true, // expressions are interpreted, never compiled: the page's policy allows no compiler
     renderer: "svg",
     defaultStyle: false,
-    hover: !reduced,
     tooltip: { disableDefaultStyle: true },
   };
   try {

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ke_metric.lineage.report import is_share
 
+MINUS = "\N{MINUS SIGN}"
 # An absolute path, of which a report shows nothing but the last name.
 _PLACE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>]+)+")
 
@@ -122,8 +123,15 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class Example:
-    """A query and what networks answered to it."""
+    """A picture and what networks answered to it.
 
+    Attributes:
+        kind: What the picture is: `query`, or `picture` where it was classified.
+        query: The picture.
+        answers: Of every network.
+    """
+
+    kind: str
     query: ShownPicture
     answers: Sequence[ShownAnswer]
 
@@ -258,7 +266,14 @@ def score_number(name: str, value: float, *, generation: int, network: str) -> N
 def score_text(name: str, value: float, *, signed: bool = False) -> str:
     """Return a score, or with `signed` a difference of two, as it is shown."""
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.1f}" if is_share(name) else f"{value:{sign}.3f}"
+    text = f"{100 * value:{sign}.1f}" if is_share(name) else f"{value:{sign}.3f}"
+    return text.replace("-", MINUS)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things, in words that fit one and many."""
+    several = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{number:,} {what if number == 1 else several}"
 
 
 def short_layer(name: str) -> str:

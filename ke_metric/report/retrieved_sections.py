@@ -23,11 +23,13 @@ from ke_metric.report.page_parts import (
     PageSection,
     Part,
     ShownQueries,
+    counted,
     score_text,
 )
 from ke_metric.report.score_sections import score_title
 from ke_metric.report.vectors import LineageVectors
 
+CHANGES, WORST_ANSWERS = "Mended and broken", "Worst answers"
 WORST = 8
 MOST_ROWS = 8
 BALANCE = {"mended": "@right", "broken": "@wrong"}
@@ -73,6 +75,11 @@ class Retrieved:
         if (number, name) not in self._outcomes:
             self._outcomes[number, name] = self.vectors.outcomes(number, name)
         return self._outcomes[number, name]
+
+    @property
+    def kind(self) -> str:
+        """What a picture that is asked with is called."""
+        return "picture" if self.vectors.benchmark.task == "classification" else "query"
 
     @property
     def main(self) -> tuple[int, str]:
@@ -122,14 +129,15 @@ def warnings_of(vectors: LineageVectors) -> list[str]:
 def worst_section(retrieved: Retrieved) -> PageSection:
     """Return the queries that the last generation answers worst, with what it finds."""
     outcomes = retrieved.outcomes(*retrieved.main)
-    positions = worst(outcomes, WORST)
     if outcomes.decisive == "top1":
-        note = "Pictures that are taken for another class."
+        note = "Pictures that are taken for another class, some of all of them."
+        positions = _spread_out(worst(outcomes, len(outcomes)), WORST)
     else:
         note = "Queries with the lowest MAP@R, and their first neighbours; their own picture is left out."
+        positions = worst(outcomes, WORST)
     examples = [example(retrieved, int(position), [retrieved.main]) for position in positions]
     gallery = ShownQueries(called(retrieved.main).capitalize(), note, examples)
-    return PageSection("worst-queries", "Worst queries", [], [gallery], warnings_of(retrieved.vectors))
+    return PageSection("worst-answers", WORST_ANSWERS, [], [gallery], warnings_of(retrieved.vectors))
 
 
 def example(retrieved: Retrieved, position: int, networks: Sequence[tuple[int, str]]) -> Example:
@@ -137,7 +145,7 @@ def example(retrieved: Retrieved, position: int, networks: Sequence[tuple[int, s
     answers = [
         retrieved.pictures.answer(retrieved.outcomes(*network), position, called(network)) for network in networks
     ]
-    return Example(retrieved.pictures.query(position), answers)
+    return Example(retrieved.kind, retrieved.pictures.query(position), answers)
 
 
 # --- mended and broken --------------------------------------------------------------------------------------------
@@ -145,24 +153,25 @@ def example(retrieved: Retrieved, position: int, networks: Sequence[tuple[int, s
 
 def changes_section(retrieved: Retrieved) -> PageSection:
     """Return how many queries every generation mended and broke, and those of the whole lineage as pictures."""
-    title = "Mended and broken queries"
+    title = CHANGES
     if not retrieved.changes:
         one = f"The vectors of one network alone can be had ({called(retrieved.main)}): there is nothing to compare."
         return PageSection("mended-and-broken", title, missing=[one, *warnings_of(retrieved.vectors)])
     decisive = retrieved.outcomes(*retrieved.main).decisive
     lead = [
-        f"A query is mended where its {score_title(decisive)} rises from one network to another, and broken where it "
-        "falls. A gain of the mean hides both."
+        f"A {retrieved.kind} is mended where its {score_title(decisive)} rises from one network to another, broken "
+        "where it falls. A gain of the mean hides both."
     ]
     table = _changes_table(retrieved, decisive)
-    charts = _balances(retrieved.changes)
+    charts = _balances(retrieved)
     galleries = _galleries(retrieved, retrieved.changes[0])
     return PageSection("mended-and-broken", title, lead, [*charts, table, *galleries], warnings_of(retrieved.vectors))
 
 
-def _balances(changes: Sequence[Change]) -> list[Chart]:
+def _balances(retrieved: Retrieved) -> list[Chart]:
     """Return for every kind of network how many queries each generation mended and broke; nothing of one step."""
-    charts = []
+    charts, changes = [], retrieved.changes
+    what = counted(2, retrieved.kind).partition(" ")[2]
     for name in dict.fromkeys(change.before[1] for change in changes):
         steps = [change for change in changes if _is_step(change) and change.before[1] == name]
         if len(steps) < 2:
@@ -182,7 +191,7 @@ def _balances(changes: Sequence[Change]) -> list[Chart]:
             for step in steps
         ]
         title = f"Mended and broken by each generation, {name}"
-        specification = balance_chart(rows, BALANCE, Axes("generation", "queries"))
+        specification = balance_chart(rows, BALANCE, Axes("generation", what))
         described = f"{title}: {'; '.join(told)}."
         charts.append(Chart(f"changes-{name.replace(' ', '-')}", title, described, specification, BALANCE))
     return charts
@@ -206,7 +215,7 @@ def _changes_table(retrieved: Retrieved, name: str) -> DataTable:
         rows.append([change.title, Number(gained, f"{gained:,}"), Number(lost, f"{lost:,}"), *shown])
     percent = ", %" if is_share(name) else ""
     columns = ["from and to", "mended", "broken", f"{score_title(name)} before{percent}", f"after{percent}"]
-    return DataTable("Queries mended and broken", columns, rows, folded=len(rows) > MOST_ROWS)
+    return DataTable("What was mended and broken", columns, rows, folded=len(rows) > MOST_ROWS)
 
 
 def _galleries(retrieved: Retrieved, change: Change) -> Iterator[Part]:
@@ -214,9 +223,8 @@ def _galleries(retrieved: Retrieved, change: Change) -> Iterator[Part]:
         count = len(positions)
         shown = [int(position) for position in _spread_out(positions, CHANGED)]
         examples = [example(retrieved, position, [change.before, change.after]) for position in shown]
-        note = f"{count:,} quer{'ies' if count != 1 else 'y'}" + (
-            f", {len(shown)} of them as pictures." if count > len(shown) else "."
-        )
+        more = f", {len(shown)} of them shown" if count > len(shown) else ""
+        note = f"{counted(count, retrieved.kind)}{more}."
         yield ShownQueries(f"{kind}: {change.title}", note, examples, retrieved.keys(positions))
 
 

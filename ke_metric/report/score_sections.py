@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -19,12 +19,20 @@ from ke_metric.report.page_parts import (
     Number,
     PageSection,
     Part,
+    counted,
     score_text,
     without_places,
 )
 from ke_metric.report.score_tables import scores_table, sizes_tables
 
-NAMES = {"nmi": "NMI", "ami": "AMI", "map@r": "MAP@R", "r_precision": "R-precision", "top1": "Top-1 accuracy"}
+NAMES = {
+    "nmi": "NMI",
+    "ami": "AMI",
+    "map@r": "MAP@R",
+    "r_precision": "R-precision",
+    "top1": "Top-1 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+}
 MOST_STRATEGIES = 4
 
 
@@ -49,7 +57,7 @@ class Subject:
         Raises:
             KeMetricError: One has no generation, they were not tested alike, or a baseline is no other recipe.
         """
-        strategies = gather(lineages)
+        strategies = [_named(each) for each in gather(lineages)]
         if not baselines:
             return cls(lineages[0], strategies)
         # All together, so that what was not tested alike is refused.
@@ -63,7 +71,7 @@ class Subject:
                 "one, of one generation and as many epochs",
                 ExitCode.USAGE,
             )
-        return cls(lineages[0], strategies, found[0])
+        return cls(lineages[0], strategies, _named(found[0]))
 
     @property
     def strategy(self) -> Strategy:
@@ -84,6 +92,11 @@ class Subject:
     def own(self, generation: int, network: str) -> Scores | None:
         """Return the scores of a network of the lineage itself, of one seed; None where it has none."""
         return self.strategy.scores(generation, network).get(self.lineage.recipe.seed)
+
+
+def _named(strategy: Strategy) -> Strategy:
+    """Return a strategy with no path in its name, which tells of a folder where recipes differ in nothing else."""
+    return replace(strategy, name=without_places(strategy.name))
 
 
 def score_title(name: str) -> str:
@@ -125,7 +138,7 @@ def _over_baseline(subject: Subject, name: str, now: float, network: str) -> lis
     if then is None:
         return []
     epochs = baseline.epochs(baseline.generations)
-    what = f"{network}, {baseline.name}: {epochs:,} epochs in {_counted(baseline.generations, 'generation')}"
+    what = f"{network}, {baseline.name}: {epochs:,} epochs in {counted(baseline.generations, 'generation')}"
     return [_gain("Gain over the long baseline", name, now, then, what)]
 
 
@@ -142,9 +155,9 @@ def baseline_notes(subject: Subject) -> list[str]:
         return []
     ours, theirs = strategy.epochs(strategy.generations), baseline.epochs(baseline.generations)
     if ours == theirs:
-        return [f"The long baseline {baseline.name} was trained for as many epochs: {ours:,}."]
+        return [f"The long baseline ({baseline.name}) was trained for as many epochs: {ours:,}."]
     return [
-        f"The long baseline {baseline.name} was trained for {theirs:,} epochs, not for {ours:,}: this is unequal."
+        f"The long baseline ({baseline.name}) was trained for {theirs:,} epochs, not for {ours:,}: this is unequal."
     ]
 
 
@@ -237,7 +250,7 @@ def _baseline_points(subject: Subject, name: str, colors: dict[str, str]) -> lis
     level = _mean(baseline, baseline.generations, baseline.last_networks[0], name) if baseline else None
     if level is None:
         return []
-    colors["long baseline"] = "@other"
+    colors["long baseline"] = "@muted"
     ends = (1, max(subject.strategy.generations, 2))
     return [{"x": x, "y": level, "low": level, "high": level, "series": "long baseline"} for x in ends]
 
@@ -269,7 +282,3 @@ def _mean(strategy: Strategy, generation: int, network: str, name: str) -> float
 def _told_seeds(strategy: Strategy, generation: int) -> str:
     count = len(strategy.scores(generation, strategy.last_networks[0]))
     return f", mean of {count} seeds" if count > 1 else ""
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -43,7 +43,7 @@ def test_every_number_is_that_of_the_scorecard(kind, request):
         # Means over queries are summed in another order in the table of changes.
         assert value == pytest.approx(expected, abs=1e-9), key
         factor = 1 if key.rpartition("/")[2] in ("nmi", "ami") else 100
-        assert float(shown.removesuffix(" %")) / factor == pytest.approx(expected, abs=5.001e-4)
+        assert float(shown.removesuffix(" %").replace("−", "-")) / factor == pytest.approx(expected, abs=5.001e-4)
     cards = {number: grown.lineage.scorecard(number) for number in grown.lineage.numbers}
     expected = {
         f"{number}/{network}/{name}"
@@ -71,7 +71,7 @@ def test_headline_tells_the_gain_over_generation_1(retrieval):
     first, last = (lineage.scorecard(number).dense["recall@1"] for number in (1, 2))
     gain = next(each for each in report.headline if each.title == "Gain over generation 1")
     assert gain.number.value == last - first
-    assert gain.number.text == f"{100 * (last - first):+.1f} points"
+    assert gain.number.text == f"{100 * (last - first):+.1f} points".replace("-", "−")
     assert gain.is_loss == (last < first)
     assert f"{100 * first:.1f}" in gain.note
 
