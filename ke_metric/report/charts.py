@@ -21,6 +21,8 @@ PNG_SCALE = 2.0
 HEIGHT = 240
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 MOST_CLASSES = 8
+MANY_LAYERS = 60
+LONGEST_LABEL = 21
 
 PALETTE: Mapping[str, tuple[str, str]] = {
     "ink": ("#1b2027", "#e8ebef"),
@@ -164,7 +166,7 @@ def layer_chart(
     }
     shape = {"field": "series", "type": "nominal", "scale": {"domain": list(colors), "range": ["circle", "diamond"]}}
     points = {
-        "mark": {"type": "point", "filled": True, "size": 64, "opacity": 1},
+        "mark": {"type": "point", "filled": True, "size": 64 if len(layers) <= MANY_LAYERS else 28, "opacity": 1},
         "encoding": {
             "y": vertical,
             "x": horizontal,
@@ -290,13 +292,22 @@ def _legend(count: int, columns: int = 5, title: str = "") -> dict[str, Any] | N
 
 
 def _layer_axis(layers: Sequence[str]) -> dict[str, Any]:
-    # The end of a layer's name tells it from its neighbours.
-    axis = {"labelLimit": 150, "labelOverlap": True, "ticks": False, "domain": False, "grid": False}
+    # The end of a layer's name tells it from its neighbours: a long one loses its beginning.
+    ending = f"length(datum.label) > {LONGEST_LABEL} ? '…' + slice(datum.label, {1 - LONGEST_LABEL}) : datum.label"
+    axis = {
+        "labelLimit": 160,
+        "labelExpr": ending,
+        "labelOverlap": True,
+        "ticks": False,
+        "domain": False,
+        "grid": False,
+    }
     return {"field": "layer", "type": "nominal", "sort": list(layers), "title": None, "axis": axis}
 
 
 def _step(layers: Sequence[str]) -> int:
-    return 18 if len(layers) <= 60 else 8
+    """Return the height of a layer's row; rows of many layers become thin."""
+    return 18 if len(layers) <= MANY_LAYERS else max(4, 60 * 18 // len(layers))
 
 
 def _config() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ke_metric.generation import rate_text, slim_name
 from ke_metric.lineage.files import read_provenance
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
-from ke_metric.report.page_parts import Cell, DataTable, Number, PageSection
+from ke_metric.report.page_parts import Cell, DataTable, Number, PageSection, counted
 from ke_metric.split.hypotheses import extract_slim
 
 ROUNDS = 15
@@ -52,8 +52,8 @@ def cost_section(lineage: Lineage, device: str | None = None) -> PageSection:
     lead = [
         f"Operations are those of convolutions, linear layers and attention for one picture of {side} × {side} "
         "pixels; one multiply-add (MAC) is two operations.",
-        f"Latency is the median of {ROUNDS} rounds in which the networks take turns, measured for this report on "
-        f"{_device_name(place)} ({_threads(place)}), fp32, without decoding and search.",
+        f"Latency is the median of {counted(ROUNDS, 'round')} in which the networks take turns, measured for this "
+        f"report on {_device_name(place)} ({_threads(place)}), fp32, without decoding and search.",
     ]
     return PageSection("cost", "Cost", lead, [_network_table(costs), _training_table(lineage)])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ke_metric.lineage.report import is_share
 
+MOST_LAYERS_OPEN = 60
 MINUS = "\N{MINUS SIGN}"
 # An absolute path, of which a report shows nothing but the last name.
 _PLACE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>]+)+")
@@ -160,18 +161,15 @@ class KeptChannels:
 
     Attributes:
         layer: Name of the weight.
+        short: What a drawing calls it.
         rectangles: Fit parts as (left, top, width, height) in percent; inputs go right, outputs down.
         note: Kept outputs and inputs, in words.
     """
 
     layer: str
+    short: str
     rectangles: Sequence[tuple[float, float, float, float]]
     note: str
-
-    @property
-    def short(self) -> str:
-        """The layer's name as a drawing has room for it."""
-        return short_layer(self.layer)
 
 
 @dataclass(frozen=True)
@@ -181,6 +179,11 @@ class SplitDrawing:
     kind: ClassVar[str] = "split"
     title: str
     layers: Sequence[KeptChannels]
+
+    @property
+    def folded(self) -> bool:
+        """Whether there are so many that they are shown when they are asked for."""
+        return len(self.layers) > MOST_LAYERS_OPEN
 
 
 @dataclass(frozen=True)
@@ -276,9 +279,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else several}"
 
 
-def short_layer(name: str) -> str:
-    """Return the name of a weight without what nearly all of them begin and end with."""
-    return name.removeprefix("backbone.").removesuffix(".weight")
+def short_layers(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of weights to what a figure calls them: without what nearly all of them begin and end with."""
+    shown = {name: name.removeprefix("backbone.").removeprefix("features.").removesuffix(".weight") for name in names}
+    # Two layers of one name would be drawn as one.
+    return shown if len(set(shown.values())) == len(shown) else {name: name for name in shown}
 
 
 def without_places(text: str) -> str:

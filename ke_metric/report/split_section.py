@@ -16,7 +16,7 @@ from ke_metric.report.page_parts import (
     Number,
     PageSection,
     SplitDrawing,
-    short_layer,
+    short_layers,
 )
 from ke_metric.split.plan import ChannelMask, ChannelSet, SplitPlan, WeightMask
 
@@ -46,20 +46,20 @@ def split_section(lineage: Lineage) -> PageSection:
 
 
 def _shares(plan: SplitPlan) -> Chart:
-    rows = []
+    rows, short = [], short_layers(plan.weights)
     for name, mask in plan.weights.items():
         size = prod(mask.shape)
         for order, (series, count) in enumerate((("fit", mask.fit_count), ("reset", size - mask.fit_count))):
             rows.append(
                 {
-                    "layer": short_layer(name),
+                    "layer": short[name],
                     "series": series,
                     "order": order,
                     "x": round(count / size, 4),
                     "count": count,
                 }
             )
-    specification = share_chart(rows, list(map(short_layer, plan.weights)), COLORS, x="share of the weights")
+    specification = share_chart(rows, list(short.values()), COLORS, x="share of the weights")
     shares = [mask.fit_count / prod(mask.shape) for mask in plan.weights.values()]
     title = "Share of every layer that is fit"
     described = f"{title}: from {min(shares):.1%} to {max(shares):.1%} over {len(shares)} layers."
@@ -98,8 +98,11 @@ def _drawing(plan: SplitPlan) -> list[SplitDrawing]:
     masks: Mapping[str, ChannelMask] = {
         name: mask for name, mask in plan.weights.items() if isinstance(mask, ChannelMask)
     }
+    short = short_layers(masks)
     layers = [
-        KeptChannels(name, _rectangles(mask), f"{_kept(mask.outputs)} outputs, {_kept(mask.inputs)} inputs")
+        KeptChannels(
+            name, short[name], _rectangles(mask), f"{_kept(mask.outputs)} outputs, {_kept(mask.inputs)} inputs"
+        )
         for name, mask in list(masks.items())[:SQUARES_AT_MOST]
     ]
     more = f", the first {SQUARES_AT_MOST} layers" if len(masks) > SQUARES_AT_MOST else ""

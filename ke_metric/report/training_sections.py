@@ -9,7 +9,7 @@ from typing import Any
 from ke_metric.lineage.files import read_magnitudes
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, generation_color, layer_chart, line_chart
-from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, short_layer
+from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, short_layers
 
 CURVES = {
     "loss": ("Training loss", "mean loss of an epoch"),
@@ -127,8 +127,9 @@ def _last(rows: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _layers(each: Magnitudes, number: int, table: DataTable) -> Chart:
+    short = short_layers(each)
     rows = [
-        {"layer": short_layer(layer), "x": _rounded(value), "series": name}
+        {"layer": short[layer], "x": _rounded(value), "series": name}
         for layer, pair in each.items()
         for name, value in zip(("fit", "reset"), pair, strict=True)
         if value is not None
@@ -137,7 +138,7 @@ def _layers(each: Magnitudes, number: int, table: DataTable) -> Chart:
     ahead = sum(fit is not None and reset is not None and fit > reset for fit, reset in each.values())
     title = f"Mean |w| of every layer, generation {number}"
     described = f"{title}: the fit hypothesis is the larger one in {ahead} of {len(each)} layers."
-    specification = layer_chart(rows, list(map(short_layer, each)), colors, x="mean |w|")
+    specification = layer_chart(rows, list(short.values()), colors, x="mean |w|")
     return Chart("weights-by-layer", title, described, specification, colors, table=table)
 
 

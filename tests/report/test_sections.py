@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from reported import record_training
 from scored_lineages import CLASSES, FIELDS, grow_scored
 
@@ -14,7 +15,7 @@ from ke_metric.lineage.comparison import mean_and_spread
 from ke_metric.recipe.schema import Recipe
 from ke_metric.report.cost_section import count_flops, lineage_networks, measure_costs
 from ke_metric.report.lineage_report import gather_report
-from ke_metric.report.page_parts import Number
+from ke_metric.report.page_parts import Number, short_layers
 from ke_metric.report.score_sections import Subject, headline, scores_section
 from ke_metric.report.vectors import LineageVectors
 
@@ -283,6 +284,16 @@ def test_the_split_is_that_of_the_plan(retrieval):
             rows = slice(round(top * outputs / 100), round((top + height) * outputs / 100))
             drawn[rows, round(left * inputs / 100) : round((left + width) * inputs / 100)] = True
         assert drawn.equal(mask), layer.layer
+
+
+def test_two_layers_never_get_one_name():
+    names = [name for name, _ in torchvision.models.densenet169().named_parameters()]
+    assert len(set(short_layers(names).values())) == len(names)
+    assert (
+        short_layers(["backbone.layer1.conv.weight", "head.weight"])["backbone.layer1.conv.weight"] == "layer1.conv"
+    )
+    alike = ["backbone.head.weight", "head.weight"]
+    assert list(short_layers(alike).values()) == alike
 
 
 def test_versions_that_differ_are_told_apart(retrieval):
