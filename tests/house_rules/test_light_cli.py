@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = (
     "accelerate",
     "faiss",
+    "jinja2",
     "matplotlib",
     "onnx",
     "onnxruntime",
@@ -27,6 +28,7 @@ HEAVY = (
     "torch",
     "torchvision",
     "uvicorn",
+    "vl_convert",
 )
 REPORT = f"""
 import json
@@ -78,6 +80,7 @@ def test_imports_are_light(program):
         ["index", "build", "--help"],
         ["search", "--help"],
         ["predict", "--help"],
+        ["report", "--help"],
     ],
 )
 def test_help_is_light(arguments):
