@@ -22,9 +22,9 @@ from ke_metric.lineage.listing import (
     DAMAGED,
     LineageSummary,
     drop_superfluous_weights,
-    foreign_names,
     list_lineages,
     remove_lineages,
+    require_own,
     require_removable,
     summary_of,
     superfluous_weights,
@@ -167,6 +167,8 @@ def remove(folders: Sequence[Path], *, weights: bool, yes: bool) -> Outcome:
         KeMetricError: LINEAGE: one may not be removed; USAGE: nobody is there to be asked.
     """
     require_removable(folders)
+    if not weights:
+        require_own(folders)
     document = _planned_weights(folders) if weights else _planned_folders(folders)
     if document["bytes"] == 0 and weights:
         return Outcome(document, "no weights but those of the last and the best generations: nothing to remove")
@@ -186,10 +188,8 @@ def _planned_folders(folders: Sequence[Path]) -> dict[str, Any]:
     found = [summary_of(folder) for folder in folders]
     lines = []
     for each in found:
-        foreign = foreign_names(each.folder)
-        beside = f", and what is not the lineage's own: {', '.join(foreign)}" if foreign else ""
         done = "" if each.damage else f"{each.done} of {_counted(each.planned, 'generation')}, "
-        lines.append(f"to be removed: {each.folder}, {_bytes(each.size)} ({done}{each.status}){beside}")
+        lines.append(f"to be removed: {each.folder}, {_bytes(each.size)} ({done}{each.status})")
     return _planned([str(folder) for folder in folders], sum(each.size for each in found), lines)
 
 

@@ -126,8 +126,8 @@ def show(context: click.Context, lineage: Path, as_json: bool) -> None:
 def remove(context: click.Context, /, lineages: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Remove LINEAGEs, all that are named or none, after telling what goes and asking.
 
-    One that a process is writing is refused, and so is a folder that is no lineage, or a link. With --weights, scores
-    and records stay.
+    One that a process is writing is refused, and so is a link, a folder that is no lineage, and one with something
+    in it that is not the lineage's own, whatever was agreed to. With --weights, scores and records stay.
 
     \b
     ke-metric lineages remove lineages/first-try lineages/second-try

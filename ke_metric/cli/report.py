@@ -11,6 +11,7 @@ from rich.text import Text
 from ke_metric.cli.display import Outcome, say
 from ke_metric.cli.lineages import open_lineage
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.lineage.folder import REPORT
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import write_figures
 from ke_metric.report.lineage_report import gather_report
@@ -42,7 +43,7 @@ def report_lineages(
     """
     require_report_extra()
     lineages = [Lineage(folder) for folder in folders] or [open_lineage(None)]
-    path = output or lineages[0].folder / "report.html"
+    path = output or lineages[0].folder / REPORT
     _require_place(path, output)
     gathered = gather_report(
         lineages,

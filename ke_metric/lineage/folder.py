@@ -32,6 +32,9 @@ UNTRAINED = "untrained.json"
 LOCK = ".lock"
 IN_PROGRESS = "in-progress"
 TENSORBOARD = "tensorboard"
+# What is made of a lineage afterwards, and can be made again: vectors that its networks give, and its page.
+VECTORS = "vectors"
+REPORT = "report.html"
 GENERATION = re.compile(r"generation-(\d{3,})")
 # What a training that has not finished an epoch leaves: a new one writes all of it again.
 WORTHLESS = frozenset({RECIPE, RESOLVED, FACTS, LOG, LOCK, DATA, UNTRAINED, IN_PROGRESS, TENSORBOARD})

@@ -16,11 +16,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ke_metric.disk import TEMPORARY, disk_error, temporary_name
-from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 from ke_metric.generation import Scores
 from ke_metric.lineage import files
-from ke_metric.lineage.folder import FACTS, GENERATION, LOCK, LOG, WORTHLESS, one_writer
-from ke_metric.lineage.store import LINEAGES, RESOLVED, Lineage, holds_lineage
+from ke_metric.lineage.folder import FACTS, LOCK, LOG, one_writer
+from ke_metric.lineage.ownership import foreign_names, is_ours, looks_like_lineage, names_inside
+from ke_metric.lineage.store import LINEAGES, Lineage, holds_lineage
 
 DAMAGED = "damaged"
 BUSY = "busy"
@@ -77,26 +78,15 @@ def list_lineages(parent: Path = LINEAGES) -> list[LineageSummary]:
         KeMetricError: LINEAGE: it is no folder, or may not be read.
     """
     try:
-        folders = [path for path in parent.iterdir() if not path.name.startswith(TEMPORARY) and _looks_so(path)]
+        folders = [
+            path for path in parent.iterdir() if not path.name.startswith(TEMPORARY) and looks_like_lineage(path)
+        ]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise KeMetricError(f"{parent}: cannot be listed: {error.strerror}", ExitCode.LINEAGE) from error
     found = [summary_of(folder) for folder in folders]
     return sorted(found, key=lambda summary: (-summary.changed, str(summary.folder)))
-
-
-def _looks_so(path: Path) -> bool:
-    """Return whether a folder is a lineage, or was one before its record was lost."""
-    names = {inside.name for inside in _inside(path)} if path.is_dir() else set()
-    return FACTS in names or (RESOLVED in names and any(map(GENERATION.fullmatch, names)))
-
-
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
 
 
 def summary_of(folder: Path) -> LineageSummary:
@@ -180,7 +170,7 @@ def _size_of(folder: Path) -> int:
 
 
 def _last_change(folder: Path) -> float:
-    written = [folder, *(folder / name for name in (FACTS, LOG)), *_inside(folder)]
+    written = [folder, *(folder / name for name in (FACTS, LOG)), *names_inside(folder)]
     return max((facts.st_mtime for path in written if (facts := _facts_of(path))), default=0.0)
 
 
@@ -239,11 +229,13 @@ def remove_lineages(folders: Sequence[Path]) -> None:
     """Delete lineages, all of them or none: each is renamed first, and put back when another one cannot be.
 
     Raises:
-        KeMetricError: See `require_removable`; one is being written, or cannot be renamed.
+        KeMetricError: See `require_removable` and `require_own`; one is being written, or cannot be renamed. Or it
+            was renamed and something in it cannot be deleted: that is named.
     """
     require_removable(folders)
     renamed: dict[Path, Path] = {}
     with _all_held(folders):
+        require_own(folders)
         for folder in folders:
             place = folder.resolve()
             try:
@@ -252,8 +244,25 @@ def remove_lineages(folders: Sequence[Path]) -> None:
                 for before, after in renamed.items():
                     after.rename(before)
                 raise disk_error(folder, error, "cannot be removed", "; nothing was removed") from error
+    _delete(renamed)
+
+
+def _delete(renamed: Mapping[Path, Path]) -> None:
+    """Delete what was renamed as far as that goes, then say what is left."""
+    left: list[str] = []
     for path in renamed.values():
         shutil.rmtree(path, ignore_errors=True)
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+        except OSError as error:
+            left.append(f"{path}: {error.strerror or error}")
+    if left:
+        raise KeMetricError(
+            f"{', '.join(map(str, renamed))}: not all could be deleted; what is left, to be deleted by yourself: "
+            f"{'; '.join(left)}",
+            ExitCode.ENVIRONMENT,
+        )
 
 
 def _all_held(folders: Iterable[Path]) -> ExitStack:
@@ -274,10 +283,11 @@ def require_removable(folders: Sequence[Path]) -> None:
         if folder.is_symlink():
             raise _kept(folder, f"is a link to {folder.resolve()}, and links are not followed: name that folder")
         if not folder.is_dir():
-            known = [str(path) for path in _inside(folder.parent) if holds_lineage(path)]
+            known = [str(path) for path in names_inside(folder.parent) if holds_lineage(path)]
             raise _kept(folder, f"there is no such folder{closest(str(folder), known)}")
-        if not _looks_so(folder):
-            raise _kept(folder, f"is no lineage (no {FACTS}); delete it yourself")
+        if not is_ours(folder):
+            why = f"no {FACTS} of ours" if (folder / FACTS).exists() else f"no {FACTS}"
+            raise _kept(folder, f"is no lineage ({why}); delete it yourself")
         if Path.cwd().is_relative_to(folder.resolve()):
             raise _kept(folder, "is where you are; change to another folder first")
         if folder.resolve() in {other.resolve() for other in folders[:position]}:
@@ -286,11 +296,17 @@ def require_removable(folders: Sequence[Path]) -> None:
             raise _kept(folder, "a process is writing it; stop that one first")
 
 
+def require_own(folders: Sequence[Path]) -> None:
+    """Check that nothing lies in lineages that no command of ours put there: it would be deleted with them.
+
+    Raises:
+        KeMetricError: LINEAGE: something does; what it is, is named.
+    """
+    for folder in folders:
+        if foreign := foreign_names(folder):
+            told = some_of(foreign)
+            raise _kept(folder, f"holds what is not the lineage's own: {told}; move it elsewhere or delete it first")
+
+
 def _kept(folder: Path, reason: str) -> KeMetricError:
     return KeMetricError(f"{folder}: {reason}; nothing was removed", ExitCode.LINEAGE)
-
-
-def foreign_names(folder: Path) -> list[str]:
-    """Return the names of what lies in a lineage's folder and is not the lineage's own."""
-    names = [path.name for path in _inside(folder) if not path.name.startswith(TEMPORARY)]
-    return sorted(name for name in names if name not in WORTHLESS and not GENERATION.fullmatch(name))

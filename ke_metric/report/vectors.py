@@ -28,6 +28,7 @@ from ke_metric.images.decoding import Progress
 from ke_metric.images.image_set import Benchmark, without_training
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.files import read_vectors, vectors_content
+from ke_metric.lineage.folder import VECTORS
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.report.outcomes import Outcomes, classification_outcomes, retrieval_outcomes
@@ -35,7 +36,6 @@ from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 
-FOLDER = "vectors"
 """In a lineage's folder: vectors that were computed after the training."""
 
 
@@ -163,7 +163,7 @@ class LineageVectors:
 
     def _computed(self, number: int, name: str) -> tuple[FloatArray, FloatArray]:
         """Return what was stored after the training, or compute and store it."""
-        path = self.lineage.folder / FOLDER / f"{self.digest(number, name)}.safetensors"
+        path = self.lineage.folder / VECTORS / f"{self.digest(number, name)}.safetensors"
         if path.exists():
             found = read_vectors(path, name)
             assert found is not None, f"{path} holds another network's vectors"

@@ -9,6 +9,9 @@ from click.testing import CliRunner
 
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode
+from ke_metric.lineage.folder import REPORT
+from ke_metric.lineage.store import Lineage
+from ke_metric.report.vectors import LineageVectors
 
 
 @pytest.fixture
@@ -86,6 +89,23 @@ def test_removed_is_removed_and_told_in_one_document(trained):
     assert document["removed"]
     assert document["bytes"] > 0
     assert not list(trained.iterdir())
+
+
+def test_a_lineage_that_was_looked_at_is_removed_like_any_other(trained):
+    """Its page and the vectors that the page or the explorer computed are its own."""
+    lineage = Lineage(trained / "one")
+    LineageVectors.open(lineage).vectors(1, "dense")
+    (lineage.folder / REPORT).touch()
+    assert (lineage.folder / "vectors").is_dir()
+    run("remove", "lineages/one", "--yes")
+    assert not lineage.folder.exists()
+
+
+def test_agreeing_beforehand_does_not_agree_to_what_is_not_the_lineage_s_own(trained):
+    (trained / "one" / "src").mkdir()
+    done = run("remove", "lineages/one", "--yes", code=ExitCode.LINEAGE)
+    assert "not the lineage's own: src" in done.stderr
+    assert (trained / "one" / "src").is_dir()
 
 
 def test_weights_alone_go(trained):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.lineage import listing
+from ke_metric.lineage import ownership
+from ke_metric.lineage.folder import LOCK, LOG, REPORT
 from ke_metric.lineage.listing import (
     drop_superfluous_weights,
     list_lineages,
@@ -152,7 +153,7 @@ def test_a_lineage_is_gone_and_its_neighbours_stay(three, tmp_path):
     outside = tmp_path / "photos"
     outside.mkdir()
     (outside / "kept.png").touch()
-    (three.folder / "photos").symlink_to(outside)
+    (three.folder / "tensorboard").symlink_to(outside)
     remove_lineages([three.folder])
     assert sorted(path.name for path in other.parent.iterdir()) == ["other"]
     assert (outside / "kept.png").exists()
@@ -219,6 +220,62 @@ def test_a_damaged_lineage_can_be_removed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_others_put_beside_is_named(three):
+@pytest.mark.parametrize("content", ["{}", "{", '{"name": "a graph of tables"}', "[1]"])
+def test_a_file_that_is_called_lineage_json_makes_no_lineage(tmp_path, content):
+    precious = tmp_path / "project" / "src" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.touch()
+    (tmp_path / "project" / "lineage.json").write_text(content)
+    with pytest.raises(KeMetricError, match=r"is no lineage .*lineage.json of ours.*nothing was removed"):
+        remove_lineages([tmp_path / "project"])
+    assert precious.exists()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "src/main.py", "generation-001/notes.txt", "vectors/notes.txt", "in-progress/notes.txt"]
+)
+def test_what_others_put_into_a_lineage_is_never_deleted(three, name, damaged):
+    (three.folder / name).parent.mkdir(exist_ok=True)
+    (three.folder / name).touch()
+    if damaged:
+        (three.folder / "lineage.json").write_text("{")
+    [named] = ownership.foreign_names(three.folder)
+    assert name.startswith(named)
+    with pytest.raises(KeMetricError, match=f"not the lineage's own: {named};.*nothing was removed"):
+        remove_lineages([three.folder])
+    assert (three.folder / name).exists()
+    assert three.has_weights(1)
+
+
+def test_weights_go_whatever_lies_beside_them(three):
     (three.folder / "notes.txt").touch()
-    assert listing.foreign_names(three.folder) == ["notes.txt"]
+    drop_superfluous_weights([three.folder])
+    assert (three.folder / "notes.txt").exists()
+
+
+def test_all_that_a_lineage_can_hold_is_its_own(three):
+    for name in (LOCK, LOG, "data.json", "untrained.json", REPORT, ".writing-0123abcd-lineage.json"):
+        (three.folder / name).touch()
+    inner = (f"vectors/{'0a' * 32}.safetensors", "in-progress/generation-002-epoch-00003/state.json")
+    for name in (*inner, "vectors/.writing-0123abcd-x", "tensorboard/events.out.tfevents.1"):
+        (three.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (three.folder / name).touch()
+    assert ownership.foreign_names(three.folder) == []
+    remove_lineages([three.folder])
+    assert not list(three.folder.parent.iterdir())
+
+
+def test_what_cannot_be_deleted_is_told(three, monkeypatch):
+    unlink = os.unlink
+
+    def refuse(path, **options):
+        if str(path).endswith("scorecard.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(KeMetricError, match=r"three: not all could be deleted.*three: Permission denied"):
+        remove_lineages([three.folder])
+    assert not three.folder.exists()
+    assert {path.name for path in three.folder.parent.rglob("*") if path.is_file()} == {"scorecard.json"}
