@@ -10,10 +10,11 @@ import asyncio
 import json
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,6 +33,7 @@ from ke_metric.serving.routing import ExchangeRouter
 from ke_metric.serving.server import Server, configuration, listen
 
 Answer = TypeVar("Answer")
+Networks = Sequence[ExploredNetwork]
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": b"text/html", ".js": b"text/javascript", ".css": b"text/css", ".svg": b"image/svg+xml"}
 LIMITS = Limits(held_bytes=20_000_000, connections=128)
@@ -89,6 +91,8 @@ class ExplorerApplication:
         # Whoever has no token yet takes nothing of what pictures may take.
         self._tokens = Uploads(replace(settings.limits, max_bytes=LONGEST_TOKEN))
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
+        # One upload after the other, beside all other answers: its network may have to be read first.
+        self._embedding = ThreadPoolExecutor(1, thread_name_prefix="embedding")
         routes = [("GET", path, self._file) for path in self._files]
         self._router = ExchangeRouter(
             [
@@ -114,7 +118,8 @@ class ExplorerApplication:
         finally:
             self.stop()
             await asyncio.to_thread(self._exploration.networks.close, CLOSING_SECONDS)
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (self._threads, self._embedding):
+                threads.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
         """Take nothing more."""
@@ -136,12 +141,18 @@ class ExplorerApplication:
         finally:
             self._uploads.release(exchange)
 
-    async def _in_thread(self, answer: Callable[[], Answer]) -> Answer:
-        """Answer in a thread; what the exploration refuses is told with a status."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
-        except KeMetricError as error:
-            raise Refused(404, str(error)) from error
+    async def _in_thread(
+        self, answer: Callable[[], Answer], threads: ThreadPoolExecutor | None = None, *, of: Networks = ()
+    ) -> Answer:
+        """Answer in a thread.
+
+        A thread is taken when all is known of the networks `of` which is asked: they may take a minute, and whoever
+        waits for them, or has given up, holds up nobody else.
+        """
+        with told_with_a_status():
+            for network in of:
+                await self._exploration.networks.until_known(network)
+            return await asyncio.get_running_loop().run_in_executor(threads or self._threads, answer)
 
     async def _file(self, exchange: Exchange) -> Reply:
         return self._files[exchange.route]
@@ -182,10 +193,8 @@ class ExplorerApplication:
 
     def _network(self, found: dict[str, str]) -> ExploredNetwork:
         generation = whole_number(found, "generation")
-        try:
+        with told_with_a_status():
             return self._exploration.find(generation, found.get("network", ""))
-        except KeMetricError as error:
-            raise Refused(404, str(error)) from error
 
     async def _neighbors(self, exchange: Exchange) -> Reply:
         allowed = frozenset({"generation", "network", "part", "position"})
@@ -193,9 +202,12 @@ class ExplorerApplication:
         network, part = self._network(found), read_part(found, "upload")
         position, exploration = whole_number(found, "position"), self._exploration
         if part == "upload":
-            return document(await self._in_thread(lambda: exploration.neighbors_of_upload(network, position)))
+            uploaded = partial(exploration.neighbors_of_upload, network, position)
+            return document(await self._in_thread(uploaded, self._embedding, of=[network]))
         own_part = self._require(part, position)
-        return document(await self._in_thread(lambda: exploration.neighbors(network, own_part, position)))
+        return document(
+            await self._in_thread(lambda: exploration.neighbors(network, own_part, position), of=[network])
+        )
 
     def _require(self, part: str, position: int) -> Part:
         """Return a part that has a picture of this number."""
@@ -208,6 +220,8 @@ class ExplorerApplication:
         found = read_query(exchange.scope["query_string"], LISTING)
         network, (listing, told) = self._network(found), read_listing(found)
         exploration = self._exploration
+        with told_with_a_status():
+            needed = exploration.networks_of_list(network, listing)
 
         def answer() -> dict[str, Any]:
             positions = exploration.listed(network, listing).tolist()
@@ -217,12 +231,13 @@ class ExplorerApplication:
             shown = [exploration.describe(part, position) for position in positions[told]]
             return {"total": len(positions), "queries": shown, **all_of_them}
 
-        return document(await self._in_thread(answer))
+        return document(await self._in_thread(answer, of=needed))
 
     async def _map(self, exchange: Exchange) -> Reply:
         found = read_query(exchange.scope["query_string"], frozenset({"generation", "network"}))
         network = self._network(found)
-        plane = await self._in_thread(lambda: self._exploration.map(network))
+        needed = self._exploration.networks_of_map(network)
+        plane = await self._in_thread(lambda: self._exploration.map(network), of=needed)
         body = np.concatenate([[plane.share], plane.positions.ravel()]).astype("<f4").tobytes()
         return Reply(200, body, ((b"content-type", b"application/octet-stream"), NOT_STORED))
 
@@ -270,6 +285,17 @@ class ExplorerApplication:
             own_part = self._require(part, position)
             body = await self._in_thread(lambda: self._exploration.thumbnail(own_part, position))
         return Reply(200, body, ((b"content-type", b"image/webp"), KEPT))
+
+
+@contextmanager
+def told_with_a_status() -> Iterator[None]:
+    """Refuse what the exploration refuses, in its words; of a file that is gone without the name of its folder."""
+    try:
+        yield
+    except KeMetricError as error:
+        raise Refused(404, str(error)) from error
+    except OSError as error:
+        raise Refused(404, f"a file cannot be read: {error.strerror}. Was it moved or removed?") from error
 
 
 def document(facts: dict[str, Any]) -> Reply:

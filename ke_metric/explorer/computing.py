@@ -8,15 +8,20 @@ Shapes: Q queries, G gallery, D embedding.
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock, Thread
 
 import numpy as np
 
 from ke_metric.arrays import FloatArray
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.explorer.collection import ExploredNetwork, PictureCollection
 from ke_metric.explorer.layout import PlanarMap, map_of
 from ke_metric.report.outcomes import Outcomes
@@ -75,10 +80,30 @@ class NetworkQueue:
                 self._waiting.appendleft(network)
         return self._futures[network]
 
-    @property
-    def ready(self) -> list[ExploredNetwork]:
-        """The networks of which all is known."""
-        return [network for network, future in self._futures.items() if future.done() and not future.exception()]
+    def view(self, network: ExploredNetwork) -> NetworkView:
+        """Return what is known of a network; wait for it, and have it computed before all others.
+
+        Raises:
+            KeMetricError: It cannot be computed, or no more is computed.
+        """
+        try:
+            return self.ask(network).result()
+        except CancelledError as error:
+            raise KeMetricError("The explorer is stopping", ExitCode.INTERRUPTED) from error
+        except KeMetricError as error:
+            # One of their own for everybody: an exception that is raised again gathers the calls of all who asked.
+            raise KeMetricError(str(error), error.exit_code) from None
+
+    async def until_known(self, network: ExploredNetwork) -> None:
+        """Wait until `view` answers at once; no thread waits with it."""
+        loop, known = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: Future[NetworkView]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and whoever waited in it
+                loop.call_soon_threadsafe(known.set)
+
+        self.ask(network).add_done_callback(tell)
+        await known.wait()
 
     @property
     def is_computing(self) -> bool:
@@ -108,4 +133,16 @@ class NetworkQueue:
             try:
                 future.set_result(self._compute(network))
             except Exception as error:  # told to whoever asks for this network; the others are not touched by it
-                future.set_exception(error)
+                future.set_exception(_told(network, error))
+
+
+def _told(network: ExploredNetwork, error: Exception) -> KeMetricError:
+    """Return what is told of a network that cannot be computed, without anything of this machine."""
+    if isinstance(error, KeMetricError):
+        return error
+    which = f"generation {network.generation} {network.name}"
+    if isinstance(error, OSError):
+        reason = f"a file cannot be read: {error.strerror}. Was it moved or removed?"
+        return KeMetricError(f"{which}: {reason}", ExitCode.LINEAGE)
+    traceback.print_exception(error, file=sys.stderr)
+    return KeMetricError(f"{which}: cannot be computed; what the explorer prints in its terminal says why")

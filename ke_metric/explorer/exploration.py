@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -22,7 +21,7 @@ from PIL import Image
 from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.explorer.collection import NO_CLASS, ExploredNetwork, Part, PictureCollection, PictureTable
-from ke_metric.explorer.computing import NetworkQueue, NetworkView, view_of
+from ke_metric.explorer.computing import NetworkQueue, view_of
 from ke_metric.explorer.layout import PlanarMap, turned_onto
 from ke_metric.explorer.thumbnails import Thumbnails, encode_thumbnail
 from ke_metric.images.decoding import as_rgb
@@ -133,7 +132,7 @@ class Exploration:
 
     def neighbors(self, network: ExploredNetwork, part: Part, position: int) -> dict[str, Any]:
         """Return the neighbours of a picture of a part, with the scores of a query."""
-        view = self._view(network)
+        view = self.networks.view(network)
         label = int(self.collection.parts[part].classes[position])
         scores: Mapping[str, float] = {}
         if part == self.query_part and view.outcomes is not None:
@@ -153,7 +152,7 @@ class Exploration:
         Raises:
             KeMetricError: It is not known any more, or the network cannot look at it.
         """
-        upload, gallery = self.upload(number), self._view(network).gallery
+        upload, gallery = self.upload(number), self.networks.view(network).gallery
         embedding = upload.embeddings.get(network)
         if embedding is None:
             embedding = upload.embeddings[network] = self.collection.embed(network, upload.pixels)
@@ -177,11 +176,30 @@ class Exploration:
             chosen = chosen[[text in self._searchable[position] for position in chosen.tolist()]]
         return chosen
 
+    def networks_of_list(self, network: ExploredNetwork, listing: Listing) -> list[ExploredNetwork]:
+        """Return the networks whose views `listed` needs.
+
+        Raises:
+            KeMetricError: USAGE: there is no network of this name in the generation before.
+        """
+        return [] if listing.change == "all" else [network, self.find(listing.since, network.name)]
+
+    def networks_of_map(self, network: ExploredNetwork) -> list[ExploredNetwork]:
+        """Return the networks whose views `map` needs: each one's map is turned onto that of the one after it."""
+        found, beside = [], network
+        while beside not in self._turned:
+            found.append(beside)
+            later = _beside(self.collection, beside)
+            if later is None:
+                break
+            beside = later
+        return found
+
     def map(self, network: ExploredNetwork) -> PlanarMap:
         """Return where the gallery, and then the queries of another part, lie on the map of a network."""
-        if network not in self._turned:
-            plane, beside = self._view(network).plane, _beside(self.collection, network)
-            self._turned[network] = plane if beside is None else turned_onto(plane, self.map(beside))
+        for turned in reversed(self.networks_of_map(network)):
+            plane, beside = self.networks.view(turned).plane, _beside(self.collection, turned)
+            self._turned[turned] = plane if beside is None else turned_onto(plane, self._turned[beside])
         return self._turned[network]
 
     def find(self, generation: int, name: str) -> ExploredNetwork:
@@ -196,15 +214,8 @@ class Exploration:
         there = ", ".join(f"generation {each.generation} {each.name}" for each in self.collection.networks)
         raise KeMetricError(f"There is no generation {generation} {name}; there are: {there}", ExitCode.USAGE)
 
-    def _view(self, network: ExploredNetwork) -> NetworkView:
-        try:
-            return self.networks.ask(network).result()
-        except CancelledError as error:
-            raise KeMetricError("The explorer is stopping", ExitCode.INTERRUPTED) from error
-
     def _changed(self, network: ExploredNetwork, listing: Listing) -> IntArray:
-        after = self._view(network).outcomes
-        before = self._view(self.find(listing.since, network.name)).outcomes
+        after, before = (self.networks.view(each).outcomes for each in self.networks_of_list(network, listing))
         if before is None or after is None:
             raise KeMetricError("An index has no generations, and nothing that was mended or broken", ExitCode.USAGE)
         return mended(before, after) if listing.change == "mended" else broken(before, after)
