@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from http.cookies import CookieError, SimpleCookie
 
 from ke_metric.serving.exchange import Door, Exchange, Headers, ServiceSettings
 
@@ -38,13 +37,10 @@ class PageDoor(Door):
         """Whether a request carries the token, or the cookie that stands for it."""
         if super().knows(exchange):
             return True
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(exchange.headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            return False
-        found = cookies.get(self._cookie)
-        return found is not None and hmac.compare_digest(found.value.encode(), self._secret.encode())
+        # Not SimpleCookie: it stops at what it cannot read, and cookies of others on this host may be anything.
+        pairs = (pair.strip().partition(b"=") for pair in exchange.headers.get(b"cookie", b"").split(b";"))
+        own = self._cookie.encode()
+        return any(name == own and hmac.compare_digest(value, self._secret.encode()) for name, _, value in pairs)
 
     def admit(self, token: bytes) -> Headers | None:
         """Return the header that gives a browser the cookie; None where the token is a wrong one."""

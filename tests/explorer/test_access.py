@@ -80,6 +80,11 @@ def test_the_token_is_entered_once(guarded):
     assert guarded.get("/api/access", Cookie=cookie).document == {"allowed": True}
     assert guarded.get("/api/state", Cookie=f"other=1; {cookie}").status == 200
     assert guarded.get("/api/state", Cookie=f"{cookie}x").status == 401
+    assert guarded.get("/api/state", Cookie=f"x{cookie}").status == 401
+    # What others on this host have set, whatever it is, locks nobody out.
+    for other in ('g_state={"i_l":0}', "a@/b=1", "n=[1,2]", "no name", "=", ",", 'q="', f"{cookie}x", "u=\xe9"):
+        for cookies in (f"{other}; {cookie}", f"{cookie}; {other}", f"{other};{cookie};"):
+            assert guarded.get("/api/state", Cookie=cookies).status == 200, cookies
     assert guarded.get("/api/state", Cookie="=;;,").status == 401
 
 
