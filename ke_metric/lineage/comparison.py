@@ -32,7 +32,9 @@ SEEN = (
     "evaluation.resize",
 )  # fmt: skip
 # Fields that change no score of a generation that is there.
-_NO_MATTER = {*FREE_FIELDS, "seed", "keep", "evaluation.backend", "evaluation.batch_size"}
+_NO_MATTER = {
+    *FREE_FIELDS, "seed", "keep", "evaluation.backend", "evaluation.batch_size", "evaluation.keep_vectors",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ class Strategy:
     @property
     def last_networks(self) -> tuple[str, ...]:
         """The networks of the last generation, which may be the slim one alone (`method.slim_last`)."""
-        is_slim = self.recipe.method.slim_last and self.generations == self.recipe.generations
-        return ("slim",) if is_slim and self.recipe.has_slim else self.networks
+        return self.networks_at(self.generations)
+
+    def networks_at(self, generation: int) -> tuple[str, ...]:
+        """Return the networks of a generation: the slim one alone where it trains the slim architecture itself."""
+        return ("slim",) if self.recipe.trains_slim(generation) else self.networks
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -76,7 +81,7 @@ class Strategy:
         if self.recipe.method.rules.is_slim:
             return ("slim",)
         if not self.recipe.has_slim:
-            return ("dense",)
+            return ("dense", "slim") if self.recipe.method.slim_last else ("dense",)
         own = rate_text(self.recipe.split.rate)
         others = [rate for rate in map(rate_text, self.recipe.split.rates) if rate != own]
         return ("dense", "slim", *map(slim_name, others))
@@ -84,16 +89,30 @@ class Strategy:
     def parameters(self, network: str, generation: int) -> int:
         """Return the number of parameters of one of a generation's networks."""
         card = next(iter(self._cards(generation).values()))
-        if self._stored_as(network) == "dense":
+        if self._is_stored_as_dense(network, generation):
             return card.dense_parameters
         return card.slims[network].parameters
 
     def scores(self, generation: int, network: str) -> dict[int, Scores]:
         """Return seed -> scores of one network of a generation, for the seeds that have it."""
         cards = self._cards(generation)
-        if self._stored_as(network) == "dense":
+        if network not in self.networks_at(generation):
+            return {}
+        if self._is_stored_as_dense(network, generation):
             return {seed: card.dense for seed, card in cards.items()}
         return {seed: card.networks[network] for seed, card in cards.items() if network in card.networks}
+
+    def paired(self, name: str, before: tuple[int, str], after: tuple[int, str]) -> dict[int, tuple[float, float]]:
+        """Return seed -> a score of two networks (generation and name), for the seeds that have both.
+
+        Means over other seeds than these differ by the seeds as well as by what is compared.
+        """
+        one, other = self.scores(*before), self.scores(*after)
+        return {
+            seed: (one[seed][name], other[seed][name])
+            for seed in sorted(one.keys() & other.keys())
+            if name in one[seed] and name in other[seed]
+        }
 
     def worse_than_untrained(self, name: str) -> dict[int, tuple[float, float]]:
         """Return the generations that training made worse than they began, by a score of the network that is trained.
@@ -118,8 +137,9 @@ class Strategy:
             return dict(self.untrained)
         return {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
 
-    def _stored_as(self, network: str) -> str:
-        return "dense" if self.networks == ("slim",) else network
+    def _is_stored_as_dense(self, network: str, generation: int) -> bool:
+        """Whether a scorecard has it as `dense`, which is the network that was trained, be it the slim one."""
+        return network == "dense" or self.recipe.trains_slim(generation)
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,8 @@ def _color(field: str, colors: Mapping[str, str], *, columns: int = 5, title: st
 
 def _dashes(colors: Mapping[str, str]) -> dict[str, Any]:
     domain = list(colors)
-    patterns = [DASHES[position % len(DASHES)] for position in range(len(domain))]
+    # Colours come again after as many: each time with other dashes, so that no two lines are alike.
+    patterns = [DASHES[(position + position // len(SERIES)) % len(DASHES)] for position in range(len(domain))]
     return {"field": "series", "type": "nominal", "scale": {"domain": domain, "range": patterns}, "legend": None}
 
 

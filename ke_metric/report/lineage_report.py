@@ -14,8 +14,9 @@ from ke_metric.report.map_section import map_section
 from ke_metric.report.page_parts import PageSection, Report, counted, without_places
 from ke_metric.report.recipe_section import provenance_section, recipe_section
 from ke_metric.report.retrieved_sections import CHANGES, WORST_ANSWERS, Retrieved, changes_section, worst_section
-from ke_metric.report.score_sections import Subject, headline, scores_section
+from ke_metric.report.score_sections import headline, scores_section
 from ke_metric.report.split_section import split_section
+from ke_metric.report.subject import Subject
 from ke_metric.report.training_sections import magnitudes_section, training_section
 from ke_metric.report.vectors import LineageVectors
 

@@ -261,11 +261,6 @@ class Report:
         return [part for section in self.sections for part in section.parts if isinstance(part, Chart)]
 
 
-def score_number(name: str, value: float, *, generation: int, network: str) -> Number:
-    """Return a score as it is shown, in percent where it is a share, with where it stands in the lineage."""
-    return Number(value, score_text(name, value), f"{generation}/{network}/{name}")
-
-
 def score_text(name: str, value: float, *, signed: bool = False) -> str:
     """Return a score, or with `signed` a difference of two, as it is shown."""
     sign = "+" if signed else ""

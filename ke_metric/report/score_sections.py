@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import Scores
-from ke_metric.lineage.comparison import Strategy, gather, mean_and_spread, seen_differently, told_ties
-from ke_metric.lineage.report import decisive_score, is_share, shown_names, told_baseline, told_repairs
-from ke_metric.lineage.store import Lineage
+from ke_metric.lineage.comparison import Strategy, mean_and_spread, seen_differently, told_ties
+from ke_metric.lineage.report import is_share, shown_names, told_baseline, told_repairs
 from ke_metric.report.charts import Axes, line_chart, network_color
 from ke_metric.report.page_parts import (
     Chart,
@@ -24,6 +20,7 @@ from ke_metric.report.page_parts import (
     without_places,
 )
 from ke_metric.report.score_tables import scores_table, sizes_tables
+from ke_metric.report.subject import Subject
 
 NAMES = {
     "nmi": "NMI",
@@ -34,69 +31,8 @@ NAMES = {
     "balanced_accuracy": "Balanced accuracy",
 }
 MOST_STRATEGIES = 4
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a report is about.
-
-    Attributes:
-        lineage: The lineage that is shown in everything.
-        strategies: Its recipe with all seeds that are given, then other recipes.
-        baseline: The long training that it is held against; None where none is given.
-    """
-
-    lineage: Lineage
-    strategies: Sequence[Strategy]
-    baseline: Strategy | None = None
-
-    @classmethod
-    def of(cls, lineages: Sequence[Lineage], baselines: Sequence[Lineage] = ()) -> Subject:
-        """Gather lineages, the first of which the report is about.
-
-        Raises:
-            KeMetricError: One has no generation, they were not tested alike, or a baseline is no other recipe.
-        """
-        strategies = [_named(each) for each in gather(lineages)]
-        if not baselines:
-            return cls(lineages[0], strategies)
-        # All together, so that what was not tested alike is refused.
-        gather([*lineages, *baselines])
-        found = gather(baselines)
-        if len(found) > 1:
-            raise KeMetricError("--baseline: these are of several recipes; one is meant", ExitCode.USAGE)
-        if len(gather([lineages[0], *baselines])) == 1:
-            raise KeMetricError(
-                f"--baseline: {baselines[0].folder} is of the recipe of {lineages[0].folder}: a baseline is another "
-                "one, of one generation and as many epochs",
-                ExitCode.USAGE,
-            )
-        return cls(lineages[0], strategies, _named(found[0]))
-
-    @property
-    def strategy(self) -> Strategy:
-        """The recipe of the lineage, with all its seeds."""
-        return self.strategies[0]
-
-    @property
-    def decisive(self) -> str:
-        """The score that the training is for, of those that were computed."""
-        scores = next(iter(self.strategy.scores(1, self.strategy.networks[0]).values()))
-        return decisive_score(scores) or next(iter(scores))
-
-    @property
-    def last(self) -> int:
-        """Number of the lineage's last generation."""
-        return self.lineage.numbers[-1]
-
-    def own(self, generation: int, network: str) -> Scores | None:
-        """Return the scores of a network of the lineage itself, of one seed; None where it has none."""
-        return self.strategy.scores(generation, network).get(self.lineage.recipe.seed)
-
-
-def _named(strategy: Strategy) -> Strategy:
-    """Return a strategy with no path in its name, which tells of a folder where recipes differ in nothing else."""
-    return replace(strategy, name=without_places(strategy.name))
+MOST_NETWORKS = 2
+"""Of every other recipe that figures show."""
 
 
 def score_title(name: str) -> str:
@@ -109,43 +45,74 @@ def score_title(name: str) -> str:
 
 def headline(subject: Subject) -> list[HeadlineNumber]:
     """Return what the last generation reached, what it gained, and what its slim network costs and loses."""
-    strategy, name, last = subject.strategy, subject.decisive, subject.strategy.generations
+    strategy, name, last = subject.strategy, subject.decisive, subject.last
     unit = " %" if is_share(name) else ""
-    seeds = _told_seeds(strategy, last)
     found: list[HeadlineNumber] = []
-    for network in strategy.last_networks:
-        value = _mean(strategy, last, network, name)
-        if value is None:
+    for network in strategy.networks_at(last):
+        values = _by_seed(strategy, last, network, name)
+        if not values:
             continue
+        value = mean_and_spread(list(values.values()))[0]
         number = Number(value, score_text(name, value) + unit, f"{last}/{network}/{name}")
-        size = f"{strategy.parameters(network, last):,} parameters"
-        found.append(HeadlineNumber(f"{score_title(name)}, {network}", number, f"generation {last}, {size}{seeds}"))
-    network = strategy.last_networks[0]
-    now = _mean(strategy, last, network, name)
-    if now is None:
-        return found
-    first = _mean(strategy, 1, network if network in strategy.networks else strategy.networks[0], name)
-    if last > 1 and first is not None:
-        found.append(_gain("Gain over generation 1", name, now, first, f"{network} after one plain training"))
-    return found + _over_baseline(subject, name, now, network)
+        seeds = _told_seeds(values, strategy.scorecards)
+        note = f"generation {last}, {strategy.parameters(network, last):,} parameters{seeds}"
+        found.append(HeadlineNumber(f"{score_title(name)}, {network}", number, note))
+    return found + _over_first(subject, name) + _over_baseline(subject, name)
 
 
-def _over_baseline(subject: Subject, name: str, now: float, network: str) -> list[HeadlineNumber]:
-    baseline = subject.baseline
+def _over_first(subject: Subject, name: str) -> list[HeadlineNumber]:
+    """Return the gain over the first generation, of the seeds that have both."""
+    strategy, last = subject.strategy, subject.last
+    network = strategy.networks_at(last)[0]
+    # A slim network that the last generation trains has a counterpart only where slim ones were scored before.
+    first = network if strategy.scores(1, network) else strategy.networks_at(1)[0]
+    pairs = strategy.paired(name, (1, first), (last, network))
+    if last < 2 or not pairs:
+        return []
+    then, now = (mean_and_spread(side)[0] for side in zip(*pairs.values(), strict=True))
+    seeds = _told_seeds(pairs, strategy.scorecards)
+    return [_gain("Gain over generation 1", name, now, then, f"{first} after one plain training", seeds)]
+
+
+def _over_baseline(subject: Subject, name: str) -> list[HeadlineNumber]:
+    """Return the gain over the long baseline, of the seeds that both have; where there is none, of all means."""
+    baseline, strategy = subject.baseline, subject.strategy
     if baseline is None:
         return []
-    then = _mean(baseline, baseline.generations, baseline.last_networks[0], name)
-    if then is None:
+    network = strategy.networks_at(subject.last)[0]
+    ours = _by_seed(strategy, subject.last, network, name)
+    theirs = _by_seed(baseline, baseline.generations, baseline.last_networks[0], name)
+    if not ours or not theirs:
         return []
     epochs = baseline.epochs(baseline.generations)
     what = f"{network}, {baseline.name}: {epochs:,} epochs in {counted(baseline.generations, 'generation')}"
-    return [_gain("Gain over the long baseline", name, now, then, what)]
+    shared = sorted(ours.keys() & theirs.keys())
+    if shared:
+        seeds = _told_seeds(shared, {*strategy.scorecards, *baseline.scorecards})
+        ours, theirs = ({seed: side[seed] for seed in shared} for side in (ours, theirs))
+    else:
+        seeds = f", other seeds ({_listed(theirs)}, not {_listed(ours)})"
+    now, then = (mean_and_spread(list(side.values()))[0] for side in (ours, theirs))
+    return [_gain("Gain over the long baseline", name, now, then, what, seeds)]
 
 
-def _gain(title: str, name: str, now: float, then: float, what: str) -> HeadlineNumber:
+def _gain(title: str, name: str, now: float, then: float, what: str, seeds: str) -> HeadlineNumber:
     unit = " points" if is_share(name) else ""
     shown = Number(now - then, f"{score_text(name, now - then, signed=True)}{unit}")
-    return HeadlineNumber(title, shown, f"{what}: {score_text(name, then)}", is_loss=now < then)
+    return HeadlineNumber(title, shown, f"{what}: {score_text(name, then)}{seeds}", is_loss=now < then)
+
+
+def _told_seeds(used: Collection[int], given: Collection[int]) -> str:
+    """Return over which seeds a mean was taken, and which ones it leaves out; nothing where there is one."""
+    left_out = sorted(set(given) - set(used))
+    without = f" (seed{'s' * (len(left_out) > 1)} {_listed(left_out)} left out)" if left_out else ""
+    if len(used) > 1:
+        return f", mean of {len(used)} seeds{without}"
+    return f", seed {_listed(used)} alone{without}" if left_out else ""
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
 
 
 def baseline_notes(subject: Subject) -> list[str]:
@@ -153,7 +120,7 @@ def baseline_notes(subject: Subject) -> list[str]:
     baseline, strategy = subject.baseline, subject.strategy
     if baseline is None:
         return []
-    ours, theirs = strategy.epochs(strategy.generations), baseline.epochs(baseline.generations)
+    ours, theirs = strategy.epochs(subject.last), baseline.epochs(baseline.generations)
     if ours == theirs:
         return [f"The long baseline ({baseline.name}) was trained for as many epochs: {ours:,}."]
     return [
@@ -171,15 +138,21 @@ def scores_section(subject: Subject) -> PageSection:
     table = scores_table(subject.strategies, subject.baseline, names, subject.decisive)
     charts = [_chart(subject, name, table if name == figures[0] else None) for name in figures]
     lead = [*_lead(subject), *baseline_notes(subject)]
-    parts: list[Part] = [*charts, *sizes_tables(subject.lineage, names)]
-    return PageSection("scores", "Scores of every generation", lead, parts, _incomplete(subject))
+    parts: list[Part] = [*charts, *_recipes_table(subject), *sizes_tables(subject, names)]
+    missing = [*_incomplete(subject), *subject.not_finite]
+    return PageSection("scores", "Scores of every generation", lead, parts, missing)
+
+
+def _recipes_table(subject: Subject) -> list[DataTable]:
+    """Return what the letters are that recipes are called, where their names are long."""
+    rows = [[letter, name] for letter, name in subject.recipes.items()]
+    return [DataTable("What the letters of the recipes are", ["recipe", "name"], rows)] if rows else []
 
 
 def _names(subject: Subject) -> list[str]:
-    shown = [*subject.strategies, *([subject.baseline] if subject.baseline else [])]
     cards = [
         scores
-        for strategy in shown
+        for strategy in subject.shown
         for generation in range(1, strategy.generations + 1)
         for network in strategy.networks
         for scores in strategy.scores(generation, network).values()
@@ -189,8 +162,7 @@ def _names(subject: Subject) -> list[str]:
 
 def _lead(subject: Subject) -> list[str]:
     told = ["Dense is the whole network, slim the fit hypothesis alone, cut out as an ordinary network."]
-    lineage, strategy = subject.lineage, subject.strategy
-    cards = {number: lineage.scorecard(number) for number in lineage.numbers}
+    lineage, strategy, cards = subject.lineage, subject.strategy, subject.cards
     if told_repairs(cards):
         told.append(
             "Slim networks were repaired after they had been cut out, by the training pictures; what they scored "
@@ -203,13 +175,31 @@ def _lead(subject: Subject) -> list[str]:
         numbers = ", ".join(str(number) for number in worse)
         told.append(f"Training made the network worse than it began in generation {numbers}.")
     if len(strategy.scorecards) > 1:
-        seeds = ", ".join(str(seed) for seed in strategy.scorecards)
-        told.append(f"Mean and standard deviation over the seeds {seeds}.")
+        told.append(f"Mean and standard deviation over the seeds {_listed(strategy.scorecards)}.")
+    told += [sentence for each in subject.shown for sentence in _unequal_seeds(each)]
+    told += _outside_figures(subject)
     for name, fields in seen_differently(subject.strategies).items():
         seen = ", ".join(f"{field} = {value}" for field, value in fields.items())
         told.append(f"{name} saw the test pictures with {seen}.")
     ties = told_ties([lineage])
     return told + ([without_places(ties[0].upper() + ties[1:]) + "."] if ties else [])
+
+
+def _unequal_seeds(strategy: Strategy) -> list[str]:
+    """Return which seeds have fewer generations: the means of generations are then of different trainings."""
+    ends = {seed: len(cards) for seed, cards in strategy.scorecards.items()}
+    short = [f"seed {seed} ends at generation {end}" for seed, end in ends.items() if end < strategy.generations]
+    return [f"{strategy.name}: {', '.join(short)}; means of later generations are those of the others."] * bool(short)
+
+
+def _outside_figures(subject: Subject) -> list[str]:
+    """Return what the table alone has because figures would be too full."""
+    told, others = [], subject.strategies[1:MOST_STRATEGIES]
+    if left_out := len(subject.strategies) - MOST_STRATEGIES:
+        told += [f"Figures show {MOST_STRATEGIES} recipes; the table has {left_out} more."] * (left_out > 0)
+    if any(len(each.networks) > MOST_NETWORKS for each in others):
+        told.append("Of other recipes figures show dense and slim; the table has their slim networks of other rates.")
+    return told
 
 
 def _incomplete(subject: Subject) -> list[str]:
@@ -221,7 +211,9 @@ def _series(subject: Subject) -> list[tuple[Strategy, str, str]]:
     """Return (strategy, network, name in the legend) of every line of a figure."""
     own = [(subject.strategy, network, network) for network in subject.strategy.networks]
     others = subject.strategies[1:MOST_STRATEGIES]
-    return own + [(each, network, f"{each.name}, {network}") for each in others for network in each.networks[:2]]
+    return own + [
+        (each, network, f"{each.name}, {network}") for each in others for network in each.networks[:MOST_NETWORKS]
+    ]
 
 
 def _chart(subject: Subject, name: str, table: DataTable | None) -> Chart:
@@ -247,9 +239,10 @@ def _chart(subject: Subject, name: str, table: DataTable | None) -> Chart:
 def _baseline_points(subject: Subject, name: str, colors: dict[str, str]) -> list[dict[str, Any]]:
     """Return the long baseline as a level line over all generations."""
     baseline = subject.baseline
-    level = _mean(baseline, baseline.generations, baseline.last_networks[0], name) if baseline else None
-    if level is None:
+    reached = _by_seed(baseline, baseline.generations, baseline.last_networks[0], name) if baseline else {}
+    if not reached:
         return []
+    level = mean_and_spread(list(reached.values()))[0]
     colors["long baseline"] = "@muted"
     ends = (1, max(subject.strategy.generations, 2))
     return [{"x": x, "y": level, "low": level, "high": level, "series": "long baseline"} for x in ends]
@@ -258,7 +251,7 @@ def _baseline_points(subject: Subject, name: str, colors: dict[str, str]) -> lis
 def _points(strategy: Strategy, network: str, name: str) -> list[dict[str, Any]]:
     points = []
     for generation in range(1, strategy.generations + 1):
-        values = _values(strategy, generation, network, name)
+        values = list(_by_seed(strategy, generation, network, name).values())
         if values:
             mean, spread = mean_and_spread(values)
             low, high = mean - (spread or 0), mean + (spread or 0)
@@ -270,15 +263,7 @@ def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
-def _values(strategy: Strategy, generation: int, network: str, name: str) -> list[float]:
-    return [scores[name] for scores in strategy.scores(generation, network).values() if name in scores]
-
-
-def _mean(strategy: Strategy, generation: int, network: str, name: str) -> float | None:
-    values = _values(strategy, generation, network, name)
-    return mean_and_spread(values)[0] if values else None
-
-
-def _told_seeds(strategy: Strategy, generation: int) -> str:
-    count = len(strategy.scores(generation, strategy.last_networks[0]))
-    return f", mean of {count} seeds" if count > 1 else ""
+def _by_seed(strategy: Strategy, generation: int, network: str, name: str) -> dict[int, float]:
+    """Return seed to a score of a network, for the seeds that have it."""
+    found = strategy.scores(generation, network)
+    return {seed: scores[name] for seed, scores in found.items() if name in scores}

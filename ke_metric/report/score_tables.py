@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from ke_metric.generation import Scores
 from ke_metric.lineage.comparison import Strategy, mean_and_spread
 from ke_metric.lineage.report import header
-from ke_metric.lineage.store import Lineage
 from ke_metric.report.page_parts import Cell, DataTable, Number, score_text
+from ke_metric.report.subject import Subject
 
 NOT_THERE = "–"
 
@@ -72,14 +72,18 @@ def _cell(values: Sequence[float], name: str, key: str = "") -> Cell:
     return Number(mean, text, f"{key}/{name}" if key else "")
 
 
-def sizes_tables(lineage: Lineage, names: Sequence[str]) -> list[DataTable]:
+def sizes_tables(subject: Subject, names: Sequence[str]) -> list[DataTable]:
     """Return the scores of embeddings that are cut to fewer numbers, where there are any (`network.nested_sizes`)."""
     rows: list[list[Cell]] = []
     shown = [name for name in names if name not in ("nmi", "ami")]
-    for number in lineage.numbers:
-        for network, sizes in (lineage.scorecard(number).sizes or {}).items():
+    recipe = subject.lineage.recipe
+    for number, card in subject.cards.items():
+        for network, sizes in (card.sizes or {}).items():
+            if recipe.trains_slim(number) and network != "dense":
+                continue
+            shown_network = "slim" if recipe.trains_slim(number) else network
             largest_first = sorted(sizes, key=int, reverse=True)
-            rows += [[str(number), network, size, *_cells(sizes[size], shown)] for size in largest_first]
+            rows += [[str(number), shown_network, size, *_cells(sizes[size], shown)] for size in largest_first]
     columns = ["generation", "network", "numbers", *map(header, shown)]
     caption = "Scores of embeddings cut to their first numbers, in percent"
     return [DataTable(caption, columns, rows, row_headings=3, folded=True)] if rows else []

@@ -212,3 +212,12 @@ def test_slim_networks_of_other_rates_are_networks_of_their_own(grow):
     assert [strategy.parameters(name, 1) for name in strategy.networks] == [9, 3, 2, 2]
     _, alone = gather([family, grow([0.4], split={"rates": [0.5]}, **repaired)])
     assert alone.last_networks == ("dense", "slim")
+
+
+def test_the_last_generation_of_slim_last_is_the_slim_network_alone(grow):
+    (strategy,) = gather([grow([0.2, 0.4, 0.6], generations=3, method={"slim_last": True})])
+    assert [strategy.networks_at(number) for number in (1, 2, 3)] == [("dense", "slim"), ("dense", "slim"), ("slim",)]
+    assert strategy.scores(3, "dense") == {}
+    assert strategy.scores(3, "slim") == {0: {"recall@1": 0.6}}
+    assert strategy.parameters("slim", 3) == 9
+    assert strategy.scores(2, "slim") == {0: {"recall@1": 0.2}}

@@ -16,7 +16,8 @@ from ke_metric.recipe.schema import Recipe
 from ke_metric.report.cost_section import count_flops, lineage_networks, measure_costs
 from ke_metric.report.lineage_report import gather_report
 from ke_metric.report.page_parts import Number, short_layers
-from ke_metric.report.score_sections import Subject, headline, scores_section
+from ke_metric.report.score_sections import headline, scores_section
+from ke_metric.report.subject import Subject
 from ke_metric.report.vectors import LineageVectors
 
 GLYPHS = {"benchmark": "glyphs", "test_classes": 3, "image_size": 32, "store_size": 32}
