@@ -42,8 +42,9 @@ def confused_section(lineage: Lineage, retrieved: Retrieved | None, why_not: str
         if own != other
     ]
     most = sorted(pairs, key=lambda each: (-each[2], each[0], each[1]))[:PAIRS]
+    network = "slim" if lineage.recipe.trains_slim(last) else "dense"
     lead = ["Which class a picture of another one is taken for by the network."]
-    return PageSection(NAME, TITLE, lead, [*_pairs_table(most, f"generation {last}, dense"), *_accuracies(classes)])
+    return PageSection(NAME, TITLE, lead, [*_pairs_table(most, called((last, network))), *_accuracies(classes)])
 
 
 def _by_what_is_retrieved(lineage: Lineage, retrieved: Retrieved) -> PageSection:
@@ -51,7 +52,8 @@ def _by_what_is_retrieved(lineage: Lineage, retrieved: Retrieved) -> PageSection
     pairs = confused(outcomes, query.labels, query.class_names, PAIRS)
     how = "by the network" if outcomes.decisive == "top1" else "by its first neighbour"
     lead = [f"Which class a picture of another one is taken for {how}."]
-    classes = (lineage.scorecard(retrieved.main[0]).classes or {}).get(retrieved.main[1])
+    number, stored = retrieved.stored(*retrieved.main)
+    classes = (lineage.scorecard(number).classes or {}).get(stored)
     parts: list[Part] = [*_pairs_table(pairs, called(retrieved.main)), *_accuracies(classes)]
     if pairs:
         parts.append(_one_of_each(retrieved, pairs[:SHOWN]))

@@ -21,7 +21,7 @@ OTHERS = "all other classes"
 def map_section(retrieved: Retrieved) -> PageSection:
     """Return a map of the queries for the first and the last generation whose vectors can be had."""
     name = retrieved.main[1]
-    numbers = [number for number, each in retrieved.vectors.networks if each == name]
+    numbers = [number for number, each in retrieved.networks if each == name]
     networks = [(number, name) for number in dict.fromkeys((min(numbers), max(numbers)))]
     query = retrieved.vectors.benchmark.query
     chosen = chosen_positions(query.labels)
@@ -29,7 +29,7 @@ def map_section(retrieved: Retrieved) -> PageSection:
     charts, told = [], ""
     whole = counted(len(query), retrieved.kind)
     for network in networks:
-        vectors = retrieved.vectors.vectors(*network)[0]
+        vectors = retrieved.vectors.vectors(*retrieved.stored(*network))[0]
         places, told = laid_out(vectors, chosen)
         charts.append(_chart(retrieved, network, chosen, places, series, axes=told.split()[0]))
     some = f"{len(chosen):,} of {whole}" if len(chosen) < len(query) else f"all {whole}"
@@ -73,13 +73,21 @@ def laid_out(vectors: FloatArray, chosen: IntArray) -> tuple[FloatArray, str]:
         umap = importlib.import_module("umap")
         places, told = np.asarray(umap.UMAP(random_state=0).fit_transform(vectors[chosen])), "UMAP"
     else:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(n_components=2, svd_solver="full").fit(vectors)
-        places = pca.transform(vectors[chosen])
-        told = f"PCA ({100 * float(pca.explained_variance_ratio_.sum()):.0f} % of the variance)"
+        places, told = _by_pca(vectors, chosen)
     low, high = places.min(axis=0), places.max(axis=0)
     return ((places - low) / np.where(high > low, high - low, 1)).astype(np.float32), told
+
+
+def _by_pca(vectors: FloatArray, chosen: IntArray) -> tuple[FloatArray, str]:
+    """Return the places of the chosen vectors; where there is nothing to lay out in a dimension, all at 0 in it."""
+    places = np.zeros((len(chosen), 2), np.float32)
+    if not np.ptp(vectors, axis=0).any():
+        return places, "PCA (there is no variance)"
+    from sklearn.decomposition import PCA
+
+    pca = PCA(n_components=min(2, *vectors.shape), svd_solver="full").fit(vectors)
+    places[:, : pca.n_components_] = pca.transform(vectors[chosen])
+    return places, f"PCA ({100 * float(pca.explained_variance_ratio_.sum()):.0f} % of the variance)"
 
 
 def _chart(

@@ -68,13 +68,22 @@ class Retrieved:
     def __init__(self, vectors: LineageVectors) -> None:
         self.vectors = vectors
         self.pictures = EmbeddedPictures(vectors)
-        self._outcomes: dict[tuple[int, str], Outcomes] = {}
+
+    @cached_property
+    def networks(self) -> list[tuple[int, str]]:
+        """Generation and name of every network whose vectors can be had, as the scores name them."""
+        trains_slim = self.vectors.lineage.recipe.trains_slim
+        # Of such a generation `dense` is the slim network, and so is a `slim` beside it: the same one.
+        named = [(number, "slim" if trains_slim(number) else name) for number, name in self.vectors.networks]
+        return list(dict.fromkeys(named))
+
+    def stored(self, number: int, name: str) -> tuple[int, str]:
+        """Return as what vectors and scorecards have one of `networks`."""
+        return number, "dense" if self.vectors.lineage.recipe.trains_slim(number) else name
 
     def outcomes(self, number: int, name: str) -> Outcomes:
         """Return what a network answers, computed once."""
-        if (number, name) not in self._outcomes:
-            self._outcomes[number, name] = self.vectors.outcomes(number, name)
-        return self._outcomes[number, name]
+        return self.vectors.outcomes(*self.stored(number, name))
 
     @property
     def kind(self) -> str:
@@ -84,8 +93,8 @@ class Retrieved:
     @property
     def main(self) -> tuple[int, str]:
         """The last generation's network that was trained, of those that can be had."""
-        number = max(number for number, _ in self.vectors.networks)
-        return next(each for each in self.vectors.networks if each[0] == number)
+        number = max(number for number, _ in self.networks)
+        return next(each for each in self.networks if each[0] == number)
 
     def keys(self, positions: Sequence[int] | IntArray) -> list[str]:
         """Return the keys of queries."""
@@ -95,13 +104,13 @@ class Retrieved:
     def changes(self) -> list[Change]:
         """From the first to the last generation, from each to the next one, and from dense to slim."""
         found = []
-        for name in dict.fromkeys(name for _, name in self.vectors.networks):
-            numbers = sorted(number for number, each in self.vectors.networks if each == name)
+        number, network = self.main
+        for name in dict.fromkeys((network, *(name for _, name in self.networks))):
+            numbers = sorted(number for number, each in self.networks if each == name)
             pairs = [(numbers[0], numbers[-1])] if len(numbers) > 2 else []
             found += [replace(self._change((one, name), (other, name)), is_whole=True) for one, other in pairs]
             found += [self._change((one, name), (other, name)) for one, other in pairwise(numbers)]
-        number, network = self.main
-        others = [name for each, name in self.vectors.networks if each == number and name != network]
+        others = [name for each, name in self.networks if each == number and name != network]
         return found + [self._change((number, network), (number, name)) for name in others]
 
     def _change(self, before: tuple[int, str], after: tuple[int, str]) -> Change:

@@ -26,13 +26,18 @@ COLORS = {"fit": "@fit", "reset": "@other"}
 
 
 def split_section(lineage: Lineage) -> PageSection:
-    """Return the split plan of the last generation, drawn layer by layer."""
-    number = lineage.numbers[-1]
+    """Return the split plan of the last generation that has one, drawn layer by layer.
+
+    It is that of every generation; one that trains the slim network keeps all of it.
+    """
+    split = [number for number in lineage.numbers if not lineage.recipe.trains_slim(number)]
+    number = (split or lineage.numbers)[-1]
     plan = SplitPlan.from_json(*read_split(lineage.generation_folder(number)))
     title = "The split"
     total = plan.fit_count + plan.reset_count
-    if not total:
-        return PageSection("split", title, missing=["Nothing of this network is split."])
+    if not plan.reset_count:
+        whole = f": all of its {total:,} weights are kept" if total else ""
+        return PageSection("split", title, [f"Nothing of this network is split{whole}."])
     kind = {"kels": "Whole channels (KELS)", "wels": "Single weights (WELS)"}[plan.kind]
     lead = [
         f"{kind} at split rate {plan.rate:g}: "
