@@ -20,6 +20,8 @@ from ke_metric.report.outcomes import Outcomes
 Part = Literal["query", "gallery"]
 NO_CLASS = -1
 """Number of the class of a picture of which nobody knows one."""
+MOST_NUMBERS = 500_000_000
+"""Of all vectors, which lie in memory: 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class ExploredNetwork:
     generation: int
     name: str
     scores: Mapping[str, float] = field(default_factory=dict, hash=False, compare=False)
+
+
+def shown_first(networks: Sequence[ExploredNetwork]) -> list[ExploredNetwork]:
+    """Return networks in the order in which the page needs them: of the last generation, of the first, the rest."""
+    by_generation = sorted(networks, key=lambda network: -network.generation)
+    first = next(each for each in by_generation if each.generation == by_generation[-1].generation)
+    return list(dict.fromkeys([by_generation[0], first, *by_generation]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,14 @@ from PIL import Image
 
 from ke_metric.arrays import FloatArray, IntArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.explorer.collection import NO_CLASS, ExploredNetwork, Part, PictureCollection, PictureTable
+from ke_metric.explorer.collection import (
+    NO_CLASS,
+    ExploredNetwork,
+    Part,
+    PictureCollection,
+    PictureTable,
+    shown_first,
+)
 from ke_metric.explorer.computing import NetworkQueue, view_of
 from ke_metric.explorer.layout import PlanarMap, turned_onto
 from ke_metric.explorer.thumbnails import Thumbnails, encode_thumbnail
@@ -77,7 +84,7 @@ class Exploration:
 
     def __init__(self, collection: PictureCollection) -> None:
         self.collection = collection
-        self.networks = NetworkQueue(_in_order(collection), lambda network: view_of(collection, network))
+        self.networks = NetworkQueue(shown_first(collection.networks), lambda network: view_of(collection, network))
         self.query_part: Part = "query" if "query" in collection.parts else "gallery"
         self._thumbnails = Thumbnails()
         self._uploads: OrderedDict[int, Upload] = OrderedDict()
@@ -235,14 +242,6 @@ class Exploration:
     def _searchable(self) -> list[str]:
         """Name of the class and name of every query, in one case."""
         return _searchable(self.collection.parts[self.query_part], self.collection.class_names)
-
-
-def _in_order(collection: PictureCollection) -> list[ExploredNetwork]:
-    """Return the networks, those that the page shows first at the beginning: the last generation, then the first."""
-    by_generation = sorted(collection.networks, key=lambda network: -network.generation)
-    first = [network for network in by_generation if network.generation == by_generation[-1].generation]
-    last = [network for network in by_generation if network.generation == by_generation[0].generation]
-    return list(dict.fromkeys([last[0], first[0], *by_generation]))
 
 
 def _beside(collection: PictureCollection, network: ExploredNetwork) -> ExploredNetwork | None:

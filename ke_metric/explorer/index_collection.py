@@ -16,7 +16,7 @@ from PIL import Image
 
 from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.explorer.collection import NO_CLASS, ExploredNetwork, Part, PictureTable
+from ke_metric.explorer.collection import MOST_NUMBERS, NO_CLASS, ExploredNetwork, Part, PictureTable
 from ke_metric.images.decoding import MAX_PIXELS, UPRIGHT_ON_WHITE, as_rgb
 from ke_metric.report.outcomes import Outcomes
 from ke_metric.retrieval.index import Index
@@ -24,8 +24,6 @@ from ke_metric.serving.exchange import Limits, Refused
 from ke_metric.serving.pictures import DECODERS, read_picture
 from ke_metric.stores.contract import Item
 
-MOST_NUMBERS = 500_000_000
-"""Of all vectors, which lie in memory: 2 GB."""
 VECTORS_ALONE = "The index is made of vectors alone, without their network: it cannot look at a new picture"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ke_metric.arrays import FloatArray, PixelArray
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.explorer.collection import ExploredNetwork, Part, PictureTable
+from ke_metric.explorer.collection import MOST_NUMBERS, ExploredNetwork, Part, PictureTable, shown_first
 from ke_metric.images.decoding import Progress
 from ke_metric.images.image_set import ImageSet
 from ke_metric.images.preparation import Preparation
@@ -38,12 +38,18 @@ class LineageCollection:
         self._vectors, self._device = vectors, device
         lineage, benchmark = vectors.lineage, vectors.benchmark
         self.title = lineage.folder.absolute().name
-        self.networks = tuple(
+        found = [
             ExploredNetwork(number, name, _scores_of(lineage, number, name)) for number, name in vectors.networks
-        )
-        if not self.networks:
+        ]
+        if not found:
             raise KeMetricError(f"{lineage.folder}: nothing can be shown. {_not_kept(lineage)}", ExitCode.LINEAGE)
-        self._notes = (*vectors.changes, *_notes_of(lineage, {network.generation for network in self.networks}))
+        self._notes = (*vectors.changes, *_notes_of(lineage, {network.generation for network in found}))
+        self.networks = _that_fit(found, vectors)
+        if len(self.networks) < len(found):
+            self._notes += (
+                f"The vectors of {len(self.networks)} of {len(found)} networks fit into memory (2 GB): the last and "
+                "the first generation, and the generations before the last",
+            )
         self.class_names = tuple(benchmark.gallery.class_names)
         parts: dict[Part, PictureTable] = {"gallery": _table_of(benchmark.gallery)}
         if not benchmark.leave_one_out:
@@ -116,7 +122,25 @@ class LineageCollection:
                 ExitCode.LINEAGE,
             )
         kind, _, rate = network.name.partition(" ")
-        return Embedder.load(lineage.folder, number, kind, rate=float(rate) if rate else None, device=self._device)
+        found = Embedder.load(lineage.folder, number, kind, rate=float(rate) if rate else None, device=self._device)
+        # What the network of another training sees must not be searched with among these vectors.
+        self._vectors.require_same(number)
+        return found
+
+
+def _that_fit(networks: list[ExploredNetwork], vectors: LineageVectors) -> tuple[ExploredNetwork, ...]:
+    """Return the networks whose vectors fit into memory together, those that the page shows first before others."""
+    benchmark, size = vectors.benchmark, vectors.lineage.recipe.network.embedding_size
+    items = len(benchmark.gallery) + (0 if benchmark.leave_one_out else len(benchmark.query))
+    many = MOST_NUMBERS // max(1, items * size)
+    if not many:
+        raise KeMetricError(
+            f"{vectors.lineage.folder}: {items:,} vectors of {size} numbers for each network; the explorer holds at "
+            f"most {MOST_NUMBERS:,} numbers in memory. Look at it with ke-metric report",
+            ExitCode.LINEAGE,
+        )
+    chosen = set(shown_first(networks)[:many])
+    return tuple(network for network in networks if network in chosen)
 
 
 def _table_of(images: ImageSet) -> PictureTable:

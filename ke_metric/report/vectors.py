@@ -29,6 +29,7 @@ from ke_metric.images.image_set import Benchmark, without_training
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.files import read_vectors, vectors_content
 from ke_metric.lineage.folder import VECTORS
+from ke_metric.lineage.identity import GenerationIdentities
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.report.outcomes import Outcomes, classification_outcomes, retrieval_outcomes
@@ -55,6 +56,7 @@ class LineageVectors:
         self.lineage, self.pictures, self.changes = lineage, pictures, changes
         self.unwritten: str | None = None
         self._recipe, self._device = lineage.recipe, device
+        self._identities = GenerationIdentities(lineage)
         self._digests: dict[int, str] = {}
         self._vectors: dict[tuple[int, str], tuple[FloatArray, FloatArray]] = {}
         self._outcomes: dict[tuple[int, str], Outcomes] = {}
@@ -106,13 +108,23 @@ class LineageVectors:
             name: Of its network, as in `networks`.
 
         Raises:
-            KeMetricError: It is none of `networks`, or a file of vectors is damaged.
+            KeMetricError: It is none of `networks`, a file of vectors is damaged, or the lineage was trained anew.
         """
         self._require(number, name)
         key = number, name
         if key not in self._vectors:
-            self._vectors[key] = self._kept(number, name) or self._computed(number, name)
+            found = self._kept(number, name) or self._computed(number, name)
+            self.require_same(number)
+            self._vectors[key] = found
         return self._vectors[key]
+
+    def require_same(self, number: int) -> None:
+        """Check that what was read of a generation just now is what was there when this was opened.
+
+        Raises:
+            KeMetricError: The lineage was trained anew: vectors of the two trainings must not meet.
+        """
+        self._identities.require_same(number)
 
     def outcomes(self, number: int, name: str) -> Outcomes:
         """Return what became of every query with a network; see `vectors`."""
@@ -177,6 +189,7 @@ class LineageVectors:
             rates = {slim_name(rate_text(rate)): rate for rate in further_rates(recipe, number)}
             network = networks.slim(network, generation, rates.get(name))
         found = scorer.vectors(network)
+        self.require_same(number)
         try:
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, vectors_content({name: found}))

@@ -196,3 +196,47 @@ def test_vectors_that_cannot_be_stored_are_told(lineage, monkeypatch):
     collection.vectors(collection.networks[0])
     (note,) = collection.notes
     assert "could not be stored" in note
+
+
+def test_a_lineage_that_is_trained_anew_is_not_mixed_with_what_it_was(lineage):
+    """Its new network would look at a dropped picture, and search with what it sees among the old one's vectors."""
+    collection = LineageCollection.open(lineage)
+    first, second = (network for network in collection.networks if network.name == "dense")
+    collection.vectors(second)
+    pixels = collection.prepare(collection.picture("gallery", 0), 10**6)
+    for name in (WEIGHTS, "split.json"):
+        shutil.copy(lineage.generation_folder(1) / name, lineage.generation_folder(2) / name)
+    with pytest.raises(KeMetricError, match="has changed since it was opened"):
+        collection.embed(second, pixels)
+    with pytest.raises(KeMetricError, match="has changed since it was opened"):
+        collection.embed(second, pixels)
+    assert collection.embed(first, pixels).shape == (8,)
+
+
+def test_a_lineage_that_is_gone_is_told(grown, tmp_path):
+    folder = shutil.copytree(grown.folder, tmp_path / "gone", ignore=shutil.ignore_patterns("vectors"))
+    with running_explorer(LineageCollection.open(Lineage(folder))) as explorer:
+        number = explorer.upload(encode(picture_of(1))).document["upload"]
+        shutil.rmtree(folder)
+        for name in ("dense", "slim", "slim+0.25"):
+            for asked in ("part=gallery&position=0", f"part=upload&position={number}"):
+                answer = explorer.get(f"/api/neighbors?generation=1&network={name}&{asked}")
+                # What was computed before is answered still.
+                assert answer.status in (200, 404), answer.document
+        assert answer.status == 404
+        assert explorer.get("/api/state").status == 200
+
+
+def test_networks_that_do_not_fit_into_memory_are_left_out_and_named(grown, monkeypatch):
+    items = len(LineageCollection.open(grown).parts["gallery"])
+    monkeypatch.setattr("ke_metric.explorer.lineage_collection.MOST_NUMBERS", 3 * items * 8)
+    collection = LineageCollection.open(grown)
+    # The last and the first generation, which the page shows first, before the rest.
+    assert [(each.generation, each.name) for each in collection.networks] == [
+        (1, "dense"), (2, "dense"), (2, "slim"),
+    ]  # fmt: skip
+    (note,) = collection.notes
+    assert "3 of 6 networks" in note
+    monkeypatch.setattr("ke_metric.explorer.lineage_collection.MOST_NUMBERS", items * 8 - 1)
+    with pytest.raises(KeMetricError, match=f"{items:,} vectors of 8 numbers"):
+        LineageCollection.open(grown)
