@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ke_metric.diagnosis.distributions import installed_distributions
 from ke_metric.diagnosis.packages import (
     Finding,
     installed_version,
@@ -20,7 +21,6 @@ from ke_metric.diagnosis.packages import (
 from ke_metric.diagnosis.places import place_findings
 from ke_metric.diagnosis.probes import ENDED, ProbeResult, run_probe
 from ke_metric.environment import describe_processor
-from ke_metric.evaluation.distributions import installed_distributions
 
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Distributions whose module has another name."""

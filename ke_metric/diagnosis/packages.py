@@ -17,7 +17,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ke_metric.evaluation.distributions import installed_distributions, repair_command
+from ke_metric.diagnosis.distributions import installed_distributions, repair_command
 
 PACKAGE = "ke_metric"
 INSTALL_US = "pip install -e '.[cpu]'"

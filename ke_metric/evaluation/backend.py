@@ -10,6 +10,7 @@ Shapes: Q queries, G gallery items, D embedding, K neighbours.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ import torch
 
 from ke_metric.arrays import FloatArray, IntArray, ItemIds, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.evaluation.distributions import installed_distributions, repair_command
 
+DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
+"""Names under which pip installs FAISS."""
 BACKENDS = ("faiss-cpu", "faiss-gpu", "torch")
 FAISS_GPU_MAX_NEIGHBORS = 2048
 """Most neighbours per query that GPU FAISS returns (facebookresearch/faiss#2103)."""
@@ -39,7 +41,7 @@ class FaissLibrary:
     """Which FAISS is installed.
 
     Attributes:
-        distribution: One of `distributions.DISTRIBUTIONS`, or "unknown" where pip did not install it.
+        distribution: One of `DISTRIBUTIONS`, or "unknown" where pip did not install it.
         version: As FAISS itself reports it.
         gpus: Number of GPUs FAISS can use; 0 for faiss-cpu.
     """
@@ -47,6 +49,19 @@ class FaissLibrary:
     distribution: str
     version: str
     gpus: int
+
+
+def installed_distributions() -> tuple[str, ...]:
+    """Return the FAISS distributions that are installed, without importing any of them."""
+    return tuple(name for name in DISTRIBUTIONS if _is_installed(name))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def is_installed() -> bool:
@@ -85,6 +100,12 @@ def load_faiss() -> ModuleType:
         ) from error
     module: ModuleType = faiss
     return module
+
+
+def repair_command(present: tuple[str, ...]) -> str:
+    """Return the command that leaves one intact distribution: the last, since faiss-gpu holds all of faiss-cpu."""
+    names = present or ("faiss-cpu",)
+    return f"pip uninstall -y {' '.join(names)} && pip install --force-reinstall --no-deps {names[-1]}"
 
 
 def describe_faiss() -> FaissLibrary:

@@ -3,8 +3,9 @@
 import pytest
 from packaging.requirements import Requirement
 
-from ke_metric.diagnosis import packages
+from ke_metric.diagnosis import distributions, packages
 from ke_metric.diagnosis.packages import our_requirements, package_findings, torch_pair
+from ke_metric.evaluation import backend
 
 ASKED = [
     "numpy>=2.0",
@@ -91,3 +92,10 @@ def test_torchvision_for_another_torch_is_broken(needed, broken):
     if broken:
         assert found[0].cure == "pip install 'torch==2.13.0' torchvision==0.28.0"
     assert not list(torch_pair({}.get, needed))
+
+
+@pytest.mark.parametrize("present", [(), ("faiss-cpu",), ("faiss-cpu", "faiss-gpu")])
+def test_faiss_is_told_of_as_a_search_tells_of_it(present):
+    assert distributions.DISTRIBUTIONS == backend.DISTRIBUTIONS
+    assert distributions.installed_distributions() == backend.installed_distributions()
+    assert distributions.repair_command(present) == backend.repair_command(present)

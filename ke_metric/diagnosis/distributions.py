@@ -1,4 +1,7 @@
-"""Under which names pip has installed FAISS; imports nothing, since what is installed twice must not be imported."""
+"""Under which names pip has installed FAISS; imports nothing, since what is installed twice must not be imported.
+
+`evaluation.backend` says the same to whoever searches, and has loaded torch by then, which a diagnosis must not.
+"""
 
 from __future__ import annotations
 
