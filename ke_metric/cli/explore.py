@@ -86,6 +86,12 @@ def _open_collection(lineage: Path | None, index: Path | None, device: str | Non
 
     if index is not None:
         return IndexCollection(index, device=device)
-    found = open_lineage(lineage, task="retrieval")
+    try:
+        found = open_lineage(lineage, task="retrieval")
+    except KeMetricError as error:
+        if lineage is not None:
+            raise
+        told = f"{error}. A lineage of classifications has no neighbours: ke-metric report shows it"
+        raise KeMetricError(told, error.exit_code) from error
     with counting(f"decoding the pictures of {found.folder}") as progress:
         return LineageCollection.open(found, device=device, progress=progress)

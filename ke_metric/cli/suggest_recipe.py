@@ -66,7 +66,7 @@ def propose(
     elif output is None:
         click.echo(found.text, nl=False)
     else:
-        Outcome(document, _told(found, output)).print(as_json=False)
+        Outcome(document, _told(found, output, pictures)).print(as_json=False)
 
 
 def _seconds(limit: str | None) -> float | None:
@@ -95,7 +95,7 @@ def _write(output: Path, text: str) -> None:
     write_text(output, text)
 
 
-def _told(found: Suggestion, output: Path) -> str:
+def _told(found: Suggestion, output: Path, pictures: Path) -> str:
     recipe, plan = found.recipe, found.plan
     file = shlex.quote(str(output))
     return "\n".join(
@@ -104,6 +104,7 @@ def _told(found: Suggestion, output: Path) -> str:
             f"batches of {recipe.batches.size}",
             found.time_text,
             *(f"look at these first: {kind} ({count:,})" for kind, count in found.survey.problems.items()),
+            *([f"      ke-metric data check {shlex.quote(str(pictures))}"] if found.survey.problems else []),
             f"next: ke-metric train {file} --dry-run",
             f"      ke-metric train {file}",
         ]

@@ -242,7 +242,16 @@ def train_lineage(
     last = lineage.numbers[-1]
     table = scorecards_table(str(folder), cards, untrained=untrained)
     ties = [sentence] if (sentence := told_ties([lineage])) else []
+    if engine.is_main:
+        _say_what_is_next(lineage)
     return Outcome(document, Group(table, *_idle_lines(idle), *ties, mistakes_table(last, cards[last])))
+
+
+def _say_what_is_next(lineage: Lineage) -> None:
+    folder = shlex.quote(str(lineage.folder))
+    say(f"look at it: ke-metric report {folder}")
+    if lineage.recipe.task == "retrieval":
+        say(f"            ke-metric explore --lineage {folder}")
 
 
 def _idle_lines(idle: Mapping[int, Mapping[str, int]]) -> Iterator[str]:

@@ -146,7 +146,7 @@ def choices(survey: PictureSurvey, root: Path, scale: Scale, around: Surrounding
     """
     return [
         FieldChoice("task", survey.benchmark.task, survey.task_reason),
-        FieldChoice("keep", "best", "weights of the last generation and of the best"),
+        FieldChoice("keep", "all", f"weights of every generation, to be looked at: {_looked_at(survey)}"),
         *_data(survey, root, scale, around),
         *_augmentation(survey, scale),
         *_network(survey, scale, around),
@@ -162,9 +162,13 @@ def choices(survey: PictureSurvey, root: Path, scale: Scale, around: Surrounding
         *_batches(survey),
         *_optimizer(scale),
         FieldChoice("evaluation.slim_repair", "auto", "narrow networks have norm statistics of their own"),
-        FieldChoice("evaluation.keep_vectors", True, "ke-metric report and explore show every generation"),
         *_evaluation(survey, scale),
     ]
+
+
+def _looked_at(survey: PictureSurvey) -> str:
+    """Return by which commands; a classification has no neighbours to explore."""
+    return "ke-metric report" if survey.benchmark.task == "classification" else "ke-metric report, ke-metric explore"
 
 
 def _data(survey: PictureSurvey, root: Path, scale: Scale, around: Surroundings) -> Iterator[FieldChoice]:

@@ -107,3 +107,13 @@ def test_the_cores_are_shared_before_torch_is_there():
     """OpenMP reads how its threads wait when torch is imported, and never again."""
     program = "import sys, ke_metric.cli.explore; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_where_only_classifications_were_trained_the_report_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["explore", "--no-browser"])
+    assert result.exit_code == ExitCode.LINEAGE
+    assert "ke-metric report" in result.stderr
+    named = CliRunner().invoke(main, ["explore", "--no-browser", "--lineage", "gone"])
+    assert named.exit_code == ExitCode.LINEAGE
+    assert "ke-metric report" not in named.stderr
