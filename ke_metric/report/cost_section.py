@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -19,6 +19,7 @@ from ke_metric.generation import rate_text, slim_name
 from ke_metric.lineage.files import read_provenance
 from ke_metric.lineage.store import Lineage
 from ke_metric.networks.recipe_networks import LineageNetworks
+from ke_metric.report.failures import FAILURES, told_failure
 from ke_metric.report.page_parts import Cell, DataTable, Number, PageSection, counted
 from ke_metric.split.hypotheses import extract_slim
 
@@ -45,8 +46,17 @@ class NetworkCost:
 
 def cost_section(lineage: Lineage, device: str | None = None) -> PageSection:
     """Return what training cost, by the records, and what the networks cost, counted and measured anew."""
-    recipe = lineage.recipe
-    side = recipe.data.image_size
+    training, missing = _training_table(lineage)
+    try:
+        lead, networks = _measured(lineage, device)
+    except FAILURES as error:
+        return PageSection("cost", "Cost", [], [training], [told_failure(error, lineage), *missing])
+    return PageSection("cost", "Cost", lead, [networks, training], missing)
+
+
+def _measured(lineage: Lineage, device: str | None) -> tuple[list[str], DataTable]:
+    """Return what an evaluation costs, and sentences on how it was counted and measured."""
+    side = lineage.recipe.data.image_size
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     costs = measure_costs(lineage_networks(lineage), side, place)
     lead = [
@@ -55,7 +65,7 @@ def cost_section(lineage: Lineage, device: str | None = None) -> PageSection:
         f"Latency is the median of {counted(ROUNDS, 'round')} in which the networks take turns, measured for this "
         f"report on {_device_name(place)} ({_threads(place)}), fp32, without decoding and search.",
     ]
-    return PageSection("cost", "Cost", lead, [_network_table(costs), _training_table(lineage)])
+    return lead, _network_table(costs)
 
 
 def lineage_networks(lineage: Lineage) -> dict[str, nn.Module]:
@@ -193,24 +203,48 @@ def _pictures(batch: int) -> str:
     return f"{batch} picture{'s' * (batch > 1)}"
 
 
-def _training_table(lineage: Lineage) -> DataTable:
+def _training_table(lineage: Lineage) -> tuple[DataTable, list[str]]:
+    """Return what every generation cost, by the records, and sentences on those that cannot be read."""
     rows: list[list[Cell]] = []
-    totals = [0.0, 0.0, 0.0, 0.0]
+    counts: list[list[float | None]] = []
+    missing: list[str] = []
     for number in lineage.numbers:
-        provenance = read_provenance(lineage.generation_folder(number))
-        log = lineage.training_log(number)
-        passes = sum(int(record.get("images", 0)) for record in log)
-        counts = [len(log), passes, *(float(provenance.seconds.get(name, 0)) for name in ("training", "scoring"))]
-        totals = [total + count for total, count in zip(totals, counts, strict=True)]
-        rows.append([str(number), *_training_cells(counts)])
+        found: list[float | None] = []
+        for read in (_counted_log, _measured_seconds):
+            try:
+                found += read(lineage, number)
+            except FAILURES as error:
+                found += [None, None]
+                missing.append(f"Generation {number}: {told_failure(error, lineage)}")
+        counts.append(found)
+        rows.append([str(number), *_training_cells(found)])
     if len(rows) > 1:
+        # A sum without one of its parts would be taken for the whole.
+        totals = [None if None in column else math.fsum(filter(None, column)) for column in zip(*counts, strict=True)]
         rows.append(["all", *_training_cells(totals)])
     columns = ["generation", "epochs", "image passes", "training, s", "scoring, s"]
     note = "pictures learnt from, counted in every epoch, without passes of a teacher"
-    return DataTable(f"What training cost; image passes are {note}", columns, rows)
+    return DataTable(f"What training cost; image passes are {note}", columns, rows), missing
 
 
-def _training_cells(counts: list[float]) -> list[Cell]:
-    epochs, passes, *seconds = counts
-    cells: list[Cell] = [Number(epochs, f"{epochs:,.0f}"), Number(passes, f"{passes:,.0f}")]
-    return cells + [Number(each, f"{each:,.1f}") for each in seconds]
+def _counted_log(lineage: Lineage, number: int) -> tuple[float, float]:
+    """Return epochs and image passes of a generation."""
+    log = lineage.training_log(number)
+    return len(log), sum(int(record.get("images", 0)) for record in log)
+
+
+def _measured_seconds(lineage: Lineage, number: int) -> tuple[float, float]:
+    """Return the seconds that training and scoring of a generation took."""
+    seconds = read_provenance(lineage.generation_folder(number)).seconds
+    training, scoring = (float(seconds.get(name, 0)) for name in ("training", "scoring"))
+    if not (math.isfinite(training) and math.isfinite(scoring)):
+        raise ValueError(f"seconds = {training} and {scoring}, not finite")
+    return training, scoring
+
+
+def _training_cells(counts: Sequence[float | None]) -> list[Cell]:
+    digits = (0, 0, 1, 1)
+    return [
+        "–" if count is None else Number(count, f"{count:,.{places}f}")
+        for count, places in zip(counts, digits, strict=True)
+    ]

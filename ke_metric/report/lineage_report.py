@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ke_metric.errors import KeMetricError
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.confused_section import confused_section
 from ke_metric.report.cost_section import cost_section
+from ke_metric.report.failures import FAILURES, told_failure
 from ke_metric.report.map_section import map_section
-from ke_metric.report.page_parts import PageSection, Report, counted, without_places
+from ke_metric.report.page_parts import PageSection, Report, counted
 from ke_metric.report.recipe_section import provenance_section, recipe_section
 from ke_metric.report.retrieved_sections import CHANGES, WORST_ANSWERS, Retrieved, changes_section, worst_section
 from ke_metric.report.score_sections import headline, scores_section
@@ -62,12 +62,12 @@ def gather_report(
     sections = [
         scores_section(subject),
         *_pictured(lineage, retrieved, why_not, progress),
-        _told("training", "Training curves", lambda: training_section(lineage)),
-        _told("weights", "Size of the weights", lambda: magnitudes_section(lineage)),
-        _told("split", "The split", lambda: split_section(lineage)),
+        _told(lineage, "training", "Training curves", lambda: training_section(lineage)),
+        _told(lineage, "weights", "Size of the weights", lambda: magnitudes_section(lineage)),
+        _told(lineage, "split", "The split", lambda: split_section(lineage)),
         _measured(lineage, device, progress),
-        _told("recipe", "Recipe", lambda: recipe_section(lineage)),
-        _told("versions", "Versions and hardware", lambda: provenance_section(lineage)),
+        _told(lineage, "recipe", "Recipe", lambda: recipe_section(lineage)),
+        _told(lineage, "versions", "Versions and hardware", lambda: provenance_section(lineage)),
     ]
     report = Report(lineage.folder.resolve().name, _facts(lineage), headline(subject), sections)
     return GatheredReport(report, _changes(retrieved))
@@ -96,8 +96,8 @@ def _retrieved(lineage: Lineage, device: str | None, progress: Progress) -> tupl
         if not vectors.networks:
             return None, "The weights of no generation were kept, and no vectors of them."
         return Retrieved(vectors), ""
-    except KeMetricError as error:
-        return None, _sentence(error)
+    except FAILURES as error:
+        return None, told_failure(error, lineage)
 
 
 def _pictured(
@@ -109,11 +109,13 @@ def _pictured(
         progress(title.lower())
         if retrieved is None:
             return PageSection(name, title, missing=[why_not])
-        return _told(name, title, lambda: make(retrieved))
+        return _told(lineage, name, title, lambda: make(retrieved))
 
     yield needing("mended-and-broken", CHANGES, changes_section)
     yield needing("worst-answers", WORST_ANSWERS, worst_section)
-    yield _told("confused-classes", "Most confused classes", lambda: confused_section(lineage, retrieved, why_not))
+    yield _told(
+        lineage, "confused-classes", "Most confused classes", lambda: confused_section(lineage, retrieved, why_not)
+    )
     yield needing("map", "Map of the embeddings", map_section)
     if retrieved is not None and retrieved.vectors.unwritten:
         progress(f"vectors could not be kept for another time: {retrieved.vectors.unwritten}")
@@ -121,20 +123,15 @@ def _pictured(
 
 def _measured(lineage: Lineage, device: str | None, progress: Progress) -> PageSection:
     progress("cost of the networks")
-    return _told("cost", "Cost", lambda: cost_section(lineage, device))
+    return _told(lineage, "cost", "Cost", lambda: cost_section(lineage, device))
 
 
-def _told(name: str, title: str, make: Callable[[], PageSection]) -> PageSection:
+def _told(lineage: Lineage, name: str, title: str, make: Callable[[], PageSection]) -> PageSection:
     """Return a section, or where it cannot be made one that says why."""
     try:
         return make()
-    except KeMetricError as error:
-        return PageSection(name, title, missing=[_sentence(error)])
-
-
-def _sentence(error: KeMetricError) -> str:
-    text = without_places(str(error))
-    return f"This cannot be shown: {text}{'' if text.endswith('.') else '.'}"
+    except FAILURES as error:
+        return PageSection(name, title, missing=[told_failure(error, lineage)])
 
 
 def _changes(retrieved: Retrieved | None) -> list[dict[str, Any]]:
@@ -150,5 +147,6 @@ def _changes(retrieved: Retrieved | None) -> list[dict[str, Any]]:
             }
             for change in retrieved.changes
         ]
-    except KeMetricError:
+    except FAILURES:
+        # The section says why.
         return []

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ke_metric.lineage.report import is_share
 
 MOST_LAYERS_OPEN = 60
 MINUS = "\N{MINUS SIGN}"
-# An absolute path, of which a report shows nothing but the last name.
-_PLACE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"()<>]+)+")
 
 
 @dataclass(frozen=True)
@@ -279,8 +275,3 @@ def short_layers(names: Iterable[str]) -> dict[str, str]:
     shown = {name: name.removeprefix("backbone.").removeprefix("features.").removesuffix(".weight") for name in names}
     # Two layers of one name would be drawn as one.
     return shown if len(set(shown.values())) == len(shown) else {name: name for name in shown}
-
-
-def without_places(text: str) -> str:
-    """Return a text in which of every absolute path only the last name is left: a page travels, its machine not."""
-    return _PLACE.sub(lambda found: Path(found[0].replace("\\", "/")).name, text)

@@ -13,7 +13,8 @@ from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe
 from ke_metric.recipe.yaml import write_yaml
-from ke_metric.report.page_parts import Cell, DataTable, PageSection, SourceText, without_places
+from ke_metric.report.page_parts import Cell, DataTable, PageSection, SourceText
+from ke_metric.report.places import without_places
 
 SHIPPED = Path(ke_metric.__file__).parents[1] / "recipes"
 """Where the shipped recipes lie beside the package, in a checkout; an installed package has none."""

@@ -17,8 +17,8 @@ from ke_metric.report.page_parts import (
     Part,
     counted,
     score_text,
-    without_places,
 )
+from ke_metric.report.places import places_of, without_places
 from ke_metric.report.score_tables import scores_table, sizes_tables
 from ke_metric.report.subject import Subject
 
@@ -182,7 +182,7 @@ def _lead(subject: Subject) -> list[str]:
         seen = ", ".join(f"{field} = {value}" for field, value in fields.items())
         told.append(f"{name} saw the test pictures with {seen}.")
     ties = told_ties([lineage])
-    return told + ([without_places(ties[0].upper() + ties[1:]) + "."] if ties else [])
+    return told + ([f"{without_places(ties[0].upper() + ties[1:], *places_of(lineage))}."] if ties else [])
 
 
 def _unequal_seeds(strategy: Strategy) -> list[str]:

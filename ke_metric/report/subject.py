@@ -11,7 +11,7 @@ from ke_metric.generation import Scorecard, Scores
 from ke_metric.lineage.comparison import Strategy, gather
 from ke_metric.lineage.report import decisive_score
 from ke_metric.lineage.store import Lineage
-from ke_metric.report.page_parts import without_places
+from ke_metric.report.places import without_places
 
 LONGEST_NAME = 28
 """In letters: recipes are called A, B, ... where a name is longer, and a table says what these are."""
@@ -46,7 +46,7 @@ class Subject:
         if baselines:
             found.append(_baseline(lineages, baselines))
         # A recipe's name tells of a folder where recipes differ in nothing else.
-        names = [without_places(each.name) for each in found]
+        names = [without_places(each.name, each.recipe.data.root or "") for each in found]
         is_short = len(names) == 1 or max(map(len, names)) <= LONGEST_NAME
         labels = names if is_short else [_letter(position) for position in range(len(names))]
         cleaned = [_finite(replace(each, name=label)) for label, each in zip(labels, found, strict=True)]

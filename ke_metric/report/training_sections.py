@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from ke_metric.lineage.files import read_magnitudes
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, generation_color, layer_chart, line_chart
-from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, short_layers
+from ke_metric.report.failures import FAILURES, told_failure
+from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, counted, short_layers
 
 CURVES = {
     "loss": ("Training loss", "mean loss of an epoch"),
@@ -26,15 +28,50 @@ Magnitudes = Mapping[str, tuple[float | None, float | None]]
 
 def training_section(lineage: Lineage) -> PageSection:
     """Return the training curves of all generations, laid over each other."""
-    logs = {number: lineage.training_log(number) for number in lineage.numbers}
-    logs = {number: log for number, log in logs.items() if log}
+    logs, missing = _readable_logs(lineage)
     title = "Training curves"
-    if not logs:
-        return PageSection("training", title, missing=["No epoch of a training was recorded."])
     fields = [name for name in CURVES if any(name in record for log in logs.values() for record in log)]
+    if not fields:
+        return PageSection("training", title, missing=missing or ["No epoch of a training was recorded."])
     charts = [_curves(logs, name, with_table=position == 0) for position, name in enumerate(fields)]
     lead = ["Every generation is a full training with the same hyper-parameters; the curves lie over each other."]
-    return PageSection("training", title, lead, charts)
+    return PageSection("training", title, lead, charts, missing)
+
+
+def _readable_logs(lineage: Lineage) -> tuple[dict[int, list[dict[str, float]]], list[str]]:
+    """Return the epochs and what can be drawn of them by generation, and sentences on what is left out."""
+    logs, told = {}, []
+    for number in lineage.numbers:
+        try:
+            log: Sequence[Any] = lineage.training_log(number)
+        except FAILURES as error:
+            told.append(f"Generation {number}: {told_failure(error, lineage)}")
+            continue
+        records = [record for record in log if isinstance(record, Mapping) and _is_count(record.get("epoch"))]
+        if lost := len(log) - len(records):
+            told.append(f"Generation {number}: left out, because they name no epoch: {counted(lost, 'line')}.")
+        for name in CURVES:
+            bad = [str(each["epoch"]) for each in records if name in each and not _is_finite(each[name])]
+            if bad:
+                told.append(f"Generation {number}: left out, because {name} is no finite number: {_epochs(bad)}.")
+        if records:
+            logs[number] = [
+                {name: each[name] for name in ("epoch", *CURVES) if name in each and _is_finite(each[name])}
+                for each in records
+            ]
+    return logs, told
+
+
+def _epochs(listed: Sequence[str]) -> str:
+    return f"epoch{'s' * (len(listed) > 1)} {', '.join(listed)}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _curves(logs: Mapping[int, Sequence[Mapping[str, Any]]], name: str, *, with_table: bool) -> Chart:
@@ -47,8 +84,8 @@ def _curves(logs: Mapping[int, Sequence[Mapping[str, Any]]], name: str, *, with_
         if name in record
     ]
     colors = {str(number): generation_color(position, len(numbers)) for position, number in enumerate(numbers)}
-    ends = {number: log[-1].get(name) for number, log in logs.items()}
-    told = [f"generation {number} ends at {value:.3g}" for number, value in ends.items() if value is not None]
+    ends = {number: [record[name] for record in log if name in record][-1:] for number, log in logs.items()}
+    told = [f"generation {number} ends at {values[0]:.3g}" for number, values in ends.items() if values]
     legend = "generation"
     specification = line_chart(rows, colors, Axes("epoch", axis), with_points=len(rows) <= 60, legend_title=legend)
     table = _curves_table(logs) if with_table else None
@@ -71,11 +108,10 @@ def _curves_table(logs: Mapping[int, Sequence[Mapping[str, Any]]]) -> DataTable:
 
 def magnitudes_section(lineage: Lineage) -> PageSection:
     """Return the mean absolute weight of the fit and the reset hypothesis in every layer."""
-    found = {number: read_magnitudes(lineage.generation_folder(number), number) for number in lineage.numbers}
-    found = {number: each for number, each in found.items() if each}
+    found, missing = _readable_magnitudes(lineage)
     title = "Size of the weights"
     if not found:
-        return PageSection("weights", title, missing=["The mean absolute weights were not recorded."])
+        return PageSection("weights", title, missing=missing or ["The mean absolute weights were not recorded."])
     last = max(found)
     lead = [
         "The mean absolute weight of the fit hypothesis, which is kept, and of the reset hypothesis, which is "
@@ -85,7 +121,28 @@ def magnitudes_section(lineage: Lineage) -> PageSection:
     charts = [_layers(found[last], last, _layers_table(found))]
     if len(found) > 1:
         charts.insert(0, _ratios(found))
-    return PageSection("weights", title, lead, charts)
+    return PageSection("weights", title, lead, charts, missing)
+
+
+def _readable_magnitudes(lineage: Lineage) -> tuple[dict[int, Magnitudes], list[str]]:
+    """Return the mean absolute weights by generation, and sentences on what is left out."""
+    found: dict[int, Magnitudes] = {}
+    told = []
+    for number in lineage.numbers:
+        try:
+            stored = read_magnitudes(lineage.generation_folder(number), number)
+        except FAILURES as error:
+            told.append(f"Generation {number}: {told_failure(error, lineage)}")
+            continue
+        if bad := [name for name, pair in stored.items() if not all(map(_is_none_or_finite, pair))]:
+            told.append(f"Generation {number}: left out, because they are no finite numbers: {', '.join(bad)}.")
+        if whole := {name: pair for name, pair in stored.items() if name not in bad}:
+            found[number] = whole
+    return found, told
+
+
+def _is_none_or_finite(value: object) -> bool:
+    return value is None or _is_finite(value)
 
 
 def _ratios(found: Mapping[int, Magnitudes]) -> Chart:

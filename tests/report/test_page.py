@@ -14,7 +14,8 @@ from reported import HOSTILE, Page
 
 from ke_metric.lineage.report import shown_names
 from ke_metric.report.page import NAMES_AT_MOST, write_page
-from ke_metric.report.page_parts import ShownQueries, without_places
+from ke_metric.report.page_parts import ShownQueries
+from ke_metric.report.places import without_places
 
 LARGEST = 1_000_000
 
@@ -182,10 +183,38 @@ def test_a_place_on_this_machine_is_never_told(retrieval, tmp_path):
         (r"C:\people\me\lineage: busy", "lineage: busy"),
         ("half of 1/2, and/or, U+0024/DejaVu", "half of 1/2, and/or, U+0024/DejaVu"),
         ("https://example.org/a/b stays", "https://example.org/a/b stays"),
+        ("/mnt/my disk/pics/a.png: damaged", "a.png: damaged"),
+        (
+            "no pictures in '/mnt/my disk/all pics', nor in \"C:\\my pics\"",
+            "no pictures in 'all pics', nor in \"my pics\"",
+        ),
+        ("see file:///mnt/pics/a.png, please", "see a.png, please"),
+        (r"\\server\share\a.png: gone", "a.png: gone"),
+        (r"of \\server\share\a.png", "of a.png"),
+        ("a b/c d", "a b/c d"),
+        ("/", "/"),
     ],
 )
 def test_of_a_path_the_last_name_is_left(text, told):
     assert without_places(text) == told
+
+
+@pytest.mark.parametrize("place", ["/srv/John Doe/pics", "/srv/John Doe/pics/", "/srv/a, b: (c)"])
+def test_a_place_that_is_known_is_cut_whatever_its_name_holds(place):
+    root = place.rstrip("/")
+    told = without_places(f"see {root}/x.png, {root}, and {root}/a/y.png; not {root}2", place)
+    last = root.rpartition("/")[2]
+    assert told.startswith(f"see x.png, {last}, and y.png; not ")
+    assert "y.png" in told
+
+
+def test_the_folder_of_the_user_is_known(monkeypatch, tmp_path):
+    home = tmp_path / "John Doe"
+    monkeypatch.setenv("HOME", str(home))
+    assert without_places(f"of {home}/pics/a.png") == "of a.png"
+    assert "John" not in without_places(f"in {home}")
+    monkeypatch.chdir(tmp_path)
+    assert without_places(f"of {tmp_path}/pics/a.png") == "of a.png"
 
 
 def test_names_are_text_whatever_they_hold(hostile):
