@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +23,16 @@ from filelock import FileLock, Timeout
 
 from ke_metric.errors import ExitCode, KeMetricError
 
+if sys.platform != "win32":
+    import fcntl
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".writing-"
 TOKEN_BYTES = 4
+ABANDONED_SECONDS = 3600
+"""After which a temporary file is taken to be a killed process's: writing one takes far less."""
+LOCK_SECONDS = 0.5
+"""That a writer waits for a lock: whoever only looks whether it is taken holds it for less than a millisecond."""
 
 AsError = Callable[[Path, OSError], KeMetricError]
 
@@ -48,11 +57,25 @@ def temporary_name(place: Path) -> Path:
     return place.with_name(f"{TEMPORARY}{secrets.token_hex(TOKEN_BYTES)}-{place.name}")
 
 
+def _leftovers(place: Path) -> Iterator[Path]:
+    """Yield what is left of tries to write or remove `place`: of killed processes, or of one that is at it."""
+    for path in place.parent.glob(f"{TEMPORARY}*"):
+        if path.name[len(TEMPORARY) + 2 * TOKEN_BYTES :] == f"-{place.name}":
+            yield path
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left of earlier tries to write or remove `folder`."""
-    for path in folder.parent.glob(f"{TEMPORARY}*"):
-        if path.name[len(TEMPORARY) + 2 * TOKEN_BYTES :] == f"-{folder.name}":
-            shutil.rmtree(path, ignore_errors=True)
+    for path in _leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_left_files(place: Path, *, sole_writer: bool) -> None:
+    """Delete what killed processes left of a file; where others may be writing it too, only what is old."""
+    for path in _leftovers(place):
+        with suppress(OSError):
+            if sole_writer or time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def is_empty_folder(path: Path) -> bool:
@@ -194,15 +217,27 @@ def _cannot_be_made(path: Path, error: OSError) -> KeMetricError:
     return disk_error(path, error, "cannot be made", "; nothing was kept")
 
 
-def write_text(path: Path, text: str, *, as_error: AsError = disk_error) -> None:
-    """Replace a file as a whole; a KeMetricError where it cannot be, and the file is as it was."""
-    write_bytes(path, text.encode(), as_error=as_error)
+def write_text(path: Path, text: str, *, sole_writer: bool = False, as_error: AsError = disk_error) -> None:
+    """Replace a file as a whole by a text; see `write_bytes`."""
+    write_bytes(path, text.encode(), sole_writer=sole_writer, as_error=as_error)
 
 
-def write_bytes(path: Path, content: bytes, *, as_error: AsError = disk_error) -> None:
-    """Replace a file as a whole; a KeMetricError where it cannot be, and the file is as it was."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+def write_bytes(path: Path, content: bytes, *, sole_writer: bool = False, as_error: AsError = disk_error) -> None:
+    """Replace a file as a whole; of several processes that write it, the last one has its content there.
+
+    Args:
+        path: The file.
+        content: What it holds afterwards.
+        sole_writer: Nobody else can be writing this file: what killed processes left of it is deleted at once, and
+            not only when it is old.
+        as_error: Makes the error that is raised.
+
+    Raises:
+        KeMetricError: It cannot be written, and is as it was.
+    """
+    temporary = temporary_name(path)
     try:
+        _remove_left_files(path, sole_writer=sole_writer)
         temporary.write_bytes(content)
         reach_disk(temporary)
         temporary.replace(path)
@@ -241,6 +276,8 @@ def to_json(value: Any) -> str:
 def lock_for_writing(path: Path, busy: str, *, as_error: AsError = disk_error) -> FileLock:
     """Take the lock of a folder's one writer; it is freed when the process ends, however it ends.
 
+    It waits half a second for one that is taken: that may be somebody who only looks, see `is_locked`.
+
     Args:
         path: The lock's file; its folder is made where there is none.
         busy: What an error says when another process holds it.
@@ -249,7 +286,7 @@ def lock_for_writing(path: Path, busy: str, *, as_error: AsError = disk_error) -
     Raises:
         KeMetricError: Another process holds it (LINEAGE), or it cannot be written.
     """
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 20, thread_local=False)
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,3 +296,42 @@ def lock_for_writing(path: Path, busy: str, *, as_error: AsError = disk_error) -
     except OSError as error:
         raise as_error(path, error) from error
     return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of this file; False where there is none, or nobody may know.
+
+    Those who look do not take one another for a writer, and no writer is refused for their sake.
+    """
+    if sys.platform == "win32":
+        return _is_taken(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # A file system without locks: there a writer marks the file by its content.
+        return _is_taken(path)
+    finally:
+        # Frees the lock too.
+        os.close(descriptor)
+    return False
+
+
+def _is_taken(path: Path) -> bool:
+    """Return whether a lock cannot be taken, where that is the only way to know."""
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False

@@ -1,11 +1,13 @@
 """Files and folders are whole or not there: after an error, after a kill at any operation, and on a full disk."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -216,7 +218,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     write_text(path, "old")
     outcomes = []
     for step in range(10):
-        code = in_a_child(lambda: write_text(path, "new ä\n"), kill_at=step)
+        code = in_a_child(lambda: write_text(path, "new ä\n", sole_writer=True), kill_at=step)
         outcomes.append(path.read_bytes().decode())
         if code == 0:
             break
@@ -226,7 +228,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("failing", [(Path, "write_text"), (os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize("failing", [(Path, "write_bytes"), (os, "fsync"), (Path, "replace")])
 def test_on_a_full_disk_a_file_stays_as_it_was(tmp_path, monkeypatch, failing):
     write_text(tmp_path / "file", "old")
 
@@ -239,6 +241,35 @@ def test_on_a_full_disk_a_file_stays_as_it_was(tmp_path, monkeypatch, failing):
             write_text(tmp_path / "file", "new")
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_two_who_write_one_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """The second one writes all of it while the first one is on its way to the disk."""
+    reach, path = disk.reach_disk, tmp_path / "file"
+
+    def meanwhile(temporary):
+        monkeypatch.setattr(disk, "reach_disk", reach)
+        write_text(path, "second")
+        assert path.read_text() == "second"
+        reach(temporary)
+
+    monkeypatch.setattr(disk, "reach_disk", meanwhile)
+    write_text(path, "first")
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_it_is_old(tmp_path):
+    path, other = tmp_path / "file", tmp_path / "another-file"
+    for place in (path, path, other):
+        temporary_name(place).write_text("half")
+    [old, new] = [each for each in tmp_path.iterdir() if each.name.endswith("-file") and "another" not in each.name]
+    os.utime(old, (0, 0))
+    write_text(path, "text")
+    assert not old.exists()
+    assert new.exists()
+    write_text(path, "text", sole_writer=True)
+    assert [each.endswith("another-file") for each in names(tmp_path)] == [True, False]
 
 
 def test_lines_are_appended(tmp_path):
@@ -327,3 +358,45 @@ def test_a_lock_is_one_writer_s(tmp_path):
         lock.release()
     assert raised.value.exit_code == ExitCode.LINEAGE
     lock_for_writing(tmp_path / "made" / "lock", "busy").release()
+
+
+LOOKING = """
+import sys
+from pathlib import Path
+from ke_metric.disk import is_locked
+print("looking", flush=True)
+seen = 0
+while not Path(sys.argv[2]).exists():
+    seen += is_locked(Path(sys.argv[1]))
+print(seen)
+"""
+
+
+def test_looking_at_a_lock_refuses_no_writer(tmp_path):
+    """Another process looks all the time; half of all tries would be refused if they did not wait for it."""
+    path, stop = tmp_path / "lock", tmp_path / "stop"
+    path.touch()
+    command = [sys.executable, "-c", LOOKING, str(path), str(stop)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as looking:
+        assert looking.stdout.readline() == "looking\n"
+        try:
+            for _ in range(200):
+                lock_for_writing(path, "busy").release()
+            before = disk.is_locked(path)
+            lock = lock_for_writing(path, "busy")
+            held = disk.is_locked(path)
+            lock.release()
+        finally:
+            stop.touch()
+    assert (before, held) == (False, True)
+
+
+def test_those_who_look_do_not_take_one_another_for_a_writer(tmp_path):
+    path = tmp_path / "lock"
+    assert not disk.is_locked(path)
+    path.touch()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not disk.is_locked(path)
+    path.chmod(0o444)
+    assert not disk.is_locked(path)

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ke_metric.disk import TEMPORARY, disk_error, temporary_name
+from ke_metric.disk import TEMPORARY, disk_error, is_locked, temporary_name
 from ke_metric.errors import ExitCode, KeMetricError, closest, some_of
 from ke_metric.generation import Scores
 from ke_metric.lineage import files
@@ -125,19 +123,7 @@ def status_of(lineage: Lineage) -> str:
 
 def is_busy(folder: Path) -> bool:
     """Return whether a process holds a lineage's lock."""
-    path = folder / LOCK
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    except OSError:
-        # Somebody else's folder: whoever may not write there cannot take the lock, and does not learn who has it.
-        return False
-    lock.release()
-    return False
+    return is_locked(folder / LOCK)
 
 
 def _decisive(lineage: Lineage, numbers: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -369,4 +369,4 @@ class Lineage:
         self._replace(FACTS, to_json(self.facts | {"recipe_digest": recipe.digest}))
 
     def _replace(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text, as_error=files.not_written)
+        write_text(self.folder / name, text, sole_writer=True, as_error=files.not_written)
