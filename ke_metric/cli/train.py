@@ -36,8 +36,8 @@ from ke_metric.generation import rate_text
 from ke_metric.images.batches import first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
 from ke_metric.images.pixel_store import Pictures, fingerprint
+from ke_metric.lineage.beginning import require_room
 from ke_metric.lineage.comparison import told_ties
-from ke_metric.lineage.folder import require_room
 from ke_metric.lineage.report import (
     idle_steps,
     mistakes_table,

@@ -21,13 +21,13 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import DataFingerprint, Generation, Scorecard, TrainingState
 from ke_metric.lineage import files
 from ke_metric.lineage import folder as continuation
+from ke_metric.lineage.beginning import begin
 from ke_metric.lineage.folder import (
     DATA,
     FACTS,
     IN_PROGRESS,
     LOG,
     UNTRAINED,
-    begin,
     complete_generations,
     now,
     one_writer,

@@ -13,7 +13,7 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
-from ke_metric.lineage import folder as lineage_folder
+from ke_metric.lineage import beginning
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
 
@@ -137,7 +137,7 @@ def grown(copy):
 @pytest.fixture(autouse=True)
 def _no_git(monkeypatch):
     """Asking git for the commit takes longer than all the rest."""
-    monkeypatch.setattr(lineage_folder, "describe_environment", dict)
+    monkeypatch.setattr(beginning, "describe_environment", dict)
 
 
 # Whatever happens

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import Generation, Provenance, Scorecard, TrainingState
-from ke_metric.lineage import folder as lineage_folder
+from ke_metric.lineage import beginning
+from ke_metric.lineage.beginning import require_room
 from ke_metric.lineage.store import Lineage, default_folder
 from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe
@@ -80,7 +81,7 @@ def _ask_once():
     """Asking git for the commit takes longer than all the rest."""
     facts = describe_environment()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lineage_folder, "describe_environment", lambda: facts)
+        patch.setattr(beginning, "describe_environment", lambda: facts)
         yield
 
 
@@ -195,6 +196,27 @@ def test_a_folder_that_is_no_lineage_is_never_deleted(tmp_path, overwrite):
         ):
             begin(tmp_path / name, overwrite=overwrite)
     assert tree(tmp_path) == ["file", "photos", "photos/cat.jpg"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_project_with_a_lineage_json_of_its_own_is_never_deleted(tmp_path, overwrite):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "lineage.json").write_text('{"format_version": 1}')
+    with refused(ExitCode.LINEAGE, r"is no lineage \(no lineage.json of ours\)"):
+        begin(tmp_path / "project", overwrite=overwrite)
+    assert tree(tmp_path) == ["project", "project/lineage.json"]
+
+
+def test_what_others_put_into_a_lineage_is_not_overwritten_with_it(lineage):
+    (lineage.folder / "notes.txt").touch()
+    before = content(lineage.folder)
+    for action in (
+        lambda: begin(lineage.folder, overwrite=True),
+        lambda: require_room(lineage.folder, overwrite=True),
+    ):
+        with refused(ExitCode.LINEAGE, "not the lineage's own: notes.txt; nothing was deleted"):
+            action()
+    assert content(lineage.folder) == before
 
 
 def test_an_empty_folder_may_become_a_lineage(tmp_path):
