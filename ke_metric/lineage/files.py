@@ -24,16 +24,15 @@ from ke_metric.arrays import FloatArray, Weights
 from ke_metric.disk import DISK_FULL, disk_error, to_json, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
-    ClassScores,
     DataFingerprint,
     Generation,
     Provenance,
     Scorecard,
     SlimRepair,
-    SlimScores,
     TrainingState,
     Vectors,
 )
+from ke_metric.lineage.stored_scores import magnitudes_from, require_finite, score_facts, scorecard_from
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
@@ -141,17 +140,6 @@ def _read_slim(folder: Path) -> tuple[dict[str, str], dict[str, SlimRepair]]:
         raise damage(folder / SLIM, error) from error
 
 
-def score_facts(number: int, scorecard: Scorecard, magnitudes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scorecard and the mean absolute weights as they are stored; what was not computed is absent."""
-    scores = {name: value for name, value in dataclasses.asdict(scorecard).items() if value is not None}
-    if scorecard.narrow is not None:
-        scores["narrow"] = {
-            rate: {name: value for name, value in found.items() if value is not None}
-            for rate, found in scores["narrow"].items()
-        }
-    return {"generation": number, **scores, "magnitudes": magnitudes}
-
-
 def read_generation(folder: Path, number: int) -> Generation:
     """Read the folder of generation `number`.
 
@@ -212,23 +200,7 @@ def _read_scores(path: Path, number: int) -> tuple[Scorecard, dict[str, tuple[fl
     facts = read_object(path)
     try:
         _require_number(facts["generation"], number)
-        scorecard = Scorecard(
-            dense=dict(facts["dense"]),
-            slim=dict(facts["slim"]) if "slim" in facts else None,
-            dense_parameters=facts["dense_parameters"],
-            slim_parameters=facts.get("slim_parameters"),
-            # Absent for a retrieval, and for a lineage of before this was recorded.
-            classes={network: ClassScores(**found) for network, found in facts["classes"].items()}
-            if facts.get("classes") is not None
-            else None,
-            slim_as_cut=facts.get("slim_as_cut"),
-            slim_repair=facts.get("slim_repair"),
-            narrow={rate: SlimScores(**found) for rate, found in facts["narrow"].items()}
-            if facts.get("narrow") is not None
-            else None,
-            sizes=facts.get("sizes"),
-        )
-        return scorecard, {name: (fit, reset) for name, (fit, reset) in facts["magnitudes"].items()}
+        return scorecard_from(facts), magnitudes_from(facts)
     except MISFITS as error:
         raise damage(path, error) from error
 
@@ -244,11 +216,29 @@ def read_split(folder: Path) -> tuple[str, Weights]:
 
 
 def read_log(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Read a training's log, one record per epoch."""
+    """Read a training's log, one record per epoch: its number as `epoch`, and finite numbers or text.
+
+    Raises:
+        KeMetricError: A line is no such record; which one, is named.
+    """
+    return tuple(_epoch_record(path, number, line) for number, line in enumerate(read_text(path).splitlines(), 1))
+
+
+def _epoch_record(path: Path, number: int, line: str) -> Mapping[str, Any]:
     try:
-        return tuple(json.loads(line) for line in read_text(path).splitlines())
-    except json.JSONDecodeError as error:
-        raise damage(path, error) from error
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise TypeError(f"holds {type(record).__name__}, not an object")
+        if not isinstance(record.get("epoch"), int) or isinstance(record["epoch"], bool):
+            raise TypeError(f"epoch = {record.get('epoch')!r}, not a number of an epoch")
+        for name, value in record.items():
+            if isinstance(value, float):
+                require_finite(name, value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise KeMetricError(
+            f"{path}: damaged: line {number}: {type(error).__name__}: {error}", ExitCode.LINEAGE
+        ) from error
+    return record
 
 
 def _require_number(found: object, number: int) -> None:

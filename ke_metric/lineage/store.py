@@ -33,6 +33,7 @@ from ke_metric.lineage.folder import (
     one_writer,
     read_facts,
 )
+from ke_metric.lineage.stored_scores import score_facts
 from ke_metric.recipe.file import RESOLVED, load_recipe
 from ke_metric.recipe.schema import Recipe
 
@@ -145,7 +146,7 @@ class Lineage:
 
     def record_untrained(self, scorecard: Scorecard) -> None:
         """Store the scores of generation 1's network before any training."""
-        self._replace(UNTRAINED, to_json(files.score_facts(0, scorecard, {})))
+        self._replace(UNTRAINED, to_json(score_facts(0, scorecard, {})))
 
     @property
     def data(self) -> DataFingerprint | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import stat
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ from ke_metric.lineage.files import (
     drop_weights,
     newest_state,
     read_generation,
+    read_log,
     read_object,
     read_scorecard,
     read_state,
@@ -92,7 +94,9 @@ def generations(draw):
         split=json.dumps(draw(JSON)),
         split_bits=draw(weights(dtypes=(torch.uint8,))),
         scorecard=draw(scorecards()),
-        training_log=tuple(draw(st.lists(JSON, max_size=3))),
+        training_log=tuple(
+            {**record, "epoch": epoch} for epoch, record in enumerate(draw(st.lists(JSON, max_size=3)))
+        ),
         magnitudes=draw(st.dictionaries(NAMES, st.tuples(st.none() | FINITE, st.none() | FINITE), max_size=2)),
         provenance=Provenance(
             recipe_digest=draw(st.text()),
@@ -420,3 +424,58 @@ def test_what_is_no_file_cannot_be_read(tmp_path):
 def test_text_is_read_as_it_was_written(tmp_path):
     write_text(tmp_path / "file", "a\r\nb\rc\n ")
     assert read_text(tmp_path / "file") == "a\r\nb\rc\n "
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        (("dense", "recall@1"), "x", "dense: recall@1 = 'x', not a number"),
+        (("dense", "recall@1"), None, "dense: recall@1 = None, not a number"),
+        (("dense", "recall@1"), True, "dense: recall@1 = True, not a number"),
+        (("dense", "recall@1"), float("nan"), "dense: recall@1 = nan, not a finite number"),
+        (("slim", "recall@1"), float("-inf"), "slim: recall@1 = -inf, not a finite number"),
+        (("slim_as_cut",), {"recall@1": []}, "slim_as_cut: recall@1"),
+        (("dense_parameters",), 9.5, "dense_parameters = 9.5, not a whole number"),
+        (("slim_parameters",), "4", "slim_parameters = '4', not a whole number"),
+        (("magnitudes",), {"w": ["x", None]}, "magnitudes: w = 'x'"),
+        (("classes",), {"dense": {"accuracy": {"a": "x"}, "confusion": {}}}, "classes: dense: accuracy: a"),
+        (
+            ("classes",),
+            {"dense": {"accuracy": {}, "confusion": {"a": {"b": "x"}}}},
+            "classes: dense: confusion: a: b",
+        ),
+        (("narrow",), {"0.25": {"scores": {"recall@1": "x"}, "parameters": 1}}, "narrow: 0.25: scores: recall@1"),
+        (("narrow",), {"half": {"scores": {}, "parameters": 1}}, "could not convert string to float: 'half'"),
+        (("sizes",), {"dense": {"8": {"recall@1": float("inf")}}}, "sizes: dense: 8: recall@1"),
+    ],
+)
+def test_a_score_that_is_no_finite_number_is_damage_that_is_named(generation, tmp_path, where, value, told):
+    write_generation(tmp_path / "generation-002", generation)
+    path = tmp_path / "generation-002" / SCORECARD
+    facts = json.loads(path.read_text())
+    inner = facts
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    path.write_text(json.dumps(facts))
+    with pytest.raises(KeMetricError, match=f"scorecard.json: damaged: .*{re.escape(told)}") as raised:
+        read_scorecard(path, 2)
+    assert raised.value.exit_code == ExitCode.LINEAGE
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[1]", "holds list, not an object"),
+        ("", "Expecting value"),
+        ('{"loss": 1.0}', "epoch = None"),
+        ('{"epoch": "1"}', "epoch = '1'"),
+        ('{"epoch": 1, "loss": NaN}', "loss = nan, not a finite number"),
+        ('{"epoch": 1, "loss": 1e999}', "loss = inf, not a finite number"),
+    ],
+)
+def test_a_line_of_a_log_that_is_no_record_is_damage_that_is_named(tmp_path, line, told):
+    (tmp_path / TRAINING_LOG).write_text(f'{{"epoch": 0}}\n{line}\n{{"epoch": 2}}\n')
+    with pytest.raises(KeMetricError, match=f"training.jsonl: damaged: line 2: .*{told}") as raised:
+        read_log(tmp_path / TRAINING_LOG)
+    assert raised.value.exit_code == ExitCode.LINEAGE

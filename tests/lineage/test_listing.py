@@ -38,12 +38,12 @@ def begun(folder: Path, status: str = "finished", **fields) -> Lineage:
     return lineage
 
 
-def with_generation(lineage: Lineage, number: int, score: float, *, weights: int = 100) -> None:
+def with_generation(lineage: Lineage, number: int, score: float | str, *, weights: int = 100) -> None:
     """Store what a listing reads of a generation."""
     folder = lineage.generation_folder(number)
     folder.mkdir()
     card = (
-        f'{{"generation": {number}, "dense": {{"recall@1": {score}}}, "slim": {{"recall@1": {score / 2}}}, '
+        f'{{"generation": {number}, "dense": {{"recall@1": {score}}}, "slim": {{"recall@1": {score}}}, '
         '"dense_parameters": 10, "slim_parameters": 5, "magnitudes": {}}'
     )
     (folder / "scorecard.json").write_text(card)
@@ -75,7 +75,7 @@ def test_a_summary_says_what_was_stored(three):
     found = summary_of(three.folder)
     assert (found.status, found.done, found.planned, found.task) == ("finished", 3, 3, "retrieval")
     assert found.score == "recall@1"
-    assert found.scores == {"dense": {"last": 0.25, "best": 0.75}, "slim": {"last": 0.125, "best": 0.375}}
+    assert found.scores == {"dense": {"last": 0.25, "best": 0.75}, "slim": {"last": 0.25, "best": 0.75}}
     assert found.size == sum(path.stat().st_size for path in three.folder.rglob("*") if path.is_file())
     assert found.to_json()["folder"] == str(three.folder)
 
@@ -117,15 +117,18 @@ def test_damage_is_listed_with_its_reason_and_stops_nothing(three):
     torn = begun(parent / "torn")
     with_generation(torn, 1, 0.5)
     (torn.generation_folder(1) / "scorecard.json").write_text("[]")
+    text = begun(parent / "text")
+    with_generation(text, 1, '"x"')
     (parent / "photos").mkdir()
     found = {each.folder.name: each for each in list_lineages(parent)}
-    assert set(found) == {"three", "no-json", "gap", "lost", "torn"}
-    assert {name for name, each in found.items() if each.status == "damaged"} == {"no-json", "gap", "lost", "torn"}
+    assert set(found) == {"three", "no-json", "gap", "lost", "torn", "text"}
+    assert {name for name, each in found.items() if each.status == "damaged"} == set(found) - {"three"}
     reasons = {
         "no-json": "lineage.json",
         "gap": "1 is missing",
         "lost": "no lineage here",
         "torn": "object",
+        "text": "recall@1 = 'x', not a number",
     }
     for name, reason in reasons.items():
         assert reason in found[name].damage
