@@ -458,6 +458,93 @@ def test_the_query_is_shown_while_its_networks_are_computed(browser):
         assert visit.found("right") == visit.expected(3, "dense", "gallery", 9)
 
 
+@contextmanager
+def held_back(page, pattern):
+    """Hold back the requests of an address; those that are held are let go when it ends."""
+    held = []
+
+    def hold(route):  # a function of ours: Playwright marks it
+        held.append(route)
+
+    page.route(pattern, hold)
+    yield held
+    for route in held:
+        route.continue_()
+    page.unroute(pattern)
+
+
+def until(visit, reached):
+    for _ in range(250):
+        if reached():
+            return
+        visit.page.wait_for_timeout(20)
+    raise AssertionError(visit.page.url)
+
+
+def test_more_of_a_list_that_is_no_longer_shown_is_left_away(browser):
+    with running_explorer(DrawnCollection(per_class=40)) as explorer, visiting(browser, explorer) as visit:
+        visit.go()
+        assert len(visit.listed()) == 60
+        more = visit.page.get_by_role("button", name="Show more")
+        late = "**/api/queries*from=60*"
+        with visit.page.expect_response(late), held_back(visit.page, late) as held:
+            more.click()
+            until(visit, lambda: held)
+            visit.page.select_option("#class", "1")
+            expect(visit.page.locator("#listed")).to_have_text("40 queries")
+            visit.settle()
+        visit.page.wait_for_timeout(100)
+        assert visit.listed() == list(range(40, 80))
+        expect(more).to_be_hidden()
+
+
+def test_more_is_shown_once_however_often_it_is_asked_for(browser):
+    with running_explorer(DrawnCollection(per_class=40)) as explorer, visiting(browser, explorer) as visit:
+        visit.go()
+        more = visit.page.get_by_role("button", name="Show more")
+        with held_back(visit.page, "**/api/queries*from=60*") as held:
+            more.click()
+            more.click()
+            until(visit, lambda: held)
+            visit.page.locator("#list button").nth(5).click()  # another query of the same list
+            visit.page.wait_for_url("**query=gallery%3A5*")
+        expect(visit.page.locator("#list button")).to_have_count(120)
+        visit.page.wait_for_timeout(100)
+        assert visit.listed() == list(range(120))
+
+
+def test_a_click_while_a_class_is_looked_for_is_not_lost(visit):
+    visit.go("?query=gallery:9")
+    third = visit.found("right")[2][0]
+    with held_back(visit.page, "**/api/queries*class=4*") as held:
+        visit.page.select_option("#class", "4")
+        until(visit, lambda: held)
+        visit.page.locator(".panel:has(#right-heading) .found button").nth(2).click()
+        until(visit, lambda: len(held) > 1)
+    visit.settle()
+    assert f"query=gallery%3A{third}&" in visit.page.url
+    assert visit.listed() == list(range(32, 40))
+
+
+def test_a_list_that_cannot_be_had_chooses_nothing_and_says_why(browser, explorer):
+    with browser.new_context() as context:
+        visit = Visit(context, explorer).go("?query=gallery:9")
+        visit.page.route("**/api/queries*class=4*", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+        visit.page.select_option("#class", "4")
+        expect(visit.page.locator("#message")).to_have_text("gone")
+        visit.settle()
+        assert "query=gallery%3A9" in visit.page.url
+
+
+def test_more_that_cannot_be_had_says_why(browser):
+    with running_explorer(DrawnCollection(per_class=40)) as explorer, browser.new_context() as context:
+        visit = Visit(context, explorer).go()
+        visit.page.route("**/api/queries*from=60*", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+        visit.page.get_by_role("button", name="Show more").click()
+        expect(visit.page.locator("#message")).to_have_text("gone")
+        assert all("404" in said for said in visit.complaints)
+
+
 @pytest.mark.parametrize("width", [1280, 375])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_use_it(browser, explorer, width, scheme):

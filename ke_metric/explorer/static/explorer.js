@@ -27,6 +27,7 @@ class Page {
     this.list = new QueryList(facts, {
       change: (fields, how) => this.onFilter(fields, how),
       choose,
+      refused: (error) => this.say(error.message),
       addressOf: this.addressOf,
     });
     this.map = new PictureMap({
@@ -111,13 +112,15 @@ class Page {
   onFilter(fields, { passing = false, pickFirst = false } = {}) {
     const shown = this.change(fields, { passing });
     if (pickFirst) {
-      shown.then(() => {
+      shown.then((isShown) => {
         const [first] = this.list.positions;
-        if (first !== undefined) this.change({ query: { part: this.facts.query_part, position: first } });
+        // Not where something else was chosen meanwhile, or there is no such list.
+        if (isShown && first !== undefined) this.change({ query: { part: this.facts.query_part, position: first } });
       });
     }
   }
 
+  // Returns whether this state's list is what is shown in the end.
   async show(state) {
     this.state = state;
     this.asked?.abort();
@@ -132,12 +135,14 @@ class Page {
       [byId("plane"), this.showMap(signal)],
       [byId("list"), this.list.show(state, signal)],
     ];
-    await Promise.all(parts.map(([element, shown]) => this.showPart(element, shown, signal)));
-    if (!signal.aborted) byId("main").setAttribute("aria-busy", "false");
+    const shown = await Promise.all(parts.map(([element, part]) => this.showPart(element, part, signal)));
+    if (signal.aborted) return false;
+    byId("main").setAttribute("aria-busy", "false");
+    return shown.at(-1);
   }
 
   // Show a part of the page as soon as it is there. Networks are computed one after the other when the explorer begins,
-  // and a part that waits for one says so.
+  // and a part that waits for one says so. Returns whether it is there.
   async showPart(element, shown, signal) {
     const setBusy = (busy) => {
       element.setAttribute("aria-busy", String(busy));
@@ -147,8 +152,10 @@ class Page {
     try {
       await shown;
       if (!signal.aborted && this.neighbors) this.markMap();
+      return true;
     } catch (error) {
       if (error.name !== "AbortError") this.say(error.message);
+      return false;
     } finally {
       clearTimeout(slow);
       if (!signal.aborted) setBusy(false);

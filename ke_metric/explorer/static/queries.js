@@ -7,8 +7,9 @@ import { ask } from "./requests.js";
 const AT_A_TIME = 60;
 
 export class QueryList {
-  // `change` is called with the fields that were changed and whether they are still being changed; `choose` with a query.
-  constructor(facts, { change, choose, addressOf }) {
+  // `change` is called with the fields that were changed and whether they are still being changed; `choose` with a
+  // query; `refused` with what went wrong when more was asked for.
+  constructor(facts, { change, choose, refused, addressOf }) {
     Object.assign(this, { facts, choose, addressOf });
     this.positions = [];
     byId("class").append(...facts.classes.map((name, number) => option(number, name)));
@@ -24,7 +25,7 @@ export class QueryList {
     byId("text").addEventListener("input", (event) => change({ text: event.target.value }, { passing: true }));
     byId("text").addEventListener("change", (event) => change({ text: event.target.value }));
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
-    byId("more").addEventListener("click", () => this.showMore());
+    byId("more").addEventListener("click", () => this.showMore().catch(refused));
   }
 
   isFiltered(state) {
@@ -34,7 +35,7 @@ export class QueryList {
   // Show the queries of a state.
   async show(state, signal) {
     this.showFilters(state);
-    this.parameters = {
+    const parameters = {
       generation: state.right.generation,
       network: state.right.name,
       change: state.change,
@@ -43,16 +44,17 @@ export class QueryList {
       text: state.text,
       count: AT_A_TIME,
     };
-    const { generation, network, ...chosen } = this.parameters;
+    const { generation, network, ...chosen } = parameters;
     // The list of all queries is the same for every network.
-    const shown = JSON.stringify(state.change === "all" ? chosen : this.parameters);
+    const shown = JSON.stringify(state.change === "all" ? chosen : parameters);
     if (shown === this.shown) {
       this.markQuery(state.query);
       return;
     }
-    const answer = await ask("/api/queries", { ...this.parameters, from: 0 }, signal);
+    const answer = await ask("/api/queries", { ...parameters, from: 0 }, signal);
     if (signal.aborted) return;
     this.shown = shown;
+    this.parameters = parameters;
     this.positions = answer.positions;
     byId("listed").textContent = this.words(state, answer.total);
     byId("list").replaceChildren(...answer.queries.map((each) => this.item(each)));
@@ -87,7 +89,10 @@ export class QueryList {
 
   async showMore() {
     const from = byId("list").children.length;
+    const { shown } = this;
     const answer = await ask("/api/queries", { ...this.parameters, from });
+    // Another list is shown by now, or this answer was asked for twice.
+    if (shown !== this.shown || from !== byId("list").children.length) return;
     const items = answer.queries.map((each) => this.item(each));
     byId("list").append(...items);
     this.showButton(answer);
