@@ -29,6 +29,13 @@ def test_the_times_are_counted_as_they_are_told():
     assert "1,500 bytes in 2 files" in text
 
 
+@pytest.mark.parametrize(("seconds", "words"), [(0.12, "120 ms in the median"), (0.08, "within 100 ms")])
+def test_a_dropped_picture_that_takes_too_long_is_said_plainly(seconds, words):
+    text = run.answer_to_drops([9.0] * 10 + [seconds] * 30)
+    assert words in text
+    assert ("longer than 100 ms" in text) == (seconds > 0.1)
+
+
 def test_drawn_vectors_gather_from_generation_to_generation():
     drawn = DrawnPictures(120, 4)
     means = [
