@@ -14,7 +14,7 @@ from ke_metric.report.map_section import map_section
 from ke_metric.report.page_parts import PageSection, Report, counted
 from ke_metric.report.recipe_section import provenance_section, recipe_section
 from ke_metric.report.retrieved_sections import CHANGES, WORST_ANSWERS, Retrieved, changes_section, worst_section
-from ke_metric.report.score_sections import headline, scores_section
+from ke_metric.report.score_sections import SCORES, headline, scores_section
 from ke_metric.report.split_section import split_section
 from ke_metric.report.subject import Subject
 from ke_metric.report.training_sections import magnitudes_section, training_section
@@ -60,7 +60,7 @@ def gather_report(
     lineage = subject.lineage
     retrieved, why_not = _retrieved(lineage, device, progress)
     sections = [
-        scores_section(subject),
+        _told(lineage, "scores", SCORES, lambda: scores_section(subject)),
         *_pictured(lineage, retrieved, why_not, progress),
         _told(lineage, "training", "Training curves", lambda: training_section(lineage)),
         _told(lineage, "weights", "Size of the weights", lambda: magnitudes_section(lineage)),

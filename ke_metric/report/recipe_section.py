@@ -14,7 +14,7 @@ from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe
 from ke_metric.recipe.yaml import write_yaml
 from ke_metric.report.page_parts import Cell, DataTable, PageSection, SourceText
-from ke_metric.report.places import without_places
+from ke_metric.report.places import places_of, without_places
 
 SHIPPED = Path(ke_metric.__file__).parents[1] / "recipes"
 """Where the shipped recipes lie beside the package, in a checkout; an installed package has none."""
@@ -102,7 +102,8 @@ def _provenance(lineage: Lineage, number: int) -> tuple[dict[str, str], dict[str
         environment["commit"] = f"{environment['commit'][:COMMIT_DIGITS]}{', with changes' if changed else ''}"
     training = {name: value for name, value in provenance.training.items() if name != "epochs"}
     shown = {
-        name.replace("_", " "): without_places(str(value)) for name, value in {**training, **environment}.items()
+        name.replace("_", " "): without_places(str(value), *places_of(lineage))
+        for name, value in {**training, **environment}.items()
     }
     return shown, {name: str(value) for name, value in versions.items()}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from ke_metric.lineage.comparison import Strategy, mean_and_spread, seen_differently, told_ties
 from ke_metric.lineage.report import is_share, shown_names, told_baseline, told_repairs
+from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, line_chart, network_color
+from ke_metric.report.failures import FAILURES, told_failure
 from ke_metric.report.page_parts import (
     Chart,
     DataTable,
@@ -30,6 +32,7 @@ NAMES = {
     "top1": "Top-1 accuracy",
     "balanced_accuracy": "Balanced accuracy",
 }
+SCORES = "Scores of every generation"
 MOST_STRATEGIES = 4
 MOST_NETWORKS = 2
 """Of every other recipe that figures show."""
@@ -140,7 +143,11 @@ def scores_section(subject: Subject) -> PageSection:
     lead = [*_lead(subject), *baseline_notes(subject)]
     parts: list[Part] = [*charts, *_recipes_table(subject), *sizes_tables(subject, names)]
     missing = [*_incomplete(subject), *subject.not_finite]
-    return PageSection("scores", "Scores of every generation", lead, parts, missing)
+    try:
+        lead += _ties(subject.lineage)
+    except FAILURES as error:
+        missing.append(f"By which rule ties were settled: {told_failure(error, subject.lineage)}")
+    return PageSection("scores", SCORES, lead, parts, missing)
 
 
 def _recipes_table(subject: Subject) -> list[DataTable]:
@@ -162,7 +169,7 @@ def _names(subject: Subject) -> list[str]:
 
 def _lead(subject: Subject) -> list[str]:
     told = ["Dense is the whole network, slim the fit hypothesis alone, cut out as an ordinary network."]
-    lineage, strategy, cards = subject.lineage, subject.strategy, subject.cards
+    strategy, cards = subject.strategy, subject.cards
     if told_repairs(cards):
         told.append(
             "Slim networks were repaired after they had been cut out, by the training pictures; what they scored "
@@ -181,8 +188,13 @@ def _lead(subject: Subject) -> list[str]:
     for name, fields in seen_differently(subject.strategies).items():
         seen = ", ".join(f"{field} = {value}" for field, value in fields.items())
         told.append(f"{name} saw the test pictures with {seen}.")
+    return told
+
+
+def _ties(lineage: Lineage) -> list[str]:
+    """Return that generations settled ties by different rules, a sentence; nothing where all are of one."""
     ties = told_ties([lineage])
-    return told + ([f"{without_places(ties[0].upper() + ties[1:], *places_of(lineage))}."] if ties else [])
+    return [f"{without_places(ties[0].upper() + ties[1:], *places_of(lineage))}."] if ties else []
 
 
 def _unequal_seeds(strategy: Strategy) -> list[str]:

@@ -32,7 +32,7 @@ def training_section(lineage: Lineage) -> PageSection:
     title = "Training curves"
     fields = [name for name in CURVES if any(name in record for log in logs.values() for record in log)]
     if not fields:
-        return PageSection("training", title, missing=missing or ["No epoch of a training was recorded."])
+        return PageSection("training", title, missing=missing)
     charts = [_curves(logs, name, with_table=position == 0) for position, name in enumerate(fields)]
     lead = ["Every generation is a full training with the same hyper-parameters; the curves lie over each other."]
     return PageSection("training", title, lead, charts, missing)
@@ -54,7 +54,9 @@ def _readable_logs(lineage: Lineage) -> tuple[dict[int, list[dict[str, float]]],
             bad = [str(each["epoch"]) for each in records if name in each and not _is_finite(each[name])]
             if bad:
                 told.append(f"Generation {number}: left out, because {name} is no finite number: {_epochs(bad)}.")
-        if records:
+        if not log:
+            told.append(f"Generation {number}: no epoch of its training was recorded.")
+        elif records:
             logs[number] = [
                 {name: each[name] for name in ("epoch", *CURVES) if name in each and _is_finite(each[name])}
                 for each in records

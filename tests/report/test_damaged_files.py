@@ -7,12 +7,13 @@ import pytest
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage.store import Lineage
-from ke_metric.report.cost_section import cost_section
+from ke_metric.report.cost_section import NetworkCost, cost_section
 from ke_metric.report.lineage_report import gather_report
 from ke_metric.report.page import render_page
 from ke_metric.report.page_parts import Number
 from ke_metric.report.training_sections import magnitudes_section, training_section
 
+COSTS = {"dense": NetworkCost(9, 18, {1: 0.5, 32: 1.0})}
 GOOD = {"epoch": 1, "loss": 0.5, "spread": 0.25}
 
 
@@ -72,6 +73,10 @@ def test_a_lost_log_takes_its_generation_alone(copied):
     assert str(copied.folder.parent) not in cost.missing[0] + training.missing[0]
 
 
+def test_an_empty_log_is_told(logged):
+    assert training_section(logged([])).missing == ["Generation 1: no epoch of its training was recorded."]
+
+
 def test_seconds_that_are_no_numbers_leave_the_epochs(copied):
     path = copied.generation_folder(2) / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": {"training": float("inf")}}))
@@ -108,3 +113,17 @@ def test_a_section_that_stumbles_over_a_file_says_so(copied):
     assert "something else than was written" in sections["versions"].missing[0]
     assert sections["scores"].parts
     assert not sections["recipe"].missing
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "training.jsonl", "split.json", "weights.safetensors"])
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"seconds": NaN}'])
+def test_no_single_file_stops_the_report(copied, name, content, monkeypatch):
+    monkeypatch.setattr("ke_metric.report.cost_section.measure_costs", lambda networks, side, device: COSTS)
+    path = copied.generation_folder(1) / name
+    path.unlink() if content is None else path.write_text(content)
+    report = gather_report([copied]).report
+    sections = {section.name: section for section in report.sections}
+    assert sections["scores"].parts
+    assert report.headline
+    page = render_page(report)
+    assert str(copied.folder.parent) not in page
