@@ -59,3 +59,11 @@ def some_of(texts: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     """Return the first texts, and how many more there are."""
     more = len(texts) - most
     return separator.join(texts[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def readable(text: str) -> str:
+    """Return a text whose control characters, line ends apart, stand there as `\\x1b`: a terminal would obey them.
+
+    Names of files and folders are made by anybody.
+    """
+    return "".join(each if each == "\n" or each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_metric.errors import ExitCode, KeMetricError, closest, either, some_of
+from ke_metric.errors import ExitCode, KeMetricError, closest, either, readable, some_of
 
 WORDS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
 
@@ -73,3 +73,7 @@ def test_only_the_first_names_are_spelled_out():
 @pytest.mark.parametrize(("count", "words"), [(0, ""), (1, "a"), (2, "a or b"), (3, "a, b or c")])
 def test_choices_are_joined_by_or(count, words):
     assert either(["a", "b", "c"][:count]) == words
+
+
+def test_control_characters_are_written_out():
+    assert readable("z\x1b[2J\r\x9b\u202e ä 猫 😀\nnext") == r"z\x1b[2J\r\x9b\u202e ä 猫 😀" + "\nnext"

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, readable
 
 DECLARED = {
     **dict.fromkeys(("train", "eval", "slim", "compare", "data"), "commands"),
@@ -46,7 +46,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeMetricError as error:
-            click.echo(f"ke-metric: {error}", err=True)
+            click.echo(f"ke-metric: {readable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             training = "; if it has finished an epoch, it goes on after that with --resume"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ke_metric.benchmarks.listings import Columns
 from ke_metric.cli.options import PictureChoice
-from ke_metric.errors import ExitCode, KeMetricError, some_of
+from ke_metric.errors import ExitCode, KeMetricError, readable, some_of
 
 if TYPE_CHECKING:
     from ke_metric.retrieval.picture_list import LeftOut, PictureList
@@ -28,8 +28,8 @@ WIDEST = 240
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Print one line on stderr, unwrapped."""
-    CONSOLE.print(text, style=style, soft_wrap=True, markup=False)
+    """Print one line on stderr, unwrapped, and without the control characters that a name of a file may have."""
+    CONSOLE.print(readable(text), style=style, soft_wrap=True, markup=False)
 
 
 def say_skipped(kind: str, paths: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ke_metric.cli.display import Outcome, say
 from ke_metric.cli.recording import resume_command
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, readable
 from ke_metric.lineage.listing import (
     BUSY,
     DAMAGED,
@@ -44,17 +44,19 @@ def list_them(parent: Path) -> Outcome:
     document = {"folder": str(parent), "lineages": [summary.to_json() for summary in found]}
     if not found:
         return Outcome(document, f"no lineage under {parent}/: ke-metric train RECIPE begins one")
-    reasons = [Text(f"{each.folder} is damaged: {each.damage}") for each in found if each.damage is not None]
+    reasons = [
+        Text(readable(f"{each.folder} is damaged: {each.damage}")) for each in found if each.damage is not None
+    ]
     return Outcome(document, Group(_list_table(parent, found), *reasons))
 
 
 def _list_table(parent: Path, found: Sequence[LineageSummary]) -> Table:
-    total = sum(summary.size for summary in found)
+    counts = f"{_counted(len(found), 'lineage')}, {_bytes(sum(summary.size for summary in found))}"
     columns = ("lineage", "recipe", "task", "generations", "status", "score", "dense", "slim", "size", "last change")
     numbers = ("generations", "dense", "slim", "size")
     table = Table(
         *(Column(name, justify="right" if name in numbers else "left", no_wrap=name != "recipe") for name in columns),
-        title=Text(f"{parent}: {_counted(len(found), 'lineage')}, {_bytes(total)}; scores in percent, last (best)"),
+        title=Text(f"{readable(str(parent))}: {counts}; scores in percent, last (best)"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -62,11 +64,11 @@ def _list_table(parent: Path, found: Sequence[LineageSummary]) -> Table:
     for each in found:
         known = each.damage is None
         table.add_row(
-            str(each.folder),
-            each.recipe or MISSING,
+            Text(readable(str(each.folder))),
+            Text(readable(each.recipe) or MISSING),
             each.task or MISSING,
             f"{each.done} of {each.planned}" if known else MISSING,
-            Text(each.status, style=STYLES.get(each.status, "yellow")),
+            Text(readable(each.status), style=STYLES.get(each.status, "yellow")),
             header(each.score) if each.score else MISSING,
             *(_last_and_best(each, network) for network in ("dense", "slim")),
             _bytes(each.size),
@@ -110,7 +112,7 @@ def show(folder: Path) -> Outcome:
     shown: list[RenderableType] = [_facts_table(summary, known, kept)]
     if cards:
         shown.append(scorecards_table(str(folder), cards, untrained=untrained))
-    return Outcome(document, Group(*shown, *(Text(f"{what}:\n  {command}") for what, command in after)))
+    return Outcome(document, Group(*shown, *(Text(readable(f"{what}:\n  {command}")) for what, command in after)))
 
 
 def _facts_table(summary: LineageSummary, known: dict[str, Any], kept: dict[int, int]) -> Table:
@@ -132,7 +134,7 @@ def _facts_table(summary: LineageSummary, known: dict[str, Any], kept: dict[int,
         ),
     }
     for name, value in rows.items():
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(readable(str(value))))
     return table
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ke_metric.diagnosis.checkout import stale_metadata
 from ke_metric.diagnosis.distributions import installed_distributions
 from ke_metric.diagnosis.packages import (
+    INSTALL_US,
     Finding,
     installed_version,
     our_requirements,
@@ -43,6 +45,7 @@ def diagnose(lineages: Path = Path("lineages")) -> list[Finding]:
     with ThreadPoolExecutor(max(1, len(names))) as pool:
         probed = dict(zip(names, pool.map(run_probe, names), strict=True))
     return [
+        *stale_metadata(requirements),
         *package_findings(requirements),
         *torch_pair(),
         *_imports(imported, failed, modules),
@@ -78,7 +81,7 @@ def _imports(imported: ProbeResult, failed: Mapping[str, str], modules: Mapping[
             cure = f"pip install --force-reinstall --no-deps {name}"
         yield Finding(name, "broken", f"cannot be imported: {reason}{ended}", cure)
     if imported.failure and not failed:
-        yield Finding("imports", "broken", f"could not be tried: {imported.failure}", "python --version")
+        yield Finding("imports", "broken", f"could not be tried: {imported.failure}", INSTALL_US)
     elif not failed:
         yield Finding("imports", "ok", f"{len(imported.facts)} libraries can be imported")
 

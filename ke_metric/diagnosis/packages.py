@@ -85,7 +85,7 @@ def package_findings(
         return
     by_extra: dict[str, list[Requirement]] = defaultdict(list)
     for requirement in requirements:
-        by_extra[_extra_of(requirement)].append(requirement)
+        by_extra[extra_of(requirement)].append(requirement)
     yield from _required(by_extra.pop("", []), version_of)
     yield from _faiss(by_extra, version_of)
     for extra in sorted(by_extra.keys() - NOT_FOR_USERS - set(FAISS_EXTRAS)):
@@ -104,7 +104,7 @@ def _python() -> Finding:
     return Finding("Python", "broken", f"{version}, needed is {allowed}", cure)
 
 
-def _extra_of(requirement: Requirement) -> str:
+def extra_of(requirement: Requirement) -> str:
     """Return the extra that brings a requirement; an empty string where it always comes."""
     found = EXTRA.search(str(requirement.marker or ""))
     return found[1] if found else ""
@@ -170,11 +170,12 @@ def _optional(extra: str, requirements: Sequence[Requirement], version_of: Versi
         # FAISS would come a second time beside faiss-gpu.
         also_cpu = extra == "milvus" and "faiss-gpu" in installed_distributions()
         cure = (
-            "pip install pymilvus pyarrow grpcio && pip install --no-deps milvus-lite"
+            "pip install --upgrade pymilvus pyarrow grpcio && pip install --upgrade --no-deps milvus-lite"
             if also_cpu
             else f"pip install '{PACKAGE}[{extra}]'"
         )
-        return Finding(topic, "advice", f"not installed: {', '.join(missing)}", cure)
+        told = [f"not installed: {', '.join(missing)}", *(_fault(each, version_of) or "" for each in old)]
+        return Finding(topic, "advice", "; ".join(told), cure)
     return Finding(topic, "ok", ", ".join(f"{each.name} {version_of(each.name)}" for each in here))
 
 

@@ -34,7 +34,11 @@ def place_findings(lineages: Path, temporary: Path | None = None) -> Iterator[Fi
 
 def _looked_at(topic: str, folder: Path, cure: str) -> Finding:
     place = folder.absolute()
-    above = next(path for path in (place, *place.parents) if path.exists())
+    try:
+        above = next(path for path in (place, *place.parents) if path.exists())
+    except OSError as error:
+        # A folder inside one that may not be entered: whether it is there, nobody is told.
+        return Finding(topic, "broken", f"{folder}: cannot be looked at: {error.strerror or error}", cure)
     where = str(folder) if above == place else f"{folder}, to be made in {above}"
     if not above.is_dir():
         return Finding(topic, "broken", f"{above} is no folder", cure)

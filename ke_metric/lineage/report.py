@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 from rich.text import Text
 
+from ke_metric.errors import readable
 from ke_metric.generation import Scorecard, Scores, SlimScores
 
 RECALL = "recall@"
@@ -125,7 +126,7 @@ def scorecards_table(
     def build(names: Sequence[str], facts: Sequence[str]) -> Table:
         table = Table(
             *number_columns(("generation", "network", *facts), names),
-            title=Text(f"{title}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
+            title=Text(f"{readable(title)}, {unit(names)} in percent", no_wrap=True, overflow="ignore"),
             title_justify="left",
             caption=caption,
             caption_justify="left",

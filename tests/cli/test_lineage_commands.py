@@ -122,3 +122,18 @@ def test_weights_alone_go(trained):
 def test_a_folder_that_is_no_lineage_is_refused(trained):
     (trained / "photos").mkdir()
     assert "is no lineage" in run("remove", "--yes", "lineages/photos", code=ExitCode.LINEAGE).stderr
+
+
+def test_a_name_that_would_steer_a_terminal_is_shown_and_not_obeyed(trained):
+    name = "z\x1b[2J[red]z"
+    (trained / "one").rename(trained / name)
+    (trained / "broken").rename(trained / f"{name}2")
+    shown = (
+        run().stdout,
+        run("show", f"lineages/{name}").stdout,
+        run("show", f"lineages/{name}2", code=ExitCode.LINEAGE).stderr,
+        run("remove", f"lineages/{name}", code=ExitCode.USAGE).stderr,
+    )
+    for text in shown:
+        assert "\x1b" not in text
+        assert r"z\x1b[2J[red]z" in text

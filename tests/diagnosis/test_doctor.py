@@ -143,3 +143,17 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     assert "TMPDIR" in temporary.cure
     (tmp_path / "file").touch()
     assert "is no folder" in next(place_findings(tmp_path / "file" / "lineages")).told
+
+
+def test_a_folder_that_may_not_be_looked_at_is_told(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(places.Path, "exists", refuse)
+    lineages, _ = place_findings(tmp_path / "private" / "lineages", tmp_path)
+    assert (lineages.level, "cannot be looked at: Permission denied" in lineages.told) == ("broken", True)
+
+
+def test_where_imports_could_not_be_tried_the_command_mends(diagnosed):
+    found = diagnosed({"imports": "ModuleNotFoundError: No module named 'ke_metric'"})["imports"]
+    assert (found.level, found.cure) == ("broken", "pip install -e '.[cpu]'")

@@ -1,9 +1,12 @@
 """What is said of installed packages, from metadata that a test makes up."""
 
+import shlex
+
 import pytest
 from packaging.requirements import Requirement
 
 from ke_metric.diagnosis import distributions, packages
+from ke_metric.diagnosis.checkout import stale_metadata
 from ke_metric.diagnosis.packages import our_requirements, package_findings, torch_pair
 from ke_metric.evaluation import backend
 
@@ -54,6 +57,59 @@ def test_an_extra_that_is_missing_is_advice_and_an_old_one_broken(found):
     assert (missing.level, missing.cure) == ("advice", "pip install 'ke_metric[timm]'")
     old = found(ALL | {"timm": "0.9"})["extra timm"]
     assert (old.level, old.cure) == ("broken", "pip install --upgrade 'timm>=1.0.22'")
+
+
+def test_of_an_extra_both_what_is_missing_and_what_is_old_is_told(found):
+    asked = ["a>=2; extra == 'serve'", "b>=1; extra == 'serve'"]
+    finding = found({"a": "1.0"}, asked=asked)["extra serve"]
+    assert finding.told == "not installed: b; a 1.0 is installed, needed is >=2"
+    assert (finding.level, finding.cure) == ("advice", "pip install 'ke_metric[serve]'")
+
+
+SETUP = """
+from setuptools import setup
+setup(
+    name="ke_metric",
+    install_requires=["numpy>=2.0", "Torch_Vision>=1"],
+    extras_require={"timm": ["timm>=1.0.22"], "new": ["fresh>=1; python_version>'3'"], "test": ["pytest>=99"]},
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "cure"),
+    [
+        (["numpy>=2.0", "torch-vision>=1", "timm>=1.0.22; extra == 'timm'"], "extra new: fresh>=1", "[new]"),
+        (["numpy>=1.0", "torch-vision>=1", "timm>=1.0.22; extra == 'timm'", "fresh>=1; extra == 'new'"],
+         "always: numpy>=2.0", ""),
+        (["numpy>=2.0", "torch-vision>=1", "timm>=1.0.22; extra == 'timm'", "fresh>=1; extra == 'new'"], None, None),
+        (None, None, None),
+    ],
+)  # fmt: skip
+def test_metadata_of_an_older_setup_py_are_stale(tmp_path, known, told, cure):
+    (tmp_path / "setup.py").write_text(SETUP)
+    requirements = None if known is None else [Requirement(text) for text in known]
+    found = list(stale_metadata(requirements, tmp_path))
+    assert len(found) == (told is not None)
+    for finding in found:
+        assert finding.level == "advice"
+        assert told in finding.told
+        assert "timm" not in finding.told
+        assert finding.cure.strip("'") == f"pip install -e {shlex.quote(f'{tmp_path}{cure}')}".strip("'")
+
+
+@pytest.mark.parametrize("text", [None, "def (", "setup(**options)", "setup(install_requires=read())"])
+def test_a_setup_py_that_cannot_be_read_tells_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "setup.py").write_text(text)
+    assert list(stale_metadata([], tmp_path)) == []
+
+
+def test_our_own_setup_py_is_read():
+    """Without any metadata all of it is stale."""
+    [finding] = stale_metadata([])
+    assert "torch>=" in finding.told
+    assert "extra report: jinja2>=" in finding.told
 
 
 def test_faiss_twice_is_broken_and_the_command_leaves_one(found):
