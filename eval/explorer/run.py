@@ -12,6 +12,7 @@ import argparse
 import http.client
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -96,7 +97,7 @@ class Explorer:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return everything that was measured; times in seconds."""
-    begun = time.perf_counter()
+    load, begun = os.getloadavg()[0], time.perf_counter()
     explorer = Explorer(options)
     try:
         state = json.loads(explorer.ask("/api/state"))
@@ -122,7 +123,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "all_networks": everything,
         "page_bytes": page_bytes(),
         "provenance": provenance_lines(
-            ["starlette", "uvicorn", "faiss-cpu", "numpy", "pillow"], more=f"{options.requests} requests of each kind"
+            ["starlette", "uvicorn", "faiss-cpu", "numpy", "pillow"],
+            more=f"{options.requests} requests of each kind; load average {load:.1f} before it began",
         ),
     }
 
