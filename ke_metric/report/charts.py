@@ -61,7 +61,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 """Name of a colour to what it is in a light and in a dark scheme."""
 _RAMP = 8
 DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3])
-SERIES = ("dense", "slim", "third", "fourth")
+SERIES = ("dense", "slim", "third", "fourth", "class-3", "class-6", "class-7", "class-4")
 
 
 def generation_color(position: int, count: int) -> str:

@@ -119,6 +119,8 @@ def test_no_two_lines_of_a_figure_are_alike(grow):
     looks = zip(encoding["color"]["scale"]["range"], encoding["strokeDash"]["scale"]["range"], strict=True)
     looks = [json.dumps(look) for look in looks]
     assert len(set(looks)) == len(looks) == 8
+    # The legend of the page has no dashes.
+    assert len(set(section.parts[0].legend.values())) == 8
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
