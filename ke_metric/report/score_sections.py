@@ -74,7 +74,8 @@ def _over_first(subject: Subject, name: str) -> list[HeadlineNumber]:
         return []
     then, now = (mean_and_spread(side)[0] for side in zip(*pairs.values(), strict=True))
     seeds = _told_seeds(pairs, strategy.scorecards)
-    return [_gain("Gain over generation 1", name, now, then, f"{first} after one plain training", seeds)]
+    what = f"{first} after one plain training of {strategy.epochs(1):,} epochs, of {strategy.epochs(last):,} in all"
+    return [_gain("Gain over generation 1", name, now, then, what, seeds)]
 
 
 def _over_baseline(subject: Subject, name: str) -> list[HeadlineNumber]:

@@ -7,6 +7,7 @@ from math import prod
 
 from ke_metric.lineage.files import read_split
 from ke_metric.lineage.store import Lineage
+from ke_metric.recipe.method_rules import Method
 from ke_metric.report.charts import share_chart
 from ke_metric.report.page_parts import (
     Cell,
@@ -41,13 +42,26 @@ def split_section(lineage: Lineage) -> PageSection:
     kind = {"kels": "Whole channels (KELS)", "wels": "Single weights (WELS)"}[plan.kind]
     lead = [
         f"{kind} at split rate {plan.rate:g}: "
-        f"{plan.fit_count:,} of {total:,} weights ({plan.fit_count / total:.1%}) are fit and kept; the others are "
-        "redrawn before every generation. Biases and norms are never redrawn.",
+        f"{plan.fit_count:,} of {total:,} weights ({plan.fit_count / total:.1%}) are fit.",
+        inherited_text(lineage.recipe.method),
     ]
     if plan.kept_whole:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in plan.kept_whole.items())
         lead.append(f"Kept whole: {reasons}.")
     return PageSection("split", title, lead, [_shares(plan), *_drawing(plan)])
+
+
+def inherited_text(method: Method) -> str:
+    """Return in a sentence or two what a method makes of both hypotheses from one generation to the next."""
+    if method.name == "knowledge_evolution":
+        return (
+            "The fit hypothesis is kept, the reset hypothesis redrawn before every generation; biases and norms are "
+            "never redrawn."
+        )
+    return (
+        f"What a generation takes from the one before is the method's ({method.name}): the split says what the slim "
+        "network is cut from."
+    )
 
 
 def _shares(plan: SplitPlan) -> Chart:

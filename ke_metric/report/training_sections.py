@@ -12,6 +12,7 @@ from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, generation_color, layer_chart, line_chart
 from ke_metric.report.failures import FAILURES, told_failure
 from ke_metric.report.page_parts import Cell, Chart, DataTable, Number, PageSection, counted, short_layers
+from ke_metric.report.split_section import inherited_text
 
 CURVES = {
     "loss": ("Training loss", "mean loss of an epoch"),
@@ -116,9 +117,9 @@ def magnitudes_section(lineage: Lineage) -> PageSection:
         return PageSection("weights", title, missing=missing or ["The mean absolute weights were not recorded."])
     last = max(found)
     lead = [
-        "The mean absolute weight of the fit hypothesis, which is kept, and of the reset hypothesis, which is "
-        "redrawn before every generation. How large it is says more of the redraw than of what training needs: the "
-        "official rule draws smaller weights than those a new network begins with."
+        f"The mean absolute weight of both hypotheses. {inherited_text(lineage.recipe.method)} How large it is says "
+        "more of what a generation begins with than of what training needs: the official rule, for one, redraws "
+        "smaller weights than those of a new network."
     ]
     charts = [_layers(found[last], last, _layers_table(found))]
     if len(found) > 1:

@@ -17,6 +17,7 @@ from ke_metric.report.cost_section import count_flops, lineage_networks, measure
 from ke_metric.report.lineage_report import gather_report
 from ke_metric.report.page_parts import Number, short_layers
 from ke_metric.report.score_sections import headline, scores_section
+from ke_metric.report.split_section import inherited_text
 from ke_metric.report.subject import Subject
 from ke_metric.report.vectors import LineageVectors
 
@@ -302,3 +303,10 @@ def test_versions_that_differ_are_told_apart(retrieval):
     differing = tables["Versions that differ between generations"]
     assert [list(row) for row in differing.rows] == [["1", "9.1"], ["2", "9.2"]]
     assert ["numpy", "2.0"] in [list(row) for row in tables["Versions of every generation"].rows]
+
+
+@pytest.mark.parametrize("name", ["knowledge_evolution", "shrink_and_perturb", "restarts"])
+def test_only_where_the_reset_hypothesis_is_redrawn_it_is_said(name):
+    told = inherited_text(Recipe.model_validate({"name": "x", "method": {"name": name}}).method)
+    assert ("redrawn" in told) == (name == "knowledge_evolution")
+    assert (name in told) == (name != "knowledge_evolution")
