@@ -37,8 +37,6 @@ from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import Scorer
 from ke_metric.training.engine import Engine
 
-"""In a lineage's folder: vectors that were computed after the training."""
-
 
 class LineageVectors:
     """The vectors of a lineage's networks, and the pictures that they are of. Made by `open`.
