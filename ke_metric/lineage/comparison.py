@@ -89,7 +89,7 @@ class Strategy:
     def parameters(self, network: str, generation: int) -> int:
         """Return the number of parameters of one of a generation's networks."""
         card = next(iter(self._cards(generation).values()))
-        if self._is_stored_as_dense(network, generation):
+        if self._is_stored_as_dense(network, generation, card):
             return card.dense_parameters
         return card.slims[network].parameters
 
@@ -98,9 +98,11 @@ class Strategy:
         cards = self._cards(generation)
         if network not in self.networks_at(generation):
             return {}
-        if self._is_stored_as_dense(network, generation):
-            return {seed: card.dense for seed, card in cards.items()}
-        return {seed: card.networks[network] for seed, card in cards.items() if network in card.networks}
+        return {
+            seed: card.dense if self._is_stored_as_dense(network, generation, card) else card.networks[network]
+            for seed, card in cards.items()
+            if network in card.networks or self._is_stored_as_dense(network, generation, card)
+        }
 
     def paired(self, name: str, before: tuple[int, str], after: tuple[int, str]) -> dict[int, tuple[float, float]]:
         """Return seed -> a score of two networks (generation and name), for the seeds that have both.
@@ -137,9 +139,9 @@ class Strategy:
             return dict(self.untrained)
         return {seed: cards[generation - 1] for seed, cards in self.scorecards.items() if len(cards) >= generation}
 
-    def _is_stored_as_dense(self, network: str, generation: int) -> bool:
-        """Whether a scorecard has it as `dense`, which is the network that was trained, be it the slim one."""
-        return network == "dense" or self.recipe.trains_slim(generation)
+    def _is_stored_as_dense(self, network: str, generation: int, card: Scorecard) -> bool:
+        """Whether a scorecard has it only as `dense`, which is the network that was trained, be it the slim one."""
+        return network == "dense" or (network not in card.slims and self.recipe.trains_slim(generation))
 
 
 @dataclass(frozen=True)
