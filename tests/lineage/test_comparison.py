@@ -214,10 +214,16 @@ def test_slim_networks_of_other_rates_are_networks_of_their_own(grow):
     assert alone.last_networks == ("dense", "slim")
 
 
-def test_the_last_generation_of_slim_last_is_the_slim_network_alone(grow):
-    (strategy,) = gather([grow([0.2, 0.4, 0.6], generations=3, method={"slim_last": True})])
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_the_last_generation_of_slim_last_is_the_slim_network_alone(grow, is_scored):
+    """It is trained, so a scorecard has it as dense; as slim too where slim networks are scored."""
+    (strategy,) = gather(
+        [grow([0.2, 0.4, 0.6], generations=3, method={"slim_last": True}, evaluation={"slim": is_scored})]
+    )
     assert [strategy.networks_at(number) for number in (1, 2, 3)] == [("dense", "slim"), ("dense", "slim"), ("slim",)]
     assert strategy.scores(3, "dense") == {}
-    assert strategy.scores(3, "slim") == {0: {"recall@1": 0.6}}
-    assert strategy.parameters("slim", 3) == 9
-    assert strategy.scores(2, "slim") == {0: {"recall@1": 0.2}}
+    card = strategy.scorecards[0][-1]
+    assert (card.slim is not None) == is_scored
+    assert strategy.scores(3, "slim") == {0: card.slim if is_scored else card.dense}
+    assert strategy.parameters("slim", 3) == (card.slim_parameters if is_scored else card.dense_parameters)
+    assert strategy.scores(2, "slim") == ({0: {"recall@1": 0.2}} if is_scored else {})
