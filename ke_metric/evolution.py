@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -154,21 +155,13 @@ class LineageTraining:
         narrow = self.narrow_plans(number, parent)
         repairs = scorer.repairs(training.network, {**narrow, rate_text(plan.rate): plan}, number)
         vectors: dict[str, tuple[FloatArray, FloatArray]] = {}
-        is_kept = self.recipe.evaluation.keep_vectors
 
         def keep(name: str, query: FloatArray, gallery: FloatArray) -> None:
             vectors[name] = query, gallery
 
-        scorecard = scorer.scorecard(
-            training.network,
-            plan,
-            narrow=narrow,
-            repairs=repairs,
-            seen=keep if is_kept else None,
-        )
+        seen = keep if self.recipe.evaluation.keep_vectors else None
+        scorecard = scorer.scorecard(training.network, plan, narrow=narrow, repairs=repairs, seen=seen)
         seconds = {"training": round(trained.seconds, 1), "scoring": round(time.perf_counter() - started, 1)}
-        backend = self.search_backend()
-        search = {"search_backend": backend, "ties": TIES_BY_MEAN} if backend else {}
         return Generation(
             number=number,
             weights=trained.weights,
@@ -178,20 +171,26 @@ class LineageTraining:
             scorecard=scorecard,
             training_log=trained.training_log,
             magnitudes=mean_magnitudes(training.network, plan),
-            provenance=Provenance(
-                recipe_digest=self.recipe.digest,
-                parent_digest=weights_digest(parent.weights) if parent else None,
-                seed=self.recipe.seed,
-                environment=describe_environment(),
-                training={**self.engine.describe(), **search, "epochs": epochs_by_engine(trained.training_log)},
-                seconds=seconds,
-                class_names=self._train.class_names if self.recipe.task == "classification" else (),
-                data=self.pictures.fingerprint.describe(),
-            ),
+            provenance=self._provenance(parent, trained.training_log, seconds),
             narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
             repairs=repairs,
             # A slim network that is all of the dense one is not scored again.
             vectors={name: vectors.get(name, vectors["dense"]) for name in scorecard.networks} if vectors else {},
+        )
+
+    def _provenance(
+        self, parent: Generation | None, training_log: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
+    ) -> Provenance:
+        search = {"search_backend": backend, "ties": TIES_BY_MEAN} if (backend := self.search_backend()) else {}
+        return Provenance(
+            recipe_digest=self.recipe.digest,
+            parent_digest=weights_digest(parent.weights) if parent else None,
+            seed=self.recipe.seed,
+            environment=describe_environment(),
+            training={**self.engine.describe(), **search, "epochs": epochs_by_engine(training_log)},
+            seconds=seconds,
+            class_names=self._train.class_names if self.recipe.task == "classification" else (),
+            data=self.pictures.fingerprint.describe(),
         )
 
     def inheritance(self, number: int, parent: Generation | None) -> Inheritance:

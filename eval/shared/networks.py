@@ -4,8 +4,7 @@ A name is `torchvision/NAME`, `timm/NAME`, or `NAME` alone for torchvision.
 """
 
 import random
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import MutableMapping, Sequence
 from math import prod
 from typing import Any
 
@@ -13,7 +12,6 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -21,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.report.cost_section import unfused_attention
 
 SAMPLE_SEED = 0
 SAMPLE_NETWORKS = 200
@@ -269,18 +268,6 @@ def count_flops(network: nn.Module, images: Tensor) -> int:
         for parameter in trained:
             parameter.requires_grad_(True)
     return counter.get_total_flops()
-
-
-@contextmanager
-def unfused_attention() -> Iterator[None]:
-    """While this lasts, attention and transformer layers compute one operation after the other, in sight of modes."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _Mixing(TorchDispatchMode):

@@ -113,13 +113,14 @@ def count_flops(network: nn.Module, image: Tensor) -> int:
         network: The network, in eval mode.
         image: Pictures [B, 3, H, W].
     """
-    with torch.inference_mode(), _unfused_attention(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(), unfused_attention(), FlopCounterMode(display=False) as counter:
         network(image)
     return int(counter.get_total_flops())
 
 
 @contextmanager
-def _unfused_attention() -> Iterator[None]:
+def unfused_attention() -> Iterator[None]:
+    """While this lasts, attention and transformer layers compute one operation after the other, in sight of modes."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
