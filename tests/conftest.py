@@ -50,6 +50,15 @@ DOGS_LABELS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the user's own cache folder, by no process that a test starts either."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KE_METRIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patched.delenv("KE_METRIC_CACHE_GB", raising=False)
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Keep the garbage collector away from what is loaded to collect the tests: a million objects that stay.

@@ -130,6 +130,16 @@ class BannerlessSource:
 
     source: FolderSource
 
+    @property
+    def root(self) -> Path:
+        """The folder under which the files lie."""
+        return self.source.root
+
+    @property
+    def reading(self) -> Mapping[str, bool | int | str]:
+        """How files become colours, and how many rows are cut off."""
+        return {**self.source.reading, "rows_cut_off": BANNER_HEIGHT}
+
     def read(self, key: str) -> Image.Image:
         """Decode one picture and cut its lowest 20 pixels; a KeMetricError names one that has no more than those."""
         image = self.source.read(key)

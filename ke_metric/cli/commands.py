@@ -301,3 +301,30 @@ def pictures(as_json: bool, **options: Any) -> None:
     from ke_metric.cli.data import write_lineage_pictures
 
     write_lineage_pictures(**options).print(as_json)
+
+
+@data.group()
+def store() -> None:
+    """Decoded pictures that are kept on the disk for the next training, scoring or report.
+
+    They lie in the folder that KE_METRIC_CACHE names, else in ~/.cache/ke_metric, and have no more than
+    KE_METRIC_CACHE_GB gigabytes together (64; 0: none): those used longest ago go first, none while it is in use.
+    """
+
+
+@store.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_stores(as_json: bool) -> None:
+    """List what is kept, last used first: of which pictures, how large, at which size."""
+    from ke_metric.cli.data import list_kept
+
+    list_kept().print(as_json)
+
+
+@store.command("clear")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def clear_stores(as_json: bool) -> None:
+    """Remove all that no process uses; pictures are decoded anew when they are needed."""
+    from ke_metric.cli.data import clear_kept
+
+    clear_kept().print(as_json)

@@ -1,12 +1,17 @@
 """`ke-metric data`: prepare and check.
 
-`ke-metric data pictures`: the pictures that a lineage is scored on, as files.
+`ke-metric data pictures`: the pictures that a lineage is scored on, as files. `ke-metric data store`: decoded ones
+that are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Outcome, counting, say
@@ -16,6 +21,7 @@ from ke_metric.datasets.prepare import prepare, prepare_emoji, prepare_text
 from ke_metric.datasets.solar import prepare_solar
 from ke_metric.disk import refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.kept_stores import KeptStore, KeptStores
 from ke_metric.images.pixel_store import fingerprint
 
 
@@ -87,3 +93,47 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
     }
     lines = [f"{target / name}: {count:,} pictures" for name, count in written.counts.items()]
     return Outcome(document, "\n".join([*lines, f"{written.classes:,} classes of {benchmark.name}"]))
+
+
+def list_kept() -> Outcome:
+    """List the decoded pictures that are kept."""
+    stores = KeptStores.of_environment()
+    kept = list(stores)
+    used = sum(each.bytes for each in kept)
+    document = {
+        "folder": str(stores.folder),
+        "bytes": used,
+        "most_bytes": stores.most_bytes,
+        "stores": [each.to_json() for each in kept],
+    }
+    total = f"{used / 1e6:,.0f} of {stores.most_bytes / 1e6:,.0f} MB in {stores.folder}"
+    return Outcome(document, _kept_table(kept, total))
+
+
+def clear_kept() -> Outcome:
+    """Remove the decoded pictures that no process uses."""
+    stores = KeptStores.of_environment()
+    gone, left = stores.clear()
+    document = {
+        "folder": str(stores.folder),
+        "removed": [each.to_json() for each in gone],
+        "in_use": [each.to_json() for each in left],
+    }
+    freed = sum(each.bytes for each in gone) / 1e6
+    used = f"; {len(left):,} in use stay" if left else ""
+    return Outcome(document, f"removed {len(gone):,} stores, {freed:,.0f} MB, from {stores.folder}{used}")
+
+
+def _kept_table(kept: Iterable[KeptStore], total: str) -> RenderableType:
+    table = Table("pictures", "MB", "size", "last used", "in use")
+    for each in kept:
+        facts = each.to_json()
+        size = f"{each.settings.get('store_size', '')} {each.settings.get('store_shape', '')}"
+        table.add_row(
+            each.of,
+            f"{each.bytes / 1e6:,.0f}",
+            size,
+            facts["used"].replace("T", " ")[:16],
+            "yes" if each.in_use else "",
+        )
+    return Group(*([table] if table.row_count else []), total)

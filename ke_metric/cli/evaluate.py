@@ -18,6 +18,7 @@ from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard, Scores, rate_text, slim_name
 from ke_metric.images.image_set import without_training
+from ke_metric.images.kept_stores import KeptStores
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.report import mistakes_table, scorecard_document, scorecards_table, untrained_document
 from ke_metric.lineage.store import Lineage
@@ -150,7 +151,11 @@ def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = N
         choose_backend(recipe.evaluation.backend, engine.device)
     with counting(f"decoding {benchmark.name}") as progress:
         pictures = Pictures.decode(
-            benchmark, recipe.data.store_size, store_shape=recipe.data.store_shape, progress=progress
+            benchmark,
+            recipe.data.store_size,
+            store_shape=recipe.data.store_shape,
+            progress=progress,
+            build=KeptStores.of_environment(say).store,
         )
     return Scorer(pictures, recipe, engine), tell_data_changes(store, fingerprint(complete, pictures.contents))
 

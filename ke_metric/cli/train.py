@@ -35,6 +35,7 @@ from ke_metric.evolution import LineageTraining, Start
 from ke_metric.generation import rate_text
 from ke_metric.images.batches import first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
+from ke_metric.images.kept_stores import KeptStores
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.beginning import require_room
 from ke_metric.lineage.comparison import told_ties
@@ -309,8 +310,11 @@ def _require_space(folder: Path, needed: int) -> None:
 
 def _decoded(training: LineageTraining) -> LineageTraining:
     benchmark, data = training.pictures.benchmark, training.recipe.data
+    build = KeptStores.of_environment(say).store
     with counting(f"decoding {benchmark.name}") as progress:
-        pictures = Pictures.decode(benchmark, data.store_size, store_shape=data.store_shape, progress=progress)
+        pictures = Pictures.decode(
+            benchmark, data.store_size, store_shape=data.store_shape, progress=progress, build=build
+        )
     return replace(training, pictures=pictures)
 
 

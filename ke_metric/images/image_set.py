@@ -35,6 +35,16 @@ class ImageSource(Protocol):
 class StoredSource(Protocol):
     """A source whose pictures are files."""
 
+    @property
+    def root(self) -> Path:
+        """The folder under which they lie."""
+        ...
+
+    @property
+    def reading(self) -> Mapping[str, bool | int | str]:
+        """What decides, beside the bytes of a file, about the pixels that `read` gives."""
+        ...
+
     def content(self, key: str) -> str:
         """Return a digest of the bytes of a picture's file, the same however it is decoded and prepared."""
         ...
@@ -46,6 +56,11 @@ class FolderSource:
 
     root: Path
     decoding: Decoding = UPRIGHT_ON_WHITE
+
+    @property
+    def reading(self) -> Mapping[str, bool | int | str]:
+        """How files become colours."""
+        return asdict(self.decoding)
 
     def read(self, key: str) -> Image.Image:
         """Decode the file of a key; errors are those of `read_picture`."""

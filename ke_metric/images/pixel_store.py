@@ -61,10 +61,10 @@ class PixelStore:
     uses it. A forked worker inherits either; pickling passes on a file descriptor, never the pixels.
 
     Args:
-        pixels: [total bytes] the pictures one after another, RGB, row by row.
+        pixels: [total bytes, or more] the pictures one after another, RGB, row by row.
         heights: [N] in pixels.
         widths: [N] in pixels.
-        file: Holds `pixels` when they are mapped from a file.
+        file: Holds `pixels`, and perhaps more behind them, when they are mapped from a file.
         contents: N digests of what the pictures were decoded from, see `ImageSet.content`; empty where they are not
             known. Worker processes, which have no use for them, get none.
     """
@@ -80,11 +80,12 @@ class PixelStore:
     ) -> None:
         assert len(contents) in (0, len(heights)), (len(contents), len(heights))
         self.contents = contents
-        self._pixels = pixels.view()
-        self._pixels.flags.writeable = False
         self._heights, self._widths, self._file = heights, widths, file
         self._ends = np.cumsum(heights * widths * 3)
-        assert len(pixels) == (self._ends[-1] if len(heights) else 0)
+        total = int(self._ends[-1]) if len(heights) else 0
+        assert len(pixels) >= total, (len(pixels), total)
+        self._pixels = pixels[:total]
+        self._pixels.flags.writeable = False
 
     @classmethod
     def build(
@@ -96,9 +97,9 @@ class PixelStore:
             UnreadableError: Pictures cannot be decoded, however many; all others have been looked at (DATA).
             KeMetricError: The disk of temporary files is full (ENVIRONMENT).
         """
-        decode = partial(_decode, images, store_size=store_size, shape=shape)
+        decode = partial(decoded, images, store_size=store_size, shape=shape)
         try:
-            return cls._build(images, decode, progress)
+            return cls._build(io.BytesIO(), images, decode, progress)
         except OSError as error:
             raise KeMetricError(
                 f"the decoded pictures do not fit into {MEMORY_LIMIT / 1e9:.1f} GB of memory, and not on the disk of "
@@ -108,14 +109,37 @@ class PixelStore:
             ) from error
 
     @classmethod
+    def built_into(
+        cls,
+        file: BinaryIO,
+        images: ImageSet,
+        store_size: int,
+        *,
+        shape: StoreShape = "keep",
+        progress: Progress | None = None,
+    ) -> Self:
+        """Do as `build` does, but into an empty file, which the store holds from then on.
+
+        Raises:
+            UnreadableError: See `build`.
+            OSError: The file cannot be written.
+        """
+        return cls._build(file, images, partial(decoded, images, store_size=store_size, shape=shape), progress)
+
+    @classmethod
+    def of_file(cls, file: BinaryIO, heights: IntArray, *, widths: IntArray, contents: tuple[str, ...] = ()) -> Self:
+        """Return the store of a file that begins with its pixels; for the arguments see the class."""
+        return cls(_mapped(file), heights, widths=widths, file=file, contents=contents)
+
+    @classmethod
     def _build(
         cls,
+        stream: BinaryIO,
         images: ImageSet,
         decode: Callable[[int], tuple[PixelArray, str] | KeMetricError],
         progress: Progress | None,
     ) -> Self:
         heights, widths = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64)
-        stream: BinaryIO = io.BytesIO()
         contents: list[str] = []
         unreadable: list[str] = []
         for index, found in enumerate(in_order(decode, range(len(images)))):
@@ -135,7 +159,7 @@ class PixelStore:
         if isinstance(stream, io.BytesIO):
             pixels = np.frombuffer(stream.getbuffer(), np.uint8)
             return cls(pixels, heights, widths=widths, contents=tuple(contents))
-        return cls(_mapped(stream), heights, widths=widths, file=stream, contents=tuple(contents))
+        return cls.of_file(stream, heights, widths=widths, contents=tuple(contents))
 
     @classmethod
     def undecoded(cls, count: int) -> Self:
@@ -149,6 +173,11 @@ class PixelStore:
     def nbytes(self) -> int:
         """Bytes of pixels."""
         return self._pixels.nbytes
+
+    @property
+    def sides(self) -> tuple[IntArray, IntArray]:
+        """Heights and widths in pixels, [N] each."""
+        return self._heights, self._widths
 
     def picture(self, index: int) -> PixelArray:
         """Return picture number `index`, uint8 [H, W, 3]: a read-only view into the store."""
@@ -164,7 +193,7 @@ class PixelStore:
 
 def _from_descriptor(descriptor: Any, heights: IntArray, widths: IntArray) -> PixelStore:
     file = os.fdopen(descriptor.detach(), "rb")
-    return PixelStore(_mapped(file), heights, widths=widths, file=file)
+    return PixelStore.of_file(file, heights, widths=widths)
 
 
 def _temporary_file(content: memoryview) -> BinaryIO:
@@ -180,16 +209,20 @@ def _mapped(file: BinaryIO) -> PixelArray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _decode(
+def decoded(
     images: ImageSet, index: int, *, store_size: int, shape: StoreShape
 ) -> tuple[PixelArray, str] | KeMetricError:
-    """Return what is kept of a picture and the digest of its file, or why there is nothing."""
+    """Return what a store has of a picture and the digest of its file, or why there is nothing."""
     try:
         image = images.read(index)
         content = images.content(index, image)
         return kept_pixels(image, images.keys[index], store_size=store_size, shape=shape), content
     except KeMetricError as error:
         return error
+
+
+BuildStore = Callable[..., PixelStore]
+"""Takes what `PixelStore.build` takes."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +251,16 @@ class Pictures:
         *,
         store_shape: StoreShape = "keep",
         progress: Progress | None = None,
+        build: BuildStore = PixelStore.build,
     ) -> Pictures:
         """Decode all parts by `PixelStore.build`; progress is counted in each part.
+
+        Args:
+            benchmark: What to decode.
+            store_size: See `PixelStore.build`.
+            store_shape: See there.
+            progress: See there.
+            build: Called in its place: `KeptStores.store` gives the same pixels, and keeps them on the disk.
 
         Raises:
             UnreadableError: Pictures cannot be decoded; those of all parts are named.
@@ -227,17 +268,17 @@ class Pictures:
         """
         unreadable: list[str] = []
 
-        def build(images: ImageSet) -> PixelStore:
+        def store(images: ImageSet) -> PixelStore:
             try:
-                return PixelStore.build(images, store_size, shape=store_shape, progress=progress)
+                return build(images, store_size, shape=store_shape, progress=progress)
             except UnreadableError as error:
                 unreadable.extend(error.reasons)
                 return PixelStore.undecoded(len(images))
 
-        train = build(benchmark.train)
-        validation = None if benchmark.validation is None else build(benchmark.validation)
-        query = build(benchmark.query)
-        gallery = query if benchmark.leave_one_out else build(benchmark.gallery)
+        train = store(benchmark.train)
+        validation = None if benchmark.validation is None else store(benchmark.validation)
+        query = store(benchmark.query)
+        gallery = query if benchmark.leave_one_out else store(benchmark.gallery)
         if unreadable:
             raise UnreadableError(unreadable)
         return cls(benchmark, train, query, gallery, validation)

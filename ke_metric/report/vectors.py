@@ -26,6 +26,7 @@ from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.generation import rate_text, slim_name
 from ke_metric.images.decoding import Progress
 from ke_metric.images.image_set import Benchmark, without_training
+from ke_metric.images.kept_stores import KeptStores
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.files import read_vectors, vectors_content
 from ke_metric.lineage.folder import VECTORS
@@ -76,7 +77,12 @@ class LineageVectors:
         complete = load_benchmark(data, task)
         lineage.require_classes(fingerprint(complete))
         pictures = Pictures.decode(
-            without_training(complete), data.store_size, store_shape=data.store_shape, progress=progress
+            without_training(complete),
+            data.store_size,
+            store_shape=data.store_shape,
+            progress=progress,
+            # A training has kept them, or they are soon decoded.
+            build=KeptStores.of_environment(keeps=False).store,
         )
         now, before = fingerprint(complete, pictures.contents), lineage.data
         changes = lineage.data_contradictions(now) if before is None else before.tested.changes(now.tested)
