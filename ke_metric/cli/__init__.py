@@ -6,6 +6,7 @@ beside the command that was named. The only room that may import every other one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -46,7 +47,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeMetricError as error:
-            click.echo(f"ke-metric: {readable(str(error))}", err=True)
+            # Under torchrun every process of a machine finds the same recipe wrong: one of them says so.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                click.echo(f"ke-metric: {readable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             training = "; if it has finished an epoch, it goes on after that with --resume"

@@ -2,7 +2,7 @@
 
 Ctrl-C and SIGTERM: the first one lets the step finish, a second one stops at once.
 
-How a training goes on: with which command, with what not as it was before, and when another process has gone.
+How a training goes on: with which command, and with what not as it was before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Start
 from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage.folder import TENSORBOARD
-from ke_metric.lineage.store import RESOLVED, Lineage, holds_lineage
+from ke_metric.lineage.store import RESOLVED, Lineage
 from ke_metric.recipe.schema import Recipe
-from ke_metric.training.engine import Engine, lost_process
+from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingObserver
 from ke_metric.training.one_generation import SIGNS
 
@@ -264,31 +264,3 @@ def _norms(recipe: Recipe, before: int, now: int) -> str:
         f"a batch of {size} pictures is shared otherwise, so that batch norm, where the network has it, goes by "
         f"{size // now} pictures instead of {size // before}, and dropout is drawn otherwise"
     )
-
-
-@contextmanager
-def together(engine: Engine, folder: Path, device: str | None) -> Iterator[None]:
-    """Tell in words when another process of the training ends while this one waits for it.
-
-    Args:
-        engine: Knows the processes.
-        folder: The lineage's, whether it is there already or not.
-        device: The torch device that was asked for.
-
-    Raises:
-        KeMetricError: Another process has gone (exit code 5).
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = lost_process(error) if engine.processes > 1 else None
-        if reason is None:
-            raise
-        went_on = "No lineage was begun yet: start it again"
-        if holds_lineage(folder):
-            went_on = f"What was saved last is complete. Go on with: {resume_command(folder, device)}"
-        raise KeMetricError(
-            "another process of this training has gone: it was killed, ran out of memory, or stopped with an error "
-            f"of its own ({reason}). {went_on}",
-            ExitCode.ENVIRONMENT,
-        ) from error

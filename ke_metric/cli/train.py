@@ -20,12 +20,12 @@ from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Outcome, counting, say, say_skipped
+from ke_metric.cli.processes import Processes, together
 from ke_metric.cli.recording import (
     Interrupts,
     LineageRecorder,
     interruptible,
     resume_command,
-    together,
     warn_of_changes,
 )
 from ke_metric.cli.training_display import TrainingDisplay
@@ -208,7 +208,7 @@ def train_lineage(
     folder = _own_folder(folder or default_folder(recipe))
     engine = Engine(recipe.training.precision, device)
     with ExitStack() as stack:
-        stack.enter_context(together(engine, folder, device))
+        processes = stack.enter_context(together(engine, folder, device))
         start = Start()
         if resume:
             recipe = _require_unfinished(Lineage(folder), recipe)
@@ -229,7 +229,7 @@ def train_lineage(
             Lineage(folder).record_data(data)
         engine.wait()
         lineage = Lineage(folder)
-        _grow(lineage, training, start=start, device=device)
+        _grow(lineage, training, processes, start=start, device=device)
         # The first process has stored the last generation when the others read it.
         engine.wait()
     cards = {number: lineage.scorecard(number) for number in lineage.numbers}
@@ -360,7 +360,9 @@ def _create(folder: Path, recipe: Recipe, text: str, overwrite: bool) -> Lineage
     return Lineage.create(folder, recipe, text=text, command=command, overwrite=overwrite)
 
 
-def _grow(lineage: Lineage, training: LineageTraining, *, start: Start, device: str | None) -> None:
+def _grow(
+    lineage: Lineage, training: LineageTraining, processes: Processes, *, start: Start, device: str | None
+) -> None:
     recipe, engine = training.recipe, training.engine
     interrupts = Interrupts(engine, recipe.training.epochs, resume_command(lineage.folder, device))
     if not engine.is_main:
@@ -370,13 +372,14 @@ def _grow(lineage: Lineage, training: LineageTraining, *, start: Start, device: 
         return
     say(f"lineage {lineage.folder}: {_where(start)}")
     warn_of_changes(start, engine, lineage=lineage, device=device)
+    processes.record = lambda code, reason: _try_to_record(lineage, STATUS.get(code, "failed"), reason)
     with (
         _recorded_status(lineage),
         LineageRecorder(lineage) as recorder,
         TrainingDisplay(recipe.generations) as display,
         interruptible(interrupts),
         # Here as well, so that the lineage records why it stopped.
-        together(engine, lineage.folder, device),
+        processes.lost_in_words(),
     ):
         observer = TrainingObservers(display, recorder, interrupts)
         for generation in training.evolve(start, observer):

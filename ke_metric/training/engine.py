@@ -6,12 +6,13 @@ loss scaler are torch's own. Accelerate's checkpoints are not used: they unpickl
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +20,13 @@ from ke_metric.errors import ExitCode, KeMetricError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# What gloo says when another process has gone, or has not answered for half an hour.
+# How long a process waits for the others to start, and for their part of a step. Whatever takes longer than that has
+# hung, or its machine has.
+STEP_TIMEOUT = timedelta(minutes=10)
+# How long it waits where one process works alone: the scores of a large benchmark take hours.
+ALONE_TIMEOUT = timedelta(days=7)
+
+# What gloo says when another process has gone, or has not answered for as long as that.
 LOST = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out waiting",
 )  # fmt: skip
@@ -41,14 +48,18 @@ class Engine:
     def __init__(self, precision: str = "auto", device: str | None = None) -> None:
         wanted = None if device is None else _find_device(device)
         # Accelerate finds the other processes on a CPU only if it is told that there is no other device to use.
-        state = PartialState(cpu=not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu")
-        self.device = torch.device(state.device) if wanted is None else wanted
+        state = _join(cpu=not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu")
+        self.processes = int(state.num_processes)
+        self.rank = int(state.process_index)
+        self.device = _numbered(wanted, torch.device(state.device), self.processes)
         if self.device.type == "cuda":
             # Default random streams are those of the current device.
             torch.cuda.set_device(self.device)
-        self.processes = int(state.num_processes)
-        self.rank = int(state.process_index)
         self.precision = _choose_precision(precision, self.device)
+        # Beside the group of the device, whose waits are watched by a short clock, and fill the device's queue.
+        self._on_cpu: distributed.ProcessGroup | None = None
+        if self.processes > 1:
+            self._on_cpu = distributed.new_group(backend="gloo", timeout=ALONE_TIMEOUT)  # type: ignore[assignment]
 
     @property
     def is_main(self) -> bool:
@@ -111,20 +122,25 @@ class Engine:
             distributed.broadcast(buffer, src=0)
 
     def gather_records(self, records: list[Record]) -> list[Record]:
-        """Return the records of all processes, in order of rank, on every process."""
-        return list(gather_object(records)) if self.processes > 1 else records
+        """Return the records of all processes, in order of rank, on every process; wait for days if need be."""
+        if self.processes == 1:
+            return records
+        parts: list[list[Record]] = [[] for _ in range(self.processes)]
+        distributed.all_gather_object(parts, records, group=self._on_cpu)
+        return [record for part in parts for record in part]
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process, the same answer in all of them."""
         if self.processes == 1:
             return flag
-        flags = torch.tensor(int(flag), device=self.device)
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        flags = torch.tensor(int(flag))
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._on_cpu)
         return bool(flags)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
-        PartialState().wait_for_everyone()
+        """Wait until every process is here, for days if need be."""
+        if self.processes > 1:
+            distributed.barrier(group=self._on_cpu)
 
     def describe(self) -> dict[str, Any]:
         """Return what a provenance record says of the engine."""
@@ -145,6 +161,47 @@ def lost_process(error: BaseException) -> str | None:
     """
     told = next((words for words in LOST if words in str(error)), None)
     return told or (type(error).__name__ if isinstance(error, distributed.DistError) else None)
+
+
+def _join(*, cpu: bool) -> PartialState:
+    """Return the process group that the environment tells of, joined; the one process where it tells of none.
+
+    Raises:
+        KeMetricError: The other processes have not come (ENVIRONMENT).
+    """
+    try:
+        return PartialState(cpu=cpu, timeout=STEP_TIMEOUT)
+    except (RuntimeError, ConnectionError) as error:
+        told = lost_process(error)
+        if told is None:
+            raise
+        where = ", ".join(f"{name}={os.environ.get(name)}" for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"))
+        raise KeMetricError(
+            f"the other processes did not come within {STEP_TIMEOUT.seconds // 60} minutes, or have gone again "
+            f"({told}): {where}. All of them must be started, with one and the same MASTER_ADDR and MASTER_PORT",
+            ExitCode.ENVIRONMENT,
+        ) from error
+
+
+def _numbered(wanted: torch.device | None, own: torch.device, processes: int) -> torch.device:
+    """Return the device to use, with its number: CUDA takes no other for the current one.
+
+    Args:
+        wanted: What was asked for; the process's own when None.
+        own: The process's own.
+        processes: How many there are.
+
+    Raises:
+        KeMetricError: All processes were asked to use one and the same GPU (ENVIRONMENT).
+    """
+    if wanted is not None and wanted.type == "cuda" and wanted.index is not None and processes > 1:
+        raise KeMetricError(
+            f"device '{wanted}': {processes} processes cannot share one GPU; allowed is 'cuda', which gives each its "
+            "own, or to leave the device out",
+            ExitCode.ENVIRONMENT,
+        )
+    device = own if wanted is None or (wanted.type == own.type and wanted.index is None) else wanted
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def _find_device(name: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 from ke_metric.cli import main
 from ke_metric.cli import recording as resume
 from ke_metric.cli.recording import Interrupts
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode
 from ke_metric.generation import epochs_by_engine
 from ke_metric.lineage.store import Lineage
 
@@ -120,28 +119,6 @@ def test_the_whole_command_goes_on(environment, launcher, tmp_path, monkeypatch)
     command = resume.resume_command(tmp_path, "cpu")
     rest = f"train {tmp_path / 'recipe.resolved.yaml'} --lineage {tmp_path} --resume --device cpu"
     assert command == f"{launcher} {rest}"
-
-
-GLOO = "[/pytorch/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:25782: Connection reset by peer. GLHF!"
-
-
-@pytest.mark.parametrize(
-    ("processes", "text", "expected"),
-    [(2, GLOO, KeMetricError), (1, GLOO, RuntimeError), (2, "shapes do not fit", RuntimeError)],
-)
-def test_a_process_that_has_gone_is_told_in_words(processes, text, expected, tmp_path):
-    with pytest.raises(expected) as raised, resume.together(SimpleNamespace(processes=processes), tmp_path, None):
-        raise RuntimeError(text)
-    if expected is KeMetricError:
-        assert raised.value.exit_code == ExitCode.ENVIRONMENT
-        assert "another process of this training has gone" in str(raised.value)
-        assert "(Connection reset by peer). No lineage was begun yet" in str(raised.value)
-        (tmp_path / "lineage.json").write_text("{}")
-        with (
-            pytest.raises(KeMetricError, match="Go on with: "),
-            resume.together(SimpleNamespace(processes=processes), tmp_path, None),
-        ):
-            raise RuntimeError(text)
 
 
 def test_stretches_of_epochs():

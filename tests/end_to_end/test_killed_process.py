@@ -1,4 +1,7 @@
-"""One of two processes is killed: the other one says so and how to go on, and the command that it prints goes on."""
+"""One of several processes ends before its time: all end, one says why, and the command that it names goes on.
+
+The processes are started by hand, so that nobody but themselves can end them.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from ke_metric.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "tests" / "training" / "two_process_training.py"
+PROGRAM = ROOT / "tests" / "training" / "faulty_training.py"
 TINY = """
 generations: 1
 data: {benchmark: glyphs, train_classes: 8, test_classes: 4, image_size: 32, store_size: 32}
@@ -23,47 +27,123 @@ batches: {size: 8, images_per_class: 2}
 training: {epochs: 2, precision: fp32}
 evaluation: {resize: 32, recall_at: [1], kmeans_seeds: 1}
 """
+STEPS = 12
+"""Steps of an epoch."""
+KILLED = -9
+GONE = "another process of this training has gone"
+BROKEN = "a picture that process alone has seen is broken"
+# Seconds within which all processes end after the first one.
+END_WITHIN = 30
 
 
-def start(rank, port, arguments, folder):
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT), "DIES_AT": "14",
-    }  # fmt: skip
+def environment(**more):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), **more}
+
+
+def start(rank, port, folder, **more):
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     return subprocess.Popen(
-        [sys.executable, PROGRAM, *arguments], cwd=folder, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, PROGRAM, "train", "tiny.yaml", "--lineage", "l"],
+        cwd=folder, env=environment(**shared, **own, **more), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_killed_process_ends_in_words_and_its_command_goes_on(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TINY)
+def train(folder, **more):
+    """Train by two processes; return each one's exit code and what it said, and the seconds between their ends."""
+    (folder / "tiny.yaml").write_text(TINY)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start(rank, port, ["train", "tiny.yaml", "--lineage", "l"], tmp_path) for rank in (0, 1)]
-    told = processes[0].communicate(timeout=300)[1]
-    processes[1].communicate(timeout=60)
-    assert processes[0].returncode == ExitCode.ENVIRONMENT, told
-    assert processes[1].returncode < 0
-    assert "another process of this training has gone" in told
-    assert "Traceback" not in told
-    assert json.loads((tmp_path / "l" / "lineage.json").read_text())["status"] == "failed"
-    command = shlex.split(told.partition("Go on with: ")[2].splitlines()[0])
+    processes = [start(rank, port, folder, **more) for rank in (0, 1)]
+    try:
+        while all(process.poll() is None for process in processes):
+            time.sleep(0.1)
+        ended = time.monotonic()
+        told = [process.communicate(timeout=2 * END_WITHIN)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], told, time.monotonic() - ended
+
+
+def resume(folder):
+    command = [sys.executable, PROGRAM, "train", "l/recipe.resolved.yaml", "--lineage", "l", "--resume"]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def status(folder):
+    return json.loads((folder / "l" / "lineage.json").read_text())["status"]
+
+
+def assert_ended_in_words(folder, codes, told, seconds, *, killed):
+    survivor = 1 - killed
+    assert codes[killed] == KILLED, told
+    assert codes[survivor] == ExitCode.ENVIRONMENT, told
+    assert seconds < END_WITHIN
+    assert told[survivor].count(GONE) == 1
+    assert "Traceback" not in told[survivor]
+    # The first process keeps the lineage's record, and cannot after its own death.
+    assert status(folder) == ("failed" if killed == 1 else "running")
+
+
+def test_a_process_killed_in_training_ends_the_other_and_its_command_goes_on(tmp_path):
+    found = train(tmp_path, FAULT="1:step:die", STEP=str(STEPS + 2))
+    assert_ended_in_words(tmp_path, *found, killed=1)
+    command = shlex.split(found[1][0].partition("Go on with: ")[2].splitlines()[0])
     assert command[:4] == ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    assert (tmp_path / "l" / "in-progress").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "killed"), [("step", 0), ("step", 1), ("scoring", 0), ("scoring", 1), ("saving", 0)]
+)
+def test_a_process_killed_anywhere_ends_the_other_and_leaves_a_lineage_that_goes_on(where, killed, tmp_path):
+    """Scored by the first process alone for a minute, which waits for nobody meanwhile."""
+    found = train(tmp_path, FAULT=f"{killed}:{where}:die", STEP=str(STEPS + 2), SLOW="60")
+    assert_ended_in_words(tmp_path, *found, killed=killed)
+    done = resume(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "trained by 2 processes so far, goes on with 1 process" in done.stderr
+    assert status(tmp_path) == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["decoding", "step"])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_is_said_once_and_is_the_end_of_all(where, failing, tmp_path):
+    codes, told, seconds = train(tmp_path, FAULT=f"{failing}:{where}:fail", STEP=str(STEPS + 2))
+    assert codes == [ExitCode.DATA, ExitCode.DATA], told
+    assert seconds < END_WITHIN
+    assert [text.count(BROKEN) for text in told] == [1, 0]
+    assert GONE not in "".join(told)
+
+
+@pytest.mark.slow
+def test_the_command_that_is_named_goes_on_with_as_many_processes(tmp_path):
+    found = train(tmp_path, FAULT="1:step:die", STEP=str(STEPS + 2))
+    command = shlex.split(found[1][0].partition("Go on with: ")[2].splitlines()[0])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *command[1:]],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "so far, goes on" not in done.stderr
     facts = json.loads((tmp_path / "l" / "generation-001" / "provenance.json").read_text())["training"]
     assert facts["epochs"] == [{"first": 1, "last": 2, "processes": 2, "precision": "fp32"}]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_recipe_is_said_once_by_several_processes(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 2, wokers: 1"))
+    command = ["--standalone", "--nproc_per_node", "2", "-m", "ke_metric.cli", "train", "tiny.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *command],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("training.wokers") == 1

@@ -1,11 +1,11 @@
-"""The engine of a single process on the CPU; several processes are in test_two_processes.py."""
+"""The engine of a single process on the CPU; several processes are in test_processes.py."""
 
 import pytest
 import torch
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.training.engine import Engine
+from ke_metric.training.engine import Engine, _numbered
 
 
 @pytest.fixture
@@ -22,6 +22,44 @@ def capable(monkeypatch):
 def test_a_device_that_is_not_there(device):
     with pytest.raises(KeMetricError, match=f"device '{device}' cannot be used.*found: cpu") as raised:
         Engine("fp32", device)
+    assert raised.value.exit_code == ExitCode.ENVIRONMENT
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "processes", "expected"),
+    [
+        # Accelerate's device of a single process, and what a user writes, have no number; CUDA refuses such a one.
+        (None, "cuda", 1, "cuda:3"),
+        ("cuda", "cuda", 1, "cuda:3"),
+        ("cuda:1", "cuda", 1, "cuda:1"),
+        ("cuda", "cuda:2", 4, "cuda:2"),
+        (None, "cuda:2", 4, "cuda:2"),
+        ("cpu", "cuda", 1, "cpu"),
+        (None, "cpu:0", 2, "cpu:0"),
+    ],
+)
+def test_a_gpu_has_a_number(wanted, own, processes, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    found = _numbered(None if wanted is None else torch.device(wanted), torch.device(own), processes)
+    assert found == torch.device(expected)
+
+
+def test_several_processes_cannot_share_a_gpu():
+    with pytest.raises(KeMetricError, match=r"device 'cuda:1': 2 processes cannot share one GPU.*'cuda'") as raised:
+        _numbered(torch.device("cuda:1"), torch.device("cuda:0"), 2)
+    assert raised.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_processes_that_do_not_come_are_told_in_words(monkeypatch):
+    def alone(**options):
+        raise torch.distributed.DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
+
+    monkeypatch.setattr("ke_metric.training.engine.PartialState", alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        KeMetricError, match=r"the other processes did not come within 10 minutes.*WORLD_SIZE=2"
+    ) as raised:
+        Engine("fp32", "cpu")
     assert raised.value.exit_code == ExitCode.ENVIRONMENT
 
 
