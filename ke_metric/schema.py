@@ -34,6 +34,7 @@ Added = Mapping[str, JsonValue]
 """Dotted name of a field to the value that was in effect before the field existed."""
 
 RECIPE_FIELDS: Added = {
+    "augmentation.where": "loader",
     "data.background": "keep",
     "data.exif_orientation": False,
     "data.path_column": "path",

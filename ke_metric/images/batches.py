@@ -8,164 +8,29 @@ pixels, U numbers per picture.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ke_metric.arrays import DoubleArray, IntArray, PixelArray
+from ke_metric.arrays import DoubleArray, FloatArray, IntArray, PixelArray
+from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
+from ke_metric.images.batch_augmentation import BatchAugmenter
 from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation, unit_range
 from ke_metric.images.samplers import BatchOwner, ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
 from ke_metric.randomness import numpy_generator
-from ke_metric.recipe.schema import Augmentation, Recipe
+from ke_metric.recipe.schema import Recipe
 
-COLOUR_DRAWS = 2
-"""Numbers per picture of the colour step: brightness, contrast."""
-
-# As many as torchvision's RandomResizedCrop makes before it takes the centre.
-CROP_TRIES = 10
-
-# A row of draws is flip, then for crop: top, left, an area and a ratio per try; for affine: its five values.
-_AREAS = slice(3, 3 + CROP_TRIES)
-_RATIOS = slice(3 + CROP_TRIES, 3 + 2 * CROP_TRIES)
-_CROP_DRAWS = 3 + 2 * CROP_TRIES
-_AFFINE_DRAWS = 6
-
-
-class Augmenter:
-    """The augmentation of a recipe, for pictures of a training batch.
-
-    Args:
-        augmentation: The recipe's section.
-        size: S, height and width in pixels of the result.
-
-    Attributes:
-        geometry_draws: U, how many numbers each picture needs for its geometry.
-    """
-
-    def __init__(self, augmentation: Augmentation, size: int) -> None:
-        self._augmentation = augmentation
-        self._size = size
-        self.geometry_draws = _CROP_DRAWS if augmentation.geometry == "crop" else _AFFINE_DRAWS
-
-    def __call__(self, picture: PixelArray, draws: DoubleArray) -> PixelArray:
-        """Cut or move a picture uint8 [H, W, 3] by draws [U], uniform in [0, 1), then flip it: uint8 [S, S, 3]."""
-        flip, *values = draws.tolist()
-        if self._augmentation.geometry == "crop":
-            top, left, height, width = crop_box(picture.shape, draws, self._augmentation)
-            # Cut before resizing, as torchvision does: Pillow's own `box` looks at pixels outside of it.
-            cut = Image.fromarray(picture[top : top + height, left : left + width])
-            result = np.asarray(cut.resize((self._size, self._size), Image.Resampling.BILINEAR))
-        else:
-            result = self._affine(picture, values)
-        return result[:, ::-1] if flip < self._augmentation.flip else result
-
-    def colour(self, batch: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Change brightness and contrast of every picture by its own factors.
-
-        Brightness multiplies. Contrast scales the distance to the mean over all pixels and channels of the
-        brightened picture. The result is clamped to [0, 1].
-
-        Args:
-            batch: float [B, 3, H, W] in [0, 1]; returned itself when the recipe changes no colours.
-            draws: [B, COLOUR_DRAWS] uniform in [0, 1).
-        """
-        if not (self._augmentation.brightness or self._augmentation.contrast):
-            return batch
-        largest = draws.new_tensor([self._augmentation.brightness, self._augmentation.contrast])
-        factors = (1 + largest * (2 * draws - 1)).to(batch)
-        brightness, contrast = factors[:, :, None, None, None].unbind(dim=1)
-        bright = (batch * brightness).clamp_(max=1)
-        mean = bright.mean(dim=(1, 2, 3), keepdim=True)
-        return torch.lerp(mean, bright, contrast).clamp_(0, 1)
-
-    def _affine(self, picture: PixelArray, values: list[float]) -> PixelArray:
-        """Rotate, zoom, move and shear about the centre; what lies outside gets the colour of the border.
-
-        Without any change this is the central square, reduced to S x S, as in evaluation.
-        """
-        height, width = picture.shape[:2]
-        matrix, shrink = self._affine_matrix(values, min(height, width))
-        image = Image.fromarray(picture)
-        # Sampling four neighbours is sharp and free of aliases up to a shrink of 2; beyond, average blocks first.
-        factor = max(1, math.ceil(shrink / 2))
-        if factor > 1:
-            image = image.reduce(factor)
-        a, b, x, c, d, y = (value / factor for value in matrix)
-        moved = image.transform(
-            (self._size, self._size),
-            Image.Transform.AFFINE,
-            (a, b, x + width / factor / 2, c, d, y + height / factor / 2),
-            Image.Resampling.BILINEAR,
-            fillcolor=_border_colour(picture),
-        )
-        return np.asarray(moved)
-
-    def _affine_matrix(self, values: list[float], side: int) -> tuple[tuple[float, ...], float]:
-        """Return the map from result to picture, both seen from the centre of the picture, and how far it shrinks."""
-        rotation, zoom, shift_x, shift_y, shear = values
-        recipe = self._augmentation
-        angle = math.radians(recipe.rotation * (2 * rotation - 1))
-        slant = math.tan(math.radians(recipe.shear * (2 * shear - 1)))
-        shrink = side / self._size / (recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * zoom)
-        cos, sin = math.cos(angle) * shrink, math.sin(angle) * shrink
-        a, b, c, d = cos - slant * sin, sin + slant * cos, -sin, cos
-        centre_x = self._size * (0.5 + recipe.translation * (2 * shift_x - 1))
-        centre_y = self._size * (0.5 + recipe.translation * (2 * shift_y - 1))
-        return (a, b, -a * centre_x - b * centre_y, c, d, -c * centre_x - d * centre_y), shrink
-
-
-def crop_box(shape: tuple[int, ...], draws: DoubleArray, augmentation: Augmentation) -> tuple[int, int, int, int]:
-    """Return the random resized crop of a picture, with the distribution of torchvision's RandomResizedCrop.
-
-    The area's share is uniform, the ratio log-uniform; the first of CROP_TRIES pairs that fits is taken and placed
-    uniformly. When none fits: the largest central cut whose ratio is allowed.
-
-    Args:
-        shape: (H, W, ...) of the picture.
-        draws: [U] uniform in [0, 1).
-        augmentation: Its `scale` and `ratio` are used.
-
-    Returns:
-        top, left, height and width in pixels.
-    """
-    height, width = shape[:2]
-    low, high = augmentation.scale
-    log_low, log_high = math.log(augmentation.ratio[0]), math.log(augmentation.ratio[1])
-    for area_draw, ratio_draw in zip(draws[_AREAS].tolist(), draws[_RATIOS].tolist(), strict=True):
-        area = height * width * (low + (high - low) * area_draw)
-        ratio = math.exp(log_low + (log_high - log_low) * ratio_draw)
-        crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top, left = int(draws[1] * (height - crop_height + 1)), int(draws[2] * (width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    return _central_box(height, width, augmentation.ratio)
-
-
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    crop_height, crop_width = height, width
-    if width < height * ratio[0]:
-        crop_height = round(width / ratio[0])
-    elif width > height * ratio[1]:
-        crop_width = round(height * ratio[1])
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def _border_colour(picture: PixelArray) -> tuple[int, ...]:
-    """Return the median of each channel over the picture's outermost pixels: white for a glyph on white paper."""
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    border.sort(axis=0)
-    return tuple(border[len(border) // 2].tolist())
+Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
@@ -173,15 +38,17 @@ class Batch(NamedTuple):
 
     Attributes:
         indices: int64 [B] picture numbers.
-        pixels: uint8 [B, S, S, 3].
+        pixels: uint8 [B, S, S, 3], or the cuts of `BatchAugmenter.cuts`.
         labels: int64 [B] class numbers.
         colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
+        cut_facts: What `BatchAugmenter` needs beside the cuts; float32 [B, 0] where the pictures are augmented.
     """
 
     indices: Tensor
     pixels: Tensor
     labels: Tensor
     colour_draws: Tensor
+    cut_facts: Tensor
 
 
 class _Request(NamedTuple):
@@ -198,19 +65,25 @@ class _AugmentedDataset(Dataset[Batch]):
     store: PixelStore
     labels: IntArray
     augmenter: Augmenter
+    for_device: BatchAugmenter | None
 
     def __getitem__(self, request: _Request) -> Batch:
         columns = self.augmenter.geometry_draws
-        pictures = [
-            self.augmenter(self.store.picture(index), draws)
-            for index, draws in zip(request.indices.tolist(), request.draws[:, :columns], strict=True)
-        ]
+        pictures = [self.store.picture(index) for index in request.indices.tolist()]
+        pixels, facts = self._pixels(pictures, request.draws[:, :columns])
         return Batch(
             indices=torch.from_numpy(request.indices.copy()),
-            pixels=torch.from_numpy(np.stack(pictures)),
+            pixels=torch.from_numpy(pixels),
             labels=torch.from_numpy(self.labels[request.indices]),
             colour_draws=torch.from_numpy(request.draws[:, columns:].astype(np.float32)),
+            cut_facts=torch.from_numpy(facts),
         )
+
+    def _pixels(self, pictures: Sequence[PixelArray], draws: DoubleArray) -> tuple[PixelArray, FloatArray]:
+        if self.for_device is not None:
+            return self.for_device.cuts(pictures, draws)
+        augmented = [self.augmenter(picture, row) for picture, row in zip(pictures, draws, strict=True)]
+        return np.stack(augmented), np.empty((len(augmented), 0), np.float32)
 
 
 class TrainingBatches:
@@ -221,16 +94,24 @@ class TrainingBatches:
         labels: [N] class numbers.
         batches: Which pictures share a batch; its seed and generation also give the augmentation's draws.
         augmenter: What happens to a picture.
-        workers: Processes that augment ahead, kept over the epochs; 0: a thread of this process, one batch ahead.
+        for_device: Cuts out what the device needs, in place of what `augmenter` does to the geometry.
+        workers: Processes that augment ahead, kept over the epochs; 0: none.
     """
 
     def __init__(
-        self, store: PixelStore, labels: IntArray, *, batches: IndexBatches, augmenter: Augmenter, workers: int = 0
+        self,
+        store: PixelStore,
+        labels: IntArray,
+        *,
+        batches: IndexBatches,
+        augmenter: Augmenter,
+        for_device: BatchAugmenter | None = None,
+        workers: int = 0,
     ) -> None:
         assert len(store) == len(labels), (len(store), len(labels))
         self._batches = batches
         self._columns = augmenter.geometry_draws + COLOUR_DRAWS
-        self._dataset = _AugmentedDataset(store, labels, augmenter)
+        self._dataset = _AugmentedDataset(store, labels, augmenter, for_device)
         self._requests: list[_Request] = []
         self._loader = self._started(workers) if workers else None
 
@@ -241,7 +122,7 @@ class TrainingBatches:
         """Yield the batches of one epoch, counted from 0."""
         self._batches.set_epoch(epoch)
         if self._loader is None:
-            yield from _one_ahead(self._dataset, self._epoch_requests(epoch))
+            yield from map(self._dataset.__getitem__, self._epoch_requests(epoch))
         else:
             # Filled in place: the DataLoader holds this very list as its sampler.
             self._requests[:] = self._epoch_requests(epoch)
@@ -273,14 +154,17 @@ class TrainingBatches:
         )
 
 
-def _one_ahead(dataset: _AugmentedDataset, requests: Iterator[_Request]) -> Iterator[Batch]:
-    """Make the next batch in a thread while the caller trains on this one: Pillow and torch both release the GIL."""
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(dataset.__getitem__, next(requests))
-        for request in requests:
-            ready, upcoming = upcoming, thread.submit(dataset.__getitem__, request)
-            yield ready.result()
-        yield upcoming.result()
+def one_ahead(items: Iterator[Item]) -> Generator[Item]:
+    """Yield items, the next of which a thread makes meanwhile; the thread ends with this generator, however it ends.
+
+    What making one raises is raised where that one is due. Pillow and torch release the interpreter.
+    """
+    with ThreadPoolExecutor(1, "one-ahead") as thread:
+        end = object()
+        upcoming = thread.submit(next, items, end)
+        while (ready := upcoming.result()) is not end:
+            upcoming = thread.submit(next, items, end)
+            yield ready  # type: ignore[misc]  # `end` is no item
 
 
 class DeviceBatch(NamedTuple):
@@ -325,6 +209,9 @@ class TrainingEpochs:
         images = pictures.benchmark.train
         self._images, self._recipe, self._device = images, recipe, device
         self._augmenter = Augmenter(recipe.augmentation, recipe.data.image_size)
+        self._how = Preparation.of_recipe(recipe)
+        whole = recipe.augmentation.where == "device"
+        self._for_device = BatchAugmenter(recipe.augmentation, recipe.data.image_size) if whole else None
         self._batches = TrainingBatches(
             pictures.train,
             images.labels,
@@ -332,6 +219,7 @@ class TrainingEpochs:
                 images, recipe, seed=recipe.seed, generation=generation, rank=rank, processes=processes
             ),
             augmenter=self._augmenter,
+            for_device=self._for_device,
             workers=recipe.data.workers,
         )
 
@@ -339,13 +227,33 @@ class TrainingEpochs:
         return len(self._batches)
 
     def epoch(self, number: int) -> Iterator[DeviceBatch]:
-        """Yield the batches of epoch `number` (from 1); the same ones whenever it is asked."""
-        how, channels_last = Preparation.of_recipe(self._recipe), self._recipe.training.channels_last
-        for batch in self._batches.epoch(number - 1):
-            images = unit_range(batch.pixels, device=self._device, channels_last=channels_last)
-            images = self._augmenter.colour(images, batch.colour_draws.to(self._device))
-            keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
-            yield DeviceBatch(how.standardize(images), batch.labels.to(self._device), keys)
+        """Yield the batches of epoch `number` (from 1), one being made ahead; the same ones whenever it is asked."""
+        batches = self._batches.epoch(number - 1)
+        if self._recipe.data.workers:
+            # They are ahead already, and a worker that a thread of a pool has started ends badly.
+            yield from map(self._on_device, batches)
+        elif self._device.type == "cuda":
+            yield from one_ahead(map(self._on_device, batches))
+        else:
+            with closing(one_ahead(batches)) as ahead:
+                # Not in the thread too: on the CPU, torch's own threads of both would keep each other waiting.
+                yield from map(self._on_device, ahead)
+
+    def _on_device(self, batch: Batch) -> DeviceBatch:
+        keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
+        if self._device.type == "cuda":
+            # Only from memory that is pinned the device copies by itself, without the processor waiting for it.
+            batch = Batch(*(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in batch))
+        images = self._augmenter.colour(self._unit_range(batch), batch.colour_draws.to(self._device))
+        return DeviceBatch(self._how.standardize(images), batch.labels.to(self._device), keys)
+
+    def _unit_range(self, batch: Batch) -> Tensor:
+        """Return the cut or moved pictures, float32 [B, 3, S, S] in [0, 1], on the device."""
+        channels_last = self._recipe.training.channels_last
+        if self._for_device is None:
+            return unit_range(batch.pixels, device=self._device, channels_last=channels_last)
+        images = self._for_device(batch.pixels.to(self._device), batch.cut_facts.to(self._device))
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
 def _index_batches(images: ImageSet, recipe: Recipe, **owner: Unpack[BatchOwner]) -> IndexBatches:

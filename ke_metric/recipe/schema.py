@@ -138,6 +138,9 @@ class Augmentation(Section):
     """Largest change of brightness, either way, as a factor: 0.2 draws from [0.8, 1.2]."""
     contrast: float = Field(0.0, ge=0, lt=1)
     """Largest change of contrast around the picture's mean, either way, as a factor."""
+    where: Literal["loader", "device"] = "loader"
+    """Where pictures are cut and moved. loader: one by one, by Pillow. device: whole batches on the training device,
+    by the same draws; pixels differ by rounding."""
 
     @field_validator("scale", "ratio")
     @classmethod

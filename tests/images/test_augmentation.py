@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from ke_metric.images.batches import COLOUR_DRAWS, Augmenter, crop_box
+from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter, crop_box
 from ke_metric.recipe.schema import Augmentation
 
 WIDE = {"scale": (0.5, 2.0), "rotation": 180, "translation": 0.5, "shear": 60}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.images.batches import Augmenter, TrainingBatches, TrainingEpochs, first_pictures
+from ke_metric.images.augmentation import Augmenter
+from ke_metric.images.batches import TrainingBatches, TrainingEpochs, first_pictures
 from ke_metric.images.image_set import Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.samplers import PairedBatches

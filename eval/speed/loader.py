@@ -1,0 +1,253 @@
+"""The loader alone and the first step of a second training, beside decoding JPEGs every epoch with torchvision.
+
+    python -m eval.speed.loader [--rounds 5] [--pictures 3000] [--results eval/speed/results/loader.md]
+
+The pictures are JPEGs of 500 x 375 pixels, cut out of the two photographs that scikit-learn brings. All ways of a row
+run on one core with one thread, and both end with standardised float32 batches: ours from a kept store, the peer by
+PIL's decoder and torchvision's v2 transforms, uint8 tensors first, which is its faster order. `whole batches` is
+`augmentation.where: device` on the CPU. The second training is the whole process, from its start to its first step.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torchvision.transforms import v2
+
+from eval.shared.provenance import provenance_lines
+from eval.shared.rounds import Clocked, in_turn, ratios, spread
+from ke_metric.benchmarks.registry import load_benchmark
+from ke_metric.images.batches import TrainingEpochs
+from ke_metric.images.image_set import Benchmark
+from ke_metric.images.kept_stores import KeptStores
+from ke_metric.images.pixel_store import Pictures
+from ke_metric.recipe.schema import Recipe
+
+CLASSES = 50
+BATCH = 50
+FIRST_STEP = "--until-first-step"
+CPU = torch.device("cpu")
+AFFINE = {"geometry": "affine", "scale": [0.8, 1.2], "rotation": 10.0, "translation": 0.1}
+HEAD = [
+    "| what | ours | the other | ratio, wall | ratio, CPU | target | met |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+def main() -> None:
+    """Measure, print the tables, and write them where `--results` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
+    parser.add_argument("--pictures", type=int, default=3000, help="JPEGs of the second training (default: 3000)")
+    parser.add_argument("--few", type=int, default=400, help="JPEGs that the loaders are timed on (default: 400)")
+    parser.add_argument("--results", type=Path, help="write the tables there as well")
+    parser.add_argument(FIRST_STEP, type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.until_first_step:
+        stop_at_first_step(given.until_first_step)
+    with tempfile.TemporaryDirectory() as folder:
+        photos = write_photos(Path(folder, "photos"), given.pictures)
+        rows = [*second_training(photos, Path(folder), max(1, given.rounds - 2)), *loaders(photos, given)]
+    text = "\n".join(["# The loader", "", *provenance(given), "", *HEAD, *rows, ""])
+    print(text)
+    if given.results:
+        given.results.parent.mkdir(parents=True, exist_ok=True)
+        given.results.write_text(text, encoding="utf-8")
+
+
+def provenance(given: argparse.Namespace) -> list[str]:
+    """Return what the figures depend on."""
+    more = f"the loaders on one core with one thread; {given.rounds} rounds of {given.few} pictures each"
+    return provenance_lines(("torchvision", "pillow", "numpy"), more=more)
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Write JPEGs of 500 x 375 pixels, random cuts of two photographs, in class folders."""
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        photo, width = photos[number % 2], int(generator.integers(350, 560))
+        height = width * 3 // 4
+        left, top = int(generator.integers(photo.width - width)), int(generator.integers(photo.height - height))
+        path = folder / f"class {number % CLASSES:02d}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut = photo.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        cut.save(path, quality=90)
+    return folder
+
+
+def recipe_of(photos: Path, *, size: int, store_size: int, **augmentation: object) -> Recipe:
+    """Return a recipe whose batches are those that are timed."""
+    return Recipe.model_validate(
+        {
+            "name": "photos",
+            "generations": 1,
+            "data": {
+                "benchmark": "folder",
+                "root": str(photos),
+                "image_size": size,
+                "store_size": store_size,
+                "test_fraction": 0.04,
+            },
+            "augmentation": augmentation,
+            "network": {"backbone": "resnet18"},
+            "batches": {"sampler": "shuffled", "size": BATCH},
+            "training": {"epochs": 1, "precision": "fp32"},
+            "evaluation": {"resize": size, "slim": False},
+        }
+    )
+
+
+def loaders(photos: Path, given: argparse.Namespace) -> list[str]:
+    """Time an epoch of the loader, picture by picture, as whole batches, and as the peer does it, on one core."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return [
+            *loader_rows(photos, given, "crop, 224 px", 6.0, size=224, store_size=256),
+            *loader_rows(photos, given, "crop, 64 px", 25.0, size=64, store_size=72),
+            *loader_rows(photos, given, "crop, 64 px from a store of 256", None, size=64, store_size=256),
+            *loader_rows(photos, given, "affine, 32 px from a store of 64", None, size=32, store_size=64, **AFFINE),
+        ]
+    finally:
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, cores)
+
+
+def loader_rows(
+    photos: Path, given: argparse.Namespace, what: str, target: float | None, **settings: object
+) -> list[str]:
+    """Return a row against the peer, where it does the same, and one of picture by picture against whole batches."""
+    recipe = recipe_of(photos, **settings)  # type: ignore[arg-type]
+    benchmark = with_few(load_benchmark(recipe.data, recipe.task), given.few)
+    pictures = Pictures.decode(benchmark, recipe.data.store_size)
+    whole = recipe.model_copy(update={"augmentation": recipe.augmentation.model_copy(update={"where": "device"})})
+    files = [photos / key for key in benchmark.train.keys]
+    ways = {"ours": epoch_of(pictures, recipe), "whole": epoch_of(pictures, whole)}
+    if recipe.augmentation.geometry == "crop":
+        ways["peer"] = peer(files, recipe)
+    for way in ways.values():
+        way()
+    times = in_turn(ways, given.rounds)
+    rows = [row(f"{what}: picture by picture, against whole batches", times, "whole", "ours", None, len(files))]
+    if "peer" in times:
+        rows.insert(
+            0, row(f"{what}: store to batch, against decode and v2", times, "peer", "ours", target, len(files))
+        )
+    return rows
+
+
+def with_few(benchmark: Benchmark, count: int) -> Benchmark:
+    """Keep the first training pictures, and none to test on."""
+    none = benchmark.query.at(np.arange(0))
+    return replace(benchmark, train=benchmark.train.at(np.arange(count)), query=none, gallery=none)
+
+
+def epoch_of(pictures: Pictures, recipe: Recipe) -> Callable[[], None]:
+    """Return what goes through one epoch of ours."""
+    epochs = TrainingEpochs(pictures, recipe, generation=1, device=CPU)
+
+    def go_through() -> None:
+        for _ in epochs.epoch(1):
+            pass
+
+    return go_through
+
+
+def peer(files: list[Path], recipe: Recipe) -> Callable[[], None]:
+    """Return what goes through the same pictures by PIL and torchvision."""
+    transform = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RandomResizedCrop(recipe.data.image_size, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(recipe.data.mean, recipe.data.std),
+        ]
+    )
+
+    def go_through() -> None:
+        for start in range(0, len(files), BATCH):
+            torch.stack([transform(Image.open(path).convert("RGB")) for path in files[start : start + BATCH]])
+
+    return go_through
+
+
+def row(
+    what: str, times: Mapping[str, list[Clocked]], other: str, ours: str, target: float | None, count: int
+) -> str:
+    """Return a row of the table; the ratio says how many times faster ours is."""
+    walls, cpus = (
+        [[getattr(each, kind) for each in times[way]] for way in (other, ours)] for kind in ("wall", "cpu")
+    )
+    ratio = ratios(*walls)
+    each = [f"{np.median(wall) / count * 1e6:,.0f} µs per picture" for wall in reversed(walls)]
+    met = "" if target is None else ("yes" if np.median(ratio) >= target else "no")
+    aim = "" if target is None else f">= {target:g}"
+    return f"| {what} | {each[0]} | {each[1]} | {spread(ratio, 1)} | {spread(ratios(*cpus), 1)} | {aim} | {met} |"
+
+
+def second_training(photos: Path, folder: Path, rounds: int) -> list[str]:
+    """Time a training that decodes and one that finds what is kept, each to its first step; and the stores alone."""
+    recipe = recipe_of(photos, size=64, store_size=256)
+    path = folder / "recipe.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    benchmark, cache = load_benchmark(recipe.data, recipe.task), folder / "cache"
+
+    def process() -> None:
+        command = [sys.executable, "-m", "eval.speed.loader", FIRST_STEP, str(path)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "KE_METRIC_CACHE": str(cache)})
+
+    def stores() -> None:
+        kept = KeptStores(cache / "pixels", least_seconds=0)
+        Pictures.decode(benchmark, recipe.data.store_size, build=kept.store)
+
+    rows, count = [], len(benchmark.train) + len(benchmark.query)
+    for what, work in (("the stores alone", stores), ("`ke-metric train` to its first step", process)):
+        firsts, seconds = [], []
+        for _ in range(rounds):
+            shutil.rmtree(cache, ignore_errors=True)
+            firsts.append(clocked_wall(work))
+            seconds.append(clocked_wall(work))
+        share = ratios(seconds, firsts)
+        met = "yes" if np.median(share) <= 0.2 else "no"
+        times = f"{np.median(seconds):.2f} s | first: {np.median(firsts):.2f} s"
+        rows.append(f"| second training, {count:,} JPEGs: {what} | {times} | {spread(share)} | | <= 0.2 | {met} |")
+    return rows
+
+
+def clocked_wall(work: Callable[[], None]) -> float:
+    """Return the seconds that a call takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def stop_at_first_step(recipe: Path) -> None:
+    """Be `ke-metric train` up to the first step, and end there."""
+    from ke_metric.cli import main as ke_metric
+    from ke_metric.training.one_generation import GenerationTraining
+
+    def first_step(*_: object, **__: object) -> None:
+        shutil.rmtree(recipe.parent / "lineage", ignore_errors=True)
+        os._exit(0)
+
+    GenerationTraining.take_step = first_step  # type: ignore[assignment,method-assign]
+    sys.argv = ["ke-metric", "train", str(recipe), "--lineage", str(recipe.parent / "lineage"), "--device", "cpu"]
+    ke_metric()
+
+
+if __name__ == "__main__":
+    main()
