@@ -52,6 +52,7 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_fields.py
 	$(BIN)/python docs/generate_commands.py
+	$(BIN)/python docs/generate_losses.py
 	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
 	@echo docs/_build/html/index.html
 

@@ -1,4 +1,4 @@
-"""Losses by name: of embeddings, those of pytorch-metric-learning and what it lacks; of classifiers, our own.
+"""Losses: of embeddings, what pytorch-metric-learning lacks and what holds one of its own; of classifiers, our own.
 
 All are computed in float32 whatever the network's precision. What takes logits takes [B, C] of any floating-point
 type and labels, int64 [B] in [0, C), and returns a float32 scalar.
@@ -8,27 +8,14 @@ Shapes: B batch, D embedding, C classes.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Mapping
-from types import ModuleType
 
 import torch
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ke_metric.errors import ExitCode, KeMetricError
 
-# Not for one batch of embeddings and labels: unfinished classes, wrappers of others, those that take a second batch
-# or no labels, those that give more than one number.
-_UNUSABLE = frozenset(
-    {
-        "BaseDistance", "BaseLossWrapper", "BaseMetricLossFunction", "BaseMiner", "BaseReducer", "BaseRegularizer",
-        "BatchedDistance", "CrossBatchMemory", "DoNothingReducer", "EmbeddingsAlreadyPackagedAsTriplets",
-        "GenericPairLoss", "ManifoldLoss", "MultipleLosses", "MultipleReducers", "SelfSupervisedLoss", "VICRegLoss",
-    }
-)  # fmt: skip
 # An arc cosine has no slope at -1 and 1; the nearest numbers float32 has.
 _LARGEST_COSINE = 1 - 1e-7
 # Half precision leaves cosines this far from what they are.
@@ -58,12 +45,12 @@ class EmbeddingLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
             mined = () if self.miner is None else (self.miner(embeddings, labels),)
-            self.tuples = sum(_tuple_count(tuples) for tuples in mined) if mined else None
+            self.tuples = sum(tuple_count(tuples) for tuples in mined) if mined else None
             value: Tensor = self.loss(embeddings, labels, *mined)
         return value
 
 
-def _tuple_count(mined: tuple[Tensor, ...]) -> int:
+def tuple_count(mined: tuple[Tensor, ...]) -> int:
     """Count triplets (anchors, positives, negatives) or pairs (anchors, positives, anchors, negatives)."""
     return len(mined[0]) if len(mined) == 3 else len(mined[0]) + len(mined[2])
 
@@ -232,23 +219,6 @@ class AdaCosLoss(ClassificationLoss):
         return scale
 
 
-def _classes(module: ModuleType) -> dict[str, type[nn.Module]]:
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, nn.Module) and name not in _UNUSABLE
-    }
-
-
-EMBEDDING_LOSSES = {**_classes(losses), ClassicProxyNCALoss.__name__: ClassicProxyNCALoss}
 CLASSIFICATION_LOSSES: dict[str, type[ClassificationLoss]] = {
     loss.__name__: loss for loss in (CrossEntropyLoss, CSKDLoss, AdaCosLoss)
 }
-MINERS = _classes(miners)
-NESTED: Mapping[str, Mapping[str, type[nn.Module]]] = {
-    "distance": _classes(distances),
-    "reducer": _classes(reducers),
-    "embedding_regularizer": _classes(regularizers),
-    "weight_regularizer": _classes(regularizers),
-}
-"""Keywords whose value is a part itself, written {name: ..., keyword: ...}."""

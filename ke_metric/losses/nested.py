@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ke_metric.losses.combined import MultipleLosses
 from ke_metric.losses.losses import EmbeddingLoss
 
 
@@ -35,7 +36,9 @@ class NestedLoss(nn.Module):
             miner.
     """
 
-    def __init__(self, build: Callable[[int], EmbeddingLoss], *, size: int, nested_sizes: Sequence[int]) -> None:
+    def __init__(
+        self, build: Callable[[int], EmbeddingLoss | MultipleLosses], *, size: int, nested_sizes: Sequence[int]
+    ) -> None:
         super().__init__()
         # The whole one first: its proxies are those that it would have alone.
         self.losses = nn.ModuleDict({str(each): build(each) for each in (size, *nested_sizes)})

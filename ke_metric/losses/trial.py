@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.losses.losses import EMBEDDING_LOSSES
+from ke_metric.losses.library import EMBEDDING_LOSSES, MISCOUNTING
 from ke_metric.recipe.schema import Batches, Loss, Miner
 
 # Classes of a twin. More of them in a batch, or more images of one, show nothing new.
 MOST = 8
+# Embeddings in the memory of a twin: those of its largest batch and of one before.
+MEMORY = MOST * MOST + MOST
 # Two images of each of four classes: pairs of both sorts.
 PAIRS = torch.arange(4).repeat_interleave(2)
 # A gradient below this share of the largest one in a batch with pairs of both sorts is rounding.
@@ -158,7 +160,7 @@ def _alternatives(trial: _Trial, build: Build, refused: Loss, fault: _Fault) -> 
     working = [
         name
         for name in sorted(EMBEDDING_LOSSES)
-        if name != refused.name
+        if name not in (refused.name, *MISCOUNTING)
         and (fault.of_batches or _has_parameters(build, Loss(name=name)) == is_proxy)
         and trial.fault(build, Loss(name=name)) is None
     ]
@@ -260,7 +262,11 @@ class _Trial:
         return _Fault(f"{what}. {self.batches.described}; use {self.batches.cure}", of_batches=True)
 
     def _largest_gradient(self, twin: nn.Module, labels: Tensor, spread: float | None) -> float:
-        gradient = _gradient(copy.deepcopy(twin), self._embeddings(len(labels), spread), labels)
+        fresh = copy.deepcopy(twin)
+        if any(True for _ in fresh.buffers()):
+            # What has a memory finds the other pictures there, whatever is in the batch.
+            _gradient(fresh, self._embeddings(len(PAIRS)), PAIRS)
+        gradient = _gradient(fresh, self._embeddings(len(labels), spread), labels)
         return float(gradient.abs().max())
 
     def _embeddings(self, count: int, spread: float | None = None) -> Tensor:

@@ -12,7 +12,11 @@ from ke_metric.recipe.method_rules import RULES
 from ke_metric.recipe.schema import Recipe
 
 DOCS = ROOT / "docs"
-GENERATED = {"recipe-fields.md": "generate_fields.py", "commands.md": "generate_commands.py"}
+GENERATED = {
+    "recipe-fields.md": "generate_fields.py",
+    "commands.md": "generate_commands.py",
+    "losses.md": "generate_losses.py",
+}
 
 
 def rows(name):

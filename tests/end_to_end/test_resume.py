@@ -28,11 +28,19 @@ batches: {size: 8, images_per_class: 2}
 training: {epochs: 3, warmup_epochs: 1}
 evaluation: {resize: 32, recall_at: [1, 2], kmeans_seeds: 1}
 """
-# What must come back from disk as it was: running means and two moments; what dropout draws and a momentum. Both have
-# parameters of the loss besides.
+# What must come back from disk as it was: running means and two moments; what dropout draws, a momentum and a memory
+# of earlier batches. Both have parameters of the loss besides.
+MEMORY = (
+    "{name: MultipleLosses, arguments: {losses: "
+    "[{name: ProxyAnchorLoss}, {name: CrossBatchMemory, memory_size: 20, loss: {name: ContrastiveLoss}}]}}"
+)
 KINDS = {
     "batch norm and AdamW": ["network.backbone=timm/test_resnet", "optimizer={name: adamw, learning_rate: 1e-3}"],
-    "dropout and SGD": ["network.backbone=squeezenet1_1", "optimizer={name: sgd, learning_rate: 1e-2}"],
+    "dropout and SGD": [
+        "network.backbone=squeezenet1_1",
+        "optimizer={name: sgd, learning_rate: 1e-2}",
+        f"loss={MEMORY}",
+    ],
 }
 ONE_KIND = pytest.mark.parametrize("recipe", ["batch norm and AdamW"], indirect=True)
 EVERY_KIND = pytest.mark.parametrize("recipe", KINDS, indirect=True)

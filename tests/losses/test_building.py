@@ -5,7 +5,7 @@ from pytorch_metric_learning import distances, reducers, regularizers
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import allowed_keywords, build_part
-from ke_metric.losses.losses import EMBEDDING_LOSSES, MINERS
+from ke_metric.losses.library import EMBEDDING_LOSSES, MINERS
 
 SIZES = {"num_classes": 7, "embedding_size": 3}
 
@@ -78,7 +78,7 @@ def test_keywords_are_found_in_the_parents_a_class_passes_them_on_to():
             ("loss.name = 'proxyanchor'", "did you mean 'ProxyAnchorLoss'", "ClassicProxyNCALoss"),
         ),
         (miner, "TripletMiner", {}, ("miner.name = 'TripletMiner'", "did you mean 'TripletMarginMiner'")),
-        (loss, "CrossBatchMemory", {}, ("is not known",)),
+        (loss, "CrossBatchMemory", {}, ("CrossBatchMemory cannot be built", "'loss'")),
         (loss, "ProxyAnchorLoss", {"alfa": 3}, ("loss.arguments.alfa", "did you mean 'alpha'", "distance", "margin")),
         (
             loss,

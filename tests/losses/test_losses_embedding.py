@@ -7,7 +7,7 @@ import torch
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import build_embedding_loss
-from ke_metric.losses.losses import EMBEDDING_LOSSES, MINERS
+from ke_metric.losses.library import EMBEDDING_LOSSES, MINERS
 from ke_metric.recipe.schema import Loss, Miner
 
 CLASSES, SIZE = 4, 5
@@ -25,7 +25,11 @@ SHIPPED = {
     "proxy anchor": (Loss(name="ProxyAnchorLoss"), None),
     "multi similarity": (Loss(name="MultiSimilarityLoss"), Miner(name="MultiSimilarityMiner")),
 }
-REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 10}}
+REQUIRED = {
+    "RankedListLoss": {"margin": 0.4, "Tn": 10},
+    "CrossBatchMemory": {"loss": {"name": "ContrastiveLoss"}, "memory_size": 16},
+    "MultipleLosses": {"losses": [{"name": "ProxyAnchorLoss"}, {"name": "SupConLoss"}]},
+}
 # See tests/losses/test_trial.py.
 REFUSED = {"DynamicSoftMarginLoss", "HistogramLoss", "TupletMarginLoss"}
 

@@ -32,7 +32,9 @@ from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
-LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss", "TripletMarginLoss", "ProxyNCALoss")
+LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss", "TripletMarginLoss", "ProxyNCALoss", "CrossBatchMemory")
+# Two batches and a half: the four of a training begin it anew.
+ARGUMENTS = {"CrossBatchMemory": {"loss": {"name": "ContrastiveLoss"}, "memory_size": 20}}
 METHODS = {
     "knowledge_evolution": {},
     "repr": {"full_epochs": 1, "dropped_epochs": 1, "cycles": 1},
@@ -110,7 +112,7 @@ class SharesOfPairs(Shares):
 def training_of(loss, engine, rates=()):
     recipe = Recipe(
         name="shares",
-        loss=Loss(name=loss),
+        loss=Loss(name=loss, arguments=ARGUMENTS.get(loss, {})),
         split=Split(rates=rates),
         evaluation=Evaluation(slim_repair="auto"),
         optimizer=Optimizer(learning_rate=0.1),
@@ -357,6 +359,7 @@ def test_gradients_of_a_classification_are_those_of_one_process(found, engine):
 def test_training_ends_at_the_same_weights(loss, found, engine):
     expected = trained(loss, engine)
     assert int(expected["images"]) == 16
+    assert ("loss.embedding_memory" in expected) == (loss == "CrossBatchMemory")
     for process in found:
         assert_close(process["trained"][loss], expected)
 
