@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +101,24 @@ def evolve(
     yield from training.evolve(start or Start(), watch or TrainingObserver())
 
 
+class PhaseClock:
+    """Adds up how long the phases of a generation take.
+
+    Attributes:
+        seconds: Name of a phase to its seconds so far, on the clock.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the block."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - started, 2)
+
+
 @dataclass(frozen=True)
 class LineageTraining:
     """Trains the generations of one lineage.
@@ -140,28 +159,32 @@ class LineageTraining:
         self, number: int, parent: Generation | None, *, state: TrainingState | None, observer: TrainingObserver
     ) -> Generation:
         """Inherit, train and score generation `number` (from 1), from its beginning or from a state."""
-        inheritance = self.inheritance(number, parent)
-        plan = inheritance.plan
+        phases = PhaseClock()
         # What has taught a generation, or epochs of one, is known to work.
         is_new = number == 1 and state is None
-        training = self.assemble(inheritance, rehearsed=is_new)
-        scorer = self.scorer
+        with phases("inheriting"):
+            inheritance = self.inheritance(number, parent)
+            training = self.assemble(inheritance, rehearsed=is_new)
+        plan, scorer = inheritance.plan, self.scorer
         if is_new:
             self._introduce(training.network, observer)
         if state is not None:
             training.restore(state)
         trained = training.train(observer)
-        started = time.perf_counter()
-        narrow = self.narrow_plans(number, parent)
-        repairs = scorer.repairs(training.network, {**narrow, rate_text(plan.rate): plan}, number)
         vectors: dict[str, tuple[FloatArray, FloatArray]] = {}
 
         def keep(name: str, query: FloatArray, gallery: FloatArray) -> None:
             vectors[name] = query, gallery
 
         seen = keep if self.recipe.evaluation.keep_vectors else None
-        scorecard = scorer.scorecard(training.network, plan, narrow=narrow, repairs=repairs, seen=seen)
-        seconds = {"training": round(trained.seconds, 1), "scoring": round(time.perf_counter() - started, 1)}
+        with phases("scoring"):
+            with phases("slim"):
+                narrow = self.narrow_plans(number, parent)
+                repairs = scorer.repairs(training.network, {**narrow, rate_text(plan.rate): plan}, number)
+            scorecard = scorer.scorecard(
+                training.network, plan, narrow=narrow, repairs=repairs, seen=seen, timed=phases
+            )
+        seconds = {"training": round(trained.seconds, 1), **phases.seconds}
         return Generation(
             number=number,
             weights=trained.weights,

@@ -146,7 +146,9 @@ class Provenance:
         environment: Versions, hardware, commit; see `environment.describe_environment`.
         training: Device, precision, processes, search backend and rule for `ties` that were used at the end, and
             `epochs`: which were trained by how many processes and in which precision.
-        seconds: Wall-clock seconds by phase: `training`, `scoring`.
+        seconds: Wall-clock seconds by phase: `inheriting` (up to the first step), `training`, `scoring` and, as part
+            of that, `slim` (all that was done for slim networks: cut out, repaired, scored). A generation of before
+            these were told apart has `training` and `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
         data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a
             generation of before there were any. See `DataFingerprint.describe`.

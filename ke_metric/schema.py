@@ -42,6 +42,7 @@ RECIPE_FIELDS: Added = {
     "embedding.views": 1,
     "network.blur": "none",
     "network.nested_sizes": [],
+    "training.compile": False,
     "split.rates": [],
     "split.joint": "all",
     "split.joint_teacher": 0.0,

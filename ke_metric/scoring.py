@@ -6,7 +6,7 @@ Shapes: N items, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,6 +68,7 @@ class Scorer:
         narrow: Mapping[str, SplitPlan] | None = None,
         repairs: Mapping[str, SlimRepair] | None = None,
         seen: EmbeddingsListener | None = None,
+        timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> Scorecard:
         """Score a network and, where the recipe asks for them and KELS gives them, its slim networks.
 
@@ -78,6 +79,7 @@ class Scorer:
             repairs: Split rate to what is repaired of the slim network there; nothing when left out.
             seen: Called with "dense", "slim" and "slim 0.25" (of `split.rates`) and the embeddings that were scored;
                 for a classification with the logits, twice.
+            timed: Called with "slim"; what it returns surrounds all that is done for slim networks.
         """
         by_size: dict[str, dict[str, Scores]] = {}
 
@@ -92,19 +94,20 @@ class Scorer:
         slim: dict[str, SlimScores] = {}
         own_rate = rate_text(plan.rate)
         plans = {**(narrow or {}), own_rate: plan}
-        for rate, split in plans.items() if plan.kind == "kels" and self.recipe.has_slim else ():
-            name = "slim" if rate == own_rate else slim_name(rate)
-            cut, repair, as_cut = extract_slim(network, split), (repairs or {}).get(rate), None
-            if repair is not None and repair.tensors:
-                as_cut = self._score(cut, name, None)[0]
-                load_whole(cut, {**cut.state_dict(), **repair.tensors}, "the repair of the slim network")
-            # All of it is kept, as in a last generation that is slim already: the same network.
-            if split.reset_count:
-                scores, found[name] = self._score(cut, name, listen)
-            else:
-                scores, found[name] = dense, classes
-                by_size |= {name: by_size["dense"]} if by_size and rate == own_rate else {}
-            slim[rate] = SlimScores(scores, count_parameters(cut), as_cut, repair.kind if repair else None)
+        with timed("slim"):
+            for rate, split in plans.items() if plan.kind == "kels" and self.recipe.has_slim else ():
+                name = "slim" if rate == own_rate else slim_name(rate)
+                cut, repair, as_cut = extract_slim(network, split), (repairs or {}).get(rate), None
+                if repair is not None and repair.tensors:
+                    as_cut = self._score(cut, name, None)[0]
+                    load_whole(cut, {**cut.state_dict(), **repair.tensors}, "the repair of the slim network")
+                # All of it is kept, as in a last generation that is slim already: the same network.
+                if split.reset_count:
+                    scores, found[name] = self._score(cut, name, listen)
+                else:
+                    scores, found[name] = dense, classes
+                    by_size |= {name: by_size["dense"]} if by_size and rate == own_rate else {}
+                slim[rate] = SlimScores(scores, count_parameters(cut), as_cut, repair.kind if repair else None)
         own = slim.pop(own_rate, None)
         return Scorecard(
             dense=dense,

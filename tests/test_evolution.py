@@ -125,7 +125,9 @@ def test_generations_are_counted_and_know_their_parents(lineage):
         assert generation.provenance.training["precision"] == "fp32"
         assert generation.provenance.training["search_backend"] == "torch"
         assert generation.provenance.ties == "mean over all orders"
-        assert set(generation.provenance.seconds) == {"training", "scoring"}
+        seconds = generation.provenance.seconds
+        assert set(seconds) == {"inheriting", "training", "scoring", "slim"}
+        assert 0 < seconds["slim"] <= seconds["scoring"]
         assert [record["epoch"] for record in generation.training_log] == [1, 2]
         assert {record["generation"] for record in generation.training_log} == {generation.number}
 

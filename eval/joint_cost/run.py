@@ -80,15 +80,15 @@ def measured(size: int) -> dict[str, dict[str, float]]:
     for way, training in trainings.items():
         counter = FlopCounterMode(display=False)
         with counter:
-            training.take_step(0, training.epochs.batch)
-        training.take_step(1, training.epochs.batch)
+            training.heard(training.take_step(0, training.epochs.batch))
+        training.heard(training.take_step(1, training.epochs.batch))
         peak = peak_of_tensors(partial(training.take_step, 2, training.epochs.batch))
         found[way] = {"operations": counter.get_total_flops(), "memory": peak}
     seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for step in range(3, STEPS + 3):
         for way, training in trainings.items():
             started, worked = time.perf_counter(), time.process_time()
-            training.take_step(step, training.epochs.batch)
+            training.heard(training.take_step(step, training.epochs.batch))
             seconds[way].append((time.perf_counter() - started, time.process_time() - worked))
     for way, taken in seconds.items():
         found[way] |= {

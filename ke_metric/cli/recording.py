@@ -28,7 +28,7 @@ from ke_metric.lineage.store import RESOLVED, Lineage
 from ke_metric.recipe.schema import Recipe
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingObserver
-from ke_metric.training.one_generation import SIGNS
+from ke_metric.training.steps import SIGNS
 
 # A state that takes longer than this many seconds to write is not written after every epoch, but
 SLOW_SECONDS = 2.0
@@ -44,6 +44,9 @@ class LineageRecorder(TrainingObserver):
 
     Args:
         lineage: The lineage, held for writing.
+
+    Attributes:
+        saving_seconds: How long all that was stored so far took to write.
     """
 
     def __init__(self, lineage: Lineage) -> None:
@@ -51,6 +54,7 @@ class LineageRecorder(TrainingObserver):
         self._epochs = lineage.recipe.training.epochs
         self._unwritten: TrainingState | None = None
         self._writing_seconds = 0.0
+        self.saving_seconds = 0.0
         self._written_at = time.perf_counter()
         self._board: SummaryWriter | None = None
         with self._harmless():
@@ -113,10 +117,13 @@ class LineageRecorder(TrainingObserver):
         self._lineage.save_state(state)
         self._unwritten, self._written_at = None, time.perf_counter()
         self._writing_seconds = self._written_at - started
+        self.saving_seconds += self._writing_seconds
 
-    def generation_done(self, generation: Generation) -> None:
-        """Add a stored generation's scores and mean weights to TensorBoard."""
-        # The generation is stored: there is nothing left to go on with.
+    def store(self, generation: Generation) -> None:
+        """Store a complete generation in the lineage, and its scores and mean weights for TensorBoard."""
+        started = time.perf_counter()
+        self._lineage.append(generation)
+        # There is nothing left to go on with.
         self._unwritten = None
         for network, scores in generation.scorecard.networks.items():
             for name, value in scores.items():
@@ -128,6 +135,7 @@ class LineageRecorder(TrainingObserver):
         if self._board is not None:
             with self._harmless():
                 self._board.flush()
+        self.saving_seconds += time.perf_counter() - started
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._board is not None:

@@ -102,10 +102,10 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
 def _try(training: GenerationTraining, batches: int) -> tuple[float, float]:
     """Take two steps on the first batch; return the first one's loss and the second one's seconds."""
     batch = next(training.epochs.epoch(1))
-    loss, _ = training.take_step(0, batch)
+    first = training.heard(training.take_step(0, batch))
     started = time.perf_counter()
-    training.take_step(min(1, batches - 1), batch)
-    return loss, time.perf_counter() - started
+    training.heard(training.take_step(min(1, batches - 1), batch))
+    return first.loss, time.perf_counter() - started
 
 
 def _count_images(benchmark: Benchmark) -> dict[str, Any]:
@@ -383,9 +383,9 @@ def _grow(
     ):
         observer = TrainingObservers(display, recorder, interrupts)
         for generation in training.evolve(start, observer):
-            lineage.append(generation)
-            recorder.generation_done(generation)
+            recorder.store(generation)
             display.generation_done(generation)
+        say(display.own_work(recorder.saving_seconds))
 
 
 def _where(start: Start) -> str:

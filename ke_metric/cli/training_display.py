@@ -13,7 +13,7 @@ from ke_metric.cli.display import CONSOLE, say
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage.report import BASELINE, decisive_score, is_share
 from ke_metric.training.hooks import StepReport, TrainingObserver
-from ke_metric.training.one_generation import SIGNS
+from ke_metric.training.steps import SIGNS
 
 # Share of the new value in the running means of loss and speed.
 SMOOTHING = 0.05
@@ -44,7 +44,8 @@ class TrainingDisplay(TrainingObserver):
         self._loss: float | None = None
         self._seconds_per_step: float | None = None
         self._last = time.perf_counter()
-        self._scoring_seconds = 0.0
+        self._began = self._last
+        self._scoring_seconds, self._inheriting_seconds, self._slim_seconds = 0.0, 0.0, 0.0
         self._said = self._last
         self._facts: dict[str, str] = {}
 
@@ -106,6 +107,8 @@ class TrainingDisplay(TrainingObserver):
         """Print the generation's line."""
         scorecard, seconds = generation.scorecard, generation.provenance.seconds
         self._scoring_seconds = seconds["scoring"]
+        self._inheriting_seconds += seconds["inheriting"]
+        self._slim_seconds += seconds["slim"]
         self._last = time.perf_counter()
         shown = [f"dense {_percent(scorecard.dense)}"]
         if scorecard.slim is not None:
@@ -119,6 +122,15 @@ class TrainingDisplay(TrainingObserver):
             f"generation {generation.number}/{self._generations}: {'; '.join(shown)}; "
             f"trained {_duration(seconds['training'])}, scored {_duration(seconds['scoring'])}",
             style="bold",
+        )
+
+    def own_work(self, saving_seconds: float) -> str:
+        """Return what of the time was spent on other work than training and scoring the whole network."""
+        total, inheriting = time.perf_counter() - self._began, self._inheriting_seconds
+        own, slim = (100 * seconds / total for seconds in (inheriting + saving_seconds, self._slim_seconds))
+        return (
+            f"took {_duration(total)}: {own:.1f} % for lineage and split (inheriting {inheriting:.1f} s, saving "
+            f"{saving_seconds:.1f} s), {slim:.1f} % for slim networks"
         )
 
 

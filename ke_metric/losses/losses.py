@@ -82,9 +82,8 @@ class ClassicProxyNCALoss(nn.Module):
         cosine = functional.normalize(embeddings) @ functional.normalize(self.proxies).T
         # |x - p|^2 = 2 - 2 cos for unit vectors.
         logits = self.softmax_scale * (2 * cosine - 2)
-        own = functional.one_hot(labels, len(self.proxies)).bool()
-        others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        return (others - logits[own]).mean()
+        others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
+        return (others - of_own_class(logits, labels)).mean()
 
 
 class ClassificationLoss(nn.Module):
@@ -178,45 +177,71 @@ class AdaCosLoss(ClassificationLoss):
 
     takes_cosines = True
     scale: Tensor
+    _refused: Tensor
 
     def __init__(self, num_classes: int, dynamic: bool = True) -> None:
         super().__init__()
         if num_classes < 3:
             raise ValueError(f"needs at least 3 classes, not {num_classes}: the scale of 2 classes is ln(1) = 0")
         self.dynamic = dynamic
+        self._are_cosines = False
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
+        self.register_buffer("_refused", torch.tensor(torch.nan), persistent=False)
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a batch of cosines, each in [-1, 1].
+        """Return the loss of a batch of cosines, each in [-1, 1]; nan from where on a scale is not positive.
 
         Raises:
-            KeMetricError: The logits are not cosines (RECIPE), or the next scale would not be positive (DIVERGED).
+            KeMetricError: The logits of the first batch are not cosines (RECIPE).
         """
         cosines = cosines.float()
-        if bool((cosines.detach().abs() > 1 + _ROUNDING).any()):
+        self._require_cosines(cosines.detach())
+        if self.dynamic and self.training:
+            self._adapt(cosines.detach(), labels)
+        scale = torch.where(self._refused.isnan(), self.scale, torch.nan)
+        return functional.cross_entropy(scale * cosines, labels)
+
+    def fault(self) -> str | None:
+        """Return why the loss has become nan, in words; None where it is not the scale's fault."""
+        refused = float(self._refused)
+        if math.isnan(refused):
+            return None
+        return (
+            f"AdaCosLoss: the scale would go from {float(self.scale):.3g} to {refused:.3g}, which turns the loss "
+            "around: the cosines with other classes are too low for so few classes. Use loss.arguments = "
+            "{dynamic: false}"
+        )
+
+    def _require_cosines(self, logits: Tensor) -> None:
+        """Look at the first batch alone, where it shows: the host waits for the device to know."""
+        if not self._are_cosines and bool((logits.abs() > 1 + _ROUNDING).any()):
             raise KeMetricError(
                 "loss.name = 'AdaCosLoss' takes cosines, and got larger logits; use network.head = 'cosine'",
                 ExitCode.RECIPE,
             )
-        if self.dynamic and self.training:
-            # Not in place: the graph of a loss that is still to be differentiated may hold the last one.
-            self.scale = self._next_scale(cosines.detach(), labels)
-        return functional.cross_entropy(self.scale * cosines, labels)
+        self._are_cosines = True
+
+    def _adapt(self, cosines: Tensor, labels: Tensor) -> None:
+        """Move the scale, for good no more after one that is not positive: the device keeps which one that was."""
+        proposed = self._next_scale(cosines, labels)
+        is_fine = self._refused.isnan() & ~(proposed <= 0)
+        self._refused = torch.where(self._refused.isnan() & (proposed <= 0), proposed, self._refused)
+        # Not in place: the graph of a loss that is still to be differentiated may hold the last one. What is not
+        # finite is left to whoever looks at the loss.
+        self.scale = torch.where(is_fine, proposed, self.scale)
 
     def _next_scale(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        own = functional.one_hot(labels, cosines.shape[1]).bool()
-        others = (self.scale * cosines).exp().masked_fill(own, 0).sum() / len(cosines)
-        median = cosines[own].clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos().median()
-        scale = others.log() / median.clamp(max=math.pi / 4).cos()
-        # What is not finite is left to whoever looks at the loss.
-        if bool(scale <= 0):
-            raise KeMetricError(
-                f"AdaCosLoss: the scale would go from {float(self.scale):.3g} to {float(scale):.3g}, which turns the "
-                "loss around: the cosines with other classes are too low for so few classes. Use "
-                "loss.arguments = {dynamic: false}",
-                ExitCode.DIVERGED,
-            )
-        return scale
+        others = (self.scale * cosines).exp().scatter(1, labels[:, None], 0).sum() / len(cosines)
+        angles = of_own_class(cosines, labels).clamp(-_LARGEST_COSINE, _LARGEST_COSINE).acos()
+        return others.log() / angles.median().clamp(max=math.pi / 4).cos()
+
+
+def of_own_class(values: Tensor, labels: Tensor) -> Tensor:
+    """Return every row's number for its own class, [B], of values [B, C] and labels [B].
+
+    A mask would say the same, and have the host wait for the device to count it.
+    """
+    return values.gather(1, labels[:, None]).squeeze(1)
 
 
 CLASSIFICATION_LOSSES: dict[str, type[ClassificationLoss]] = {

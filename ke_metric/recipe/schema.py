@@ -263,6 +263,9 @@ class Training(Section):
     """Precision of the network's forward pass; the loss is always fp32. auto: bf16 where the device has it."""
     channels_last: bool = True
     """Store images and weights as NHWC, which is faster for convolutions on most devices."""
+    compile: bool = False
+    """Train with the network compiled by torch. Needs a C++ compiler (on a GPU also Triton) and one process, and
+    takes a minute or more before the first step of all; weights differ from uncompiled ones by rounding."""
     gradient_clip: float | None = Field(None, gt=0)
     """Largest norm of the network's gradient; none when left out."""
 
@@ -407,6 +410,11 @@ class Recipe(Section):
                 "networks learn with norm statistics of their own, and those of the whole network are not theirs"
             )
             raise ConflictError(message, ("split.rates", "evaluation.slim_repair"))
+        if rates and self.training.compile:
+            message = (
+                f"training.compile = True, does not go with split.rates = {rates}: narrow networks are not compiled"
+            )
+            raise ConflictError(message, ("training.compile", "split.rates"))
         return self
 
     @property

@@ -115,7 +115,7 @@ def _step_seconds(training: GenerationTraining) -> float:
 
 def _step(training: GenerationTraining, epoch: int) -> None:
     # The last step of a warm-up and the first one after it take as long as each other: which one it is, is no matter.
-    training.take_step(0, next(training.epochs.epoch(epoch)))
+    training.heard(training.take_step(0, next(training.epochs.epoch(epoch))))
 
 
 def _timed(work: Callable[[], object]) -> float:

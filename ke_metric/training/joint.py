@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
@@ -109,5 +108,7 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 def similarities(embeddings: Tensor) -> Tensor:
     """Return the similarities of every item to the others, [B, B - 1], of L2-normalised embeddings [B, D]."""
     count = len(embeddings)
-    others = ~torch.eye(count, dtype=torch.bool, device=embeddings.device)
-    return (embeddings @ embeddings.T)[others].view(count, count - 1)
+    # From one diagonal entry to the next there are B others. A mask would say the same, and have the host wait for
+    # the device to count it.
+    rows = (embeddings @ embeddings.T).flatten()[1:].view(count - 1, count + 1)
+    return rows[:, :-1].reshape(count, count - 1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -22,14 +23,14 @@ from ke_metric.generation import TrainingState
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe, Training
 from ke_metric.split.plan import SplitPlan
+from ke_metric.training.compiling import compiled, told_of_compiling
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 from ke_metric.training.joint import JointWidths, at_rest
+from ke_metric.training.steps import EpochFacts, StepFacts, TakenStep, sign_of
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
 COLLAPSED_SPREAD = 0.01
-# What the log says of an epoch beside its loss, by the recipe's task.
-SIGNS = {"retrieval": "spread", "classification": "top1"}
 
 
 def build_optimizer(
@@ -139,15 +140,12 @@ class GenerationTraining:
         self.recipe, self.engine, self.number = recipe, engine, number
         self.hooks = hooks or TrainingHooks()
         self.joint: JointWidths | None = None
-        self.parallel = engine.parallel(network)
+        self.parallel = compiled(network, engine) if recipe.training.compile else engine.parallel(network)
         self.scaler = engine.new_scaler()
         scaled = self.scaler.is_enabled()
         self.optimizer = build_optimizer(network, loss, recipe, device=engine.device, scaled=scaled)
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
-        self._last_keys: tuple[str, ...] = ()
-        self._tuples: float | None = None
-        self._rate_losses: dict[str, list[float]] = {}
 
     def train_widths(self, plans: Mapping[str, SplitPlan]) -> None:
         """Have narrow networks learn beside the network, split rate as text to its plan there; see `JointWidths`."""
@@ -175,16 +173,15 @@ class GenerationTraining:
         """
         state = self._state()
         for epoch in range(len(self.log) + 1, self.recipe.training.epochs + 1):
-            state = self._train_epoch(epoch, observer)
+            state = self.train_epoch(epoch, observer)
             observer.epoch_done(state)
         return state
 
-    def _train_epoch(self, epoch: int, observer: TrainingObserver) -> TrainingState:
+    def train_epoch(self, epoch: int, observer: TrainingObserver) -> TrainingState:
+        """Train epoch `epoch`, which must be the next one, and return the state after it; raises as `train` does."""
         started = time.perf_counter()
         self.hooks.epoch_begins(epoch, self.optimizer)
         facts = self._take_steps(epoch, observer)
-        self.engine.share_buffers(self.network)
-        self._require_finite_weights(epoch)
         self._warn(epoch, facts, observer)
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -208,52 +205,66 @@ class GenerationTraining:
                 "batches, another loss or another miner may help"
             )
 
-    def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, float]:
+    def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, Any]:
         """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
-        losses, signs, tuples, images, idle = [], [], [], 0, 0
-        self._rate_losses = {}
+        facts = EpochFacts()
         self.parallel.train()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
-            for index, batch in enumerate(self.epochs.epoch(epoch)):
-                step = (epoch - 1) * len(self.epochs) + index
-                loss, sign = self.take_step(step, batch)
-                losses.append(loss)
-                signs.append(sign)
-                # A pair or triplet loss without tuples is 0 and teaches nothing: their number tells.
-                if self._tuples is not None:
-                    tuples.append(self._tuples)
-                idle += loss == 0 or self._tuples == 0
-                images += len(batch.keys) * self.engine.processes
-                observer.step_done(self._report(step, epoch, len(batch.keys), loss))
-        return {
-            "loss": _mean(losses),
-            **{f"loss_{rate}": _mean(found) for rate, found in sorted(self._rate_losses.items())},
-            SIGNS[self.recipe.task]: _mean(signs),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **({"tuples": _mean(tuples)} if tuples else {}),
-            **({"idle_steps": idle, "steps": len(losses)} if idle else {}),
-            "images": images,
-        }
+            for taken in self._taken(epoch):
+                facts.steps.append(self.heard(taken))
+                report = self._report(taken, epoch, facts.steps[-1].loss)
+                facts.images += report.images
+                observer.step_done(report)
+        self.engine.share_buffers(self.network)
+        self._require_finite_weights(taken)
+        return facts.record(self.recipe.task, taken.learning_rate)
 
-    def take_step(self, step: int, batch: TrainingBatch) -> tuple[float, float]:
-        """Take optimizer step number `step` (from 0) of the generation; return the loss and a sign of learning.
+    def _taken(self, epoch: int) -> Iterator[TakenStep]:
+        """Yield the steps of an epoch, each when the next one was begun: that is computed while this one is heard."""
+        last: TakenStep | None = None
+        for index, batch in enumerate(self.epochs.epoch(epoch)):
+            try:
+                taken = self.take_step((epoch - 1) * len(self.epochs) + index, batch)
+            except Exception:
+                # What it failed of may be what the one before left behind, which is to be heard first.
+                if last is not None:
+                    yield last
+                raise
+            if last is not None:
+                yield last
+            last = taken
+        assert last is not None, "an epoch has batches"
+        yield last
 
-        The sign is the embedding spread for retrieval and the top-1 accuracy in the batch for classification.
+    def heard(self, taken: TakenStep) -> StepFacts:
+        """Wait for what a step says, and return it.
 
         Raises:
-            KeMetricError: The loss is not finite; the weights are as they were.
+            KeMetricError: One of its losses is not finite.
         """
-        self._last_keys = batch.keys
+        facts = taken.read()
+        if facts.strange_loss is not None:
+            reason = getattr(self.loss, "fault", lambda: None)()
+            raise self._diverged(reason or f"the loss is {facts.strange_loss}", taken)
+        return facts
+
+    def take_step(self, step: int, batch: TrainingBatch) -> TakenStep:
+        """Take optimizer step number `step` (from 0) of the generation; what it says is read by `heard`.
+
+        Raises:
+            KeMetricError: The network is to be compiled and cannot be.
+        """
         factor = self.hooks.learning_rate_factor * learning_rate_factor(step, len(self.epochs), self.recipe.training)
         set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         with self.hooks.step(step):
-            loss, outputs, labels = self._compute_loss(step, batch, self.parallel)
-            self._tuples = getattr(self.loss, "tuples", None)
-            value = self._learn_from(loss, step, batch)
+            with self._told_of_compiling():
+                loss, outputs, labels = self._compute_loss(step, batch, self.parallel)
+                tuples = getattr(self.loss, "tuples", None)
+                self._differentiate(loss)
             outputs = outputs.detach()
-            self._train_narrow(step, batch, outputs)
+            rate_losses = self._train_narrow(step, batch, outputs)
         self.engine.average_gradients(self.loss)
         self.hooks.before_step()
         if self.recipe.training.gradient_clip is not None:
@@ -262,34 +273,45 @@ class GenerationTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.hooks.after_step()
-        if self.recipe.task == "classification":
-            return value, float((outputs.argmax(dim=1) == labels).float().mean())
-        return value, embedding_spread(outputs)
+        return TakenStep(
+            step,
+            batch.keys,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            loss=loss,
+            sign=sign_of(outputs, labels, self.recipe.task),
+            rate_losses=rate_losses,
+            tuples=tuples,
+        )
 
-    def _learn_from(self, loss: Tensor, step: int, batch: TrainingBatch) -> float:
-        """Compute the gradient of a loss, added to what there is, and return its value."""
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}", step, batch.keys)
+    def _told_of_compiling(self) -> AbstractContextManager[None]:
+        return told_of_compiling() if self.recipe.training.compile else nullcontext()
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Compute the gradient of a loss, added to what there is."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # untyped in torch
-        return value
 
-    def _train_narrow(self, step: int, batch: TrainingBatch, dense: Tensor) -> None:
+    def _train_narrow(self, step: int, batch: TrainingBatch, dense: Tensor) -> dict[str, Tensor]:
         """Add the gradients of the narrow networks, one after another so that one at a time holds activations.
 
         Args:
             step: Number of the step, from 0.
             batch: Its batch.
             dense: What the whole network gave for it, without gradient.
+
+        Returns:
+            Split rate to the loss of the narrow network there.
         """
         if self.joint is None:
-            return
+            return {}
+        losses: dict[str, Tensor] = {}
         for rate, network in self.joint.of_step(step):
             with at_rest(self.loss):
                 loss, outputs, _ = self._compute_loss(step, batch, network)
             loss = loss + self.joint.taught_loss(outputs, dense)
-            self._rate_losses.setdefault(rate, []).append(self._learn_from(loss, step, batch))
+            self._differentiate(loss)
+            losses[rate] = loss.detach()
         self.engine.average_gradients(self.network)
+        return losses
 
     def _compute_loss(self, step: int, batch: TrainingBatch, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Return the loss of the whole or a narrow network, outputs and labels of all processes' images."""
@@ -300,7 +322,7 @@ class GenerationTraining:
             own_outputs = network(images)
             # The halves do not go through together: each is normalised by its own statistics.
             is_whole = network is self.parallel
-            looking = self.network if is_whole else network
+            looking = self.network if is_whole and self.engine.processes > 1 else network
             partner_outputs = [_look(looking, batch.images[half:])] if has_partners else []
             targets = self.hooks.targets(images) if is_whole else None
         outputs, labels = self.engine.gather(own_outputs.float(), own_labels)
@@ -312,28 +334,35 @@ class GenerationTraining:
             loss = loss + self.hooks.added_loss(outputs, self.engine.gather(targets.float(), own_labels)[0])
         return loss, outputs, labels
 
-    def _report(self, step: int, epoch: int, images: int, loss: float) -> StepReport:
+    def _report(self, taken: TakenStep, epoch: int, loss: float) -> StepReport:
         return StepReport(
             generation=self.number,
             epoch=epoch,
-            step=step + 1,
+            step=taken.number + 1,
             steps=self.recipe.training.epochs * len(self.epochs),
-            images=images * self.engine.processes,
+            images=len(taken.keys) * self.engine.processes,
             loss=loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=taken.learning_rate,
         )
 
-    def _require_finite_weights(self, epoch: int) -> None:
-        for name, value in [*self.network.state_dict().items(), *self.loss.state_dict().items()]:
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise self._diverged(f"{name} is not finite", epoch * len(self.epochs) - 1, self._last_keys)
+    def _require_finite_weights(self, last: TakenStep) -> None:
+        """Refuse a network or a loss that is not finite after the last step of an epoch; one wait for the device."""
+        tensors = {
+            name: value
+            for name, value in [*self.network.state_dict().items(), *self.loss.state_dict().items()]
+            if value.is_floating_point()
+        }
+        finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
+        for name, is_finite in zip(tensors, finite, strict=True):
+            if not is_finite:
+                raise self._diverged(f"{name} is not finite", last)
 
-    def _diverged(self, what: str, step: int, keys: tuple[str, ...]) -> KeMetricError:
-        epoch, index = divmod(step, len(self.epochs))
-        images = f"; images of the batch: {', '.join(keys)}" if keys else ""
+    def _diverged(self, what: str, taken: TakenStep) -> KeMetricError:
+        epoch, index = divmod(taken.number, len(self.epochs))
+        images = f"; images of the batch: {', '.join(taken.keys)}" if taken.keys else ""
         where = f"generation {self.number}, epoch {epoch + 1}, step {index + 1} of {len(self.epochs)}"
         return KeMetricError(
-            f"training diverged in {where}: {what} at learning rate {self.optimizer.param_groups[0]['lr']:.3g}. The "
+            f"training diverged in {where}: {what} at learning rate {taken.learning_rate:.3g}. The "
             "state after the last finished epoch is kept. Try a smaller optimizer.learning_rate, a longer "
             f"training.warmup_epochs, training.gradient_clip, or training.precision = 'fp32'{images}",
             ExitCode.DIVERGED,
@@ -378,19 +407,6 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _on_cpu(part) for key, part in value.items()}
     return [_on_cpu(part) for part in value] if isinstance(value, list) else value
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def embedding_spread(embeddings: Tensor) -> float:
-    """Return the mean cosine distance between two different items of L2-normalised embeddings [B, D]; 0 for B = 1."""
-    count = len(embeddings)
-    if count < 2:
-        return 0.0
-    total = float(embeddings.sum(0).square().sum())
-    return 1.0 - (total - count) / (count * (count - 1))
 
 
 def mean_gradients(

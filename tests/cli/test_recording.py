@@ -30,6 +30,9 @@ class FakeLineage:
         self._clock.now += self._seconds
         self.saved.append(state.epoch)
 
+    def append(self, generation):
+        self._clock.now += 3.0
+
     def log(self, event, **facts):
         pass
 
@@ -108,5 +111,7 @@ def test_a_stored_generation_leaves_no_state(clock, tmp_path):
     lineage = FakeLineage(tmp_path, clock, 5.0)
     with LineageRecorder(lineage) as recorder:
         train(recorder, clock, 3, 1.0)
-        recorder.generation_done(Stored())
+        saved = recorder.saving_seconds
+        recorder.store(Stored())
     assert lineage.saved == [1]
+    assert (saved, recorder.saving_seconds) == (5.0, 8.0)

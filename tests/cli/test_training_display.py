@@ -68,11 +68,26 @@ def test_slim_networks_of_other_rates_are_told_by_one_number(monkeypatch):
         monkeypatch.setattr(module, "CONSOLE", console)
     scores = {"recall@1": 0.5, "recall@2": 0.75, "nmi": 0.25}
     card = Scorecard(scores, scores, 9, 4, narrow={"0.25": SlimScores(scores, 2), "0.75": SlimScores(scores, 6)})
-    stored = SimpleNamespace(
-        number=1, scorecard=card, provenance=SimpleNamespace(seconds={"training": 1.0, "scoring": 2.0})
-    )
+    seconds = {"inheriting": 0.5, "training": 1.0, "scoring": 2.0, "slim": 1.5}
+    stored = SimpleNamespace(number=1, scorecard=card, provenance=SimpleNamespace(seconds=seconds))
     TrainingDisplay(2).generation_done(stored)
     assert file.getvalue() == (
         "generation 1/2: dense recall@1 50.0, recall@2 75.0; slim recall@1 50.0, recall@2 75.0; "
         "slim 0.25 recall@1 50.0; slim 0.75 recall@1 50.0; trained 0:01, scored 0:02\n"
+    )
+
+
+def test_what_the_work_on_lineage_and_split_took_is_told_as_a_share_of_the_whole_time(monkeypatch):
+    clock = iter([100.0, 150.0, 160.0, 200.0])
+    monkeypatch.setattr(training_display.time, "perf_counter", lambda: next(clock))
+    shown = TrainingDisplay(2)
+    monkeypatch.setattr(training_display, "say", lambda *words, **style: None)
+    for number in (1, 2):
+        seconds = {"inheriting": 0.5, "training": 40.0, "scoring": 7.0, "slim": 2.5}
+        card = Scorecard({}, None, 9, None)
+        shown.generation_done(
+            SimpleNamespace(number=number, scorecard=card, provenance=SimpleNamespace(seconds=seconds))
+        )
+    assert shown.own_work(saving_seconds=1.5) == (
+        "took 1:40: 2.5 % for lineage and split (inheriting 1.0 s, saving 1.5 s), 5.0 % for slim networks"
     )

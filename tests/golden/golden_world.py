@@ -68,6 +68,7 @@ CLOCK = re.compile(r"\b\d+:\d\d(?::\d\d)?\b(?!:)")
 # How many facts fit into the line of an epoch depends on how long the times in it are; that of a step comes when much
 # time has passed.
 PROGRESS = re.compile(r"^(generation \d+/\d+ epoch \d+ (?:done  loss \S+|step)).*$", re.MULTILINE)
+SHARES = re.compile(r"(took <clock>: )\S+( % for lineage and split).*?\S+( % for slim)")
 SPEED = re.compile(r"^.*(?:seconds per step|estimated|│ bytes ).*$", re.MULTILINE)
 EVENTS = re.compile(r"events\.out\.tfevents\S*")
 
@@ -152,7 +153,8 @@ def must(*words: object) -> dict:
 def plain(text: str) -> str:
     """Return a text without the folder it speaks of, and without times."""
     text = text.replace(str(Path.cwd()), "<here>").replace(str(PROJECT), "<project>")
-    return EVENTS.sub("<events>", CLOCK.sub("<clock>", SPEED.sub("", PROGRESS.sub(r"\1", text))))
+    clocked = CLOCK.sub("<clock>", SPEED.sub("", PROGRESS.sub(r"\1", text)))
+    return EVENTS.sub("<events>", SHARES.sub(r"\1<share>\2, <share>\3", clocked))
 
 
 def cleaned(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import statistics
 
 import pytest
@@ -206,12 +207,22 @@ def test_logits_that_are_no_cosines_are_refused():
     assert caught.value.exit_code is ExitCode.RECIPE
 
 
-def test_a_scale_that_would_turn_the_loss_around_is_an_error():
+def test_a_scale_that_would_turn_the_loss_around_makes_it_no_number_and_is_told():
+    """For good: whoever looks at the loss does so one step later, when the cosines may be others or none."""
     loss = AdaCosLoss(3)
-    with pytest.raises(KeMetricError, match=r"0\.98 to -0\.265.*dynamic: false") as caught:
-        loss(torch.tensor([[0.9, -0.95, -0.95]]), torch.tensor([0]))
-    assert caught.value.exit_code is ExitCode.DIVERGED
-    assert float(loss.scale) > 0
+    assert loss.fault() is None
+    turning, fine = torch.tensor([[0.9, -0.95, -0.95]]), torch.tensor([[0.5, 0.1, 0.1]])
+    for cosines in (turning, fine, fine * torch.nan):
+        assert loss(cosines, torch.tensor([0])).isnan()
+        assert float(loss.scale) == pytest.approx(0.98, abs=1e-3)
+        assert re.search(r"from 0\.98 to -0\.265.*dynamic: false", loss.fault())
+    assert "_refused" not in loss.state_dict()
+
+
+def test_a_loss_that_is_no_number_for_another_reason_is_not_the_scales_fault():
+    loss = AdaCosLoss(3)
+    assert loss(torch.full((1, 3), torch.nan), torch.tensor([0])).isnan()
+    assert loss.fault() is None
 
 
 # All of them.

@@ -170,6 +170,6 @@ def test_what_a_teacher_adds_is_part_of_the_logged_loss(small, inheritance_of, t
         training = training_of(network, taught(inheritance_of("restarts", parent=parent, teacher_weight=weight)))
         batch = next(training.epochs.epoch(1))
         plain = float(cross_entropy(network.train()(batch.images).detach(), batch.labels))
-        logged.append(training.take_step(0, batch)[0] - plain)
+        logged.append(training.heard(training.take_step(0, batch)).loss - plain)
     assert logged[0] > 0
     assert logged[1] == pytest.approx(3 * logged[0], rel=1e-3)

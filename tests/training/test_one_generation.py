@@ -21,7 +21,8 @@ from ke_metric.randomness import default_streams, numpy_generator
 from ke_metric.recipe.schema import Loss, Miner, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingHooks, TrainingObserver
-from ke_metric.training.one_generation import GenerationTraining, embedding_spread, weights_of
+from ke_metric.training.one_generation import GenerationTraining, learning_rate_factor, weights_of
+from ke_metric.training.steps import sign_of
 
 CLASSES, BATCHES, BATCH = 4, 3, 8
 # What the log says of the engine.
@@ -252,25 +253,23 @@ def test_an_epoch_in_which_nothing_is_learnt_is_warned_of_and_such_steps_are_cou
     assert "epoch 1: nothing was learnt: all 3 steps had loss 0 or no tuples" in recorder.warnings[0]
 
 
-def test_a_loss_that_is_not_a_number_stops_before_it_does_harm():
-    class Weights(Recorder):
-        def step_done(self, step):
-            super().step_done(step)
-            self.before = weights_of(nn.ModuleList([training.network.convolution, training.network.head]))
-
-    training = prepare(recipe_of(schedule="constant"), epochs=ToyEpochs(poisoned=(2, 1)))
-    recorder = Weights()
+@pytest.mark.parametrize("step", range(BATCHES))
+def test_a_loss_that_is_not_a_number_stops_before_it_is_kept(step):
+    """It is heard when the next step is taken already, and told as what it was; the last before the epoch ends."""
+    recipe = recipe_of(warmup_epochs=0)
+    training, recorder = prepare(recipe, epochs=ToyEpochs(poisoned=(2, step))), Recorder()
     with pytest.raises(KeMetricError) as raised:
         training.train(recorder)
+    rate = recipe.optimizer.learning_rate * learning_rate_factor(BATCHES + step, BATCHES, recipe.training)
     assert raised.value.exit_code == ExitCode.DIVERGED
     message = str(raised.value)
-    assert "generation 1, epoch 2, step 2 of 3: the loss is nan at learning rate 0.05" in message
-    assert all(f"picture-2-1-{item}" in message for item in range(BATCH))
+    assert f"generation 1, epoch 2, step {step + 1} of 3: the loss is nan at learning rate {rate:.3g}" in message
+    assert all(f"picture-2-{step}-{item}" in message for item in range(BATCH))
     assert "optimizer.learning_rate" in message
     assert [state.epoch for state in recorder.states] == [1]
-    assert recorder.steps[-1].step == BATCHES + 1
-    after = weights_of(nn.ModuleList([training.network.convolution, training.network.head]))
-    assert_identical(dict(after), dict(recorder.before))
+    assert recorder.steps[-1].step == BATCHES + step
+    unharmed = prepare(recipe).train_epoch(1, Recorder())
+    assert_identical(contents(recorder.states[0]), contents(unharmed))
 
 
 class Cliff(nn.Module):
@@ -346,7 +345,8 @@ def test_partners_go_through_the_network_by_themselves():
     loss = CSKDLoss(temperature=2.0, weight=3.0)
     training = prepare(recipe_of(task="classification"), network=network, loss=loss, epochs=Pairs())
     batch = next(training.epochs.epoch(1))
-    value, accuracy = training.take_step(0, batch)
+    facts = training.heard(training.take_step(0, batch))
+    value, accuracy = facts.loss, facts.sign
     half = BATCH // 2
     assert [(len(images), grad, train) for images, grad, train in seen] == [(half, True, True), (half, False, True)]
     assert torch.equal(torch.cat([images for images, *_ in seen]), batch.images)
@@ -560,11 +560,13 @@ def test_spread_is_the_mean_distance_of_pairs(count, seed):
     drawn = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     embeddings = normalize(drawn, dim=1)
     distances = [1 - float(embeddings[i] @ embeddings[j]) for i in range(count) for j in range(count) if i != j]
-    assert embedding_spread(embeddings) == pytest.approx(sum(distances) / len(distances))
+    sign = sign_of(embeddings, torch.zeros(count), "retrieval")
+    assert sign.of(float(sign.value)) == pytest.approx(sum(distances) / len(distances))
 
 
 def test_a_single_item_has_no_spread():
-    assert embedding_spread(torch.ones(1, 1)) == 0
+    sign = sign_of(torch.ones(1, 1), torch.zeros(1), "retrieval")
+    assert sign.of(float(sign.value)) == 0
 
 
 def test_copied_weights_are_contiguous_and_apart():

@@ -129,7 +129,7 @@ def training_of(loss, engine, rates=()):
 
 def gradients(loss, engine, rates=()):
     training = training_of(loss, engine, rates)
-    value, _ = training.take_step(0, next(training.epochs.epoch(1)))
+    value = training.heard(training.take_step(0, next(training.epochs.epoch(1)))).loss
     modules = {"network": training.network, "loss": training.loss}
     return {"value": torch.tensor(value)} | {
         f"{module}.{name}": parameter.grad
@@ -158,7 +158,7 @@ def classified(engine):
     with default_streams(0, 1, "processes"):
         network, loss = Network(), nn.CrossEntropyLoss()
     training = GenerationTraining(network, loss, Shares(engine), recipe=recipe, engine=engine, number=1)
-    value, _ = training.take_step(0, next(training.epochs.epoch(1)))
+    value = training.heard(training.take_step(0, next(training.epochs.epoch(1)))).loss
     return {"value": torch.tensor(value)} | {name: each.grad for name, each in network.named_parameters()}
 
 
@@ -168,7 +168,7 @@ def taught(engine, task):
     with default_streams(0, 2, "teacher"):
         teacher = Network().requires_grad_(False)
     training.hooks = Guided(teacher, task, weight=5.0, temperature=None)
-    value, _ = training.take_step(0, next(training.epochs.epoch(1)))
+    value = training.heard(training.take_step(0, next(training.epochs.epoch(1)))).loss
     return {"value": torch.tensor(value)} | {
         name: parameter.grad for name, parameter in training.network.named_parameters()
     }
