@@ -227,9 +227,10 @@ class GenerationTraining:
             try:
                 taken = self.take_step((epoch - 1) * len(self.epochs) + index, batch)
             except Exception:
-                # What it failed of may be what the one before left behind, which is to be heard first.
+                # What it failed of may be what the one before left behind, which is the news then. Observers are not
+                # told of it: other processes, with which they may talk, have not failed.
                 if last is not None:
-                    yield last
+                    self.heard(last)
                 raise
             if last is not None:
                 yield last
