@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.building import build_loss, build_part
-from ke_metric.losses.library import EMBEDDING_LOSSES, MISCOUNTING, REFUSED
+from ke_metric.losses.library import EMBEDDING_LOSSES, MINERS, MISCOUNTING, REFUSED, REMEMBERING
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Batches, Optimizer, Recipe, Training
 from ke_metric.training.engine import Engine
@@ -46,7 +46,7 @@ HOSTS = {
     "PerAnchorReducer": {"name": "ContrastiveLoss"},
     "SparseCentersRegularizer": {"name": "SoftTripleLoss", "centers_per_class": 2},
 }
-# What a refusal says. Those of one word of a trial: tests/losses/test_trial.py.
+# What a trial says of those that it refuses: tests/losses/test_trial.py.
 TRIED = {
     "DynamicSoftMarginLoss": "at the second step",
     "HistogramLoss": "two pictures of one class have the same embedding",
@@ -267,3 +267,23 @@ def test_sizes_that_are_written_into_a_part_are_those_of_the_training():
         recipe_of({"name": "SoftTripleLoss", "centers_per_class": 2, "weight_regularizer": part}),
         class_sizes=CLASS_SIZES,
     )
+
+
+@pytest.mark.parametrize("name", sorted(REMEMBERING))
+def test_every_loss_in_a_memory(name):
+    recipe = recipe_of({"name": "CrossBatchMemory", "memory_size": 40, "loss": part_of(name)})
+    if name == "TupletMarginLoss":
+        with pytest.raises(KeMetricError, match="is nan on a batch"):
+            build_loss(recipe, class_sizes=CLASS_SIZES)
+    else:
+        require_it_trains_and_resumes(recipe)
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_every_miner_in_a_memory(name):
+    own = {"name": name, "arguments": {"pos_strategy": "hard"} if name == "BatchEasyHardMiner" else {}}
+    inner = {"name": "TripletMarginLoss", "margin": 0.5}
+    loss = require_it_trains_and_resumes(
+        recipe_of({"name": "CrossBatchMemory", "memory_size": 40, "loss": inner}, own)
+    )
+    assert loss.tuples > 0
