@@ -129,8 +129,8 @@ class TrainingDisplay(TrainingObserver):
         total, inheriting = time.perf_counter() - self._began, self._inheriting_seconds
         own, slim = (100 * seconds / total for seconds in (inheriting + saving_seconds, self._slim_seconds))
         return (
-            f"took {_duration(total)}: {own:.1f} % for lineage and split (inheriting {inheriting:.1f} s, saving "
-            f"{saving_seconds:.1f} s), {slim:.1f} % for slim networks"
+            f"took {_duration(total)}, {own:.1f} % of it for lineage and split (inheriting {inheriting:.1f} s, "
+            f"saving {saving_seconds:.1f} s), {slim:.1f} % for slim networks"
         )
 
 

@@ -89,5 +89,5 @@ def test_what_the_work_on_lineage_and_split_took_is_told_as_a_share_of_the_whole
             SimpleNamespace(number=number, scorecard=card, provenance=SimpleNamespace(seconds=seconds))
         )
     assert shown.own_work(saving_seconds=1.5) == (
-        "took 1:40: 2.5 % for lineage and split (inheriting 1.0 s, saving 1.5 s), 5.0 % for slim networks"
+        "took 1:40, 2.5 % of it for lineage and split (inheriting 1.0 s, saving 1.5 s), 5.0 % for slim networks"
     )

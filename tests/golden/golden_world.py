@@ -68,7 +68,7 @@ CLOCK = re.compile(r"\b\d+:\d\d(?::\d\d)?\b(?!:)")
 # How many facts fit into the line of an epoch depends on how long the times in it are; that of a step comes when much
 # time has passed.
 PROGRESS = re.compile(r"^(generation \d+/\d+ epoch \d+ (?:done  loss \S+|step)).*$", re.MULTILINE)
-SHARES = re.compile(r"(took <clock>: )\S+( % for lineage and split).*?\S+( % for slim)")
+SHARES = re.compile(r"(took <clock>, )\S+( % of it for lineage and split).*?\S+( % for slim)")
 SPEED = re.compile(r"^.*(?:seconds per step|estimated|│ bytes ).*$", re.MULTILINE)
 EVENTS = re.compile(r"events\.out\.tfevents\S*")
 
