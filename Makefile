@@ -56,7 +56,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -q -W --keep-going -n docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-# Seconds and megabytes of splitting, search and scoring on this machine.
+# The speed scripts in their short settings, in ten minutes: splitting, training, loader, scores, processes.
 bench: $(INSTALLED)
 	$(BIN)/python -m eval.speed.run
 

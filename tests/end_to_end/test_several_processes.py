@@ -1,4 +1,4 @@
-"""One of several processes ends before its time: all end, one says why, and the command that it names goes on.
+"""A training by several processes: when one ends before its time all end, one says why, and the training goes on.
 
 The processes are started by hand, so that nobody but themselves can end them.
 """
@@ -40,23 +40,23 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT), **more}
 
 
-def start(rank, port, folder, **more):
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def start(rank, count, port, folder, arguments, **more):
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
     return subprocess.Popen(
-        [sys.executable, PROGRAM, "train", "tiny.yaml", "--lineage", "l"],
+        [sys.executable, PROGRAM, "train", *arguments],
         cwd=folder, env=environment(**shared, **own, **more), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def train(folder, **more):
-    """Train by two processes; return each one's exit code and what it said, and the seconds between their ends."""
+def train(folder, count=2, arguments=("tiny.yaml", "--lineage", "l"), **more):
+    """Train by processes; return each one's exit code and what it said, and the seconds from the first end to all."""
     (folder / "tiny.yaml").write_text(TINY)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [start(rank, port, folder, **more) for rank in (0, 1)]
+    processes = [start(rank, count, port, folder, arguments, **more) for rank in range(count)]
     try:
         while all(process.poll() is None for process in processes):
             time.sleep(0.1)
@@ -147,3 +147,44 @@ def test_what_is_wrong_in_a_recipe_is_said_once_by_several_processes(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("training.wokers") == 1
+
+
+def resume_by(folder, count, **more):
+    """Go on with so many processes, and return their exit codes and what the first one said."""
+    codes, told, _ = train(folder, count, ("l/recipe.resolved.yaml", "--lineage", "l", "--resume"), **more)
+    return codes, told[0]
+
+
+def epochs_of(folder):
+    facts = json.loads((folder / "l" / "generation-001" / "provenance.json").read_text())["training"]
+    return [(part["first"], part["last"], part["processes"]) for part in facts["epochs"]]
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_any_number_of_processes(tmp_path):
+    begun = ("tiny.yaml", "--lineage", "l", "--set", "training.epochs=4")
+    codes, *_ = train(tmp_path, 1, begun, FAULT="0:step:fail", STEP=str(STEPS))
+    assert codes == [ExitCode.DATA]
+    codes, told = resume_by(tmp_path, 2, FAULT="1:step:fail", STEP=str(2 * STEPS))
+    assert codes == [ExitCode.DATA] * 2
+    assert "trained by 1 process so far, goes on with 2 processes" in told
+    codes, told = resume_by(tmp_path, 4, FAULT="3:step:die", STEP=str(3 * STEPS))
+    assert codes == [ExitCode.ENVIRONMENT] * 3 + [KILLED], told
+    assert "trained by 2 processes so far, goes on with 4 processes" in told
+    codes, told = resume_by(tmp_path, 1)
+    assert codes == [0], told
+    assert "trained by 4 processes so far, goes on with 1 process" in told
+    assert epochs_of(tmp_path) == [(1, 1, 1), (2, 2, 2), (3, 3, 4), (4, 4, 1)]
+
+
+@pytest.mark.slow
+def test_a_training_that_goes_on_with_as_many_processes_is_the_same_to_the_last_bit(tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for folder in (stopped, whole):
+        folder.mkdir()
+    assert train(whole)[0] == [0, 0]
+    train(stopped, FAULT="1:step:die", STEP=str(STEPS + 2))
+    codes, told = resume_by(stopped, 2)
+    assert codes == [0, 0], told
+    weights = [folder / "l" / "generation-001" / "weights.safetensors" for folder in (stopped, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
