@@ -36,10 +36,11 @@ from ke_metric.losses.building import build_loss
 from ke_metric.methods import method_of
 from ke_metric.methods.method import Inheritance
 from ke_metric.networks.recipe_networks import LineageNetworks
+from ke_metric.networks.starting_weights import require_same
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
 from ke_metric.scoring import Scorer, count_parameters
-from ke_metric.split.hypotheses import mean_magnitudes
+from ke_metric.split.hypotheses import mean_magnitudes, require_redrawable
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObserver
@@ -47,6 +48,7 @@ from ke_metric.training.one_generation import GenerationTraining, mean_gradients
 
 # Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
 SALIENCY_SHARE = 0.2
+STARTING_WEIGHTS = "starting_weights"
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class LineageTraining:
         phases = PhaseClock()
         # What has taught a generation, or epochs of one, is known to work.
         is_new = number == 1 and state is None
+        begun_from = self._begun_from(parent, observer if is_new else None)
         with phases("inheriting"):
             inheritance = self.inheritance(number, parent)
             training = self.assemble(inheritance, rehearsed=is_new)
@@ -194,7 +197,7 @@ class LineageTraining:
             scorecard=scorecard,
             training_log=trained.training_log,
             magnitudes=mean_magnitudes(training.network, plan),
-            provenance=self._provenance(parent, trained.training_log, seconds),
+            provenance=self._provenance(parent, trained.training_log, seconds, begun_from),
             narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
             repairs=repairs,
             # A slim network that is all of the dense one is not scored again.
@@ -202,7 +205,11 @@ class LineageTraining:
         )
 
     def _provenance(
-        self, parent: Generation | None, training_log: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]
+        self,
+        parent: Generation | None,
+        training_log: Sequence[Mapping[str, Any]],
+        seconds: Mapping[str, float],
+        begun_from: Mapping[str, Any],
     ) -> Provenance:
         search = {"search_backend": backend, "ties": TIES_BY_MEAN} if (backend := self.search_backend()) else {}
         return Provenance(
@@ -210,11 +217,31 @@ class LineageTraining:
             parent_digest=weights_digest(parent.weights) if parent else None,
             seed=self.recipe.seed,
             environment=describe_environment(),
-            training={**self.engine.describe(), **search, "epochs": epochs_by_engine(training_log)},
+            training={**self.engine.describe(), **search, **begun_from, "epochs": epochs_by_engine(training_log)},
             seconds=seconds,
             class_names=self._train.class_names if self.recipe.task == "classification" else (),
             data=self.pictures.fingerprint.describe(),
         )
+
+    def _begun_from(self, parent: Generation | None, observer: TrainingObserver | None) -> dict[str, Any]:
+        """Return what a provenance record says of the file that the lineage starts from; tell an observer of it.
+
+        Raises:
+            KeMetricError: It does not fit; or a later generation is to read another one than the first did.
+        """
+        recorded = {} if parent is None else parent.provenance.training
+        if parent is not None and not (self.recipe.method.looks_back and STARTING_WEIGHTS in recorded):
+            return {name: recorded[name] for name in (STARTING_WEIGHTS,) if name in recorded}
+        found = self.networks.starting_weights()
+        if found is None:
+            return {}
+        if parent is not None:
+            require_same(
+                found.file, found.sha256, recorded[STARTING_WEIGHTS]["sha256"], "generation 1 started from it"
+            )
+        if observer is not None:
+            observer.note(found.told)
+        return {STARTING_WEIGHTS: found.describe()}
 
     def inheritance(self, number: int, parent: Generation | None) -> Inheritance:
         """Return what there is to begin generation `number` with, but for gradients.
@@ -288,11 +315,14 @@ class LineageTraining:
 
     def _checked_network(self, inheritance: Inheritance) -> nn.Module:
         """Return the network that a generation begins with, but for what it inherits; plan and method fit it."""
-        # A child redraws what is random: pretrained values would be the same ones in every generation.
+        # A child takes its parent's weights; what it begins with beside them is random, new in every generation.
         number = inheritance.number
-        network = self.networks.build(number, load_pretrained=number == 1)
+        network, method = self.networks.build(number, load_pretrained=number == 1), method_of(self.recipe, number)
         inheritance.plan.check(network)
-        method_of(self.recipe, number).check(network, self.recipe.method)
+        self.networks.freeze(network)
+        method.check(network, self.recipe.method)
+        if method.redraws_by_plan:
+            require_redrawable(network, inheritance.plan)
         return network
 
     def gradients(self, parent: Generation) -> dict[str, Tensor]:

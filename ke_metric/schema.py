@@ -43,6 +43,10 @@ RECIPE_FIELDS: Added = {
     "network.blur": "none",
     "network.nested_sizes": [],
     "training.compile": False,
+    "network.weights": None,
+    "network.freeze": [],
+    "optimizer.backbone_factor": 1.0,
+    "training.norm_statistics": "batch",
     "split.rates": [],
     "split.joint": "all",
     "split.joint_teacher": 0.0,
@@ -52,7 +56,12 @@ RECIPE_FIELDS: Added = {
 FORMER_RECIPE_FIELDS: Added = {"method.fit_steps": 0.0}
 """Fields that are gone, and the only value a recipe may still have there: digests go on counting them."""
 PREPARATION_FIELDS: Added = {"background": "keep", "exif_orientation": False, "views": 1}
-ARCHITECTURE_FIELDS: Added = {"network.blur": "none", "network.nested_sizes": []}
+ARCHITECTURE_FIELDS: Added = {
+    "network.blur": "none",
+    "network.nested_sizes": [],
+    "network.weights": None,
+    "network.freeze": [],
+}
 """Of a recipe's network as a bundle stores it; the default of each is the value before."""
 # Of a stored network of 5,000 tensors, config.json has 0.5 MB.
 LARGEST_DOCUMENT = 16 * 2**20
@@ -137,6 +146,12 @@ class Network(Section):
     that an embedding depends less on where its picture lies by a pixel. `stem`: only in the first layers."""
     pretrained: bool = False
     """Start generation 1 from the library's own ImageNet weights; Knowledge Evolution starts from random ones."""
+    weights: str | None = Field(None, min_length=1)
+    """Start generation 1 from the backbone that a file holds: safetensors, or what `torch.save` wrote of a state
+    dict, whatever it is wrapped in; its classifier is left out. Random weights when left out."""
+    freeze: Names = ()
+    """Modules that keep the weights and norm statistics they start from, in every generation, by name:
+    backbone.layer1, for example, or backbone for all of it. Needs `weights` or `pretrained`."""
 
     @field_validator("nested_sizes")
     @classmethod
@@ -144,6 +159,57 @@ class Network(Section):
         if list(sizes) != sorted(set(sizes)) or any(size < SMALLEST_SIZE for size in sizes):
             raise ValueError(f"must be whole numbers of at least {SMALLEST_SIZE}, ascending, each once")
         return sizes
+
+    @field_validator("freeze")
+    @classmethod
+    def _frozen_lies_in_the_backbone(cls, names: Names) -> Names:
+        if any(name != "backbone" and not name.startswith("backbone.") for name in names):
+            raise ValueError(
+                "must be backbone or modules in it, such as backbone.layer1: the head is new, and trains"
+            )
+        return names
+
+    @model_validator(mode="after")
+    def _starts_are_one(self) -> Self:
+        if self.weights is not None and self.pretrained:
+            message = f"weights = {self.weights!r}, does not go with pretrained = true: they are two starts"
+            raise ConflictError(message, ("weights", "pretrained"))
+        if self.freeze and not self.starts_from:
+            message = (
+                f"freeze = {list(self.freeze)}, needs weights or pretrained = true: random layers that never train "
+                "stay random"
+            )
+            raise ConflictError(message, ("freeze", "weights", "pretrained"))
+        return self
+
+    @property
+    def starts_from(self) -> str:
+        """The field that gives generation 1 its weights, and its value; empty where they are random."""
+        if self.weights is not None:
+            return f"network.weights = {self.weights!r}"
+        return "network.pretrained = true" if self.pretrained else ""
+
+    def require_fit(self, norm_statistics: str, backbone_factor: float, rates: tuple[float, ...]) -> None:
+        """Check what it starts from against how its recipe trains.
+
+        Raises:
+            ConflictError: They do not go together.
+        """
+        if norm_statistics == "stored" and (rates or not self.starts_from):
+            why = "needs network.weights or network.pretrained = true: those of a random network are 0 and 1"
+            if rates:
+                why = f"does not go with split.rates = {list(rates)}: narrow networks learn with their own statistics"
+            message = f"training.norm_statistics = 'stored', {why}"
+            raise ConflictError(message, ("training.norm_statistics", "split.rates" if rates else "network.weights"))
+        if backbone_factor != 1 and "backbone" in self.freeze:
+            raise ConflictError(
+                f"optimizer.backbone_factor = {backbone_factor}, has no effect where network.freeze has the backbone",
+                ("optimizer.backbone_factor", "network.freeze"),
+            )
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a module or parameter of this name in the network lies in one of `freeze`."""
+        return any(name == frozen or name.startswith(f"{frozen}.") for frozen in self.freeze)
 
     @model_validator(mode="after")
     def _sizes_lie_inside(self) -> Self:

@@ -31,7 +31,7 @@ from ke_metric.cli.recording import (
 from ke_metric.cli.training_display import TrainingDisplay
 from ke_metric.datasets.problems import require_scorable
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evolution import LineageTraining, Start
+from ke_metric.evolution import STARTING_WEIGHTS, LineageTraining, Start
 from ke_metric.generation import rate_text
 from ke_metric.images.batches import first_pictures, repeated_pictures
 from ke_metric.images.image_set import Benchmark
@@ -47,6 +47,7 @@ from ke_metric.lineage.report import (
     untrained_document,
 )
 from ke_metric.lineage.store import Lineage, default_folder
+from ke_metric.networks.starting_weights import file_digest, require_same
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import count_parameters
@@ -79,7 +80,7 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
     backend = lineage_training.search_backend()
     pictures, batches = first_pictures(benchmark, recipe)
     training.epochs = replace(lineage_training, pictures=pictures).epochs(1)
-    repeated = repeated_pictures(benchmark, recipe)
+    repeated, start = repeated_pictures(benchmark, recipe), lineage_training.networks.starting_weights()
     value, seconds = _try(training, batches)
     document: dict[str, Any] = {
         "lineage": str(folder or default_folder(recipe)),
@@ -88,6 +89,7 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
         **({"repeated_pictures": repeated} if repeated and recipe.task == "retrieval" else {}),
         **_count_parameters(training, inheritance.plan),
         **_count_narrow(training, lineage_training.narrow_plans(1, None), inheritance.plan),
+        **({STARTING_WEIGHTS: start.describe()} if start else {}),
         "expected_disk_bytes": expected_disk(training) + recipe.generations * kept_vectors(recipe, benchmark),
         **({"kept_vectors_bytes": kept_vectors(recipe, benchmark)} if recipe.evaluation.keep_vectors else {}),
         "first_loss": value,
@@ -96,11 +98,12 @@ def dry_run(recipe: Recipe, *, device: str | None, folder: Path | None) -> Outco
         **engine.describe(),
         **({"search_backend": backend} if backend else {}),
     }
-    return Outcome(document, _table(document))
+    return Outcome(document, Group(*([start.told] if start else []), _table(document)))
 
 
 def _try(training: GenerationTraining, batches: int) -> tuple[float, float]:
     """Take two steps on the first batch; return the first one's loss and the second one's seconds."""
+    training.begin_training()
     batch = next(training.epochs.epoch(1))
     first = training.heard(training.take_step(0, batch))
     started = time.perf_counter()
@@ -165,6 +168,8 @@ def _table(document: dict[str, Any]) -> Table:
     title = "dry run: nothing was written; pictures beyond the first batch were not decoded (ke-metric data check)"
     table = Table(show_header=False, title=title, title_justify="left")
     for name, value in document.items():
+        if name == STARTING_WEIGHTS:
+            continue
         table.add_row(name.removesuffix("_bytes").replace("_", " "), _shown(name, value))
     return table
 
@@ -227,6 +232,8 @@ def train_lineage(
             else:
                 stack.enter_context(_create(folder, recipe, text, overwrite).writing())
             Lineage(folder).record_data(data)
+            if recipe.network.weights is not None and not resume:
+                Lineage(folder).record_starting_weights(file_digest(recipe.network.weights))
         engine.wait()
         lineage = Lineage(folder)
         _grow(lineage, training, processes, start=start, device=device)
@@ -274,6 +281,7 @@ def _checked_training(recipe: Recipe, engine: Engine, folder: Path, *, start: St
         say_skipped(kind, paths)
     if resume:
         Lineage(folder).require_data(fingerprint(benchmark))
+        _require_same_start(Lineage(folder), recipe)
     training = LineageTraining(recipe, Pictures.undecoded(benchmark), engine)
     if start.parent or start.state:
         _warn_of_refusals(Lineage(folder), training.require_resumable(start), engine)
@@ -285,6 +293,17 @@ def _checked_training(recipe: Recipe, engine: Engine, folder: Path, *, start: St
     if not resume and engine.is_main and not folder.exists():
         _require_space(folder, expected_disk(first, kept=1))
     return training
+
+
+def _require_same_start(lineage: Lineage, recipe: Recipe) -> None:
+    """Refuse a file of starting weights that has changed; one that is gone is missed by who reads it."""
+    name, before = recipe.network.weights, lineage.starting_weights
+    if name is None or before is None:
+        return
+    if Path(name).expanduser().is_file():
+        require_same(name, file_digest(name), before, f"{lineage.folder} was begun")
+    elif lineage.numbers and not recipe.method.looks_back:
+        say(f"network.weights = {name!r} is not there any more; nothing that is left to do reads it")
 
 
 def _warn_of_refusals(lineage: Lineage, refusals: Sequence[str], engine: Engine) -> None:

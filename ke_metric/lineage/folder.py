@@ -121,11 +121,14 @@ def changed_fields(stored: Recipe, given: Recipe) -> dict[str, str]:
 
 
 def forbidden_changes(stored: Recipe, given: Recipe) -> dict[str, str]:
-    """Return the changes that make it another lineage: all but `FREE_FIELDS` and more generations.
+    """Return the changes that make it another lineage: all but of where things lie, and more generations.
 
     What some recipes do in a generation depends on how many there are in all: those may not become more.
     """
-    changed = {name: text for name, text in changed_fields(stored, given).items() if name not in FREE_FIELDS}
+    # Where the file of starting weights lies is free; that it is the same one is checked by its content.
+    starts = {"network.weights"} if stored.network.weights and given.network.weights else frozenset()
+    free = FREE_FIELDS | starts
+    changed = {name: text for name, text in changed_fields(stored, given).items() if name not in free}
     if "generations" in changed and stored.method.why_not_longer:
         changed["generations"] += f" ({stored.method.why_not_longer})"
     elif given.generations > stored.generations:

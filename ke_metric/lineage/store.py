@@ -40,6 +40,7 @@ from ke_metric.recipe.schema import Recipe
 __all__ = ["LINEAGES", "RESOLVED", "Lineage", "default_folder", "holds_lineage"]
 
 LINEAGES = Path("lineages")
+STARTING_WEIGHTS = "starting_weights"
 NONE_YET = "there is no complete generation yet"
 
 
@@ -338,6 +339,15 @@ class Lineage:
         if not (self.folder / DATA).exists() or not self.holds_training:
             known = replace(data, since=len(self.numbers) + 1)
             self._replace(DATA, json.dumps(known.to_json()) + "\n")
+
+    @property
+    def starting_weights(self) -> str | None:
+        """SHA-256 of the file that it starts from (`network.weights`); None where it starts from none."""
+        return self.facts.get(STARTING_WEIGHTS)
+
+    def record_starting_weights(self, sha256: str) -> None:
+        """Store the SHA-256 of the file that it starts from."""
+        self._replace(FACTS, to_json(self.facts | {STARTING_WEIGHTS: sha256}))
 
     def set_status(self, status: str) -> None:
         """Record `running`, `interrupted`, `diverged`, `failed` or `finished`."""

@@ -76,7 +76,7 @@ def redraw_for(inheritance: Inheritance, child: nn.Module, redrawn: Mapping[str,
     redraw_where(
         child,
         redrawn,
-        rule=inheritance.method.reset,
+        rule=inheritance.reset,
         generator=inheritance.generator("reset"),
         fresh=inheritance.fresh(),
     )

@@ -24,6 +24,8 @@ from ke_metric.training.hooks import TrainingHooks
 class KnowledgeEvolution(LineageMethod):
     """Inherits the fit hypothesis of the lineage's split plan and redraws the reset hypothesis by `method.reset`."""
 
+    redraws_by_plan = True
+
     def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
         """Load the parent and redraw the reset hypothesis."""
         inheritance.load_parent(child)
@@ -31,7 +33,7 @@ class KnowledgeEvolution(LineageMethod):
             child,
             inheritance.plan,
             generator=inheritance.generator("reset"),
-            init=inheritance.method.reset,
+            init=inheritance.reset,
             fresh=inheritance.fresh(),
         )
 

@@ -77,9 +77,15 @@ class Inheritance:
         """Return a stream of random numbers of its own for this generation and purpose."""
         return torch_generator(self.recipe.seed, self.number, purpose)
 
+    @property
+    def reset(self) -> str:
+        """The `init` of `redraw_reset` by which the recipe redraws."""
+        return "same_as_init" if self.method.reset == "starting_weights" else self.method.reset
+
     def fresh(self) -> nn.Module | None:
-        """Return a newly built network for `method.reset: same_as_init`; None for rules that need none."""
-        return self.networks.build(self.number) if self.method.reset == "same_as_init" else None
+        """Return a newly built network for rules that take its values, with given weights where these are meant."""
+        given = self.method.reset == "starting_weights"
+        return self.networks.build(self.number, load_pretrained=given) if self.reset == "same_as_init" else None
 
     def parent_network(self, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
         """Return the parent as a network of its own, and its split plan."""
@@ -92,9 +98,11 @@ class LineageMethod:
 
     Attributes:
         needs_gradients: Whether `inherit` reads `Inheritance.gradients`, which are costly.
+        redraws_by_plan: Whether `inherit` redraws the reset hypothesis of the split plan.
     """
 
     needs_gradients: bool = False
+    redraws_by_plan: bool = False
 
     def check(self, network: nn.Module, recipe: Method) -> None:
         """Find out whether the method can be used on a network of the lineage, before hours go by until it is.

@@ -60,8 +60,8 @@ class Architecture(Section):
         Raises:
             KeMetricError: The number is missing, less than 2, or given for retrieval.
         """
-        # What the loss saw of an embedding is no part of the network that gives it.
-        network = recipe.network.model_copy(update={"nested_sizes": ()})
+        # What the loss saw of an embedding is no part of the network that gives it, nor is how it was trained.
+        network = recipe.network.model_copy(update={"nested_sizes": (), "weights": None, "freeze": ()})
         image_size = recipe.data.image_size
         if recipe.task == "retrieval" and classes is None:
             return EmbeddingArchitecture(network=network, image_size=image_size)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
+from ke_metric.networks.starting_weights import StartingWeights, match
 from ke_metric.schema import Network
 
 TIMM_PREFIX = "timm/"
@@ -31,13 +32,30 @@ def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Modu
     """Build the recipe's backbone: images [B, 3, H, W] to features [B, F].
 
     Random weights are drawn from torch's default generator (see `randomness.default_streams`). Without
-    `load_pretrained` a recipe that asks for pretrained weights gets random ones, for when others are loaded right
-    after.
+    `load_pretrained` a recipe that asks for given weights (`pretrained`, `weights`) gets random ones, for when others
+    are loaded right after.
 
     Raises:
-        KeMetricError: An unknown name, timm missing, pretrained weights that cannot be had, or a small stem for a
-            network that has none, or strides to be blurred where there are none.
+        KeMetricError: An unknown name, timm missing, given weights that cannot be had or do not fit, a small stem
+            for a network that has none, or strides to be blurred where there are none.
     """
+    backbone, earlier_names = _build(network, network.pretrained and load_pretrained)
+    if load_pretrained and network.weights is not None:
+        match(network, backbone, earlier_names).load_into(backbone)
+    return backbone
+
+
+def match_starting_weights(network: Network) -> StartingWeights | None:
+    """Return what `network.weights` holds for the backbone; None where the recipe names no file.
+
+    Raises:
+        KeMetricError: As `build_backbone`.
+    """
+    return None if network.weights is None else match(network, *_build(network, pretrained=False))
+
+
+def _build(network: Network, pretrained: bool) -> tuple[nn.Module, dict[int, str]]:
+    """Return the backbone without the weights of a file, and `id` of a tensor to its name before it was blurred."""
     if network.pretrained and network.stem == "small":
         raise KeMetricError(
             "network.stem = 'small' and network.pretrained = true exclude each other: the pretrained weights belong "
@@ -45,12 +63,13 @@ def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Modu
             ExitCode.RECIPE,
         )
     build = _timm_backbone if network.backbone.startswith(TIMM_PREFIX) else _torchvision_backbone
-    backbone = build(network, network.pretrained and load_pretrained)
+    backbone = build(network, pretrained)
     if network.stem == "small":
         make_stem_small(backbone, network.stem_stride, network.backbone)
+    earlier_names = {id(tensor): name for name, tensor in backbone.state_dict(keep_vars=True).items()}
     if network.blur != "none":
         blur_strides(backbone, network.blur, network.backbone)
-    return backbone
+    return backbone, earlier_names
 
 
 def feature_size(backbone: nn.Module, image_size: int, name: str) -> int:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ke_metric.arrays import load_whole
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.generation import Generation, rate_text
-from ke_metric.networks.dense import build_classifier, build_network
+from ke_metric.networks.dense import build_classifier, build_network, match_starting_weights
+from ke_metric.networks.starting_weights import StartingWeights
 from ke_metric.randomness import default_streams, derive_seed
 from ke_metric.recipe.schema import Recipe
 from ke_metric.split.following import follow_channels
@@ -40,7 +41,7 @@ class LineageNetworks:
 
         Args:
             number: Of the generation, which may be one that trains the slim network.
-            load_pretrained: Whether a recipe that asks for pretrained weights gets them.
+            load_pretrained: Whether a recipe that asks for given weights gets them.
 
         Raises:
             KeMetricError: The recipe's network cannot be built or split.
@@ -50,6 +51,31 @@ class LineageNetworks:
         if not self.recipe.trains_slim(number):
             return network
         return extract_slim(network, self.plan_at(network, self.recipe.split.rate))
+
+    def starting_weights(self) -> StartingWeights | None:
+        """Return what the file that generation 1 starts from holds for the backbone; None where there is none.
+
+        Raises:
+            KeMetricError: It cannot be read, or does not fit.
+        """
+        with default_streams(self.recipe.seed, 1, "network"):
+            return match_starting_weights(self.recipe.network)
+
+    def freeze(self, network: nn.Module) -> None:
+        """Take what the recipe freezes out of the training of a network that `build` returned, in place.
+
+        Raises:
+            KeMetricError: RECIPE: there is no such module, or it has no parameters.
+        """
+        for name in self.recipe.network.freeze:
+            modules = dict(network.named_modules())
+            if name not in modules or not any(True for _ in modules[name].parameters()):
+                known = [each for each, module in modules.items() if any(True for _ in module.parameters())]
+                raise KeMetricError(
+                    f"network.freeze: the network has no module {name!r} with parameters{closest(name, known)}",
+                    ExitCode.RECIPE,
+                )
+            modules[name].requires_grad_(False)
 
     def channels(self) -> ChannelGraph:
         """Return the channels of the lineage's networks, which layers share them and where they meet.

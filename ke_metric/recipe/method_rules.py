@@ -25,7 +25,8 @@ class MethodRules:
 
     Attributes:
         reads: The fields of `method` that it reads, besides `name`; another one that is set is refused.
-        begins_anew: Every generation begins with nothing of its parent, so that none begins pretrained.
+        begins_anew: Every generation begins with nothing of its parent, so that none begins with given weights.
+        changes_all: It changes weights wherever they lie, so that none of its network can be frozen.
         is_taught: Its children always learn from their parent's outputs.
         is_slim: It trains the slim architecture itself: there is no slim network to be cut out.
         why_not_longer: Why a lineage cannot get more generations than it was begun with; empty where it can.
@@ -33,6 +34,7 @@ class MethodRules:
 
     reads: tuple[str, ...] = ()
     begins_anew: bool = False
+    changes_all: bool = False
     is_taught: bool = False
     is_slim: bool = False
     why_not_longer: str = ""
@@ -41,20 +43,22 @@ class MethodRules:
 RULES = {
     "knowledge_evolution": MethodRules(reads=(*_COMMON, "reset")),
     "born_again": MethodRules(reads=_OF_A_TEACHER, begins_anew=True, is_taught=True),
-    "dense_sparse_dense": MethodRules(reads=("reset_loss", "share")),
-    "repr": MethodRules(reads=("reset_loss", "share", "full_epochs", "dropped_epochs", "cycles")),
+    "dense_sparse_dense": MethodRules(reads=("reset_loss", "share"), changes_all=True),
+    "repr": MethodRules(reads=("reset_loss", "share", "full_epochs", "dropped_epochs", "cycles"), changes_all=True),
     "later_layer_forgetting": MethodRules(reads=(*_COMMON, "reset", "layers")),
     "layer_wise": MethodRules(
         reads=(*_COMMON, "layers"),
+        changes_all=True,
         why_not_longer="layer_wise shares its units out among the generations it was begun with",
     ),
     "neural_regeneration": MethodRules(reads=(*_COMMON, "reset", "share", "final_share")),
     "restarts": MethodRules(reads=_COMMON),
     "repeats": MethodRules(begins_anew=True),
-    "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb")),
+    "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb"), changes_all=True),
     "slim_alone": MethodRules(reads=("reset_loss",), is_slim=True),
 }
 """Every method by its name in a recipe; described in docs/recipes-and-methods.md."""
+_freezing = ", ".join(name for name, rules in RULES.items() if not (rules.changes_all or rules.begins_anew))
 
 if TYPE_CHECKING:
     MethodName = str
@@ -68,8 +72,9 @@ class Method(Section):
     name: MethodName = "knowledge_evolution"
     """knowledge_evolution: the fit hypothesis, the norm layers and the biases; the rest is redrawn. The others are
     described in docs/recipes-and-methods.md."""
-    reset: Literal["official", "same_as_init", "orthogonal", "zero"] = "official"
-    """How weights are redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code."""
+    reset: Literal["official", "same_as_init", "orthogonal", "zero", "starting_weights"] = "official"
+    """How weights are redrawn. official: uniform within 1/sqrt(fan_in), as in the authors' code. starting_weights:
+    they go back to those of `network.weights` or `network.pretrained`, the head's to new random ones."""
     reset_loss: bool = True
     """Redraw the loss's own parameters (proxies) in every generation; false: the child inherits them."""
     layers: Names = ()
@@ -103,6 +108,11 @@ class Method(Section):
     def rules(self) -> MethodRules:
         """What holds for it."""
         return RULES[self.name]
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether later generations read the weights that generation 1 started from."""
+        return self.reset == "starting_weights" or self.name == "layer_wise"
 
     @property
     def why_not_longer(self) -> str:
@@ -148,8 +158,12 @@ class Method(Section):
             raise ConflictError(message, ("layers", "name"))
         return self
 
-    def require_fit(self, *, kind: str, rate: float, generations: int, epochs: int, pretrained: bool) -> None:
+    def require_fit(
+        self, *, kind: str, rate: float, generations: int, epochs: int, start: str, freeze: Names
+    ) -> None:
         """Check the method against what other sections of its recipe say.
+
+        `start` is the field that gives generation 1 its weights, with its value; empty where they are random.
 
         Raises:
             ConflictError: They do not go together.
@@ -181,10 +195,21 @@ class Method(Section):
                 ("training.epochs", "method.cycles"),
             ),
             (
-                self.rules.begins_anew and pretrained,
-                f"network.pretrained = true, does not go with method.name = {self.name!r}, which begins every "
-                "generation but the first from random weights",
-                ("network.pretrained", "method.name"),
+                self.rules.begins_anew and bool(start),
+                f"{start}, does not go with method.name = {self.name!r}, which begins every generation but the first "
+                "from random weights",
+                (start.partition(" ")[0], "method.name"),
+            ),
+            (
+                self.rules.changes_all and bool(freeze),
+                f"network.freeze = {list(freeze)}, does not go with method.name = {self.name!r}, which changes "
+                f"weights wherever they lie (but with {_freezing})",
+                ("network.freeze", "method.name"),
+            ),
+            (
+                self.reset == "starting_weights" and not start,
+                "method.reset = 'starting_weights', needs network.weights or network.pretrained = true",
+                ("method.reset", "network.weights", "network.pretrained"),
             ),
         )
         for is_met, message, fields in conflicts:

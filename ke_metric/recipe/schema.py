@@ -248,6 +248,8 @@ class Optimizer(Section):
     """Weight decay of all network parameters; a loss's parameters have none."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd."""
+    backbone_factor: float = Field(1.0, gt=0)
+    """Learning rate of the backbone over that of the head: 0.1 lets given weights change more slowly."""
 
 
 class Training(Section):
@@ -268,6 +270,9 @@ class Training(Section):
     takes a minute or more before the first step of all; weights differ from uncompiled ones by rounding."""
     gradient_clip: float | None = Field(None, gt=0)
     """Largest norm of the network's gradient; none when left out."""
+    norm_statistics: Literal["batch", "stored"] = "batch"
+    """What batch norm goes by while a generation trains. batch: the statistics of the batch, as usual. stored: those
+    that came with the weights, which stay as they are; for small batches on top of `network.weights`."""
 
 
 class Embedding(Section):
@@ -368,14 +373,16 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _method_fits(self) -> Self:
+    def _method_and_start_fit(self) -> Self:
         self.method.require_fit(
             kind=self.split.kind,
             rate=self.split.rate,
             generations=self.generations,
             epochs=self.training.epochs,
-            pretrained=self.network.pretrained,
+            start=self.network.starts_from,
+            freeze=self.network.freeze,
         )
+        self.network.require_fit(self.training.norm_statistics, self.optimizer.backbone_factor, self.split.rates)
         return self
 
     @model_validator(mode="after")

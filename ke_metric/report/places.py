@@ -42,7 +42,8 @@ def without_places(text: str, *roots: Path | str) -> str:
 
 def places_of(lineage: Lineage) -> list[str]:
     """Return where a lineage and its pictures lie."""
-    return [str(lineage.folder), *([lineage.recipe.data.root] if lineage.recipe.data.root else [])]
+    recipe = lineage.recipe
+    return [str(lineage.folder), *(place for place in (recipe.data.root, recipe.network.weights) if place)]
 
 
 def _known(roots: tuple[Path | str, ...]) -> list[str]:

@@ -74,6 +74,13 @@ def redraw_reset(
             frozen, or the network is sharded or was made in inference mode.
     """
     network = _network_of(network, plan)
+    frozen = require_redrawable(network, plan)
+    _redraw(network, plan, _values(network, plan, generator, init, fresh), frozen)
+    return frozen
+
+
+def require_redrawable(network: nn.Module, plan: SplitPlan) -> list[str]:
+    """Return the weights with a reset part that are frozen, unless all of them are, which is a KeMetricError."""
     frozen = frozen_weights(network, plan)
     if frozen and len(frozen) == sum(mask.fit_count < prod(mask.shape) for mask in plan.weights.values()):
         raise refusal(
@@ -81,7 +88,6 @@ def redraw_reset(
             f"{frozen[0]} for one: there is nothing to redraw that could train; unfreeze what is to be trained "
             "(requires_grad_(True))"
         )
-    _redraw(network, plan, _values(network, plan, generator, init, fresh), frozen)
     return frozen
 
 

@@ -25,6 +25,7 @@ from ke_metric.recipe.schema import Recipe, Training
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.compiling import compiled, told_of_compiling
 from ke_metric.training.engine import Engine
+from ke_metric.training.given_weights import groups_by_rate, norms_at_rest, trainable
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 from ke_metric.training.joint import JointWidths, at_rest
 from ke_metric.training.steps import EpochFacts, StepFacts, TakenStep, sign_of
@@ -38,8 +39,9 @@ def build_optimizer(
 ) -> Optimizer:
     """Build the recipe's optimizer over the network and the loss's own parameters (proxies).
 
-    Each is a parameter group of its own; the loss's has its learning-rate factor and no weight decay. The highest
-    learning rate of a group is kept under the key `peak`.
+    Each is a parameter group of its own, and so is a backbone with a learning rate of its own, after the head; the
+    loss's has its learning-rate factor and no weight decay. The highest learning rate of a group is kept under the
+    key `peak`.
 
     Args:
         network: The network.
@@ -50,8 +52,11 @@ def build_optimizer(
     """
     section, of_loss = recipe.optimizer, recipe.optimizer.learning_rate * recipe.loss.learning_rate_factor
     groups = [
-        {"params": _trainable(network), "lr": section.learning_rate, "weight_decay": section.weight_decay},
-        {"params": _trainable(loss), "lr": of_loss, "weight_decay": 0.0},
+        *(
+            {"params": parameters, "lr": section.learning_rate * factor, "weight_decay": section.weight_decay}
+            for factor, parameters in groups_by_rate(network, section.backbone_factor)
+        ),
+        {"params": trainable(loss), "lr": of_loss, "weight_decay": 0.0},
     ]
     groups = [group | {"peak": group["lr"]} for group in groups if group["params"]]
     # One pass over the parameters instead of several: a fifth less time for a small batch on the CPU.
@@ -61,10 +66,6 @@ def build_optimizer(
         return torch.optim.SGD(groups, momentum=section.momentum, fused=fused and not scaled)
     kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
     return kind(groups, fused=fused)
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, training: Training) -> float:
@@ -205,10 +206,16 @@ class GenerationTraining:
                 "batches, another loss or another miner may help"
             )
 
+    def begin_training(self) -> None:
+        """Put the network into train mode, but for norm layers that go by their stored statistics."""
+        self.parallel.train()
+        for norm in norms_at_rest(self.network, self.recipe):
+            norm.eval()
+
     def _take_steps(self, epoch: int, observer: TrainingObserver) -> dict[str, Any]:
         """Take the steps of one epoch and return what the log says of them: means over steps, images in all."""
         facts = EpochFacts()
-        self.parallel.train()
+        self.begin_training()
         # Dropout and stochastic depth draw from the default streams; an epoch that is repeated draws the same.
         with default_streams(self.recipe.seed, self.number, f"training-{epoch}-{self.engine.rank}"):
             for taken in self._taken(epoch):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from ke_metric.errors import ExitCode, KeMetricError
@@ -216,6 +217,25 @@ def test_weights_out_of_reach(name, error, monkeypatch):
         build_shapes(name, pretrained=True)
     assert raised.value.exit_code == ExitCode.ENVIRONMENT
     assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_tag_of_timm_names_its_weights(kind, tmp_path, monkeypatch):
+    """What the hub would give for the tag lies in a file; timm itself loads it and leaves the classifier out."""
+    with default_streams(5, 1, "other"):
+        state = timm.create_model("resnet18").state_dict()
+    file = tmp_path / f"weights.{kind}"
+    save_file(state, file) if kind == "safetensors" else torch.save(state, file)
+    create, asked = timm.create_model, []
+
+    def from_file(name, **arguments):
+        asked.append((name, arguments["pretrained"]))
+        return create(name, pretrained_cfg_overlay={"file": str(file)}, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", from_file)
+    loaded = build("timm/resnet18.a1_in1k", pretrained=True)
+    assert asked == [("resnet18.a1_in1k", True)]
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
 def test_other_faults_are_not_blamed_on_the_network(monkeypatch):

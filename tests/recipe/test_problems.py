@@ -163,6 +163,60 @@ def test_sentences(fields, sentence):
             "network.pretrained = true, does not go with method.name = 'repeats'",
         ),
         (
+            {"method": {"name": "born_again"}, "network": {"weights": "w.pt"}},
+            [("network", "weights"), ("method", "name")],
+            "network.weights = 'w.pt', does not go with method.name = 'born_again', which begins every generation "
+            "but the first from random weights",
+        ),
+        (
+            {"network": {"weights": "w.pt", "pretrained": True}},
+            [("network", "weights"), ("network", "pretrained")],
+            "network.weights = 'w.pt', does not go with pretrained = true: they are two starts",
+        ),
+        (
+            {"network": {"freeze": ["backbone.layer1"]}},
+            [("network", "freeze"), ("network", "weights"), ("network", "pretrained")],
+            "network.freeze = ['backbone.layer1'], needs weights or pretrained = true: random layers that",
+        ),
+        (
+            {"network": {"weights": "w.pt", "freeze": ["backbone.layer1", "head"]}},
+            [("network", "freeze")],
+            "network.freeze = ['backbone.layer1', 'head'], must be backbone or modules in it, such as",
+        ),
+        (
+            {"network": {"weights": "w.pt", "freeze": ["backbone"]}, "method": {"name": "shrink_and_perturb"}},
+            [("network", "freeze"), ("method", "name")],
+            "network.freeze = ['backbone'], does not go with method.name = 'shrink_and_perturb', which changes "
+            "weights wherever they lie (but with knowledge_evolution, later_layer_forgetting, neural_regeneration, "
+            "restarts, slim_alone)",
+        ),
+        (
+            {"method": {"reset": "starting_weights"}},
+            [("method", "reset"), ("network", "weights"), ("network", "pretrained")],
+            "method.reset = 'starting_weights', needs network.weights or network.pretrained = true",
+        ),
+        (
+            {"training": {"norm_statistics": "stored"}},
+            [("training", "norm_statistics"), ("network", "weights")],
+            "training.norm_statistics = 'stored', needs network.weights or network.pretrained = true: those of a "
+            "random network are 0 and 1",
+        ),
+        (
+            {
+                "training": {"norm_statistics": "stored"},
+                "network": {"weights": "w.pt"},
+                "split": {"rates": [0.5]},
+                "evaluation": {"slim_repair": "auto"},
+            },
+            [("training", "norm_statistics"), ("split", "rates")],
+            "training.norm_statistics = 'stored', does not go with split.rates = [0.5]",
+        ),
+        (
+            {"optimizer": {"backbone_factor": 0.1}, "network": {"weights": "w.pt", "freeze": ["backbone"]}},
+            [("optimizer", "backbone_factor"), ("network", "freeze")],
+            "optimizer.backbone_factor = 0.1, has no effect where network.freeze has the backbone",
+        ),
+        (
             {"task": "classification", "miner": {"name": "TripletMarginMiner"}},
             [("miner",), ("task",)],
             "miner = 'TripletMarginMiner', picks tuples of embeddings and has no use where task = 'classification'",

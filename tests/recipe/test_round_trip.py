@@ -76,6 +76,21 @@ def only_what_is_read(method):
     return kept
 
 
+def start_consistently(fields):
+    """Have one start at most, and what goes with it."""
+    network, method = fields["network"], fields["method"]
+    rules = RULES[method["name"]]
+    if rules.begins_anew:
+        network |= {"pretrained": False, "weights": None}
+    network["weights"] = None if network["pretrained"] else (network["weights"] or None)
+    is_given = bool(network["pretrained"] or network["weights"])
+    network["freeze"] = ["backbone.layer1"] if is_given and not rules.changes_all else []
+    if not is_given or fields["split"]["rates"]:
+        fields["training"]["norm_statistics"] = "batch"
+    if method.get("reset") == "starting_weights" and not is_given:
+        method["reset"] = "official"
+
+
 def made_consistent(fields):
     """Mend what the schema asks of a name, and of two fields together."""
     fields["name"] = f"x{len(fields['name'])}"
@@ -96,8 +111,7 @@ def made_consistent(fields):
     is_narrow = fields["split"]["kind"] == "wels" or fields["method"]["name"] == "slim_alone"
     if is_narrow or fields["evaluation"]["slim_repair"] == "none":
         fields["split"] |= {"rates": [], "joint": "all", "joint_teacher": 0.0}
-    if fields["method"]["name"] in ("born_again", "repeats"):
-        fields["network"]["pretrained"] = False
+    start_consistently(fields)
     if fields["task"] == "classification":
         fields["miner"] = None
     is_nested = fields["task"] == "retrieval" and fields["network"]["embedding_size"] > 2

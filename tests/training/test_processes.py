@@ -77,6 +77,22 @@ class Normalised(Network):
         return super().forward(self.norm(images.flatten(1)))
 
 
+class Given(nn.Module):
+    """As one that starts from given weights: a part of the backbone is frozen, and batch norm is at rest."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm1d(12)
+        norm.running_mean.fill_(0.5)
+        norm.running_var.fill_(2.0)
+        self.backbone = nn.Sequential(nn.Flatten(), norm, nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 16))
+        self.head = nn.Linear(16, 6)
+        self.backbone[2].requires_grad_(False)
+
+    def forward(self, images):
+        return normalize(self.head(self.backbone(images)), dim=1)
+
+
 class Shares:
     """Two batches of 8 images in each epoch, of which every process takes its share."""
 
@@ -125,6 +141,20 @@ def training_of(loss, engine, rates=()):
         example = torch.zeros(1, 3, 2, 2)
         training.train_widths({f"{rate:g}": plan_split(network, example, rate=rate) for rate in rates})
     return training
+
+
+def given(engine):
+    """Train a network that starts from given weights."""
+    recipe = Recipe(
+        name="shares",
+        network={"weights": "w.pt", "freeze": ["backbone.2"]},
+        optimizer=Optimizer(learning_rate=0.1, backbone_factor=0.5),
+        training=Training(epochs=2, precision="fp32", norm_statistics="stored"),
+    )
+    with default_streams(0, 1, "processes"):
+        network, loss = Given(), build_embedding_loss(recipe.loss, None, classes=4, embedding_size=6)
+    training = GenerationTraining(network, loss, Shares(engine), recipe=recipe, engine=engine, number=1)
+    return dict(training.train(TrainingObserver()).weights)
 
 
 def gradients(loss, engine, rates=()):
@@ -253,6 +283,7 @@ def main(folder):
         "classified": classified(engine),
         "trained": {loss: trained(loss, engine) for loss in LOSSES},
         "joint": trained("MultiSimilarityLoss", engine, (0.25, 0.5)),
+        "given": given(engine),
         "scores": scores_of(engine),
         "scores of few": scores_of(engine, FEW),
         "grown": {method: grown(engine, method) for method in METHODS_OF.get(engine.processes, ())},
@@ -371,6 +402,16 @@ def test_several_widths_are_trained_as_by_one_process(found, engine):
     for process in found:
         assert_close(process["joint"], expected)
         assert_equal(process["joint"], found[0]["joint"])
+
+
+def test_given_weights_train_as_by_one_process(found, engine):
+    """Batch norm at rest, which does not go by the share of a process, included."""
+    expected, begun = given(engine), Given().state_dict()
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(expected[f"backbone.1.{name}"], begun[f"backbone.1.{name}"])
+    one, *others = (process["given"] for process in found)
+    assert_close(one, expected)
+    assert all(torch.equal(value, other[name]) for other in others for name, value in one.items())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
