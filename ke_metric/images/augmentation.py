@@ -50,14 +50,14 @@ class Augmenter:
             top, left, height, width = crop_box(picture.shape, draws, self._augmentation)
             # Cut before resizing, as torchvision does: Pillow's own `box` looks at pixels outside of it. Of a mapped
             # store nothing but these rows is read.
-            cut = Image.fromarray(picture[top : top + height, left : left + width])
+            cut = Image.frombytes("RGB", (width, height), picture[top : top + height, left : left + width].tobytes())
             result = cut.resize((self._size, self._size), Image.Resampling.BILINEAR)
         else:
             result = self._affine(picture, draws)
         if draws[0] < self._augmentation.flip:
             # By Pillow: NumPy copies a mirrored picture many times slower.
             result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(result)
+        return np.frombuffer(result.tobytes(), np.uint8).reshape(self._size, self._size, 3)
 
     def colour(self, batch: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Change brightness and contrast of every picture by its own factors.
@@ -174,5 +174,5 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
 def _border_colour(picture: PixelArray) -> tuple[int, ...]:
     """Return the median of each channel over the picture's outermost pixels: white for a glyph on white paper."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    border.sort(axis=0)
-    return tuple(border[len(border) // 2].tolist())
+    middle = len(border) // 2
+    return tuple(np.partition(border.T.copy(), middle, axis=1)[:, middle].tolist())

@@ -245,7 +245,7 @@ class TrainingEpochs:
             # Only from memory that is pinned the device copies by itself, without the processor waiting for it.
             batch = Batch(*(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in batch))
         images = self._augmenter.colour(self._unit_range(batch), batch.colour_draws.to(self._device))
-        return DeviceBatch(self._how.standardize(images), batch.labels.to(self._device), keys)
+        return DeviceBatch(self._how.standardize(images, in_place=True), batch.labels.to(self._device), keys)
 
     def _unit_range(self, batch: Batch) -> Tensor:
         """Return the cut or moved pictures, float32 [B, 3, S, S] in [0, 1], on the device."""

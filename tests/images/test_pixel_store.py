@@ -206,4 +206,11 @@ def test_normalize_is_the_formula_in_the_memory_format_asked_for(channels_last):
     unit = unit_range(pixels, device=device, channels_last=channels_last)
     assert unit.min() >= 0
     assert unit.max() <= 1
+    kept = unit.clone()
     assert torch.equal(how.standardize(unit), result)
+    assert torch.equal(unit, kept)
+    centre, spread = (torch.tensor(each).view(3, 1, 1) for each in (mean, std))
+    assert torch.equal(result, (unit - centre) / spread), "to the last bit, whatever the memory format"
+    overwritten = how.standardize(unit, in_place=True)
+    assert torch.equal(overwritten, result)
+    assert overwritten.data_ptr() == unit.data_ptr()
