@@ -241,19 +241,22 @@ class TrainingEpochs:
 
     def _on_device(self, batch: Batch) -> DeviceBatch:
         keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
-        if self._device.type == "cuda":
-            # Only from memory that is pinned the device copies by itself, without the processor waiting for it.
-            batch = Batch(*(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in batch))
-        images = self._augmenter.colour(self._unit_range(batch), batch.colour_draws.to(self._device))
-        return DeviceBatch(self._how.standardize(images, in_place=True), batch.labels.to(self._device), keys)
+        images = self._augmenter.colour(self._unit_range(batch), self._moved(batch.colour_draws))
+        return DeviceBatch(self._how.standardize(images, in_place=True), self._moved(batch.labels), keys)
 
     def _unit_range(self, batch: Batch) -> Tensor:
         """Return the cut or moved pictures, float32 [B, 3, S, S] in [0, 1], on the device."""
-        channels_last = self._recipe.training.channels_last
+        channels_last, pixels = self._recipe.training.channels_last, self._moved(batch.pixels)
         if self._for_device is None:
-            return unit_range(batch.pixels, device=self._device, channels_last=channels_last)
-        images = self._for_device(batch.pixels.to(self._device), batch.cut_facts.to(self._device))
+            return unit_range(pixels, device=self._device, channels_last=channels_last)
+        images = self._for_device(pixels, self._moved(batch.cut_facts))
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Move a tensor to the device; from memory that is pinned a GPU copies by itself, and nobody waits for it."""
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
 
 
 def _index_batches(images: ImageSet, recipe: Recipe, **owner: Unpack[BatchOwner]) -> IndexBatches:

@@ -314,7 +314,9 @@ def test_none_are_kept_nor_looked_for(images, stores):
 
 def test_clearing_leaves_what_is_in_use(images, stores):
     first, second, _ = parts(images)
+    stores.store(first, 32)
     used = stores.store(first, 32)
+    assert "found in" in stores.told[-1]
     stores.store(second, 32)
     (stores.folder / f"{'0' * 32}.writing").write_bytes(b"left by a killed process")
     gone, left = stores.clear()
@@ -419,3 +421,27 @@ def test_a_limit_that_is_none(text, monkeypatch):
     with pytest.raises(KeMetricError, match=r"KE_METRIC_CACHE_GB = .* must be the gigabytes") as raised:
         KeptStores.of_environment()
     assert raised.value.exit_code is ExitCode.ENVIRONMENT
+
+
+def test_what_a_killed_builder_wrote_is_written_over(images, stores):
+    process, _ = started(stores.folder, images, 0.1)
+    time.sleep(0.9)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [path.suffix for path in stores.folder.iterdir()] == [".writing"]
+    assert next(stores.folder.iterdir()).stat().st_size > 0
+    stores.store(images, 32)
+    found = stores.store(images, 32)
+    assert "found in" in stores.told[-1]
+    assert same(found, PixelStore.build(images, 32))
+
+
+def test_a_store_that_became_larger_than_was_expected_is_made_room_for_afterwards(images, stores, monkeypatch):
+    first, second, _ = parts(images)
+    stores.store(first, 32)
+    (before,) = stores
+    monkeypatch.setattr(module._Job, "expected", lambda job: (10, 9.0))
+    limited = Stores(stores.folder, most_bytes=before.bytes + 1000)
+    kept = limited.store(second, 32)
+    assert "used longest ago" in limited.told[-1]
+    assert [each.bytes > kept.nbytes for each in limited] == [True]
