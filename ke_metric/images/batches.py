@@ -133,12 +133,9 @@ class TrainingBatches:
         batches = self._batches
         generator = numpy_generator(batches.seed, batches.generation, f"augmentation-{epoch}")
         draws = generator.random((len(batches) * batches.batch_size, self._columns))
-        for step, indices in enumerate(batches):
-            share = len(indices) // batches.parts
-            # A part holds the shares of all processes, one after another.
-            starts = (np.arange(batches.parts) * batches.processes + batches.rank) * share
-            places = step * batches.batch_size + starts[:, None] + np.arange(share)
-            yield _Request(indices, draws[places.ravel()])
+        for step, whole in enumerate(batches.whole()):
+            places = batches.share(len(whole))
+            yield _Request(whole[places], draws[step * batches.batch_size + places])
 
     def _started(self, workers: int) -> DataLoader[Batch]:
         return DataLoader(

@@ -32,7 +32,8 @@ class IndexBatches(ABC):
 
     Args:
         batch_size: Images in a batch, over all processes.
-        parts: Every batch is this many parts of one length, one after another; a process takes its share of each.
+        parts: Every batch is this many parts of one length, one after another; a process takes its share of each, and
+            shares differ by one at most.
         owner: Seed, generation, process.
     """
 
@@ -51,16 +52,24 @@ class IndexBatches(ABC):
         """Batches in an epoch, the same number in every process."""
 
     @abstractmethod
+    def whole(self) -> Iterator[IntArray]:
+        """Yield the picture numbers of each batch, over all processes."""
+
     def __iter__(self) -> Iterator[IntArray]:
         """Yield the picture numbers of this process's share of each batch, [B]."""
+        for batch in self.whole():
+            yield batch[self.share(len(batch))]
 
     def _generator(self) -> np.random.Generator:
         return numpy_generator(self.seed, self.generation, f"batches-{self._epoch}")
 
-    def _mine(self, count: int, start: int = 0) -> slice:
-        """Return which of `count` numbers from `start` on are this process's."""
-        share = count // self.processes
-        return slice(start + self.rank * share, start + (self.rank + 1) * share)
+    def share(self, count: int) -> IntArray:
+        """Return which places of a batch of `count` pictures are this process's, [B]."""
+        length = count // self.parts
+        each, more = divmod(length, self.processes)
+        start = self.rank * each + min(self.rank, more)
+        own = np.arange(start, start + each + (self.rank < more))
+        return (np.arange(self.parts)[:, None] * length + own).ravel()
 
 
 class ClassBalancedBatches(IndexBatches):
@@ -104,7 +113,8 @@ class ClassBalancedBatches(IndexBatches):
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[IntArray]:
+    def whole(self) -> Iterator[IntArray]:
+        """Yield the picture numbers of each batch, over all processes."""
         generator = self._generator()
         slots = self._length * self._classes
         start = self._epoch * (slots % len(self._class_order))
@@ -112,8 +122,7 @@ class ClassBalancedBatches(IndexBatches):
         # Those used once more come first in the sequence; in the epoch they come anywhere.
         classes = generator.permutation(classes.reshape(self._length, self._classes))
         images = self._images_of(classes.ravel(), generator)
-        for batch in images.reshape(self._length, self.batch_size):
-            yield batch[self._mine(self.batch_size)]
+        yield from images.reshape(self._length, self.batch_size)
 
     def self_pairs(self) -> tuple[int, int]:
         """Return how many positive pairs of the next epoch are a picture and itself, and how many there are."""
@@ -224,7 +233,7 @@ class ShuffledBatches(IndexBatches):
     """Every picture once in an epoch, in random order.
 
     The last batch is smaller, unless a process would get fewer than 2 images of it (batch norm needs 2): then it
-    is left out. What the processes cannot share evenly of the last batch is left out too.
+    is left out.
 
     Args:
         count: N.
@@ -244,11 +253,11 @@ class ShuffledBatches(IndexBatches):
         full, last = divmod(self._count, self.batch_size)
         return full + (last >= 2 * self.processes)
 
-    def __iter__(self) -> Iterator[IntArray]:
+    def whole(self) -> Iterator[IntArray]:
+        """Yield the picture numbers of each batch, over all processes."""
         order = self._generator().permutation(self._count)
         for step in range(len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield batch[self._mine(len(batch))]
+            yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
 
 class PairedBatches(IndexBatches):
@@ -257,8 +266,7 @@ class PairedBatches(IndexBatches):
     A batch is [i_1, ..., i_n, j_1, ..., j_n] with j_k drawn uniformly from the class of i_k, i_k itself included: the
     same picture twice, then, but augmented anew. For losses that compare two pictures of a class (Yun et al., CS-KD,
     CVPR 2020). There are ceil(N / size) batches in an epoch. The last one has fewer pairs, made up with the first
-    pictures of the epoch where the processes could not share them evenly or one would get fewer than 2 (batch norm
-    needs 2).
+    pictures of the epoch where a process would get fewer than 2 (batch norm needs 2).
 
     Args:
         labels: [N] class numbers.
@@ -282,18 +290,19 @@ class PairedBatches(IndexBatches):
     def __len__(self) -> int:
         return (len(self._sorted) + self._pairs - 1) // self._pairs
 
-    def __iter__(self) -> Iterator[IntArray]:
+    def whole(self) -> Iterator[IntArray]:
+        """Yield the picture numbers of each batch, over all processes."""
         generator = self._generator()
         order = generator.permutation(len(self._sorted))
         full, last = divmod(len(order), self._pairs)
         if last:
-            last = max(2 * self.processes, -(-last // self.processes) * self.processes)
+            last = max(2 * self.processes, last)
         first = np.resize(order, full * self._pairs + last)
         classes = self._class_of[first]
         partners = self._sorted[self._starts[classes] + generator.integers(0, self._counts[classes])]
         for start in range(0, len(first), self._pairs):
-            mine = self._mine(min(self._pairs, len(first) - start), start)
-            yield np.concatenate([first[mine], partners[mine]])
+            batch = slice(start, start + self._pairs)
+            yield np.concatenate([first[batch], partners[batch]])
 
 
 def _check_images(count: int, batch_size: int, sampler: str, processes: int) -> None:

@@ -87,24 +87,37 @@ class Engine:
         return network if self.processes == 1 else DistributedDataParallel(network)
 
     def gather(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings [P*B, D] and labels [P*B] of all P processes, gradients flowing back to each.
+        """Return embeddings [N, D] and labels [N] of all P processes, gradients flowing back to each.
 
-        Every process computes the loss of the whole batch. DistributedDataParallel divides its gradient by P, so it
-        is multiplied by P before: P processes with B images each give the gradient of one with P*B images.
+        Each has B of them, which may differ. Every process computes the loss of the whole batch.
+        DistributedDataParallel divides its gradient by P, so it is multiplied by P before: P processes with N images
+        in all give the gradient of one with N images.
         """
         if self.processes == 1:
             return embeddings, labels
-        parts, all_labels = self._gather(embeddings.detach()), self._gather(labels)
+        lengths = self.lengths(len(labels))
+        parts, all_labels = self._gather(embeddings.detach(), lengths), self._gather(labels, lengths)
         if embeddings.requires_grad:
             embeddings.register_hook(lambda gradient: gradient * self.processes)  # type: ignore[no-untyped-call]
         parts[self.rank] = embeddings
         return torch.cat(parts), torch.cat(all_labels)
 
-    def _gather(self, share: Tensor) -> list[Tensor]:
-        """Return the tensors of all processes, each of the shape of this one's."""
-        parts = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(self.processes)]
-        distributed.all_gather(parts, share.contiguous())
-        return parts
+    def _gather(self, share: Tensor, lengths: list[int]) -> list[Tensor]:
+        """Return the tensors of all processes, which differ in length alone."""
+        missing = max(lengths) - len(share)
+        # What is gathered must have one shape everywhere.
+        filled = torch.cat([share, share.new_zeros(missing, *share.shape[1:])]) if missing else share.contiguous()
+        parts = [torch.empty_like(filled, memory_format=torch.contiguous_format) for _ in lengths]
+        distributed.all_gather(parts, filled)
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+    def lengths(self, own: int) -> list[int]:
+        """Return how many each process has, where this one has `own`; the device is not waited for."""
+        if self.processes == 1:
+            return [own]
+        found = [torch.zeros(1, dtype=torch.int64) for _ in range(self.processes)]
+        distributed.all_gather(found, torch.tensor([own]), group=self._on_cpu)
+        return [int(length) for length in found]
 
     def average_gradients(self, module: nn.Module) -> None:
         """Average the gradients of a module that is not wrapped: a loss, whose batch every process has whole.

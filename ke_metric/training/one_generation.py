@@ -348,7 +348,7 @@ class GenerationTraining:
             epoch=epoch,
             step=taken.number + 1,
             steps=self.recipe.training.epochs * len(self.epochs),
-            images=len(taken.keys) * self.engine.processes,
+            images=sum(self.engine.lengths(len(taken.keys))),
             loss=loss,
             learning_rate=taken.learning_rate,
         )
