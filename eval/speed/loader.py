@@ -141,12 +141,14 @@ def loader_rows(
     for way in ways.values():
         way()
     times = in_turn(ways, given.rounds)
-    rows = [row(f"{what}: picture by picture, against whole batches", times, "whole", "ours", None, len(files))]
+    pairs = [("picture by picture, against whole batches", "whole", "ours", None)]
     if "peer" in times:
-        rows.insert(
-            0, row(f"{what}: store to batch, against decode and v2", times, "peer", "ours", target, len(files))
-        )
-    return rows
+        pairs = [
+            ("store to batch, against decode and v2", "peer", "ours", target),
+            ("store to batch as whole batches, against decode and v2", "peer", "whole", None),
+            *pairs,
+        ]
+    return [row(f"{what}: {name}", times, other, ours, aim, len(files)) for name, other, ours, aim in pairs]
 
 
 def with_few(benchmark: Benchmark, count: int) -> Benchmark:
