@@ -168,7 +168,7 @@ class LineageTraining:
         with phases("inheriting"):
             inheritance = self.inheritance(number, parent)
             training = self.assemble(inheritance, rehearsed=is_new)
-        plan, scorer = inheritance.plan, self.scorer
+        plan, scorer = inheritance.plan, replace(self.scorer, tell=observer.note)
         if is_new:
             self._introduce(training.network, observer)
         if state is not None:

@@ -45,11 +45,13 @@ class Scorer:
         pictures: The benchmark, decoded.
         recipe: Sizes, standardisation, scores asked for.
         engine: Device and processes; the pictures are shared by the processes, the scores computed once.
+        tell: Called with a line before a clustering that will take long.
     """
 
     pictures: Pictures
     recipe: Recipe
     engine: Engine
+    tell: Callable[[str], object] | None = None
 
     @property
     def backend(self) -> str:
@@ -232,6 +234,7 @@ class Scorer:
             backend=evaluation.backend,
             device=self.engine.device,
             kmeans_seeds=tuple(range(evaluation.kmeans_seeds)) if clusters else (),
+            tell=self.tell,
         )
         separate: dict[str, Any] = {}
         if not benchmark.leave_one_out:

@@ -157,7 +157,7 @@ def _scorer(store: Lineage, device: str | None, through: StoreScoring | None = N
             progress=progress,
             build=KeptStores.of_environment(say).store,
         )
-    return Scorer(pictures, recipe, engine), tell_data_changes(store, fingerprint(complete, pictures.contents))
+    return Scorer(pictures, recipe, engine, say), tell_data_changes(store, fingerprint(complete, pictures.contents))
 
 
 def generations_of(store: Lineage, which: str) -> list[int]:

@@ -66,7 +66,7 @@ def evaluate_on(*, pictures: PictureChoice, model: ModelChoice, asked: Sequence[
     require_names(asked, score_names(recipe.task, evaluation.recall_at, evaluation.kmeans_seeds, of_others=True))
     listed = _listed(on, columns, pairs=not classifies)
     trained = count_trained_pictures(store, [Path(item.path) for item in listed.items])
-    scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)))
+    scoring = Scoring(evaluation.backend, device, tuple(range(evaluation.kmeans_seeds)), say)
     documents: list[dict[str, Any]] = []
     rows: list[Row] = []
     for number in numbers:
@@ -92,7 +92,7 @@ def evaluate_on(*, pictures: PictureChoice, model: ModelChoice, asked: Sequence[
 
 def _evaluate_bundle(on: Path, columns: Columns, bundle: Path, device: str | None, asked: Sequence[str]) -> Outcome:
     classifies = read_description(bundle).embedding_size is None
-    scoring = Scoring(device=device)
+    scoring = Scoring(device=device, tell=say)
     task = "classification" if classifies else "retrieval"
     require_names(asked, score_names(task, RECALL_AT, len(scoring.kmeans_seeds), of_others=True))
     predictor = Predictor.load(bundle, device=device) if classifies else None

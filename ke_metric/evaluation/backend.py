@@ -292,11 +292,13 @@ def without_self(similarities: FloatArray, indices: IntArray, own: IntArray) -> 
         indices: [Q, K] int64 positions in the gallery, or a store's numbers; -1 for padding.
         own: [Q] position of each query's own picture, -1 for none.
     """
-    is_self = indices == own[:, None]
-    others_first = np.argsort(is_self, axis=1, kind="stable")
-    similarities = np.where(is_self, np.float32(-np.inf), similarities)
-    indices = np.where(is_self, -1, indices)
-    return np.take_along_axis(similarities, others_first, axis=1), np.take_along_axis(indices, others_first, axis=1)
+    similarities, indices = similarities.copy(), indices.copy()
+    rows, places = np.nonzero(indices == own[:, None])
+    for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+        for values, padding in ((similarities, -np.inf), (indices, -1)):
+            values[row, place:-1] = values[row, place + 1 :]
+            values[row, -1] = padding
+    return similarities, indices
 
 
 def _faiss_cpu_lookup(gallery: FloatArray, backend: Backend) -> Lookup:

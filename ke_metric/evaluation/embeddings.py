@@ -18,7 +18,7 @@ from torch import Tensor
 from ke_metric.arrays import DoubleArray, FloatArray, IntArray, ItemIds, row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
 
-ROWS_AT_A_TIME = 8192
+ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True, init=False, eq=False)

@@ -23,8 +23,10 @@ from ke_metric.arrays import BoolArray, DoubleArray, FloatArray, IntArray, row_c
 from ke_metric.evaluation.backend import Neighbors
 
 PAIRS_AT_A_TIME = 2**16
-CELLS_AT_A_TIME = 2**22
+CELLS_AT_A_TIME = 2**20
 """Neighbours held at once, over all queries of a block; about 60 bytes each while a block is scored."""
+QUERIES_AT_A_TIME = 1024
+"""Large blocks are a multiple of it, as long as what a `Backend` searches with at once: a short rest takes longer."""
 FLOAT64_NOISE = 1e-12
 """Difference of two equal similarities that float64 may show: a few roundings of numbers up to 1."""
 
@@ -97,7 +99,9 @@ def r_precision(hits: BoolArray, relevant: IntArray) -> DoubleArray:
 def _within_r(hits: BoolArray, relevant: IntArray) -> BoolArray:
     assert bool((relevant >= 1).all()), "a query with nothing to find"
     assert hits.shape[1] >= relevant.max(initial=0), (hits.shape, relevant.max(initial=0))
-    within: BoolArray = hits & (np.arange(hits.shape[1]) < relevant[:, None])
+    # Nothing is counted beyond the largest R, however long the lists are.
+    most = int(relevant.max(initial=0))
+    within: BoolArray = hits[:, :most] & (np.arange(most) < relevant[:, None])
     return within
 
 
@@ -130,7 +134,8 @@ def equally_similar(
         vectors: Items [any] to their embeddings float32 [any, D].
     """
     equal = np.zeros(similarities.shape, np.bool_)
-    equal[:, 1:] = (similarities[:, 1:] == similarities[:, :-1]) & ~np.isneginf(similarities[:, 1:])
+    np.equal(similarities[:, 1:], similarities[:, :-1], out=equal[:, 1:])
+    equal &= indices >= 0
     rows, columns = np.nonzero(equal)
     for part in row_chunks(len(rows), PAIRS_AT_A_TIME):
         row, column = rows[part], columns[part]
@@ -159,12 +164,23 @@ class Places:
         assert not self.tied[:, 0].any(), "nothing is before the first place"
         assert not (self.tied & (self.sizes == 0)).any(), "padding is tied"
 
-    def at(self, queries: BoolArray) -> Places:
+    def at(self, queries: BoolArray | IntArray) -> Places:
         """Return the places of some queries."""
         return Places(self.sizes[queries], self.hits[queries], self.tied[queries])
 
+    def plain(self) -> BoolArray:
+        """Return [Q] whether each place of a query has one item, and none is tied."""
+        return np.asarray(~np.any(self.tied | (self.sizes > 1), axis=1))
+
     def settled(self, depth: int) -> BoolArray:
         """Return [Q] whether all items that are as similar as that of rank `depth` have been found."""
+        settled: BoolArray = (self.sizes[:, -1] == 0) | (self.sizes.shape[1] > depth)
+        several = np.flatnonzero(~self.plain())
+        if len(several):
+            settled[several] = self.at(several)._settled_with_ties(depth)
+        return settled
+
+    def _settled_with_ties(self, depth: int) -> BoolArray:
         reached = self.sizes.cumsum(axis=1) >= depth
         place = np.where(reached.any(axis=1), reached.argmax(axis=1), self.sizes.shape[1] - 1)
         similarity = (~self.tied).cumsum(axis=1)
@@ -193,14 +209,17 @@ def score_places(places: Places, relevant: IntArray, ranks: Sequence[int], depth
         ranks: The Ks; the first `depth` items are looked at where one is larger.
         depth: Ranks that are looked at, at least 1.
     """
-    places = places.joined()
-    starts = places.sizes.cumsum(axis=1) - places.sizes
-    tied: BoolArray = np.any((places.sizes > 1) & (starts < depth), axis=1)
+    several = np.flatnonzero(~places.plain())
+    joined = places.at(several).joined()
+    starts = joined.sizes.cumsum(axis=1) - joined.sizes
+    shared: BoolArray = np.any((joined.sizes > 1) & (starts < depth), axis=1)
+    tied, untied = several[shared], np.delete(np.arange(len(relevant)), several[shared])
+    # Items that are tied beyond the depth leave the places before it as they were.
+    hits, r = (places.hits if not len(tied) else places.hits[untied])[:, :depth] > 0, relevant[untied]
+    alone = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
+    alone |= {"map@r": map_at_r(hits, r), "r_precision": r_precision(hits, r)}
+    parts = ((untied, alone), (tied, _mean_scores(joined.at(shared), relevant[tied], ranks, depth)))
     scores: dict[str, DoubleArray] = {}
-    hits, r = places.hits[~tied, :depth] > 0, relevant[~tied]
-    untied = {f"recall@{k}": recall_at_k(hits, k) for k in ranks}
-    untied |= {"map@r": map_at_r(hits, r), "r_precision": r_precision(hits, r)}
-    parts = ((~tied, untied), (tied, _mean_scores(places.at(tied), relevant[tied], ranks, depth)))
     for queries, found in parts:
         for name, values in found.items():
             scores.setdefault(name, np.empty(len(relevant)))[queries] = values
@@ -354,5 +373,6 @@ def blocks_of_queries(queries: IntArray, depth: IntArray, cells: int) -> Iterato
     while len(queries):
         cells_with_this_one = depth[queries] * np.arange(1, len(queries) + 1)
         rows = max(1, int(np.searchsorted(cells_with_this_one, cells, side="right")))
+        rows -= rows % QUERIES_AT_A_TIME if QUERIES_AT_A_TIME < rows < len(queries) else 0
         yield queries[:rows]
         queries = queries[rows:]

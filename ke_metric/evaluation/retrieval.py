@@ -1,9 +1,8 @@
 """All retrieval scores of a set of embeddings, from one call: of neighbour lists, and NMI and AMI of clusters.
 
-Clusters are found by a k-means that gives the same ones for the same seed, as many as there are classes. NMI depends
-on the k-means by about a point, so ours is written down here.
+Clusters are found by a k-means that gives the same ones for the same seed, as many as there are classes.
 
-Shapes: N items, D embedding, Q queries, G gallery items, K neighbours, C classes, and clusters.
+Shapes: N items, D embedding, Q queries, G gallery items, K neighbours.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ from ke_metric.evaluation.backend import (
     FAISS_GPU_MAX_NEIGHBORS,
     Backend,
     choose_backend,
-    exact_products,
     find_self_matches,
-    load_faiss,
     search,
 )
+from ke_metric.evaluation.clusters import score_clusters
 from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows
 from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_lists, score_queries
 
@@ -44,11 +42,13 @@ class Scoring:
         backend: "auto", "faiss-cpu", "faiss-gpu" or "torch"; see `choose_backend`.
         device: Device for the search; that of the embeddings when left out.
         kmeans_seeds: One k-means for each; NMI and AMI are left out when empty.
+        tell: Called with a line before a clustering that will take long.
     """
 
     backend: str = "auto"
     device: str | torch.device | None = None
     kmeans_seeds: tuple[int, ...] = (0, 1, 2)
+    tell: Callable[[str], object] | None = None
 
 
 def score_retrieval(
@@ -89,10 +89,11 @@ def score_retrieval(
         KeMetricError: DATA for embeddings, labels or ids that cannot be scored, naming the item; RECIPE for a bad K,
             seed or backend name; ENVIRONMENT for a backend that is not usable here.
     """
-    asked = _Asked.of(embeddings, labels, recall_at, gallery=gallery, ids=ids, scoring=scoring or Scoring())
+    how = scoring or Scoring()
+    asked = _Asked.of(embeddings, labels, recall_at, gallery=gallery, ids=ids, scoring=how)
     scores = asked.each(score_lists)
-    searched = asked.gallery
-    clusters = score_clusters(searched.vectors, searched.labels, asked.kmeans_seeds, backend=asked.backend)
+    searched, seeds = asked.gallery, how.kmeans_seeds
+    clusters = score_clusters(searched.vectors, searched.labels, seeds, backend=asked.backend, tell=how.tell)
     return scores if clusters is None else scores | clusters.summary()
 
 
@@ -164,7 +165,6 @@ class _Asked:
     own: IntArray | None
     ranks: tuple[int, ...]
     backend: Backend
-    kmeans_seeds: tuple[int, ...]
 
     @classmethod
     def of(cls, embeddings: Any, labels: Any, recall_at: Sequence[int], **rest: Any) -> _Asked:
@@ -176,7 +176,7 @@ class _Asked:
         query = Embeddings(embeddings, labels, rest["ids"])
         searched = query if gallery is None else gallery
         own = np.arange(len(query)) if gallery is None else _own_pictures(query, gallery)
-        return cls(query, searched, own, tuple(recall_at), backend, how.kmeans_seeds)
+        return cls(query, searched, own, tuple(recall_at), backend)
 
     def each(self, score: Callable[..., Scored]) -> Scored:
         """Return what `score_lists` or `score_queries` makes of the neighbours."""
@@ -196,14 +196,16 @@ class _Asked:
 class _DistinctGallery:
     """A gallery in which equal embeddings are one: `vectors` [U, D], of `sizes` [U] items; items are at `row` [G].
 
-    `labels` are sorted. `pairs` are sorted, too: row x number of labels + position of the label, of all items;
-    `counts` is how many items each of them has.
+    `labels` are sorted, and `label` [U] is the position among them of a row's only item, -1 where a row has several.
+    `pairs` are sorted, too: row x number of labels + position of the label, of all items; `counts` is how many items
+    each of them has.
     """
 
     vectors: FloatArray
     row: IntArray
     sizes: IntArray
     labels: IntArray
+    label: IntArray
     pairs: IntArray
     counts: IntArray
 
@@ -214,7 +216,7 @@ class _DistinctGallery:
         labels, label = np.unique(gallery.labels, return_inverse=True)
         pairs, counts = np.unique(row * len(labels) + label, return_counts=True)
         vectors = gallery.vectors if len(first) == len(row) else gallery.vectors[first]
-        return cls(vectors, row, sizes, labels, pairs, counts)
+        return cls(vectors, row, sizes, labels, np.where(sizes == 1, label[first], -1), pairs, counts)
 
     def places(
         self, query: FloatArray, labels: IntArray, count: int, *, backend: Backend, own: IntArray | None
@@ -227,178 +229,28 @@ class _DistinctGallery:
         alone = self.sizes[own_row] == 1
         left_out = None if own is None else np.where(alone, own_row, -1)
         found = search(query, self.vectors, count, backend=backend, self_match=left_out)
-        there = found.indices >= 0
-        is_own = (found.indices == own_row[:, None]) & there
-        sizes = np.where(there, self.sizes[found.indices], 0) - is_own
-        hits = np.where(there, self._count(found.indices, labels), 0) - is_own
+        sizes = self.sizes[found.indices]
+        hits = self._count(found.indices, labels)
+        padding = found.indices < 0
+        if padding.any():
+            sizes[padding] = hits[padding] = 0
+        # A query's own picture was found among others that look the same.
+        if not alone.all():
+            is_own = (found.indices == own_row[:, None]) & ~padding
+            sizes -= is_own
+            hits -= is_own
         tied = equally_similar(found.similarities, found.indices, query, self.vectors.__getitem__)
         return Places(sizes, hits, tied)
 
     def _count(self, rows: IntArray, labels: IntArray) -> IntArray:
         """Return [Q, K] how many items of the rows [Q, K] have the query's label."""
-        label = np.searchsorted(self.labels, labels).clip(max=len(self.labels) - 1)
-        wanted = rows * len(self.labels) + label[:, None]
-        place = np.searchsorted(self.pairs, wanted).clip(max=len(self.pairs) - 1)
-        known = self.labels[label] == labels
-        return np.where((self.pairs[place] == wanted) & known[:, None], self.counts[place], 0)
-
-
-ITERATIONS = 25
-"""Lloyd iterations of one k-means, the default of FAISS."""
-
-
-def assign_clusters(vectors: FloatArray, clusters: int, seed: int, *, backend: Backend) -> IntArray:
-    """Run k-means with Euclidean distances and return the cluster of each item.
-
-    The start is k-means++ (Arthur, Vassilvitskii, SODA 2007), the same for every backend. 25 Lloyd iterations follow:
-    in FAISS on the processor for the FAISS backends, whose GPU assignments depend on the batch
-    (facebookresearch/faiss#3818); in torch on the backend's device for torch.
-
-    Args:
-        vectors: [N, D] float32, L2-normalised.
-        clusters: Number of clusters C, at least 2 and below N.
-        seed: Seed of the start, at least 0.
-        backend: What clusters. Memory beside the inputs: O(N x D) for FAISS, O(N x D + chunk x C) for torch.
-
-    Returns:
-        [N] int64 in 0 .. C - 1.
-
-    Raises:
-        KeMetricError: RECIPE for a negative seed; ENVIRONMENT for FAISS missing or broken.
-    """
-    assert 2 <= clusters < len(vectors), (clusters, len(vectors))
-    if seed < 0:
-        raise KeMetricError(f"k-means seed = {seed}, must be at least 0", ExitCode.RECIPE)
-    start = vectors[draw_start(vectors, clusters, seed, device="cpu" if backend.name != "torch" else backend.device)]
-    return _torch_clusters(vectors, start, backend) if backend.name == "torch" else _faiss_clusters(vectors, start)
-
-
-def draw_start(vectors: FloatArray, clusters: int, seed: int, *, device: str) -> IntArray:
-    """Draw the [C] items k-means++ starts from: each with probability in proportion to its squared distance from the
-    nearest one drawn before. Distances are computed on `device`.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = [int(generator.integers(len(vectors)))]
-    with exact_products(device):
-        resident = torch.from_numpy(vectors).to(device)
-        nearest = torch.full((len(vectors),), torch.inf, device=device)
-        for share in generator.random(clusters - 1):
-            # |a - b|² = 2 - 2 a·b on the unit sphere; rounding may take it below 0.
-            squared = (2 - 2 * (resident @ resident[drawn[-1]])).clamp(min=0)
-            nearest = torch.minimum(nearest, squared)
-            # Summed on the processor: GPUs add up in a different order each time.
-            reached = np.cumsum(nearest.cpu().numpy(), dtype=np.float64)
-            drawn.append(min(int(np.searchsorted(reached, share * reached[-1], side="right")), len(vectors) - 1))
-    return np.array(drawn, dtype=np.int64)
-
-
-def _faiss_clusters(vectors: FloatArray, start: FloatArray) -> IntArray:
-    kmeans = load_faiss().Kmeans(
-        vectors.shape[1],
-        len(start),
-        niter=ITERATIONS,
-        spherical=False,
-        # All items count, in classes of any size; FAISS would sample above 256 per cluster and warn below 39.
-        max_points_per_centroid=len(vectors),
-        min_points_per_centroid=1,
-    )
-    kmeans.train(vectors, init_centroids=start)
-    _, found = kmeans.assign(vectors)
-    clusters: IntArray = found
-    return clusters
-
-
-def _torch_clusters(vectors: FloatArray, start: FloatArray, backend: Backend) -> IntArray:
-    centroids = start
-    clusters = _nearest(vectors, centroids, backend)
-    for _ in range(ITERATIONS):
-        centroids = _means(vectors, clusters, centroids)
-        previous, clusters = clusters, _nearest(vectors, centroids, backend)
-        if np.array_equal(previous, clusters):
-            break
-    return clusters
-
-
-def _nearest(vectors: FloatArray, centroids: FloatArray, backend: Backend) -> IntArray:
-    """Return the nearest centroid of each item: smallest |v - c|², that is largest v·c - |c|²/2."""
-    nearest = np.empty(len(vectors), dtype=np.int64)
-    with exact_products(backend.device):
-        places = torch.from_numpy(centroids).to(backend.device)  # [C, D]
-        half_squares = places.square().sum(dim=1) / 2
-        for rows in row_chunks(len(vectors), backend.chunk):
-            products = torch.from_numpy(vectors[rows]).to(backend.device) @ places.T  # [chunk, C]
-            nearest[rows] = (products - half_squares).argmax(dim=1).cpu().numpy()
-    return nearest
-
-
-def _means(vectors: FloatArray, clusters: IntArray, previous: FloatArray) -> FloatArray:
-    """Return the mean of each cluster; an empty one keeps its centroid.
-
-    Sums are taken on the processor in item order: on a GPU they would be added up in a different order each time.
-    """
-    by_cluster = np.argsort(clusters, kind="stable")
-    present, first, sizes = np.unique(clusters[by_cluster], return_index=True, return_counts=True)
-    sums: FloatArray = np.add.reduceat(vectors[by_cluster], first, axis=0)
-    means = previous.copy()
-    means[present] = sums / sizes[:, None].astype(np.float32)
-    return means
-
-
-@dataclass(frozen=True)
-class ClusterScores:
-    """NMI and AMI of one k-means per seed.
-
-    Attributes:
-        nmi: Normalised mutual information per seed, in [0, 1].
-        ami: Mutual information adjusted for chance per seed, at most 1 and about 0 (a little below, too) for clusters
-            that know nothing of the classes.
-        library: What ran the Lloyd iterations: "faiss" or "torch".
-    """
-
-    nmi: tuple[float, ...]
-    ami: tuple[float, ...]
-    library: str
-
-    def summary(self) -> dict[str, float]:
-        """Return the means as `nmi` and `ami`, and with two or more seeds the sample deviations as `*_std`."""
-        scores = {"nmi": float(np.mean(self.nmi)), "ami": float(np.mean(self.ami))}
-        if len(self.nmi) > 1:
-            scores["nmi_std"] = float(np.std(self.nmi, ddof=1))
-            scores["ami_std"] = float(np.std(self.ami, ddof=1))
-        return scores
-
-
-def score_clusters(
-    vectors: FloatArray, labels: IntArray, seeds: Sequence[int], *, backend: Backend
-) -> ClusterScores | None:
-    """Cluster with k-means, once per seed, and compare the clusters with the classes.
-
-    Formulas, with mutual information I and entropy H of clusters U and classes V, and M = (H(U) + H(V)) / 2:
-    NMI = I(U, V) / M (scikit-learn's default since 0.22; some older papers divide by the geometric mean) and
-    AMI = (I - E[I]) / (M - E[I]), E[I] being the mean over random clusters of these sizes (Vinh, Epps, Bailey, JMLR
-    2010).
-
-    Args:
-        vectors: [N, D] float32, L2-normalised.
-        labels: [N] int64.
-        seeds: One k-means for each; equal seeds give equal scores.
-        backend: What clusters.
-
-    Returns:
-        The scores, or None when there are no seeds or nothing to compare: one class only, or a class per item.
-
-    Raises:
-        KeMetricError: As `assign_clusters`.
-    """
-    classes = len(np.unique(labels))
-    if not seeds or classes < 2 or classes == len(labels):
-        return None
-    found = [assign_clusters(vectors, classes, seed, backend=backend) for seed in seeds]
-    # scikit-learn takes a second to import.
-    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
-
-    return ClusterScores(
-        nmi=tuple(float(normalized_mutual_info_score(labels, clusters)) for clusters in found),
-        ami=tuple(float(adjusted_mutual_info_score(labels, clusters)) for clusters in found),
-        library="torch" if backend.name == "torch" else "faiss",
-    )
+        place = np.searchsorted(self.labels, labels).clip(max=len(self.labels) - 1)
+        wanted = np.where(self.labels[place] == labels, place, len(self.labels))
+        label = self.label[rows]
+        hits: IntArray = (label == wanted[:, None]).astype(np.int64)
+        query, column = np.nonzero(label < 0)
+        pair = rows[query, column] * len(self.labels) + wanted[query]
+        place = np.searchsorted(self.pairs, pair).clip(max=len(self.pairs) - 1)
+        known = (self.pairs[place] == pair) & (wanted[query] < len(self.labels))
+        hits[query, column] = np.where(known, self.counts[place], 0)
+        return hits
