@@ -217,7 +217,10 @@ class Scorer:
         share = range(self.engine.rank, len(store), self.engine.processes)
         how = Preparation.of_recipe(self.recipe)
         called = how.in_views(network, unit_length=self.recipe.task == "retrieval")
-        vectors = embed(called, evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device))
+        batches = evaluation_batches(store, share, recipe=self.recipe, device=self.engine.device)
+        vectors = embed(called, batches)
+        if self.engine.processes == 1:
+            return vectors
         # With more processes than pictures some have no vector, and do not know how long one is.
         parts = [part for part in self.engine.gather_records([(share, vectors)]) if len(part[0])]
         if not parts:

@@ -6,6 +6,7 @@ Shapes: B batch, N items, D embedding.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from ke_metric.arrays import DoubleArray, FloatArray, IntArray, ItemIds, row_chu
 from ke_metric.errors import ExitCode, KeMetricError
 
 ROWS_AT_A_TIME = 1024
+IN_MEMORY = 2**27
+"""Most bytes of an array of embeddings that is kept in memory."""
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -60,12 +63,44 @@ class Embeddings:
 def embed(network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> FloatArray:
     """Return the embeddings [N, D] of the images of all batches [B, 3, H, W], in order; no gradient is kept.
 
-    The network is called as it is: put it into eval mode before. Only the vectors stay in memory, 4 x N x D bytes.
+    The network is called as it is: put it into eval mode before. Only the vectors stay, see `stacked`.
     """
     # Not inference_mode: what a network keeps from one call to the next could then never be trained with.
     with torch.no_grad():
-        vectors = [network(batch).float().cpu().numpy() for batch in batches]
-    return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
+        return stacked(network(batch).float().cpu().numpy() for batch in batches)
+
+
+def stacked(parts: Iterable[FloatArray]) -> FloatArray:
+    """Return rows float32 [any, D] one below the other, [N, D]: in memory, or, above IN_MEMORY bytes, in a file.
+
+    Of the file, which is temporary, has no name and is gone with the array, the system keeps in memory what there is
+    room for.
+
+    Raises:
+        KeMetricError: ENVIRONMENT: the disk of temporary files is full.
+    """
+    kept: list[FloatArray] = []
+    size, columns, file = 0, 0, None
+    try:
+        for part in parts:
+            kept.append(part)
+            size, columns = size + part.nbytes, part.shape[1]
+            if size > IN_MEMORY:
+                file = file or tempfile.TemporaryFile()  # noqa: SIM115  (closed below, when it is mapped)
+                file.writelines(np.ascontiguousarray(each).data for each in kept)
+                kept = []
+        if file is None:
+            return np.concatenate(kept) if kept else np.empty((0, 0), np.float32)
+        with file:
+            file.flush()
+            return np.asarray(np.memmap(file, np.float32, "r+", shape=(size // (4 * columns), columns)))
+    except OSError as error:
+        raise KeMetricError(
+            f"embeddings take more than {IN_MEMORY / 1e6:,.0f} MB, which are kept in memory, and do not fit on the "
+            f"disk of temporary files ({tempfile.gettempdir()}: {error}); name a larger one in the environment "
+            "variable TMPDIR",
+            ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def number_rows(parts: Iterable[FloatArray]) -> IntArray:
@@ -74,14 +109,22 @@ def number_rows(parts: Iterable[FloatArray]) -> IntArray:
     Args:
         parts: The rows, float32 [any, D] each.
     """
-    numbers: dict[bytes, int] = {}
-    found = [
+    hashed = b"".join(
         # Added to 0, -0 becomes 0: numbers that are equal then have equal bytes.
-        numbers.setdefault(hashlib.blake2b(row, digest_size=16).digest(), len(numbers))
+        hashlib.blake2b(row, digest_size=16).digest()
         for part in parts
         for row in np.ascontiguousarray(part + np.float32(0))
-    ]
-    return np.array(found, np.int64)
+    )
+    digests = np.frombuffer(hashed, np.int64).reshape(-1, 2)
+    # Stable: of equal rows the first comes first.
+    order = np.lexsort(digests.T)
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = np.any(digests[order[1:]] != digests[order[:-1]], axis=1)
+    number = np.empty(int(is_first.sum()), np.int64)
+    number[np.argsort(order[is_first])] = np.arange(len(number))
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = number[is_first.cumsum() - 1]
+    return numbers
 
 
 def as_array(values: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
@@ -100,15 +143,17 @@ def _normalised(vectors: npt.NDArray[Any]) -> FloatArray:
             "must be [N, D] real numbers with N and D at least 1",
             ExitCode.DATA,
         )
-    unit = np.empty(vectors.shape, dtype=np.float32)
-    for rows in row_chunks(len(vectors), ROWS_AT_A_TIME):
-        wide = vectors[rows].astype(np.float64)
-        # Dividing by the largest entry first keeps the squares of very large and very small vectors in range.
-        peak = np.abs(wide).max(axis=1, keepdims=True)
-        _refuse_unusable(peak[:, 0], first_item=rows.start)
-        wide /= peak
-        unit[rows] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    return unit
+    return stacked(_unit_rows(vectors, rows) for rows in row_chunks(len(vectors), ROWS_AT_A_TIME))
+
+
+def _unit_rows(vectors: npt.NDArray[Any], rows: slice) -> FloatArray:
+    wide = vectors[rows].astype(np.float64)
+    # Dividing by the largest entry first keeps the squares of very large and very small vectors in range.
+    peak = np.abs(wide).max(axis=1, keepdims=True)
+    _refuse_unusable(peak[:, 0], first_item=rows.start)
+    wide /= peak
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide.astype(np.float32)
 
 
 def _refuse_unusable(peak: DoubleArray, *, first_item: int) -> None:

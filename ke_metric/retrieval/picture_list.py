@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +130,8 @@ def _of_folder(root: Path) -> tuple[list[Item], list[str]]:
     pictures, others = _files_below(root)
     own = _own_labels(root)
     items = [
-        Item(relative, _absolute(root / relative), own.get(relative, relative.rpartition("/")[0]))
+        # The pictures of a folder share one text, of which there may be millions.
+        Item(relative, _absolute(root / relative), own.get(relative, sys.intern(relative.rpartition("/")[0])))
         for relative in sorted(pictures)
     ]
     return items, sorted(other for other in others if not (own and other == OWN_LIST))

@@ -12,7 +12,8 @@ from torch import nn
 
 from ke_metric.arrays import row_chunks
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.evaluation.embeddings import Embeddings, embed
+from ke_metric.evaluation import embeddings as embedding_module
+from ke_metric.evaluation.embeddings import Embeddings, embed, number_rows, stacked
 
 VECTORS = np.array([[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]])
 LABELS = np.array([7, 7, -1])
@@ -213,3 +214,35 @@ def test_the_mode_of_the_network_is_the_callers():
 
 def test_no_pictures():
     assert embed(twice, iter(())).shape == (0, 0)
+
+
+def test_what_is_too_large_for_memory_lies_in_a_file(monkeypatch):
+    whole = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    in_memory = Embeddings(whole, range(100)).vectors
+    monkeypatch.setattr(embedding_module, "IN_MEMORY", 1000)
+    parts = [whole[:1], whole[1:20], whole[20:40, :], np.asfortranarray(whole[40:]), whole[:0]]
+    found = stacked(iter(parts))
+    assert isinstance(found.base, np.memmap)
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(stacked(iter([whole[:31]])), whole[:31])
+    np.testing.assert_array_equal(Embeddings(found, range(100)).vectors, in_memory)
+    assert isinstance(Embeddings(found, range(100)).vectors.base, np.memmap)
+
+
+def test_no_room_for_what_is_too_large(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedding_module, "IN_MEMORY", 10)
+    monkeypatch.setattr(embedding_module.tempfile, "TemporaryFile", full)
+    with pytest.raises(KeMetricError, match=r"No space left on device\); name a larger one .* TMPDIR") as caught:
+        stacked(iter([np.ones((2, 2), np.float32)]))
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 40))
+def test_rows_are_numbered_in_their_order(values, rows):
+    vectors = np.array([[value, -0.0] if value % 2 else [value, 0.0] for value in values], np.float32).reshape(-1, 2)
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    found = number_rows(vectors[start : start + rows] for start in range(0, len(values), rows))
+    assert found.tolist() == [numbers[value] for value in values]
