@@ -1,0 +1,130 @@
+"""One way of scoring embeddings in a process of its own, whose memory is its own: `eval.speed.scores` starts it.
+
+    python eval/speed/scoring_ways.py WAY FOLDER
+
+FOLDER holds vectors.npy and labels.npy. It prints one JSON document: seconds on the clock, seconds of processors,
+bytes by which the process grew, and what was found. The checkout whose folder is first in PYTHONPATH is measured,
+which may be an older one.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from ke_metric import score_retrieval
+from ke_metric.evaluation.retrieval import Scoring
+
+RANKS = (1, 10, 100, 1000)
+DIMENSION = 512
+BATCH = 256
+Found = dict[str, float]
+
+
+def main() -> None:
+    """Score, or embed, and print what it took."""
+    way, folder = sys.argv[1], Path(sys.argv[2])
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    if way.startswith("embed:"):
+        work = prepared_embedding(int(way.partition(":")[2]))
+    else:
+        work = WAYS[way](np.load(folder / "vectors.npy"), np.load(folder / "labels.npy"))
+        before = resource.getrusage(resource.RUSAGE_SELF)
+    wall = time.perf_counter()
+    found = work()
+    seconds = time.perf_counter() - wall
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    grown = (after.ru_maxrss - before.ru_maxrss) * 1024
+    print(json.dumps({"wall": seconds, "cpu": cpu, "grown": grown, "found": found}))
+
+
+Work = Callable[[], Found]
+
+
+def scorecard(vectors: np.ndarray, labels: np.ndarray, seeds: tuple[int, ...] = (0, 1, 2)) -> Work:
+    """Return what computes all scores, NMI and AMI of three k-means among them."""
+    return lambda: score_retrieval(
+        vectors, labels, ranks_of(labels), scoring=Scoring(backend="faiss-cpu", kmeans_seeds=seeds)
+    )
+
+
+def neighbours(vectors: np.ndarray, labels: np.ndarray) -> Work:
+    """Return what computes the scores of neighbour lists alone."""
+    return scorecard(vectors, labels, ())
+
+
+def calculator(vectors: np.ndarray, labels: np.ndarray) -> Work:
+    """Return what computes the same scores by pytorch-metric-learning's calculator."""
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import FaissKNN
+
+    ranks = ranks_of(labels)
+
+    class WithRecall(AccuracyCalculator):
+        def requires_knn(self) -> list[str]:
+            return [*super().requires_knn(), *(f"recall_{k}" for k in ranks[1:])]
+
+    def at(k: int) -> Callable[..., float]:
+        def recall(_: object, knn_labels: torch.Tensor, query_labels: torch.Tensor, **__: object) -> float:
+            return (knn_labels[:, :k] == query_labels[:, None]).any(dim=1).double().mean().item()
+
+        return recall
+
+    for k in ranks[1:]:
+        setattr(WithRecall, f"calculate_recall_{k}", at(k))
+    names = ("precision_at_1", "mean_average_precision_at_r", "r_precision", *(f"recall_{k}" for k in ranks[1:]))
+    theirs = WithRecall(include=names, k=max(ranks), knn_func=FaissKNN(), device=torch.device("cpu"))
+    called = {"precision_at_1": "recall@1", "mean_average_precision_at_r": "map@r"}
+
+    def work() -> Found:
+        found = theirs.get_accuracy(torch.from_numpy(vectors), torch.from_numpy(labels))
+        return {called.get(name, name.replace("recall_", "recall@")): value for name, value in found.items()}
+
+    return work
+
+
+def bare_search(vectors: np.ndarray, labels: np.ndarray) -> Work:
+    """Return FAISS's search for as many neighbours, and the query itself, which scores look at."""
+
+    def work() -> Found:
+        faiss.knn(vectors, vectors, max(ranks_of(labels)) + 1, faiss.METRIC_INNER_PRODUCT)
+        return {}
+
+    return work
+
+
+def ranks_of(labels: np.ndarray) -> list[int]:
+    """Return the Ks that are looked at; small sets have no thousand neighbours."""
+    return [k for k in RANKS if k < len(labels)]
+
+
+def prepared_embedding(count: int) -> Work:
+    """Return what embeds so many pictures by a network that costs nothing."""
+    # An older checkout has it elsewhere.
+    from ke_metric.evaluation.embeddings import embed
+
+    some = torch.from_numpy(np.random.default_rng(0).standard_normal((BATCH, DIMENSION)).astype(np.float32))
+
+    def batches() -> Iterator[torch.Tensor]:
+        for start in range(0, count, BATCH):
+            yield some[: count - start] + start
+
+    return lambda: {"rows": float(len(embed(lambda batch: batch, batches())))}
+
+
+WAYS: dict[str, Callable[[np.ndarray, np.ndarray], Work]] = {
+    "scorecard": scorecard,
+    "neighbours": neighbours,
+    "calculator": calculator,
+    "bare": bare_search,
+}
+
+if __name__ == "__main__":
+    main()
