@@ -171,7 +171,8 @@ def compare_neighbours(place: Path, rounds: int) -> list[Row]:
             found[way].append(measured(way, place))
     ours, theirs = found["neighbours"], found["calculator"]
     _require_same(ours[0].found, theirs[0].found, PML, 1e-4)
-    memory = ratios([each.grown for each in ours], [each.grown for each in theirs])
+    # What is tiny fits into what a process has anyway.
+    memory = ratios(*([max(1, each.grown) for each in some] for some in (ours, theirs)))
     grown = [f"{statistics.median(each.grown for each in some) / 2**20:,.0f} MiB" for some in (ours, theirs)]
     best = f"Recall@1 {ours[0].found['recall@1']:.3f}"
     return [
