@@ -12,8 +12,8 @@ import sys
 import time
 
 SHORT = {
-    "splitting": ["--rounds", "3"],
-    "training": ["--rounds", "1", "--rows", "resnet18,emoji"],
+    "splitting": ["--rounds", "1"],
+    "training": ["--rounds", "1", "--rows", "resnet18"],
     "loader": ["--rounds", "1", "--pictures", "300", "--few", "100"],
     "processes": ["--rounds", "1", "--counts", "1,4", "--kinds", "proxies"],
 }
