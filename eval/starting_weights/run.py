@@ -45,18 +45,18 @@ KE = "method.name=knowledge_evolution"
 # Way -> generations, and its overrides.
 WAYS = {
     "random weights": (1, ()),
-    "random weights, Knowledge Evolution": (2, (KE,)),
     "given weights": (1, (GIVEN,)),
+    "given weights, Knowledge Evolution": (2, (GIVEN, KE)),
+    "given weights, Knowledge Evolution back to them": (2, (GIVEN, KE, "method.reset=starting_weights")),
+    "random weights, Knowledge Evolution": (2, (KE,)),
+    "given weights, restarts": (2, (GIVEN, "method.name=restarts")),
     "given weights, backbone at a tenth": (1, (GIVEN, "optimizer.backbone_factor=0.1")),
+    "given weights, norms at rest": (1, (GIVEN, "training.norm_statistics=stored")),
     "given weights, first half frozen": (
         1,
         (GIVEN, "network.freeze=[backbone.conv_stem, backbone.bn1, backbone.blocks.0, backbone.blocks.1, "
          "backbone.blocks.2, backbone.blocks.3]"),
     ),
-    "given weights, norms at rest": (1, (GIVEN, "training.norm_statistics=stored")),
-    "given weights, Knowledge Evolution": (2, (GIVEN, KE)),
-    "given weights, Knowledge Evolution back to them": (2, (GIVEN, KE, "method.reset=starting_weights")),
-    "given weights, restarts": (2, (GIVEN, "method.name=restarts")),
 }  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def trained(way: str, seed: int, file: Path, lineages: Path, epochs: int) -> Lin
         f"data.mean=[{MEAN}, {MEAN}, {MEAN}]",
         f"data.std=[{STD}, {STD}, {STD}]",
         f"generations={generations}",
+        "training.precision=fp32",
         f"training.epochs={epochs // generations}",
         *(override.format(file=file) for override in overrides),
     ]
@@ -131,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0", help="seeds, separated by commas")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of every way, over all its generations")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help="how many of the ways, in their order")
     parser.add_argument("--lineages", type=Path, default=Path("lineages/starting_weights"))
     parser.add_argument("--results", action="store_true", help=f"write {RESULTS.name}, too")
     options = parser.parse_args()
@@ -155,7 +157,7 @@ def main() -> None:
         "|---|---|---|---|---|",
         *(
             row_of(way, [trained(way, seed, file, options.lineages, options.epochs) for seed in seeds])
-            for way in WAYS
+            for way in list(WAYS)[: options.ways]
         ),
     ]
     print("\n".join(lines))
