@@ -21,6 +21,7 @@ from ke_metric.arrays import FloatArray, load_whole, weights_digest
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
+    CLUSTERS_DRAWN_IN_BLOCKS,
     TIES_BY_MEAN,
     Generation,
     Provenance,
@@ -211,7 +212,8 @@ class LineageTraining:
         seconds: Mapping[str, float],
         begun_from: Mapping[str, Any],
     ) -> Provenance:
-        search = {"search_backend": backend, "ties": TIES_BY_MEAN} if (backend := self.search_backend()) else {}
+        rules = {"ties": TIES_BY_MEAN, "clusters": CLUSTERS_DRAWN_IN_BLOCKS}
+        search = {"search_backend": backend, **rules} if (backend := self.search_backend()) else {}
         return Provenance(
             recipe_digest=self.recipe.digest,
             parent_digest=weights_digest(parent.weights) if parent else None,

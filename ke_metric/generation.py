@@ -24,6 +24,8 @@ Vectors = Mapping[str, tuple[FloatArray, FloatArray]]
 ENGINE_FACTS = ("processes", "precision")
 TIES_BY_ROW = "order of rows"
 TIES_BY_MEAN = "mean over all orders"
+CLUSTERS_DRAWN_SINGLY = "k-means drawn item by item"
+CLUSTERS_DRAWN_IN_BLOCKS = "k-means drawn in blocks"
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Provenance:
         parent_digest: SHA-256 of the parent's weights; None for generation 1.
         seed: Seed of the lineage.
         environment: Versions, hardware, commit; see `environment.describe_environment`.
-        training: Device, precision, processes, search backend and rule for `ties` that were used at the end, and
-            `epochs`: which were trained by how many processes and in which precision.
+        training: Device, precision, processes, search backend and the rules for `ties` and `clusters` that were used
+            at the end, and `epochs`: which were trained by how many processes and in which precision.
         seconds: Wall-clock seconds by phase: `inheriting` (up to the first step), `training`, `scoring` and, as part
             of that, `slim` (all that was done for slim networks: cut out, repaired, scored). A generation of before
             these were told apart has `training` and `scoring`.
@@ -167,6 +169,11 @@ class Provenance:
     def ties(self) -> str:
         """How retrieval scores settled ties; a generation of before this was recorded took the items by row."""
         return str(self.training.get("ties", TIES_BY_ROW))
+
+    @property
+    def clusters(self) -> str:
+        """What NMI and AMI compare the classes with; before this was recorded k-means drew its start item by item."""
+        return str(self.training.get("clusters", CLUSTERS_DRAWN_SINGLY))
 
 
 @dataclass(frozen=True)

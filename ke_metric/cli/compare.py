@@ -20,7 +20,7 @@ from ke_metric.lineage.comparison import (
     mean_and_spread,
     paired_difference,
     seen_differently,
-    told_ties,
+    told_rules,
 )
 from ke_metric.lineage.report import FittingTable, decisive_score, header, is_share, number_columns, shown_names
 from ke_metric.lineage.store import Lineage
@@ -53,9 +53,9 @@ def compare_lineages(folders: Sequence[Path]) -> Outcome:
         "seen_differently": seen_differently(strategies),
         "incomplete": incomplete,
     }
-    ties = told_ties(lineages)
-    document |= {"ties": ties} if ties else {}
-    return Outcome(document, Group(*_shown(document, strategies), *([Text(ties)] if ties else [])))
+    rules = told_rules(lineages)
+    document |= rules
+    return Outcome(document, Group(*_shown(document, strategies), *map(Text, rules.values())))
 
 
 def _rows(strategy: Strategy, numbers: Iterable[int]) -> list[dict[str, Any]]:

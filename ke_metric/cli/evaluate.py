@@ -16,7 +16,15 @@ from ke_metric.cli.lineages import open_lineage, tell_data_changes
 from ke_metric.environment import package_versions
 from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.evaluation.backend import choose_backend
-from ke_metric.generation import TIES_BY_MEAN, Generation, Scorecard, Scores, rate_text, slim_name
+from ke_metric.generation import (
+    CLUSTERS_DRAWN_IN_BLOCKS,
+    TIES_BY_MEAN,
+    Generation,
+    Scorecard,
+    Scores,
+    rate_text,
+    slim_name,
+)
 from ke_metric.images.image_set import without_training
 from ke_metric.images.kept_stores import KeptStores
 from ke_metric.images.pixel_store import Pictures, fingerprint
@@ -224,6 +232,8 @@ def _compare(card: Scorecard, generation: Generation, *, backend: str, data_chan
     }
     if "map@r" in card.dense:
         versions["ties by"] = before.ties, TIES_BY_MEAN
+    if "nmi" in card.dense:
+        versions["clusters by"] = before.clusters, CLUSTERS_DRAWN_IN_BLOCKS
     # What follows a plus sign is how it was built: torch calls itself 2.14.1+cu130 where its files say 2.14.1.
     other = [f"{name} {old} then, {new} now" for name, (old, new) in versions.items() if _public(old) != _public(new)]
     return (

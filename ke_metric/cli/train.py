@@ -38,7 +38,7 @@ from ke_metric.images.image_set import Benchmark
 from ke_metric.images.kept_stores import KeptStores
 from ke_metric.images.pixel_store import Pictures, fingerprint
 from ke_metric.lineage.beginning import require_room
-from ke_metric.lineage.comparison import told_ties
+from ke_metric.lineage.comparison import told_rules
 from ke_metric.lineage.report import (
     idle_steps,
     mistakes_table,
@@ -249,10 +249,11 @@ def train_lineage(
     }
     last = lineage.numbers[-1]
     table = scorecards_table(str(folder), cards, untrained=untrained)
-    ties = [sentence] if (sentence := told_ties([lineage])) else []
     if engine.is_main:
         _say_what_is_next(lineage)
-    return Outcome(document, Group(table, *_idle_lines(idle), *ties, mistakes_table(last, cards[last])))
+    return Outcome(
+        document, Group(table, *_idle_lines(idle), *told_rules([lineage]).values(), mistakes_table(last, cards[last]))
+    )
 
 
 def _say_what_is_next(lineage: Lineage) -> None:

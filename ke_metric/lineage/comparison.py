@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import TIES_BY_MEAN, TIES_BY_ROW, Scorecard, Scores, rate_text, slim_name
+from ke_metric.generation import (
+    CLUSTERS_DRAWN_IN_BLOCKS,
+    CLUSTERS_DRAWN_SINGLY,
+    TIES_BY_MEAN,
+    TIES_BY_ROW,
+    Scorecard,
+    Scores,
+    rate_text,
+    slim_name,
+)
 from ke_metric.lineage.files import read_provenance
 from ke_metric.lineage.folder import FREE_FIELDS
 from ke_metric.lineage.store import Lineage
@@ -262,21 +271,28 @@ def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]
     return {name: {field: each.get(field) for field in fields} for name, each in flat.items()} if fields else {}
 
 
-def told_ties(lineages: Iterable[Lineage]) -> str | None:
-    """Return the sentence on scores that settled ties by another rule than others; None where all are of one."""
-    by_rule: dict[str, list[str]] = {}
-    for lineage in lineages:
-        if lineage.recipe.task == "retrieval":
-            for number in lineage.numbers:
-                rule = read_provenance(lineage.generation_folder(number)).ties
-                by_rule.setdefault(rule, []).append(f"generation {number} of {lineage.folder}")
-    if len(by_rule) < 2:
-        return None
-    return (
-        f"ties are settled by the {TIES_BY_ROW} in {', '.join(by_rule[TIES_BY_ROW])}, elsewhere by the "
-        f"{TIES_BY_MEAN}: scores of pictures with equal embeddings may differ for that alone; ke-metric eval scores "
-        "them again"
-    )
+def told_rules(lineages: Iterable[Lineage]) -> dict[str, str]:
+    """Return the sentences on scores that were computed by another rule than others, by what the rule is for.
+
+    Nothing is told of `ties` or `clusters` where all scores are of one rule.
+    """
+    found = [
+        (f"generation {number} of {lineage.folder}", read_provenance(lineage.generation_folder(number)))
+        for lineage in lineages
+        if lineage.recipe.task == "retrieval"
+        for number in lineage.numbers
+    ]
+    ties = [name for name, provenance in found if provenance.ties == TIES_BY_ROW]
+    clusters = [name for name, provenance in found if provenance.clusters == CLUSTERS_DRAWN_SINGLY]
+    sentences = {
+        "ties": f"ties are settled by the {TIES_BY_ROW} in {', '.join(ties)}, elsewhere by the {TIES_BY_MEAN}: "
+        "scores of pictures with equal embeddings may differ for that alone; ke-metric eval scores them again",
+        "clusters": f"clusters are those of a {CLUSTERS_DRAWN_SINGLY} in {', '.join(clusters)}, elsewhere of a "
+        f"{CLUSTERS_DRAWN_IN_BLOCKS}: NMI and AMI may differ for that alone, by as much as with another seed of "
+        "k-means; ke-metric eval scores them again",
+    }
+    some = {"ties": ties, "clusters": clusters}
+    return {rule: sentence for rule, sentence in sentences.items() if 0 < len(some[rule]) < len(found)}
 
 
 def _names(recipes: Sequence[Recipe]) -> list[str]:

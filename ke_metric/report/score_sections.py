@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from ke_metric.lineage.comparison import Strategy, mean_and_spread, seen_differently, told_ties
+from ke_metric.lineage.comparison import Strategy, mean_and_spread, seen_differently, told_rules
 from ke_metric.lineage.report import is_share, shown_names, told_baseline, told_repairs
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, line_chart, network_color
@@ -145,7 +145,7 @@ def scores_section(subject: Subject) -> PageSection:
     parts: list[Part] = [*charts, *_recipes_table(subject), *sizes_tables(subject, names)]
     missing = [*_incomplete(subject), *subject.not_finite]
     try:
-        lead += _ties(subject.lineage)
+        lead += _unequal_rules(subject.lineage)
     except FAILURES as error:
         missing.append(f"By which rule ties were settled: {told_failure(error, subject.lineage)}")
     return PageSection("scores", SCORES, lead, parts, missing)
@@ -192,10 +192,10 @@ def _lead(subject: Subject) -> list[str]:
     return told
 
 
-def _ties(lineage: Lineage) -> list[str]:
-    """Return that generations settled ties by different rules, a sentence; nothing where all are of one."""
-    ties = told_ties([lineage])
-    return [f"{without_places(ties[0].upper() + ties[1:], *places_of(lineage))}."] if ties else []
+def _unequal_rules(lineage: Lineage) -> list[str]:
+    """Return a sentence for each rule by which generations were scored differently; nothing where all are alike."""
+    told = told_rules([lineage]).values()
+    return [f"{without_places(each[0].upper() + each[1:], *places_of(lineage))}." for each in told]
 
 
 def _unequal_seeds(strategy: Strategy) -> list[str]:

@@ -129,6 +129,17 @@ def test_two_rules_for_ties_in_one_table_are_told(folders):
     assert told.split("; ")[1] in " ".join(run(*folders).stdout.split())
 
 
+def test_clusters_of_two_ways_in_one_table_are_told(folders):
+    path = Path(folders[2]) / "generation-002" / "provenance.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"training": {"clusters": "k-means drawn in blocks"}}))
+    told = json.loads(run(*folders, "--json").stdout)
+    assert "ties" not in told
+    assert "k-means drawn item by item in generation 1 of" in told["clusters"]
+    assert f"generation 2 of {folders[2]}" not in told["clusters"]
+    assert told["clusters"].split("; ")[1] in " ".join(run(*folders).stdout.split())
+
+
 def test_one_recipe_has_no_difference(folders):
     result = run(*folders[:2], "--json")
     assert json.loads(result.stdout)["differences"] == []

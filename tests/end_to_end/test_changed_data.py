@@ -212,8 +212,10 @@ def test_another_build_of_one_version_is_no_other_version(built, told, copy):
     assert told in line
     assert (f"{built} then" in line) is (built == ".1")
     assert "ties by" not in line
-    del facts["training"]["ties"]  # as it was before the rule was recorded
+    assert "clusters by" not in line
+    del facts["training"]["ties"], facts["training"]["clusters"]  # as it was before the rules were recorded
     (folder / "provenance.json").write_text(json.dumps(facts))
     (line,) = [line for line in go(folder.parents[1], "eval").stderr.splitlines() if "differs from" in line]
     assert "ties by order of rows then, mean over all orders now" in line
+    assert "clusters by k-means drawn item by item then, k-means drawn in blocks now" in line
     assert "are the same" not in line
