@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ke_metric.arrays import FloatArray, load_whole, weights_digest
+from ke_metric.arrays import FloatArray, Weights, load_whole, weights_digest
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
@@ -44,8 +44,9 @@ from ke_metric.scoring import Scorer, count_parameters
 from ke_metric.split.hypotheses import mean_magnitudes, require_redrawable
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
+from ke_metric.training.gradients import mean_gradients
 from ke_metric.training.hooks import TrainingObserver
-from ke_metric.training.one_generation import GenerationTraining, mean_gradients
+from ke_metric.training.one_generation import GenerationTraining, weights_of
 
 # Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
 SALIENCY_SHARE = 0.2
@@ -175,6 +176,10 @@ class LineageTraining:
         if state is not None:
             training.restore(state)
         trained = training.train(observer)
+        weights = trained.weights
+        if self.recipe.training.averages:
+            with phases("averaging"):
+                weights = self._averaged(training)
         vectors: dict[str, tuple[FloatArray, FloatArray]] = {}
 
         def keep(name: str, query: FloatArray, gallery: FloatArray) -> None:
@@ -191,7 +196,7 @@ class LineageTraining:
         seconds = {"training": round(trained.seconds, 1), **phases.seconds}
         return Generation(
             number=number,
-            weights=trained.weights,
+            weights=weights,
             loss_weights=trained.loss_weights,
             split=plan.to_json(),
             split_bits=plan.to_tensors(),
@@ -203,7 +208,14 @@ class LineageTraining:
             repairs=repairs,
             # A slim network that is all of the dense one is not scored again.
             vectors={name: vectors.get(name, vectors["dense"]) for name in scorecard.networks} if vectors else {},
+            last_weights={} if self.recipe.method.inherit_average else trained.weights,
         )
+
+    def _averaged(self, training: GenerationTraining) -> Weights:
+        """Put the average of its weights into a trained network, and return what it has then."""
+        training.average.give()
+        self.scorer.measure_norms(training.network, training.number)
+        return weights_of(training.network)
 
     def _provenance(
         self,
@@ -329,7 +341,8 @@ class LineageTraining:
 
     def gradients(self, parent: Generation) -> dict[str, Tensor]:
         """Return a parent's mean absolute gradients, name -> tensor, over the first 20 % of an epoch's batches."""
-        network, _ = self.networks.restore(parent, device=self.engine.device, what="the parent's weights")
+        heir = replace(parent, weights=parent.inherited)
+        network, _ = self.networks.restore(heir, device=self.engine.device, what="the parent's weights")
         loss = self.loss(parent.number, None, rehearsed=False)
         load_whole(loss, parent.loss_weights, "the parent's loss parameters")
         epochs = self.epochs(parent.number)

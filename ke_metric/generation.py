@@ -149,8 +149,9 @@ class Provenance:
         training: Device, precision, processes, search backend and the rules for `ties` and `clusters` that were used
             at the end, and `epochs`: which were trained by how many processes and in which precision.
         seconds: Wall-clock seconds by phase: `inheriting` (up to the first step), `training`, `scoring` and, as part
-            of that, `slim` (all that was done for slim networks: cut out, repaired, scored). A generation of before
-            these were told apart has `training` and `scoring`.
+            of that, `slim` (all that was done for slim networks: cut out, repaired, scored); `averaging`, where
+            weights were averaged, is the measuring of their norm statistics. A generation of before these were told
+            apart has `training` and `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
         data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a
             generation of before there were any. See `DataFingerprint.describe`.
@@ -182,7 +183,8 @@ class Generation:
 
     Attributes:
         number: Counted from 1.
-        weights: State dict of the dense network after the last epoch.
+        weights: State dict of the dense network after the last epoch, averaged where the recipe says so: what is
+            scored.
         loss_weights: State dict of the loss (proxies); empty for losses without parameters.
         split: The split plan as JSON, see `split.plan.SplitPlan.to_json`.
         split_bits: The masks' bits of a WELS plan, name to uint8 tensor; empty for KELS.
@@ -192,6 +194,8 @@ class Generation:
         repairs: Split rate (`rate_text`) to what was repaired of the slim network there.
         vectors: Name of a network, as in `Scorecard.networks`, to its embeddings of the queries and the gallery,
             or its logits; empty unless the recipe keeps them (`keep_vectors`).
+        last_weights: State dict after the last step where `weights` are an average that a child does not inherit
+            (`method.inherit_average`); empty where it inherits what is scored.
     """
 
     number: int
@@ -206,6 +210,12 @@ class Generation:
     narrow_splits: Mapping[str, str] = field(default_factory=dict, repr=False)
     repairs: Mapping[str, SlimRepair] = field(default_factory=dict)
     vectors: Vectors = field(default_factory=dict, repr=False)
+    last_weights: Weights = field(default_factory=dict, repr=False)
+
+    @property
+    def inherited(self) -> Weights:
+        """State dict of what a child begins from."""
+        return self.last_weights or self.weights
 
     def __post_init__(self) -> None:
         assert self.number >= 1, "generations are counted from 1"
@@ -224,6 +234,7 @@ class TrainingState:
         training_log: One record per finished epoch.
         seconds: Wall-clock seconds trained so far.
         method_weights: What the method needs beside the weights to go on, name to tensor.
+        average: Averaged parameters so far, by name; empty where nothing is averaged yet.
     """
 
     number: int
@@ -234,6 +245,7 @@ class TrainingState:
     training_log: tuple[Mapping[str, Any], ...] = field(repr=False)
     seconds: float
     method_weights: Weights = field(default_factory=dict, repr=False)
+    average: Weights = field(default_factory=dict, repr=False)
 
 
 TRAIN = "train"

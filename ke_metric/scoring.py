@@ -24,10 +24,12 @@ from ke_metric.images.image_set import ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation
 from ke_metric.recipe.schema import Recipe
-from ke_metric.slim_repair import SlimRepairer
+from ke_metric.slim_repair import SlimRepairer, augmented_pictures
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
+from ke_metric.split.repair import estimate_norm_statistics
 from ke_metric.training.engine import Engine
+from ke_metric.training.given_weights import moving_norms
 
 EmbeddingsListener = Callable[[str, FloatArray, FloatArray], None]
 """Takes which network, "dense", "slim" or "slim 0.25", and its embeddings of queries [Q, D] and gallery [G, D]."""
@@ -144,6 +146,18 @@ class Scorer:
                 }
 
         return self._by_the_first(found)
+
+    def measure_norms(self, network: nn.Module, number: int) -> None:
+        """Measure the norm statistics of averaged weights anew, in place, of the layers where they followed batches.
+
+        By training pictures that generation `number` draws, the same ones in all processes.
+        """
+        norms = moving_norms(network, self.recipe)
+        if norms:
+            pictures = augmented_pictures(self.pictures, self.recipe, self.engine.device, number)
+            estimate_norm_statistics(network, pictures, norms=norms)
+        # Kernels of several processes may round otherwise.
+        self.engine.share_buffers(network)
 
     def score(self, network: nn.Module) -> Scores:
         """Return the scores of a network.

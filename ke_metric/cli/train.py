@@ -149,8 +149,9 @@ def expected_disk(training: GenerationTraining, *, kept: int | None = None) -> i
     """
     recipe, weights = training.recipe, count_parameters(training.network) + count_parameters(training.loss)
     kept = kept or {"last": 2, "best": 3, "all": recipe.generations}[recipe.keep]
-    states = 2 * (1 + MOMENTS[recipe.optimizer.name])
-    return BYTES_PER_WEIGHT * weights * (kept + states)
+    states = 2 * (1 + bool(recipe.training.averages) + MOMENTS[recipe.optimizer.name])
+    # An average that a child does not inherit has the last weights beside it.
+    return BYTES_PER_WEIGHT * weights * (kept * (2 - recipe.method.inherit_average) + states)
 
 
 def kept_vectors(recipe: Recipe, benchmark: Benchmark) -> int:

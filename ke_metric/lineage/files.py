@@ -36,6 +36,8 @@ from ke_metric.lineage.stored_scores import magnitudes_from, require_finite, sco
 
 WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
+LAST_WEIGHTS = "last.safetensors"
+AVERAGE = "average.safetensors"
 METHOD_WEIGHTS = "method.safetensors"
 SPLIT = "split.json"
 SPLIT_BITS = "split.safetensors"
@@ -47,6 +49,8 @@ TRAINING_LOG = "training.jsonl"
 PROVENANCE = "provenance.json"
 OPTIMIZER = "optimizer.pt"
 STATE = "state.json"
+OF_WEIGHTS = (WEIGHTS, LOSS_WEIGHTS, LAST_WEIGHTS, REPAIRS)
+"""What goes when a generation's weights do."""
 
 STATE_FOLDER = re.compile(r"generation-(\d{3,})-epoch-(\d{5,})")
 
@@ -64,6 +68,8 @@ def write_generation(folder: Path, generation: Generation) -> None:
         _save(generation.weights, temporary / WEIGHTS)
         if generation.loss_weights:
             _save(generation.loss_weights, temporary / LOSS_WEIGHTS)
+        if generation.last_weights:
+            _save(generation.last_weights, temporary / LAST_WEIGHTS)
         if generation.split_bits:
             _save(generation.split_bits, temporary / SPLIT_BITS)
         (temporary / SPLIT).write_text(generation.split, encoding="utf-8")
@@ -160,7 +166,7 @@ def read_generation(folder: Path, number: int) -> Generation:
         return Generation(
             number=number,
             weights=_load(folder / WEIGHTS),
-            loss_weights=_load(folder / LOSS_WEIGHTS) if (folder / LOSS_WEIGHTS).exists() else {},
+            loss_weights=_load_if_there(folder / LOSS_WEIGHTS),
             split=split,
             split_bits=split_bits,
             scorecard=scorecard,
@@ -169,6 +175,7 @@ def read_generation(folder: Path, number: int) -> Generation:
             provenance=provenance,
             narrow_splits=narrow_splits,
             repairs=repairs,
+            last_weights=_load_if_there(folder / LAST_WEIGHTS),
         )
     except (AssertionError, TypeError) as error:
         raise damage(folder / PROVENANCE, error) from error
@@ -259,7 +266,7 @@ def read_fingerprint(path: Path) -> DataFingerprint:
 def drop_weights(folder: Path) -> None:
     """Delete the weights of a generation and leave everything else."""
     try:
-        for name in (WEIGHTS, LOSS_WEIGHTS, REPAIRS):
+        for name in OF_WEIGHTS:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise not_written(folder, error) from error
@@ -291,6 +298,7 @@ def write_state(folder: Path, state: TrainingState) -> None:
         "training_log": list(state.training_log),
         "seconds": state.seconds,
         "method_weights": bool(state.method_weights),
+        "average": bool(state.average),
     }
     optimizer = io.BytesIO()
     torch.save(dict(state.optimizer), optimizer)
@@ -299,6 +307,8 @@ def write_state(folder: Path, state: TrainingState) -> None:
         _save(state.loss_weights, temporary / LOSS_WEIGHTS)
         if state.method_weights:
             _save(state.method_weights, temporary / METHOD_WEIGHTS)
+        if state.average:
+            _save(state.average, temporary / AVERAGE)
         # Through memory: torch.save hides the operating system's error when the disk is full.
         (temporary / OPTIMIZER).write_bytes(optimizer.getbuffer())
         (temporary / STATE).write_text(to_json(facts), encoding="utf-8")
@@ -330,8 +340,9 @@ def _read_state(folder: Path, number: int) -> TrainingState:
             optimizer=_load_optimizer(folder / OPTIMIZER),
             training_log=tuple(facts["training_log"]),
             seconds=facts["seconds"],
-            # States of before methods kept something do not say.
+            # States of before methods kept something, or weights were averaged, do not say.
             method_weights=_load(folder / METHOD_WEIGHTS) if facts.get("method_weights") else {},
+            average=_load(folder / AVERAGE) if facts.get("average") else {},
         )
     except KeMetricError:
         raise
@@ -349,6 +360,10 @@ def _load(path: Path) -> Weights:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise damage(path, error) from error
+
+
+def _load_if_there(path: Path) -> Weights:
+    return _load(path) if path.exists() else {}
 
 
 def _load_optimizer(path: Path) -> dict[str, Any]:

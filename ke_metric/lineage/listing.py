@@ -25,7 +25,6 @@ DAMAGED = "damaged"
 BUSY = "busy"
 # What a killed training could not write down: its record still says that it runs, and nobody holds its lock.
 KILLED = {"running": "interrupted", "created": "interrupted"}
-WEIGHT_FILES = (files.WEIGHTS, files.LOSS_WEIGHTS, files.REPAIRS)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def superfluous_weights(lineage: Lineage) -> dict[int, int]:
 
 
 def _weight_bytes(lineage: Lineage, number: int) -> int:
-    paths = [lineage.generation_folder(number) / name for name in WEIGHT_FILES]
+    paths = [lineage.generation_folder(number) / name for name in files.OF_WEIGHTS]
     return sum(path.lstat().st_size for path in paths if path.exists())
 
 

@@ -23,6 +23,7 @@ GENERATION_FILES = frozenset(
     {
         files.WEIGHTS,
         files.LOSS_WEIGHTS,
+        files.LAST_WEIGHTS,
         files.SPLIT,
         files.SPLIT_BITS,
         files.SLIM,

@@ -99,7 +99,7 @@ class SlimLast(LineageMethod):
 
     def inherit(self, child: nn.Module, inheritance: Inheritance) -> None:
         """Load the parent's slim network into the child, which is as wide."""
-        slim = extract_slim(*inheritance.parent_network())
+        slim = extract_slim(*inheritance.parent_network(as_inherited=True))
         child.load_state_dict(slim.state_dict(), strict=True)
 
     def hooks(self, network: nn.Module, inheritance: Inheritance) -> TrainingHooks:

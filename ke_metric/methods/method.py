@@ -8,7 +8,7 @@ Shapes: B batch, D embedding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +61,9 @@ class Inheritance:
 
     @property
     def parent_weights(self) -> Weights:
-        """State dict of the parent after its last epoch."""
+        """State dict of the parent after its last epoch, as a child inherits it."""
         assert self.parent is not None, "generation 1 has no parent"
-        return self.parent.weights
+        return self.parent.inherited
 
     def load_parent(self, child: nn.Module) -> None:
         """Give a child all of its parent's weights and nothing else.
@@ -87,10 +87,13 @@ class Inheritance:
         given = self.method.reset == "starting_weights"
         return self.networks.build(self.number, load_pretrained=given) if self.reset == "same_as_init" else None
 
-    def parent_network(self, device: torch.device | str = "cpu") -> tuple[nn.Module, SplitPlan]:
-        """Return the parent as a network of its own, and its split plan."""
+    def parent_network(
+        self, device: torch.device | str = "cpu", *, as_inherited: bool = False
+    ) -> tuple[nn.Module, SplitPlan]:
+        """Return the parent as a network of its own, as it was scored or as it is inherited, and its split plan."""
         assert self.parent is not None, "generation 1 has no parent"
-        return self.networks.restore(self.parent, device=device, what="the parent's weights")
+        parent = replace(self.parent, weights=self.parent_weights) if as_inherited else self.parent
+        return self.networks.restore(parent, device=device, what="the parent's weights")
 
 
 class LineageMethod:

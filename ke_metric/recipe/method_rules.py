@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from ke_metric.schema import ConflictError, Names, Section
 
 _OF_A_TEACHER = ("teacher_weight", "teacher_temperature")
-_COMMON = ("reset_loss", *_OF_A_TEACHER, "slim_last")
+_INHERITED = ("reset_loss", "inherit_average")
+_COMMON = (*_INHERITED, *_OF_A_TEACHER, "slim_last")
 """What every method reads whose child goes on from its parent and can be taught by it."""
 
 
@@ -43,7 +44,7 @@ class MethodRules:
 RULES = {
     "knowledge_evolution": MethodRules(reads=(*_COMMON, "reset")),
     "born_again": MethodRules(reads=_OF_A_TEACHER, begins_anew=True, is_taught=True),
-    "dense_sparse_dense": MethodRules(reads=("reset_loss", "share"), changes_all=True),
+    "dense_sparse_dense": MethodRules(reads=(*_INHERITED, "share"), changes_all=True),
     "repr": MethodRules(reads=("reset_loss", "share", "full_epochs", "dropped_epochs", "cycles"), changes_all=True),
     "later_layer_forgetting": MethodRules(reads=(*_COMMON, "reset", "layers")),
     "layer_wise": MethodRules(
@@ -55,7 +56,7 @@ RULES = {
     "restarts": MethodRules(reads=_COMMON),
     "repeats": MethodRules(begins_anew=True),
     "shrink_and_perturb": MethodRules(reads=(*_COMMON, "shrink", "perturb"), changes_all=True),
-    "slim_alone": MethodRules(reads=("reset_loss",), is_slim=True),
+    "slim_alone": MethodRules(reads=_INHERITED, is_slim=True),
 }
 """Every method by its name in a recipe; described in docs/recipes-and-methods.md."""
 _freezing = ", ".join(name for name, rules in RULES.items() if not (rules.changes_all or rules.begins_anew))
@@ -77,6 +78,9 @@ class Method(Section):
     they go back to those of `network.weights` or `network.pretrained`, the head's to new random ones."""
     reset_loss: bool = True
     """Redraw the loss's own parameters (proxies) in every generation; false: the child inherits them."""
+    inherit_average: bool = True
+    """What a child takes of a parent whose weights were averaged (`training.average`, `training.average_last`). true:
+    the average, which is what was scored. false: the weights after its last step, which are then kept beside it."""
     layers: Names = ()
     """later_layer_forgetting: the first layer that is redrawn. layer_wise: where units begin, every layer when
     empty."""
@@ -159,11 +163,12 @@ class Method(Section):
         return self
 
     def require_fit(
-        self, *, kind: str, rate: float, generations: int, epochs: int, start: str, freeze: Names
+        self, *, kind: str, rate: float, generations: int, epochs: int, start: str, freeze: Names, averages: str
     ) -> None:
         """Check the method against what other sections of its recipe say.
 
-        `start` is the field that gives generation 1 its weights, with its value; empty where they are random.
+        `start` is the field that gives generation 1 its weights, with its value; empty where they are random. So is
+        `averages` the field that asks for averaged weights.
 
         Raises:
             ConflictError: They do not go together.
@@ -193,6 +198,17 @@ class Method(Section):
                 f"training.epochs = {epochs}, must be more than method.cycles * (method.full_epochs + "
                 f"method.dropped_epochs) = {cycled}, so that the full network trains last",
                 ("training.epochs", "method.cycles"),
+            ),
+            (
+                "cycles" in self.rules.reads and bool(averages),
+                f"{averages}, does not go with method.name = {self.name!r}: it redraws filters while a generation "
+                "trains, and the average of a filter and another one is neither",
+                (averages.partition(" ")[0], "method.name"),
+            ),
+            (
+                not (self.inherit_average or averages),
+                "method.inherit_average = false, has no effect without training.average or training.average_last",
+                ("method.inherit_average", "training.average"),
             ),
             (
                 self.rules.begins_anew and bool(start),

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, Strict, field_validator, model_validator
 
 from ke_metric.recipe.method_rules import Method
+from ke_metric.recipe.training_section import Training
 from ke_metric.recipe.yaml import write_yaml
 from ke_metric.schema import (
     FORMER_RECIPE_FIELDS,
@@ -252,29 +253,6 @@ class Optimizer(Section):
     """Learning rate of the backbone over that of the head: 0.1 lets given weights change more slowly."""
 
 
-class Training(Section):
-    """One generation of training."""
-
-    epochs: int = Field(100, ge=1)
-    """Epochs of every generation."""
-    warmup_epochs: float = Field(0.0, ge=0)
-    """Epochs over which the learning rate rises linearly from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine down to 0 after the last step, or constant."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the network's forward pass; the loss is always fp32. auto: bf16 where the device has it."""
-    channels_last: bool = True
-    """Store images and weights as NHWC, which is faster for convolutions on most devices."""
-    compile: bool = False
-    """Train with the network compiled by torch. Needs a C++ compiler (on a GPU also Triton) and one process, and
-    takes a minute or more before the first step of all; weights differ from uncompiled ones by rounding."""
-    gradient_clip: float | None = Field(None, gt=0)
-    """Largest norm of the network's gradient; none when left out."""
-    norm_statistics: Literal["batch", "stored"] = "batch"
-    """What batch norm goes by while a generation trains. batch: the statistics of the batch, as usual. stored: those
-    that came with the weights, which stay as they are; for small batches on top of `network.weights`."""
-
-
 class Embedding(Section):
     """What is computed of a picture by a trained network, in scoring and ever after; training does not know of it."""
 
@@ -381,6 +359,7 @@ class Recipe(Section):
             epochs=self.training.epochs,
             start=self.network.starts_from,
             freeze=self.network.freeze,
+            averages=self.training.averages,
         )
         self.network.require_fit(self.training.norm_statistics, self.optimizer.backbone_factor, self.split.rates)
         return self

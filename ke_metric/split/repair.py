@@ -36,7 +36,9 @@ def norm_statistics(network: nn.Module) -> Weights:
 
 
 @torch.no_grad()
-def estimate_norm_statistics(network: nn.Module, batches: Tensor | Iterable[Tensor]) -> Weights:
+def estimate_norm_statistics(
+    network: nn.Module, batches: Tensor | Iterable[Tensor], *, norms: Iterable[nn.Module] | None = None
+) -> Weights:
     """Measure the batch-norm statistics of a network anew, in place: exact means and variances over given inputs.
 
     All inputs go through the network together, and every layer normalises by the statistics just measured of it: a
@@ -48,16 +50,19 @@ def estimate_norm_statistics(network: nn.Module, batches: Tensor | Iterable[Tens
         network: The network; its mode is left as it was.
         batches: Its input [N, ...], or parts of it to be joined; 256 pictures of a training set are enough in most
             cases, and memory for their activations (of one layer at a time) is needed.
+        norms: Layers whose statistics are measured; all when left out.
 
     Returns:
         What `norm_statistics` returns afterwards.
     """
     inputs = batches if isinstance(batches, Tensor) else torch.cat(list(batches))
-    norms = [
-        module for module in network.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
+    measured = [
+        norm
+        for norm in (network.modules() if norms is None else norms)
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None
     ]
     modes = [(module, module.training) for module in network.modules()]
-    handles = [norm.register_forward_pre_hook(_measure) for norm in norms]
+    handles = [norm.register_forward_pre_hook(_measure) for norm in measured]
     try:
         network.eval()
         network(inputs)

@@ -28,9 +28,16 @@ def groups_by_rate(network: nn.Module, backbone_factor: float) -> Iterator[tuple
 
 def norms_at_rest(network: nn.Module, recipe: Recipe) -> list[nn.Module]:
     """Return the norm layers that go by their stored statistics, which stay as they are, while a network trains."""
-    return [
-        module
-        for name, module in network.named_modules()
-        if isinstance(module, _NormBase)
-        and (recipe.training.norm_statistics == "stored" or recipe.network.is_frozen(name))
-    ]
+    return [module for module, rests in _norms(network, recipe) if rests]
+
+
+def moving_norms(network: nn.Module, recipe: Recipe) -> list[nn.Module]:
+    """Return the norm layers whose stored statistics follow the batches while a network trains."""
+    return [module for module, rests in _norms(network, recipe) if not rests]
+
+
+def _norms(network: nn.Module, recipe: Recipe) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield every norm layer, and whether it goes by its stored statistics while the network trains."""
+    for name, module in network.named_modules():
+        if isinstance(module, _NormBase):
+            yield module, recipe.training.norm_statistics == "stored" or recipe.network.is_frozen(name)

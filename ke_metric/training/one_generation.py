@@ -1,6 +1,6 @@
 """One generation of training: epochs over batches, from starting weights to the last epoch's.
 
-Optimizer and learning rate are new in every generation. The gradients of what was trained are measured here too.
+Optimizer and learning rate are new in every generation.
 
 Shapes: B batch, D embedding.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from ke_metric.generation import TrainingState
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe, Training
 from ke_metric.split.plan import SplitPlan
+from ke_metric.training.averaging import AveragedWeights
 from ke_metric.training.compiling import compiled, told_of_compiling
 from ke_metric.training.engine import Engine
 from ke_metric.training.given_weights import groups_by_rate, norms_at_rest, trainable
@@ -145,6 +146,7 @@ class GenerationTraining:
         self.scaler = engine.new_scaler()
         scaled = self.scaler.is_enabled()
         self.optimizer = build_optimizer(network, loss, recipe, device=engine.device, scaled=scaled)
+        self.average = AveragedWeights(network, recipe.training)
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
 
@@ -164,6 +166,7 @@ class GenerationTraining:
         self.optimizer.load_state_dict(_on_cpu(state.optimizer["optimizer"]))
         self.scaler.load_state_dict(state.optimizer["scaler"])
         self.hooks.restore(state.method_weights)
+        self.average.restore(state.average, state.epoch)
         self.log, self.seconds = state.training_log, state.seconds
 
     def train(self, observer: TrainingObserver) -> TrainingState:
@@ -184,6 +187,7 @@ class GenerationTraining:
         self.hooks.epoch_begins(epoch, self.optimizer)
         facts = self._take_steps(epoch, observer)
         self._warn(epoch, facts, observer)
+        self.average.epoch_done(epoch)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         engine = {"processes": self.engine.processes, "precision": self.engine.precision}
@@ -281,6 +285,7 @@ class GenerationTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.hooks.after_step()
+        self.average.step_done(step)
         return TakenStep(
             step,
             batch.keys,
@@ -386,6 +391,7 @@ class GenerationTraining:
             training_log=self.log,
             seconds=self.seconds,
             method_weights=self.hooks.tensors(),
+            average=self.average.tensors(),
         )
 
 
@@ -415,30 +421,3 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _on_cpu(part) for key, part in value.items()}
     return [_on_cpu(part) for part in value] if isinstance(value, list) else value
-
-
-def mean_gradients(
-    network: nn.Module, loss: nn.Module, batches: Iterable[TrainingBatch], engine: Engine
-) -> dict[str, Tensor]:
-    """Return the mean over batches of the absolute gradient of every parameter, on the CPU, in float32.
-
-    Network and loss, both placed, are in eval mode, so that a batch neither changes norm statistics nor depends on
-    dropout, and moves no scale. Where a loss takes partners, the images are their own: what partners add is 0 then.
-    Each process has its share of the batches.
-    """
-    network.eval()
-    loss.eval()
-    sums = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
-    count = 0
-    for batch in batches:
-        network.zero_grad(set_to_none=True)
-        outputs, labels = engine.gather(network(batch.images), batch.labels)
-        partners = (outputs.detach(),) if getattr(loss, "takes_partners", False) else ()
-        loss(outputs, labels, *partners).backward()
-        engine.average_gradients(network)
-        for name, parameter in network.named_parameters():
-            if parameter.grad is not None:
-                sums[name] += parameter.grad.abs()
-        count += 1
-    assert count, "there are no batches"
-    return {name: (total / count).float().cpu() for name, total in sums.items()}

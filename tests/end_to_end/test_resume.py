@@ -36,6 +36,12 @@ MEMORY = (
 )
 KINDS = {
     "batch norm and AdamW": ["network.backbone=timm/test_resnet", "optimizer={name: adamw, learning_rate: 1e-3}"],
+    "averaged weights": [
+        "network.backbone=timm/test_resnet",
+        "optimizer={name: adamw, learning_rate: 1e-3}",
+        "training.average=0.9",
+        "method.inherit_average=false",
+    ],
     "dropout and SGD": [
         "network.backbone=squeezenet1_1",
         "optimizer={name: sgd, learning_rate: 1e-2}",

@@ -178,12 +178,14 @@ def test_a_training_goes_on_with_any_number_of_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_that_goes_on_with_as_many_processes_is_the_same_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("averages", [(), ("--set", "training.average=0.9"), ("--set", "training.average_last=2")])
+def test_a_training_that_goes_on_with_as_many_processes_is_the_same_to_the_last_bit(averages, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for folder in (stopped, whole):
         folder.mkdir()
-    assert train(whole)[0] == [0, 0]
-    train(stopped, FAULT="1:step:die", STEP=str(STEPS + 2))
+    arguments = ("tiny.yaml", "--lineage", "l", *averages)
+    assert train(whole, arguments=arguments)[0] == [0, 0]
+    train(stopped, arguments=arguments, FAULT="1:step:die", STEP=str(STEPS + 2))
     codes, told = resume_by(stopped, 2)
     assert codes == [0, 0], told
     weights = [folder / "l" / "generation-001" / "weights.safetensors" for folder in (stopped, whole)]

@@ -312,10 +312,10 @@ def test_a_training_goes_on_bit_for_bit_from_a_stored_state(tmp_path, name):
 
 
 @settings(max_examples=20, deadline=None)
-@given(weights(), weights(), weights(), st.lists(JSON, max_size=2), FINITE)
-def test_a_state_is_read_again(tmp_path_factory, network, loss, method, log, seconds):
+@given(weights(), weights(), weights(), weights(), st.lists(JSON, max_size=2), FINITE)
+def test_a_state_is_read_again(tmp_path_factory, network, loss, method, average, log, seconds):
     folder = tmp_path_factory.mktemp("files") / "state"
-    state = TrainingState(1, 2, network, loss, {"scaler": {"scale": 1.5}}, tuple(log), seconds, method)
+    state = TrainingState(1, 2, network, loss, {"scaler": {"scale": 1.5}}, tuple(log), seconds, method, average)
     write_state(folder, state)
     assert_same(read_state(folder, 1), state)
 

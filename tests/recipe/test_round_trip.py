@@ -91,6 +91,19 @@ def start_consistently(fields):
         method["reset"] = "official"
 
 
+def average_consistently(fields):
+    """Ask for one average at most, of what there is, and let a child inherit another where there is one."""
+    training, method = fields["training"], fields["method"]
+    if training["average"] is not None or method["name"] == "repr" or training["epochs"] < 2:
+        training["average_last"] = None
+    if method["name"] == "repr":
+        training["average"] = None
+    if training["average_last"] is not None:
+        training["average_last"] = min(training["average_last"], training["epochs"])
+    elif training["average"] is None:
+        method.pop("inherit_average", None)
+
+
 def made_consistent(fields):
     """Mend what the schema asks of a name, and of two fields together."""
     fields["name"] = f"x{len(fields['name'])}"
@@ -111,7 +124,10 @@ def made_consistent(fields):
     is_narrow = fields["split"]["kind"] == "wels" or fields["method"]["name"] == "slim_alone"
     if is_narrow or fields["evaluation"]["slim_repair"] == "none":
         fields["split"] |= {"rates": [], "joint": "all", "joint_teacher": 0.0}
+    if fields["split"]["rates"]:
+        fields["training"]["compile"] = False
     start_consistently(fields)
+    average_consistently(fields)
     if fields["task"] == "classification":
         fields["miner"] = None
     is_nested = fields["task"] == "retrieval" and fields["network"]["embedding_size"] > 2

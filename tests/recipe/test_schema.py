@@ -235,6 +235,40 @@ def test_joint_widths_and_repairs_that_do_not_go_together(fields, message):
         Recipe.model_validate({"name": "x", **fields})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training": {"average": 1.0}}, "less than 1"),
+        ({"training": {"average": 0}}, "greater than 0"),
+        ({"training": {"average": True}}, "valid number"),
+        ({"training": {"average_last": 1}}, "greater than or equal to 2"),
+        ({"training": {"average": 0.9, "average_last": 3}}, r"does not go with average_last = 3: two averages"),
+        ({"training": {"epochs": 2, "average_last": 3}}, r"average_last = 3, must be at most epochs = 2"),
+        (
+            {"training": {"average": 0.9}, "method": {"name": "repr"}},
+            r"training\.average = 0\.9, does not go with method\.name = 'repr': it redraws filters",
+        ),
+        ({"training": {"average_last": 3}, "method": {"name": "repr"}}, r"training\.average_last = 3, does not go"),
+        ({"method": {"inherit_average": False}}, r"method\.inherit_average = false, has no effect without training"),
+        (
+            {"training": {"average": 0.9}, "method": {"name": "born_again", "inherit_average": False}},
+            "inherit_average = False, is not read by born_again",
+        ),
+    ],
+)
+def test_averages_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({"name": "x", **fields})
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [({}, ""), ({"average": 0.9}, "training.average = 0.9"), ({"average_last": 2}, "training.average_last = 2")],
+)
+def test_a_recipe_says_what_it_averages(training, told):
+    assert Recipe.model_validate({"name": "x", "training": training}).training.averages == told
+
+
 def test_a_temperature_is_read_where_the_slim_network_is_taught():
     assert Method(slim_last=True, teacher_temperature=2.0).teacher_weight == 0
     with pytest.raises(ValidationError, match="has no effect where teacher_weight = 0"):

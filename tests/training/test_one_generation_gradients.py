@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 from ke_metric.images.batches import DeviceBatch
 from ke_metric.losses.losses import AdaCosLoss, CrossEntropyLoss, CSKDLoss
 from ke_metric.training.engine import Engine
-from ke_metric.training.one_generation import mean_gradients
+from ke_metric.training.gradients import mean_gradients
 
 BATCH, CLASSES = 6, 3
 

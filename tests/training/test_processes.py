@@ -29,8 +29,9 @@ from ke_metric.recipe.schema import Evaluation, Loss, Optimizer, Recipe, Split, 
 from ke_metric.scoring import Scorer
 from ke_metric.split.planning import plan_split
 from ke_metric.training.engine import Engine
+from ke_metric.training.gradients import mean_gradients
 from ke_metric.training.hooks import TrainingObserver
-from ke_metric.training.one_generation import GenerationTraining, mean_gradients
+from ke_metric.training.one_generation import GenerationTraining
 
 LOSSES = ("MultiSimilarityLoss", "ProxyAnchorLoss", "TripletMarginLoss", "ProxyNCALoss", "CrossBatchMemory")
 # Two batches and a half: the four of a training begin it anew.
@@ -230,7 +231,7 @@ def noise(tested=(3, 4)):
     return Pictures(Benchmark("noise", train, test, test), train_store, test_store, test_store)
 
 
-def recipe_of_noise(method="knowledge_evolution"):
+def recipe_of_noise(method="knowledge_evolution", training=None):
     return Recipe.model_validate(
         {
             "name": "noise",
@@ -240,7 +241,7 @@ def recipe_of_noise(method="knowledge_evolution"):
             "method": {"name": method, **METHODS[method]},
             "batches": {"size": 8, "images_per_class": 2},
             "optimizer": {"learning_rate": 0.05},
-            "training": {"epochs": 3 if method == "repr" else 1, "precision": "fp32"},
+            "training": {"epochs": 3 if method == "repr" else 1, "precision": "fp32"} | (training or {}),
             "evaluation": {"recall_at": [1], "resize": SIZE, "kmeans_seeds": 1, "backend": "torch"},
         }
     )
@@ -257,9 +258,9 @@ def scores_of(engine, tested=(3, 4)):
     return {"scores": dict(scores), "images": sum(seen)}
 
 
-def grown(engine, method):
+def grown(engine, method, training=None):
     """Grow two generations with batch norm; score the stored weights of the last one again."""
-    recipe, pictures = recipe_of_noise(method), noise()
+    recipe, pictures = recipe_of_noise(method, training), noise()
     generations = list(evolve(recipe, pictures, device="cpu"))
     with default_streams(0, 1, "again"):
         network = build_network(recipe.network, SIZE)
@@ -285,6 +286,7 @@ def main(folder):
         "scores": scores_of(engine),
         "scores of few": scores_of(engine, FEW),
         "grown": {method: grown(engine, method) for method in METHODS_OF.get(engine.processes, ())},
+        "averaged": grown(engine, "knowledge_evolution", {"average": 0.9}),
         "distilled": distilled(engine),
         "distilled with batch norm": distilled(engine, Normalised),
         "taught": {task: taught(engine, task) for task in ("retrieval", "classification")},
@@ -473,6 +475,14 @@ def test_a_lineage_of_several_processes_is_one_lineage(method, found):
     one, *others = (process["grown"][method] for process in found)
     assert all(other == one for other in others)
     assert one["scores"] == one["again"]
+
+
+def test_averages_of_several_processes_are_one_network(found):
+    """With norm statistics that the first one measured."""
+    one, *others = (process["averaged"] for process in found)
+    assert all(other == one for other in others)
+    assert one["scores"] == one["again"]
+    assert one["digests"] != found[0]["grown"]["knowledge_evolution"]["digests"]
 
 
 def test_records_come_in_the_order_of_the_processes(found):

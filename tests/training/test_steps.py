@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import build_classification_loss
 from ke_metric.losses.losses import AdaCosLoss, CrossEntropyLoss
+from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Miner
 from ke_metric.training.hooks import TrainingObserver
 from ke_metric.training.steps import TakenStep
@@ -42,9 +43,20 @@ def test_a_step_waits_for_its_loss_alone(loss, miner, waits, clip):
     training = prepare(recipe_of(loss=loss, miner=miner, gradient_clip=clip))
     batch = next(training.epochs.epoch(1))
     training.parallel.train()
-    with DeviceWaits() as counted:
+    # Whether there are tuples depends on what dropout draws.
+    with default_streams(0, 1, "waits"), DeviceWaits() as counted:
         training.take_step(0, batch)
     assert counted.counts.total() == waits
+
+
+def test_an_average_is_waited_for_by_nobody():
+    training = prepare(recipe_of(loss=Loss(name="ClassicProxyNCALoss"), average=0.9))
+    batches = training.epochs.epoch(1)
+    training.take_step(0, next(batches))
+    with DeviceWaits() as counted:
+        training.take_step(1, next(batches))
+    assert training.average.tensors()
+    assert not counted.counts
 
 
 class Cosines(Toy):
