@@ -82,8 +82,11 @@ class _AugmentedDataset(Dataset[Batch]):
     def _pixels(self, pictures: Sequence[PixelArray], draws: DoubleArray) -> tuple[PixelArray, FloatArray]:
         if self.for_device is not None:
             return self.for_device.cuts(pictures, draws)
-        augmented = [self.augmenter(picture, row) for picture, row in zip(pictures, draws, strict=True)]
-        return np.stack(augmented), np.empty((len(augmented), 0), np.float32)
+        size = self.augmenter.size
+        pixels = np.empty((len(pictures), size, size, 3), np.uint8)
+        for place, picture, row in zip(pixels, pictures, draws, strict=True):
+            place[:] = self.augmenter(picture, row)
+        return pixels, np.empty((len(pictures), 0), np.float32)
 
 
 class TrainingBatches:
@@ -205,10 +208,12 @@ class TrainingEpochs:
     ) -> None:
         images = pictures.benchmark.train
         self._images, self._recipe, self._device = images, recipe, device
-        self._augmenter = Augmenter(recipe.augmentation, recipe.data.image_size)
+        augmentation, size = recipe.augmentation, recipe.data.image_size
+        whole = augmentation.where == "device"
+        by_torch = whole and augmentation.geometry == "crop" and device.type == "cpu"
+        self._augmenter = Augmenter(augmentation, size, by_torch=by_torch)
+        self._for_device = BatchAugmenter(augmentation, size) if whole and not by_torch else None
         self._how = Preparation.of_recipe(recipe)
-        whole = recipe.augmentation.where == "device"
-        self._for_device = BatchAugmenter(recipe.augmentation, recipe.data.image_size) if whole else None
         self._batches = TrainingBatches(
             pictures.train,
             images.labels,
@@ -238,15 +243,21 @@ class TrainingEpochs:
 
     def _on_device(self, batch: Batch) -> DeviceBatch:
         keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
-        images = self._augmenter.colour(self._unit_range(batch), self._moved(batch.colour_draws))
-        return DeviceBatch(self._how.standardize(images, in_place=True), self._moved(batch.labels), keys)
+        return DeviceBatch(self._standardized(batch), self._moved(batch.labels), keys)
 
-    def _unit_range(self, batch: Batch) -> Tensor:
-        """Return the cut or moved pictures, float32 [B, 3, S, S] in [0, 1], on the device."""
+    def _standardized(self, batch: Batch) -> Tensor:
         channels_last, pixels = self._recipe.training.channels_last, self._moved(batch.pixels)
+        if self._for_device is None and not self._augmenter.changes_colours:
+            return self._how.tensor(pixels, device=self._device, channels_last=channels_last)
+        images = self._unit_range(pixels, self._moved(batch.cut_facts), channels_last)
+        images = self._augmenter.colour(images, self._moved(batch.colour_draws))
+        return self._how.standardize(images, in_place=True)
+
+    def _unit_range(self, pixels: Tensor, facts: Tensor, channels_last: bool) -> Tensor:
+        """Return the cut or moved pictures, float32 [B, 3, S, S] in [0, 1], on the device."""
         if self._for_device is None:
             return unit_range(pixels, device=self._device, channels_last=channels_last)
-        images = self._for_device(pixels, self._moved(batch.cut_facts))
+        images = self._for_device(pixels, facts)
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
     def _moved(self, tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def test_the_loader_is_timed(tmp_path):
     text = results.read_text(encoding="utf-8")
     assert text in done.stdout
     rows = [line for line in text.splitlines() if line.startswith(("| crop", "| affine", "| second"))]
-    assert len(rows) == 12
+    assert len(rows) == 18
     assert all(line.count("|") == 8 for line in rows)
     targets = [line.split("|")[6].strip() for line in rows]
-    assert [target for target in targets if target] == ["<= 0.2", "<= 0.2", ">= 6", ">= 25"]
+    assert [target for target in targets if target] == [">= 6", ">= 6", ">= 25", ">= 25", "<= 0.2", "<= 0.2"]

@@ -31,26 +31,36 @@ def pictures_of(count, seed=0, smallest=20, largest=70):
         yield np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def by_matrices(whole, cuts, facts):
-    """Resize as a GPU does."""
-    return whole._resized(cuts.permute(0, 3, 1, 2).float() / 255, facts)
-
-
-def both(augmentation, size, pictures, seed=0, way=BatchAugmenter.__call__):
-    """Return the batch [B, S, S, 3] in levels, picture by picture and as a whole."""
-    one, whole = Augmenter(augmentation, size), BatchAugmenter(augmentation, size)
-    draws = np.random.default_rng(seed).random((len(pictures), one.geometry_draws))
-    cuts, facts = map(torch.from_numpy, whole.cuts(pictures, draws))
-    batch = way(whole, cuts, facts)
+def by_batch(augmentation, size, pictures, draws):
+    """Return the batch [B, S, S, 3] in levels as a GPU makes it."""
+    whole = BatchAugmenter(augmentation, size)
+    batch = whole(*map(torch.from_numpy, whole.cuts(pictures, draws)))
     assert batch.shape == (len(pictures), 3, size, size)
     assert batch.dtype == torch.float32
-    expected = np.stack([one(picture, row) for picture, row in zip(pictures, draws, strict=True)])
-    return expected.astype(np.float64), batch.permute(0, 2, 3, 1).numpy() * 255
+    return batch.permute(0, 2, 3, 1).numpy() * 255
+
+
+def singly(augmentation, size, pictures, draws, by_torch=False):
+    augmenter = Augmenter(augmentation, size, by_torch=by_torch)
+    made = np.stack([augmenter(picture, row) for picture, row in zip(pictures, draws, strict=True)])
+    assert made.dtype == np.uint8
+    return made.astype(np.float64)
+
+
+def by_torch(augmentation, size, pictures, draws):
+    """Return the batch [B, S, S, 3] in levels as a CPU makes it where it is the device."""
+    return singly(augmentation, size, pictures, draws, by_torch=True)
+
+
+def both(augmentation, size, pictures, seed=0, way=by_batch):
+    """Return the batch [B, S, S, 3] in levels, as Pillow makes it and by another way."""
+    draws = np.random.default_rng(seed).random((len(pictures), Augmenter(augmentation, size).geometry_draws))
+    return singly(augmentation, size, pictures, draws), way(augmentation, size, pictures, draws)
 
 
 @pytest.mark.parametrize("size", [12, 32, 64])
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("way", [by_matrices, BatchAugmenter.__call__])
+@pytest.mark.parametrize("way", [by_batch, by_torch])
 def test_crops_differ_by_rounding_alone(size, flip, way):
     expected, found = both(Augmentation(flip=flip), size, list(pictures_of(40)), way=way)
     difference = np.abs(expected - found)
@@ -78,8 +88,9 @@ def test_moves_differ_by_rounding_alone(size, flip):
 )
 def test_pictures_of_any_shape_share_a_batch_and_do_not_see_each_other(augmentation, shapes, size, seed):
     pictures = [np.full((*shape, 3), 40 * number + 20, np.uint8) for number, shape in enumerate(shapes)]
-    expected, found = both(Augmentation(**augmentation), size, pictures, seed)
-    assert np.allclose(expected, found, atol=0.01)
+    for way in (by_batch, by_torch):
+        expected, found = both(Augmentation(**augmentation), size, pictures, seed, way)
+        assert np.allclose(expected, found, atol=0.01)
 
 
 def test_a_resize_is_that_of_torchvision():
@@ -101,7 +112,7 @@ def test_pixels_and_boxes_are_those_of_random_resized_crop():
     draws = np.random.default_rng(1).random((count, Augmenter(augmentation, size).geometry_draws))
     boxes = [crop_box(picture.shape, row, augmentation) for row in draws]
     whole = BatchAugmenter(augmentation, size)
-    batch = by_matrices(whole, *map(torch.from_numpy, whole.cuts([picture] * 50, draws[:50]))) * 255
+    batch = whole(*map(torch.from_numpy, whole.cuts([picture] * 50, draws[:50]))) * 255
     image = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(torch.float32)
     for found, box in zip(batch, boxes[:50], strict=True):
         assert torch.allclose(found, v2.resized_crop(image, *box, [size, size], antialias=True), atol=1e-2)

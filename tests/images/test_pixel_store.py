@@ -12,6 +12,7 @@ from PIL import Image
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images import pixel_store as pixels_module
+from ke_metric.images import preparation
 from ke_metric.images.decoding import LOOK_AHEAD
 from ke_metric.images.image_set import FolderSource, labelled_set
 from ke_metric.images.pixel_store import PixelStore
@@ -192,8 +193,10 @@ def test_evaluation_at_the_stored_size_takes_the_stored_pixels(images):
     assert np.array_equal(seen(store, 1, resize=32, size=32), store.picture(1))
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 50])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_normalize_is_the_formula_in_the_memory_format_asked_for(channels_last):
+def test_normalize_is_the_formula_in_the_memory_format_asked_for(channels_last, at_once, monkeypatch):
+    monkeypatch.setattr(preparation, "CACHED_NUMBERS", at_once * 8 * 9 * 3)
     pixels = torch.randint(0, 256, (4, 8, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std, device = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), torch.device("cpu")
     how = Preparation(image_size=8, mean=mean, std=std)
