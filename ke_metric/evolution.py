@@ -131,11 +131,13 @@ class LineageTraining:
         recipe: What to grow.
         pictures: What to train and score on; labels are enough (`Pictures.undecoded`) for what trains nothing.
         engine: Device, precision, processes.
+        begun: What generation 1 begins with, where `require_buildable` has built and tried it already.
     """
 
     recipe: Recipe
     pictures: Pictures
     engine: Engine
+    begun: Inheritance | None = None
 
     @property
     def networks(self) -> LineageNetworks:
@@ -168,8 +170,9 @@ class LineageTraining:
         is_new = number == 1 and state is None
         begun_from = self._begun_from(parent, observer if is_new else None)
         with phases("inheriting"):
-            inheritance = self.inheritance(number, parent)
-            training = self.assemble(inheritance, rehearsed=is_new)
+            begun = self.begun if number == 1 else None
+            inheritance = begun or self.inheritance(number, parent)
+            training = self.assemble(inheritance, rehearsed=is_new and begun is None)
         plan, scorer = inheritance.plan, replace(self.scorer, tell=observer.note)
         if is_new:
             self._introduce(training.network, observer)
@@ -376,15 +379,19 @@ class LineageTraining:
             processes=self.engine.processes,
         )
 
-    def require_buildable(self) -> GenerationTraining:
-        """Return the training of generation 1: what a recipe gets wrong shows before any harm; labels are enough.
+    def require_buildable(self) -> tuple[Inheritance, GenerationTraining]:
+        """Build generation 1: what a recipe gets wrong shows before any harm; labels are enough.
+
+        Returns:
+            What it begins with, for `begun` of who trains it; and its training.
 
         Raises:
             KeMetricError: Whatever `grow` would raise before its first step.
         """
-        training = self.assemble(self.inheritance(1, None))
+        inheritance = self.inheritance(1, None)
+        training = self.assemble(inheritance)
         self.search_backend()
-        return training
+        return inheritance, training
 
     def require_resumable(self, start: Start) -> list[str]:
         """Build what the next generation needs, but for what it takes from its parent's weights; labels are enough.

@@ -3,9 +3,10 @@
     python -m eval.speed.loader [--rounds 5] [--pictures 3000 12000] [--results eval/speed/results/loader.md]
 
 The pictures are JPEGs of 500 x 375 pixels and of quality 95, drawn with the spectrum of photographs. All ways run on
-one core with one thread, and end with standardised float32 batches: ours from a kept store, by `augmentation.where:
-loader` (Pillow) or `device` (on a CPU: torch), the peer by PIL's decoder and torchvision's v2 transforms, of uint8
-tensors, which is faster, or of PIL's pictures, as torchvision's reference training has it by default. The second training is the whole process, from its start to its first step.
+one core with one thread, and end with standardised float32 batches: ours from a kept store, with `augmentation.where`
+`loader` (Pillow) or `device` (on a CPU: torch), the peer by PIL's decoder and torchvision's v2 transforms, of uint8
+tensors, which is faster, or of PIL's pictures, as torchvision's reference training has it by default. The second
+training is the whole process, from its start to its first step.
 """
 
 import argparse

@@ -289,12 +289,12 @@ def _checked_training(recipe: Recipe, engine: Engine, folder: Path, *, start: St
         _warn_of_refusals(Lineage(folder), training.require_resumable(start), engine)
         return training
     require_scorable(benchmark)
-    first = training.require_buildable()
+    begun, first = training.require_buildable()
     if (kept := kept_vectors(recipe, benchmark)) and engine.is_main:
         say(f"keeping {kept / 1e6:,.1f} MB of vectors with every generation (evaluation.keep_vectors)")
     if not resume and engine.is_main and not folder.exists():
         _require_space(folder, expected_disk(first, kept=1))
-    return training
+    return replace(training, begun=begun)
 
 
 def _require_same_start(lineage: Lineage, recipe: Recipe) -> None:
