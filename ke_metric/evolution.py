@@ -380,13 +380,10 @@ class LineageTraining:
         )
 
     def require_buildable(self) -> tuple[Inheritance, GenerationTraining]:
-        """Build generation 1: what a recipe gets wrong shows before any harm; labels are enough.
-
-        Returns:
-            What it begins with, for `begun` of who trains it; and its training.
+        """Return what generation 1 begins with, for `begun`, and its training: labels are enough.
 
         Raises:
-            KeMetricError: Whatever `grow` would raise before its first step.
+            KeMetricError: Whatever `grow` would raise before its first step; it shows before any harm.
         """
         inheritance = self.inheritance(1, None)
         training = self.assemble(inheritance)
