@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from ke_metric.arrays import DoubleArray, PixelArray
+from ke_metric.images.preparation import numbers_on
 from ke_metric.recipe.schema import Augmentation
 
 COLOUR_DRAWS = 2
@@ -92,7 +93,7 @@ class Augmenter:
         """
         if not self.changes_colours:
             return batch
-        largest = draws.new_tensor([self._augmentation.brightness, self._augmentation.contrast])
+        largest = numbers_on((self._augmentation.brightness, self._augmentation.contrast), draws.device)
         factors = (1 + largest * (2 * draws - 1)).to(batch)
         brightness, contrast = factors[:, :, None, None, None].unbind(dim=1)
         bright = (batch * brightness).clamp_(max=1)

@@ -10,6 +10,7 @@ Shapes: B batch, D numbers for a picture, H and W height and width in pixels, S 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -159,7 +160,7 @@ class Preparation(Section):
         rows = batch.permute(0, 2, 3, 1).flatten(2) if channels_last else batch
         centre, spread = (
             each.repeat(batch.shape[3]) if channels_last else each.view(3, 1, 1)
-            for each in (torch.tensor(values, device=batch.device) for values in (self.mean, self.std))
+            for each in (numbers_on(values, batch.device) for values in (self.mean, self.std))
         )
         result = (rows.sub_(centre) if in_place else rows - centre).div_(spread)
         return result.view(len(batch), *batch.shape[2:], 3).permute(0, 3, 1, 2) if channels_last else result
@@ -275,6 +276,20 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 def _as_tensor(pixels: PixelArray | Tensor) -> Tensor:
     # torch warns of arrays that cannot be written to, and takes none with negative strides.
     return pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
+def numbers_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device; on a GPU always the same one.
+
+    A tensor that is made of Python's numbers goes to a GPU in a copy that waits until the GPU has done all that it
+    was given before, in every batch.
+    """
+    return torch.tensor(values) if device.type == "cpu" else _kept_numbers(values, device)
+
+
+@functools.cache
+def _kept_numbers(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
 
 
 def pictures_of(images: Picture | Iterable[Picture]) -> Iterable[Picture]:

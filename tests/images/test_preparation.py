@@ -10,7 +10,7 @@ from PIL import Image
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import FolderSource, ImageSet
 from ke_metric.images.pixel_store import PixelStore
-from ke_metric.images.preparation import Preparation, as_image
+from ke_metric.images.preparation import Preparation, as_image, numbers_on
 
 
 def how(**fields):
@@ -157,3 +157,24 @@ def test_a_strip_is_measured_as_it_is_at_its_largest(store_size, resize):
 
 def test_a_strip_that_is_squashed_is_never_too_long():
     assert how(store_shape="square").pixels(np.zeros((1, 70_000), np.uint8), "p", 1).shape == (32, 32, 3)
+
+
+def test_a_gpu_is_given_the_same_numbers_once():
+    """`meta` is a device that is no processor and is everywhere; on a processor nobody waits."""
+    meta, processor = torch.device("meta"), torch.device("cpu")
+    assert numbers_on((0.25, 0.5), meta) is numbers_on((0.25, 0.5), meta)
+    assert numbers_on((0.25, 0.5), meta) is not numbers_on((0.25, 0.75), meta)
+    assert numbers_on((0.25, 0.5), processor).tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_later_batch_on_a_gpu_is_made_of_numbers(channels_last, monkeypatch):
+    four = how(image_size=4)
+    pixels = torch.empty(2, 4, 4, 3, dtype=torch.uint8, device="meta")
+
+    def prepared():
+        return four.tensor(pixels, device=torch.device("meta"), channels_last=channels_last)
+
+    prepared()
+    monkeypatch.setattr(torch, "tensor", None)
+    assert prepared().shape == (2, 3, 4, 4)
