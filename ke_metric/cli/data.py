@@ -97,7 +97,7 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
 
 def list_kept() -> Outcome:
     """List the decoded pictures that are kept."""
-    stores = KeptStores.of_environment()
+    stores = KeptStores.of_environment(say)
     kept = list(stores)
     used = sum(each.bytes for each in kept)
     document = {
@@ -112,16 +112,19 @@ def list_kept() -> Outcome:
 
 def clear_kept() -> Outcome:
     """Remove the decoded pictures that no process uses."""
-    stores = KeptStores.of_environment()
+    stores = KeptStores.of_environment(say)
     gone, left = stores.clear()
     document = {
         "folder": str(stores.folder),
         "removed": [each.to_json() for each in gone],
-        "in_use": [each.to_json() for each in left],
+        "in_use": [each.to_json() for each in left if each.in_use],
+        "not_removable": [each.to_json() for each in left if not each.in_use],
     }
     freed = sum(each.bytes for each in gone) / 1e6
-    used = f"; {len(left):,} in use stay" if left else ""
-    return Outcome(document, f"removed {len(gone):,} stores, {freed:,.0f} MB, from {stores.folder}{used}")
+    used, others = len(document["in_use"]), len(document["not_removable"])
+    stay = f"; {used:,} in use stay" if used else ""
+    stay += f"; {others:,} that are damaged or another user's stay" if others else ""
+    return Outcome(document, f"removed {len(gone):,} stores, {freed:,.0f} MB, from {stores.folder}{stay}")
 
 
 def _kept_table(kept: Iterable[KeptStore], total: str) -> RenderableType:

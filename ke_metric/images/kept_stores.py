@@ -4,7 +4,8 @@ A kept store is one file, named by a digest of all that its pixels depend on: th
 are read in full every time (hashing takes some 2 % of the time that decoding takes; sizes and times of files would be
 quicker, and could be wrong), the settings, and the versions of what decodes. It is written under another name,
 reaches the disk, and is renamed: what has its name is whole. Whoever uses it holds a shared lock, whoever writes or
-removes it an exclusive one, so that what a killed process left can be told from what is being written.
+removes it an exclusive one, so that what a killed process left can be told from what is being written. Whose
+files those are, and how they are opened, is said in `kept_files`.
 
 Pictures that are drawn (glyphs) are not kept: to know whether they are the same ones is to draw them.
 """
@@ -15,8 +16,8 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
-import struct
 import sys
 import time
 import warnings
@@ -31,10 +32,22 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from PIL import features
 
-from ke_metric.disk import DISK_FULL, reach_disk
+from ke_metric.disk import DISK_FULL
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import Progress, in_order
 from ke_metric.images.image_set import ImageSet, StoredSource
+from ke_metric.images.kept_files import (
+    end_of,
+    finish,
+    is_locked_now,
+    lies_at,
+    look_at,
+    open_to_read,
+    open_to_write,
+    read_end,
+    removed,
+    size_of,
+)
 from ke_metric.images.pixel_store import PixelStore, decoded
 from ke_metric.images.preparation import StoreShape
 
@@ -55,9 +68,7 @@ SAMPLE = 32
 """Pictures that are decoded first, to know how long all take and how large they are."""
 POLL_SECONDS = 0.1
 FINISHED, UNFINISHED = ".pixels", ".writing"
-# What a store ends with: this mark, and how long the JSON before it is.
-END = struct.Struct("<8sQ")
-MARK = b"ke_store"
+DIGEST_LETTERS = 32
 # Parts of Pillow whose other version may decode the same file to other pixels.
 DECODERS = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "libtiff", "zlib")
 
@@ -72,10 +83,10 @@ class KeptStore:
         path: Its file.
         bytes: Its size.
         used: When it was last opened, in seconds since 1970.
-        in_use: Whether a process has it open.
+        in_use: Whether a process has it open, or the file system does not tell.
         pictures: How many it has.
-        of: What was decoded, in words.
-        settings: How.
+        of: What was decoded, in words; else why that is not known.
+        settings: How; empty for a file that cannot be read, or is not a whole store. That may be anybody's.
     """
 
     path: Path
@@ -124,9 +135,12 @@ class KeptStores:
         """
         named, general = os.environ.get(FOLDER_VARIABLE), os.environ.get("XDG_CACHE_HOME")
         folder = Path(named) if named else Path(general or "~/.cache", "ke_metric")
-        # A user without a home has a folder `~` that cannot be made, which is told when something is to be kept.
-        folder = Path(os.path.expanduser(folder))  # noqa: PTH111
-        return cls(folder / "pixels", most_bytes=_most_bytes(), tell=tell, keeps=keeps, least_seconds=LEAST_SECONDS)
+        # Path.expanduser raises an error for a user without a home.
+        folder, most_bytes = Path(os.path.expanduser(folder)), _most_bytes()  # noqa: PTH111
+        if most_bytes and not folder.is_absolute():
+            tell(f"decoded pictures are not kept: {folder} is no absolute path. Another folder: {FOLDER_VARIABLE}")
+            most_bytes = 0
+        return cls(folder / "pixels", most_bytes=most_bytes, tell=tell, keeps=keeps, least_seconds=LEAST_SECONDS)
 
     def store(
         self,
@@ -156,15 +170,15 @@ class KeptStores:
             return job.build()
 
     def __iter__(self) -> Iterator[KeptStore]:
-        """Yield what is kept, last used first; what is damaged counts as empty."""
+        """Yield what is kept, last used first; what is damaged or cannot be read counts as empty."""
         found = [kept for path in self._files(FINISHED) if (kept := _looked_at(path)) is not None]
         return iter(sorted(found, key=lambda kept: kept.used, reverse=True))
 
     def clear(self) -> tuple[list[KeptStore], list[KeptStore]]:
-        """Remove whatever no process uses, and what killed processes left; return what went and what stayed."""
+        """Remove stores that no process uses, and what killed processes left; return what went and what stayed."""
         self._remove_leftovers()
         found = list(self)
-        gone = {kept.path for kept in found if _removed(kept.path)}
+        gone = {kept.path for kept in found if kept.settings and removed(kept.path)}
         return [kept for kept in found if kept.path in gone], [kept for kept in found if kept.path not in gone]
 
     def _found_or_made(self, job: _Job, contents: tuple[str, ...]) -> PixelStore:
@@ -201,8 +215,8 @@ class KeptStores:
         if store.contents != contents:
             self._tell(f"{job.of}: some were changed while they were decoded; the decoded pictures are not kept")
             return store
-        file.write(_end_of(store, job.of, settings))
-        _finish(file, place)
+        file.write(end_of(store, job.of, settings))
+        finish(file, place)
         # It may have become larger than was expected.
         self._make_room(0)
         return store
@@ -213,8 +227,7 @@ class KeptStores:
 
         Unless it was renamed it is gone afterwards; the lock goes with the last process that uses the file.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers(but=place)
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)
         path = place.with_suffix(UNFINISHED)
         file = self._locked_unless_made(path, place, of)
         try:
@@ -222,14 +235,14 @@ class KeptStores:
                 file.truncate(0)
             yield file
         finally:
-            if file is not None and _lies_at(file, path):
+            if file is not None and lies_at(file, path):
                 path.unlink()
 
     def _locked_unless_made(self, path: Path, place: Path, of: str) -> BinaryIO | None:
         waits = False
         while not place.exists():
-            file = path.open("a+b")
-            if _is_locked_now(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            file = open_to_write(path)
+            if is_locked_now(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 if not place.exists():
                     return file
                 path.unlink()
@@ -242,6 +255,8 @@ class KeptStores:
 
     def _has_room(self, expected: int, of: str) -> bool:
         """Remove what was used longest ago until there is room for another; tell where there is none."""
+        # What a killed process left takes no room from anybody.
+        self._remove_leftovers()
         above = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(above).free - SPARE_BYTES
         if expected <= self.most_bytes and expected <= free and self._make_room(expected):
@@ -253,22 +268,26 @@ class KeptStores:
         return False
 
     def _make_room(self, expected: int) -> bool:
-        used = sum(path.stat().st_size for path in (*self._files(FINISHED), *self._files(UNFINISHED)))
-        for kept in sorted(self, key=lambda each: each.used):
+        found = list(self)
+        used = sum(kept.bytes for kept in found) + sum(map(size_of, self._files(UNFINISHED)))
+        for kept in reversed(found):
             if used + expected <= self.most_bytes:
                 break
-            if _removed(kept.path):
+            if kept.settings and removed(kept.path):
                 used -= kept.bytes
                 self._tell(f"removed {_size(kept.bytes)} of decoded pictures, used longest ago: {kept.of}")
         return used + expected <= self.most_bytes
 
-    def _remove_leftovers(self, but: Path | None = None) -> None:
+    def _remove_leftovers(self) -> None:
         for path in self._files(UNFINISHED):
-            if but is None or path.stem != but.stem:
-                _removed(path)
+            removed(path)
 
     def _files(self, suffix: str) -> Iterator[Path]:
-        return self.folder.glob(f"*{suffix}")
+        """Yield the files with a name that kept stores have; whatever else lies in the folder is somebody's own."""
+        name = re.compile(f"[0-9a-f]{{{DIGEST_LETTERS}}}")
+        for path in self.folder.glob(f"*{suffix}"):
+            if name.fullmatch(path.stem) and path.is_file() and not path.is_symlink():
+                yield path
 
 
 @dataclass(frozen=True)
@@ -342,42 +361,27 @@ def _most_bytes() -> int:
 
 
 def _digest(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:DIGEST_LETTERS]
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _end_of(store: PixelStore, of: str, settings: dict[str, Any]) -> bytes:
-    shapes = [array.tolist() for array in store.sides]
-    text = json.dumps({"of": of, "settings": settings, "heights": shapes[0], "widths": shapes[1]}).encode()
-    return text + END.pack(MARK, len(text))
-
-
-def _finish(file: BinaryIO, place: Path) -> None:
-    """Give a file that is complete its name; from then on others may read it too."""
-    file.flush()
-    os.fsync(file.fileno())
-    fcntl.flock(file, fcntl.LOCK_SH)
-    Path(file.name).replace(place)
-    reach_disk(place.parent)
-
-
 def _opened(place: Path, contents: tuple[str, ...]) -> PixelStore | None:
     """Return the store of a file, which is not removed as long as it is used; None where there is none."""
     try:
-        file = place.open("rb")
+        file = open_to_read(place)
     except FileNotFoundError:
         return None
-    # Waits for nobody but those who look whether it is in use, or remove it.
-    if not _is_locked_now(file, place, fcntl.LOCK_SH):
+    # Waits for nobody but those who look whether it is in use, remove it, or have just given it its name.
+    if not is_locked_now(file, place, fcntl.LOCK_SH):
         file.close()
         return None
-    end = _read_end(file)
+    end = read_end(file)
     if end is None:
         file.close()
-        _removed(place)
+        removed(place)
         return None
     with suppress(OSError):
         # When it was last used. Another user's folder may be read without that.
@@ -386,53 +390,15 @@ def _opened(place: Path, contents: tuple[str, ...]) -> PixelStore | None:
     return PixelStore.of_file(file, heights, widths=widths, contents=contents)
 
 
-def _read_end(file: BinaryIO) -> dict[str, Any] | None:
-    """Return what stands behind the pixels; None where it does not belong to so many bytes."""
-    try:
-        size = file.seek(-END.size, os.SEEK_END)
-        mark, length = END.unpack(file.read(END.size))
-        file.seek(size - length)
-        end: dict[str, Any] = json.loads(file.read(length))
-        pixels = sum(3 * height * width for height, width in zip(end["heights"], end["widths"], strict=True))
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
-        return None
-    return end if mark == MARK and pixels == size - length else None
-
-
 def _looked_at(path: Path) -> KeptStore | None:
     """Return what is known of a store; None where it has gone."""
     try:
-        with path.open("rb") as file:
-            facts, end = os.fstat(file.fileno()), _read_end(file)
-            in_use = not _is_locked_now(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        facts = path.lstat()
+        end, in_use = look_at(path)
+        unknown = "damaged"
     except FileNotFoundError:
         return None
-    end = end or {"heights": [], "of": "damaged", "settings": {}}
-    return KeptStore(path, facts.st_size, facts.st_mtime, in_use, len(end["heights"]), end["of"], end["settings"])
-
-
-def _removed(path: Path) -> bool:
-    """Remove a file that no process uses; return whether it has gone."""
-    try:
-        with path.open("rb") as file:
-            if not _is_locked_now(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return not path.exists()
-            path.unlink()
-    except FileNotFoundError:
-        return True
     except OSError:
-        return False
-    return True
-
-
-def _is_locked_now(file: BinaryIO, path: Path, kind: int) -> bool:
-    """Take a lock of an open file; False where another process has it, or the file has gone from its place."""
-    try:
-        fcntl.flock(file, kind)
-    except BlockingIOError:
-        return False
-    return _lies_at(file, path)
-
-
-def _lies_at(file: BinaryIO, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        end, in_use, unknown = None, False, "not readable"
+    end = end or {"heights": [], "of": f"{unknown}: {path.name}", "settings": {}}
+    return KeptStore(path, facts.st_size, facts.st_mtime, in_use, len(end["heights"]), end["of"], end["settings"])

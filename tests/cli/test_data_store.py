@@ -77,3 +77,16 @@ def test_a_limit_that_is_no_number(cache, monkeypatch):
     result = CliRunner().invoke(main, ["train", "recipe.yaml", "--device", "cpu"])
     assert result.exit_code == 5
     assert "KE_METRIC_CACHE_GB = 'a lot'" in result.stderr
+
+
+def test_what_is_not_a_whole_store_is_listed_and_left(cache):
+    cache.mkdir(parents=True)
+    (cache / f"{'a' * 32}.pixels").write_bytes(b"somebody's")
+    (cache / "x.pixels").mkdir()
+    (listed,) = json.loads(run("data", "store", "list", "--json").stdout)["stores"]
+    assert listed["of"] == f"damaged: {'a' * 32}.pixels"
+    assert "damaged" in run("data", "store", "list").stdout
+    cleared = json.loads(run("data", "store", "clear", "--json").stdout)
+    assert [len(cleared[name]) for name in ("removed", "in_use", "not_removable")] == [0, 0, 1]
+    assert "1 that are damaged or another user's stay" in run("data", "store", "clear").stdout
+    assert len(list(cache.iterdir())) == 2

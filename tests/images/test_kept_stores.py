@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import pickle
+import pwd
 import signal
+import stat
 import time
 from dataclasses import replace
 
@@ -16,6 +20,7 @@ from PIL import Image
 
 from ke_metric.benchmarks.official_lists import BannerlessSource
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images import kept_files
 from ke_metric.images import kept_stores as module
 from ke_metric.images.decoding import Decoding
 from ke_metric.images.image_set import FolderSource, labelled_set
@@ -445,3 +450,221 @@ def test_a_store_that_became_larger_than_was_expected_is_made_room_for_afterward
     kept = limited.store(second, 32)
     assert "used longest ago" in limited.told[-1]
     assert [each.bytes > kept.nbytes for each in limited] == [True]
+
+
+def place_of(images, stores):
+    """Return where the store of these pictures is kept, and its bytes; nothing is kept afterwards."""
+    stores.store(images, 32)
+    (kept,) = stores
+    stores.clear()
+    assert not list(stores.folder.iterdir())
+    return kept.path, kept.bytes
+
+
+@pytest.mark.parametrize("of_the_same_pictures", [True, False])
+def test_what_a_killed_process_left_takes_no_room(images, stores, of_the_same_pictures, monkeypatch):
+    place, size = place_of(images, stores)
+    stem = place.stem if of_the_same_pictures else "0" * 32
+    leftover = place.with_name(f"{stem}.writing")
+    leftover.write_bytes(bytes(size))
+    disk_usage = module.shutil.disk_usage
+
+    def without_the_leftover(path):
+        assert not leftover.exists()
+        return disk_usage(path)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", without_the_leftover)
+    Stores(stores.folder, most_bytes=size + 1000).store(images, 32)
+    assert list(stores.folder.iterdir()) == [place]
+
+
+def test_a_link_is_not_written_through(images, stores, tmp_path):
+    place, _ = place_of(images, stores)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    place.with_suffix(".writing").symlink_to(victim)
+    assert same(stores.store(images, 32), PixelStore.build(images, 32))
+    assert "cannot be kept" in stores.told[-1]
+    stores.clear()
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_is_not_read_through(images, stores, tmp_path):
+    stores.store(images, 32)
+    (kept,) = stores
+    elsewhere = kept.path.rename(tmp_path / "elsewhere")
+    kept.path.symlink_to(elsewhere)
+    assert not list(stores)
+    assert same(stores.store(images, 32), PixelStore.build(images, 32))
+    assert "cannot be kept" in stores.told[-1]
+    stores.clear()
+    assert elsewhere.exists()
+    assert kept.path.is_symlink()
+
+
+def test_nothing_is_written_into_a_file_of_others(tmp_path, monkeypatch):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    (tmp_path / "also").hardlink_to(victim)
+    with pytest.raises(PermissionError):
+        kept_files.open_to_write(tmp_path / "also")
+    (tmp_path / "also").unlink()
+    kept_files.open_to_write(victim).close()
+    monkeypatch.setattr(kept_files.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(PermissionError):
+        kept_files.open_to_write(victim)
+    assert victim.read_text() == "precious"
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_nobody_else_may_read_them(images, stores, monkeypatch):
+    seen, built_into = [], PixelStore.built_into
+
+    def watched(file, *given, **options):
+        seen.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        return built_into(file, *given, **options)
+
+    monkeypatch.setattr(PixelStore, "built_into", watched)
+    umask = os.umask(0o022)
+    try:
+        stores.store(images, 32)
+    finally:
+        os.umask(umask)
+    (kept,) = stores
+    assert seen == [0o600]
+    assert (mode(kept.path), mode(stores.folder)) == (0o600, 0o700)
+
+
+def test_a_folder_that_was_there_stays_as_open_as_it_was(images, stores):
+    stores.folder.mkdir()
+    stores.folder.chmod(0o750)
+    stores.store(images, 32)
+    assert mode(stores.folder) == 0o750
+
+
+def test_files_of_others_are_never_removed(images, stores):
+    stores.store(images, 32)
+    (kept,) = stores
+    whole = kept.path.read_bytes()
+    foreign = [
+        ("holiday.pixels", whole),
+        ("novel.writing", b"chapter one"),
+        (f"{'A' * 32}.pixels", whole),
+        (f"{'a' * 33}.pixels", whole),
+        (f"{'a' * 31}.writing", b""),
+        (f"{'a' * 32}.pixels", b"no store"),
+    ]
+    for name, content in foreign:
+        (stores.folder / name).write_bytes(content)
+    Stores(stores.folder, most_bytes=1)._make_room(0)
+    assert sorted(path.name for path in stores.folder.iterdir()) == sorted(name for name, _ in foreign)
+    gone, left = stores.clear()
+    assert not gone
+    assert [each.of for each in left] == [f"damaged: {'a' * 32}.pixels"]
+    assert all((stores.folder / name).read_bytes() == content for name, content in foreign)
+
+
+def test_a_folder_in_the_place_of_a_store_is_left_out(images, stores):
+    for name in ("x.pixels", f"{'a' * 32}.pixels", f"{'a' * 32}.writing"):
+        (stores.folder / name).mkdir(parents=True)
+    assert not list(stores)
+    stores.store(images, 32)
+    assert len(list(stores)) == 1
+    assert [len(each) for each in stores.clear()] == [1, 0]
+    assert len(list(stores.folder.iterdir())) == 3
+
+
+def test_another_users_file_is_listed_as_not_readable(images, stores, monkeypatch):
+    """The tests may run as root, who may read everything: the operating system's answer is imitated."""
+    first, second, _ = parts(images)
+    stores.store(first, 32)
+    (kept,) = stores
+    stores.store(second, 32)
+    opened = kept_files.os.open
+
+    def refused(name, *given):
+        if name == str(kept.path) or name == kept.path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, *given)
+
+    monkeypatch.setattr(kept_files.os, "open", refused)
+    assert sorted(each.of.startswith("not readable") for each in stores) == [False, True]
+    assert sum(each.bytes for each in stores) == sum(path.stat().st_size for path in stores.folder.iterdir())
+    stores.store(first, 32)
+    assert "Permission denied" in stores.told[-1]
+    gone, left = stores.clear()
+    assert [each.pictures for each in gone] == [3]
+    assert [(each.path, each.in_use) for each in left] == [(kept.path, False)]
+
+
+def test_a_file_system_without_locks_is_listed_and_nothing_removed(images, stores, monkeypatch):
+    stores.store(images, 32)
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert [(each.pictures, each.in_use) for each in stores] == [(COUNT, True)]
+    assert [len(each) for each in stores.clear()] == [0, 1]
+    assert same(stores.store(images, 32), PixelStore.build(images, 32))
+    assert "No locks available" in stores.told[-1]
+
+
+def test_a_file_that_must_be_writable_to_be_locked_can_be_removed(images, stores, monkeypatch):
+    """NFS locks a file exclusively only where it is open for writing."""
+    flock = fcntl.flock
+
+    def as_on_nfs(file, kind):
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    stores.store(images, 32)
+    assert [each.in_use for each in stores] == [False]
+    assert [len(each) for each in stores.clear()] == [1, 0]
+
+
+def test_who_waits_never_gets_the_finished_file_to_write_into(images, stores, monkeypatch):
+    """Sharing an exclusive lock is to let it go and to take another: in between it may be somebody else's."""
+    place, _ = place_of(images, stores)
+    flock, given = fcntl.flock, []
+
+    def with_a_gap(file, kind):
+        if kind == fcntl.LOCK_SH:
+            monkeypatch.undo()
+            flock(file, fcntl.LOCK_UN)
+            with Stores(stores.folder)._file_to_write(place, "the same pictures") as another:
+                given.append(another)
+        return flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", with_a_gap)
+    assert same(stores.store(images, 32), PixelStore.build(images, 32))
+    assert given == [None]
+    assert [each.pictures for each in stores] == [COUNT]
+
+
+def test_a_user_without_a_home_keeps_nothing_and_hears_of_it_once(images, tmp_path, monkeypatch):
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "KE_METRIC_CACHE", "KE_METRIC_CACHE_GB"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(module, "LEAST_SECONDS", 0)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    told = []
+    stores = KeptStores.of_environment(told.append)
+    for part in parts(images):
+        assert same(stores.store(part, 32), PixelStore.build(part, 32))
+    assert len(told) == 1
+    assert "~/.cache/ke_metric is no absolute path" in told[0]
+    assert "KE_METRIC_CACHE" in told[0]
+    assert not list((tmp_path / "work").iterdir())
+    monkeypatch.setenv("KE_METRIC_CACHE_GB", "0")
+    KeptStores.of_environment(told.append)
+    assert len(told) == 1, "who wants none need not hear of it"
