@@ -483,6 +483,9 @@ def test_a_link_is_not_written_through(images, stores, tmp_path):
     victim = tmp_path / "victim.txt"
     victim.write_text("precious")
     place.with_suffix(".writing").symlink_to(victim)
+    for opened in (kept_files.open_to_write, kept_files.open_to_read):
+        with pytest.raises(OSError, match="symbolic links"):
+            opened(place.with_suffix(".writing"))
     assert same(stores.store(images, 32), PixelStore.build(images, 32))
     assert "cannot be kept" in stores.told[-1]
     stores.clear()
@@ -638,12 +641,13 @@ def test_who_waits_never_gets_the_finished_file_to_write_into(images, stores, mo
             monkeypatch.undo()
             flock(file, fcntl.LOCK_UN)
             with Stores(stores.folder)._file_to_write(place, "the same pictures") as another:
-                given.append(another)
+                given.append(another is not None)
+            del another
         return flock(file, kind)
 
     monkeypatch.setattr(fcntl, "flock", with_a_gap)
     assert same(stores.store(images, 32), PixelStore.build(images, 32))
-    assert given == [None]
+    assert given == [False]
     assert [each.pictures for each in stores] == [COUNT]
 
 
