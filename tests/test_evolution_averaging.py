@@ -167,7 +167,7 @@ def test_the_teacher_is_the_average_whatever_is_inherited(pictures):
 
 def test_a_dry_run_counts_the_average_and_what_is_kept_beside_it(pictures):
     def bytes_of(recipe):
-        training = training_of(recipe, pictures).require_buildable()
+        _, training = training_of(recipe, pictures).require_buildable()
         return expected_disk(training), 4 * (count_parameters(training.network) + count_parameters(training.loss))
 
     plain, weights = bytes_of(recipe_of())
