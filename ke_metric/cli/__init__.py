@@ -6,7 +6,6 @@ beside the command that was named. The only room that may import every other one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -47,9 +46,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeMetricError as error:
-            # Under torchrun every process of a machine finds the same recipe wrong: one of them says so.
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                click.echo(f"ke-metric: {readable(str(error))}", err=True)
+            # Also where torchrun has started several processes: those that have joined end with a bare exit code
+            # where another one says why, and what one meets before that may be its own.
+            click.echo(f"ke-metric: {readable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             training = "; if it has finished an epoch, it goes on after that with --resume"

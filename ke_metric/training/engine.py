@@ -51,15 +51,16 @@ class Engine:
         state = _join(cpu=not torch.accelerator.is_available() if wanted is None else wanted.type == "cpu")
         self.processes = int(state.num_processes)
         self.rank = int(state.process_index)
+        # Beside the group of the device, whose waits are watched by a short clock, and fill the device's queue. It
+        # comes before whatever may be wrong for one process alone, for which the others would wait here for days.
+        self._on_cpu: distributed.ProcessGroup | None = None
+        if self.processes > 1:
+            self._on_cpu = distributed.new_group(backend="gloo", timeout=ALONE_TIMEOUT)  # type: ignore[assignment]
         self.device = _numbered(wanted, torch.device(state.device), self.processes)
         if self.device.type == "cuda":
             # Default random streams are those of the current device.
             torch.cuda.set_device(self.device)
         self.precision = _choose_precision(precision, self.device)
-        # Beside the group of the device, whose waits are watched by a short clock, and fill the device's queue.
-        self._on_cpu: distributed.ProcessGroup | None = None
-        if self.processes > 1:
-            self._on_cpu = distributed.new_group(backend="gloo", timeout=ALONE_TIMEOUT)  # type: ignore[assignment]
 
     @property
     def is_main(self) -> bool:

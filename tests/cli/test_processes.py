@@ -1,14 +1,16 @@
 """Processes end together; here all of them are objects of one process, which has no network to train."""
 
 import os
+import signal
 import socket
 import threading
-from multiprocessing.connection import Client
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
-from ke_metric.cli import processes
+from ke_metric.cli import main, processes
 from ke_metric.cli.processes import Processes, together
 from ke_metric.errors import ExitCode, KeMetricError
 
@@ -21,6 +23,7 @@ ALONE = SimpleNamespace(processes=1, is_main=True, rank=0)
 def quick(monkeypatch):
     monkeypatch.setattr(processes, "GRACE", 0.3)
     monkeypatch.setattr(processes, "ANSWER", 2.0)
+    monkeypatch.setattr(processes, "CONNECTED", 5.0)
 
 
 @pytest.fixture
@@ -36,22 +39,37 @@ def killed(monkeypatch):
     return SimpleNamespace(codes=codes, wait=lambda: ended.wait(5))
 
 
+def begin(folder, count, *, key=None, when_told=lambda address: None):
+    """Return the processes of one machine; the others begin when the first one has told where it listens."""
+    told, is_told, found = [], threading.Event(), {}
+
+    def gather_records(records):
+        if records:
+            told.extend(records)
+            when_told(tuple(records[0][:2]))
+            is_told.set()
+        assert is_told.wait(5)
+        return [(*told[0][:2], key or told[0][2])] if not records else told
+
+    def construct(rank):
+        engine = SimpleNamespace(processes=count, is_main=rank == 0, rank=rank, gather_records=gather_records)
+        found[rank] = Processes(engine, folder / "lineage", None)
+
+    threads = [threading.Thread(target=construct, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return [found[rank] for rank in range(count)]
+
+
 @pytest.fixture
 def three(tmp_path, monkeypatch):
     """Three processes of one machine."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    told = []
-
-    def gather_records(records):
-        told.extend(records)
-        return told
-
-    found = []
-    for rank in range(3):
-        engine = SimpleNamespace(processes=3, is_main=rank == 0, rank=rank, gather_records=gather_records)
-        found.append(Processes(engine, tmp_path / "lineage", None))
-    assert all(each._is_connected.wait(5) for each in found)
+    found = begin(tmp_path, 3)
+    assert all(each._is_connected.is_set() for each in found)
     return found
 
 
@@ -70,7 +88,7 @@ def lost(process):
     return raised.value
 
 
-def test_an_error_is_said_by_the_first_process_alone(three, capsys):
+def test_an_error_is_said_at_once_and_by_the_first_process_alone(three, capsys):
     first, second, third = three
     ending = []
     error = KeMetricError("a broken picture", ExitCode.DATA)
@@ -78,10 +96,10 @@ def test_an_error_is_said_by_the_first_process_alone(three, capsys):
     failing.start()
     found = lost(first)
     assert (str(found), found.exit_code) == ("a broken picture", ExitCode.DATA)
-    assert first.stopped_by(found) is found
-    others = third.stopped_by(lost(third))
+    assert capsys.readouterr().err == "ke-metric: a broken picture\n"
+    endings = [first.stopped_by(found), third.stopped_by(lost(third))]
     failing.join()
-    assert [each.code for each in (*ending, others)] == [ExitCode.DATA, ExitCode.DATA]
+    assert [each.code for each in (*ending, *endings)] == [ExitCode.DATA] * 3
     assert capsys.readouterr().err == ""
 
 
@@ -90,6 +108,56 @@ def test_an_error_that_all_have_is_said_by_the_first(three, capsys):
     assert three[0].stopped_by(error) is error
     assert [each.stopped_by(error).code for each in three[1:]] == [ExitCode.RECIPE, ExitCode.RECIPE]
     assert capsys.readouterr().err == ""
+
+
+def test_an_error_that_all_have_is_said_once_where_the_first_one_meets_it_last(three, capsys):
+    error = KeMetricError("a wrong field", ExitCode.RECIPE)
+    assert [each.stopped_by(error).code for each in reversed(three)] == [ExitCode.RECIPE] * 3
+    assert capsys.readouterr().err == "ke-metric: a wrong field\n"
+
+
+def test_an_error_of_its_own_is_said_beside_that_of_another_process(three):
+    three[2]._is_over.set()
+    three[1].stopped_by(KeMetricError("a broken picture", ExitCode.DATA))
+    error = KeMetricError("a full disk", ExitCode.ENVIRONMENT)
+    assert three[0].stopped_by(error) is error
+
+
+def test_a_sigterm_because_another_process_was_killed_does_not_hide_it(three, capsys):
+    three[2]._is_over.set()
+    leave(three[1])
+    assert three[0]._has_heard.wait(5)
+    # Nothing to stop any more.
+    three[0].terminate(signal.SIGTERM, None)
+    assert three[0].stopped_by(processes._TerminatedError()).code == ExitCode.ENVIRONMENT
+    assert capsys.readouterr().err.count(GONE) == 1
+
+
+def test_a_sigterm_of_its_own_stops_a_process_at_once(three):
+    for other in three[1:]:
+        other._is_over.set()
+    with pytest.raises(KeyboardInterrupt) as raised:
+        three[0].terminate(signal.SIGTERM, None)
+    assert three[0].stopped_by(raised.value) is raised.value
+
+
+def test_a_sigterm_does_not_take_its_exit_code_from_a_process_that_ends(three, tmp_path, monkeypatch):
+    for other in three[1:]:
+        other._is_over.set()
+    monkeypatch.setattr(processes, "Processes", lambda *arguments: three[0])
+    before, handlers = signal.getsignal(signal.SIGTERM), []
+    try:
+        with pytest.raises(KeMetricError, match="mine"), together(three[0]._engine, tmp_path, None):
+            raise meant(handlers)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [three[0].terminate]
+
+
+def meant(handlers):
+    handlers.append(signal.getsignal(signal.SIGTERM))
+    return KeMetricError("mine")
 
 
 def test_a_killed_process_is_missed_where_nobody_waits_for_it(three, killed, capsys):
@@ -128,22 +196,51 @@ def test_processes_that_have_done_all_end_in_peace(three, killed):
     assert not any(each._has_heard.wait(0.3) for each in three)
 
 
-def test_a_stranger_is_not_one_of_the_processes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("says", [b"", b"\0\0\0\x10" + b"guessed guessed "])
+def test_a_stranger_is_not_one_of_the_processes_and_keeps_none_out(says, tmp_path, monkeypatch, capsys):
+    """One that says nothing stays connected, which must keep nobody waiting."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    told = []
+    strangers = []
 
-    def gather_records(records):
-        told.extend(records)
-        return told
+    def come(address):
+        assert address[0] == "127.0.0.1"
+        strangers.append(socket.create_connection(address))
+        strangers[0].sendall(says)
 
-    first = Processes(
-        SimpleNamespace(processes=2, is_main=True, rank=0, gather_records=gather_records), tmp_path, None
-    )
-    with pytest.raises((processes.AuthenticationError, EOFError, ConnectionError)):
-        Client(("127.0.0.1", told[0][0]), authkey=b"guessed")
-    assert not first._is_connected.is_set()
-    Processes(SimpleNamespace(processes=2, is_main=False, rank=1, gather_records=gather_records), tmp_path, None)
-    assert first._is_connected.wait(5)
+    first, second = begin(tmp_path, 2, when_told=come)
+    strangers[0].close()
+    assert (len(first._connections), len(second._connections)) == (1, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_who_cannot_be_connected_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "CONNECTED", 0.5)
+    first, second = begin(tmp_path, 2, key=b"another one")
+    told = capsys.readouterr().err
+    assert "warning: process 0 has no connection to 1 of the others at 127.0.0.1:" in told
+    assert "warning: process 1 has no connection" in told
+    assert "digest" in told
+    assert not first._connections + second._connections
+    first._is_connected.set()
+
+
+def test_several_machines_meet_at_an_address_that_the_others_reach(monkeypatch):
+    """MASTER_ADDR may be one that the first machine alone knows: 127.0.1.1 is what Debian gives a host's own name."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.1.1")
+    engine = SimpleNamespace(processes=2, gather_records=lambda records: [*records, "127.0.0.1"])
+    assert processes._address_of_first(engine) == "127.0.0.1"
+
+
+def test_a_forked_worker_does_not_hold_a_connection_open(three):
+    """A loader's worker lives on for seconds when its parent is killed."""
+    descriptors = [connection.fileno() for each in three for connection in each._connections]
+    child = os.fork()
+    if child == 0:
+        os._exit(sum(Path(f"/proc/self/fd/{descriptor}").exists() for descriptor in descriptors))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(descriptors) == 4
 
 
 @pytest.mark.parametrize(
@@ -152,6 +249,8 @@ def test_a_stranger_is_not_one_of_the_processes(tmp_path, monkeypatch):
 )
 def test_a_process_that_has_gone_is_told_in_words(alone, text, expected, three, tmp_path):
     process = Processes(ALONE, tmp_path, None) if alone else three[0]
+    for other in set(three) - {process}:
+        other._is_over.set()
     leave(three[1])
     with pytest.raises(expected) as raised, process.lost_in_words():
         raise RuntimeError(text)
@@ -165,6 +264,7 @@ def test_a_process_that_has_gone_is_told_in_words(alone, text, expected, three, 
 def test_the_command_that_goes_on_is_told_where_there_is_a_lineage(three, tmp_path):
     (tmp_path / "lineage").mkdir()
     (tmp_path / "lineage" / "lineage.json").write_text("{}")
+    three[2]._is_over.set()
     leave(three[1])
     assert "Go on with: " in str(lost(three[0]))
     three[0]._is_over.set()
@@ -175,3 +275,10 @@ def test_one_process_ends_as_it_would(tmp_path):
         pass
     with pytest.raises(KeMetricError, match="mine"), together(ALONE, tmp_path, None):
         raise KeMetricError("mine")
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_an_error_before_the_processes_have_joined_is_said_whichever_meets_it(local_rank, tmp_path):
+    found = CliRunner(env={"LOCAL_RANK": local_rank}).invoke(main, ["data", "check", str(tmp_path / "nonsense.yaml")])
+    assert found.exit_code == ExitCode.DATA
+    assert found.stderr.count("nonsense.yaml") == 1

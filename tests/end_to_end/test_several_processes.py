@@ -5,6 +5,7 @@ The processes are started by hand, so that nobody but themselves can end them.
 
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -137,16 +138,47 @@ def test_the_command_that_is_named_goes_on_with_as_many_processes(tmp_path):
     assert facts["epochs"] == [{"first": 1, "last": 2, "processes": 2, "precision": "fp32"}]
 
 
-@pytest.mark.slow
-def test_what_is_wrong_in_a_recipe_is_said_once_by_several_processes(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 2, wokers: 1"))
-    command = ["--standalone", "--nproc_per_node", "2", "-m", "ke_metric.cli", "train", "tiny.yaml"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *command],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+def under_torchrun(folder, *command, **more):
+    """Run a program by two processes of torchrun."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command],
+        cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_a_recipe_is_said_by_processes_that_have_not_joined(tmp_path):
+    """By each of them that torchrun has not ended before."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 2, wokers: 1"))
+    done = under_torchrun(tmp_path, "-m", "ke_metric.cli", "train", "tiny.yaml")
     assert done.returncode == 1
-    assert done.stderr.count("training.wokers") == 1
+    assert done.stderr.count("training.wokers") in {1, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchrun_lets_the_other_process_say_why_and_reports_its_exit_code(workers, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ("train", "tiny.yaml", "--lineage", "l", "--set", f"data.workers={workers}")
+    done = under_torchrun(tmp_path, str(PROGRAM), *arguments, FAULT="1:step:die", STEP=str(STEPS + 2))
+    assert done.returncode == 1
+    assert done.stderr.count(GONE) == 1, done.stderr
+    codes = {int(code) for code in re.findall(r"exitcode\s*: (-?\d+)", done.stderr)}
+    assert codes == {KILLED, int(ExitCode.ENVIRONMENT)}, done.stderr
+    assert status(tmp_path) == "failed"
+    assert resume(tmp_path).returncode == 0
+    assert status(tmp_path) == "finished"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_the_second_process_alone_is_said_and_ends_the_first(tmp_path):
+    """The second one is refused its precision after both have joined, as by a GPU of another kind."""
+    codes, told, seconds = train(tmp_path, FAULT="1:precision:fail")
+    assert codes == [ExitCode.ENVIRONMENT, ExitCode.DATA], told
+    assert seconds < END_WITHIN
+    assert [text.count(BROKEN) for text in told] == [0, 1]
+    assert told[0].count(GONE) == 1
+    assert "Traceback" not in "".join(told)
 
 
 def resume_by(folder, count, **more):

@@ -1,7 +1,8 @@
 """The program of one process of a training by several: `faulty_training.py ARGUMENTS` of ke-metric.
 
 The environment variable FAULT says what becomes of it, as `RANK:WHERE:WHAT`: where is `step` (the optimizer step
-that the variable STEP names), `scoring`, `saving` (a generation) or `decoding`; what is `die` (SIGKILL) or `fail`
+that the variable STEP names), `scoring`, `saving` (a generation), `decoding` or `precision` (its choice, when the
+processes have joined); what is `die` (SIGKILL) or `fail`
 (with a message for the user). With SLOW, the first process computes the scores of a generation for as many seconds
 longer, alone.
 """
@@ -15,6 +16,7 @@ from ke_metric import scoring
 from ke_metric.cli import main, train
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.lineage.store import Lineage
+from ke_metric.training import engine
 from ke_metric.training.one_generation import GenerationTraining
 
 RANK, WHERE, WHAT = os.environ.get("FAULT", "::").split(":")
@@ -54,5 +56,6 @@ GenerationTraining.take_step = meeting(
     "step", GenerationTraining.take_step, lambda self, step, batch: step == int(os.environ.get("STEP", "-1"))
 )
 Lineage.append = meeting("saving", Lineage.append)
+engine._choose_precision = meeting("precision", engine._choose_precision)
 train._decoded = meeting("decoding", train._decoded)
 main(sys.argv[1:], prog_name="ke-metric")
