@@ -24,7 +24,7 @@ import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from eval.shared.provenance import provenance_lines
-from eval.shared.rounds import Clocked, clocked, ratios, spread
+from eval.shared.rounds import Clocked, in_turn, ratios, spread
 from ke_metric.evaluation.backend import Backend
 from ke_metric.evaluation.clusters import compare_clusters
 from ke_metric.evaluation.kmeans import assign_clusters
@@ -32,7 +32,8 @@ from ke_metric.evaluation.kmeans import assign_clusters
 ROOT = Path(__file__).parents[2]
 DIMENSION = 512
 STREAMED = 1_000_000
-PARTS = ("scorecard", "ami", "neighbours", "stream")
+MAPPED = 200_000
+PARTS = ("scorecard", "ami", "neighbours", "stream", "mapped")
 PML = "pytorch-metric-learning"
 Row = tuple[str, ...]
 
@@ -67,6 +68,8 @@ def main() -> None:
             rows += compare_neighbours(place, asked.rounds)
         if "stream" in asked.parts:
             rows += stream(place, asked.streamed)
+        if "mapped" in asked.parts:
+            rows += score_mapped(place, asked.mapped)
     text = report(rows, asked)
     print(text)
     if asked.results is not None:
@@ -81,6 +84,9 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--before", type=Path, help="checkout of the commit to compare full scorecards with")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--streamed", type=int, default=STREAMED, help="embeddings that are streamed")
+    parser.add_argument(
+        "--mapped", type=int, default=MAPPED, help="embeddings of length 128 that are scored in files"
+    )
     parser.add_argument("--results", type=Path, help="file for the table")
     return parser.parse_args()
 
@@ -149,14 +155,19 @@ def compare_ami(place: Path, labels: np.ndarray, rounds: int) -> list[Row]:
     vectors = np.load(place / "vectors.npy")
     clusters = assign_clusters(vectors, len(np.unique(labels)), 0, backend=Backend("torch"))
     compare_clusters(labels[:100], clusters[:100])
-    ours = [clocked(lambda: compare_clusters(labels, clusters)) for _ in range(rounds)]
-    theirs = [clocked(lambda: adjusted_mutual_info_score(labels, clusters)) for _ in range(rounds)]
+    times = in_turn(
+        {
+            "ours": lambda: compare_clusters(labels, clusters),
+            "theirs": lambda: adjusted_mutual_info_score(labels, clusters),
+        },
+        rounds,
+    )
     nmi, ami = compare_clusters(labels, clusters)
     differences = (
         abs(nmi - normalized_mutual_info_score(labels, clusters)),
         abs(ami - adjusted_mutual_info_score(labels, clusters)),
     )
-    found = [[Measured(each, 0, {}) for each in times] for times in (ours, theirs)]
+    found = [[Measured(each, 0, {}) for each in times[name]] for name in ("ours", "theirs")]
     row = compared("NMI and AMI of the same clusters", "scikit-learn's AMI alone", *found, 0.05, digits=4)
     told = f"NMI differs by {differences[0]:.1e}, AMI by {differences[1]:.1e}"
     return [row, ("- the same numbers", told, "", "", "1e-6", _met(max(differences) <= 1e-6))]
@@ -196,6 +207,16 @@ def stream(place: Path, count: int) -> list[Row]:
     told = f"{count:,} of {size:,.0f} MiB; a tenth of them: {some.grown / 2**20:,.0f} MiB"
     row = ("embeddings streamed: memory", told, f"{many.grown / 2**20:,.0f} MiB", "", "300 MB")
     return [(*row, _met(many.grown < 300e6))]
+
+
+def score_mapped(place: Path, count: int) -> list[Row]:
+    """Score queries against many embeddings that lie in files, and half of them: memory beside the files."""
+    some, many = measured(f"mapped:{count // 2}", place), measured(f"mapped:{count}", place)
+    sizes = [each * 128 * 4 / 2**20 for each in (count // 2, count)]
+    grown = [each.grown / 2**20 for each in (some, many)]
+    share = (grown[1] - grown[0]) / (sizes[1] - sizes[0])
+    told = f"{count:,} of {sizes[1]:,.0f} MiB: {grown[1]:,.0f} MiB; half of them: {grown[0]:,.0f} MiB"
+    return [("all scores of embeddings in files: growth / that of the files", told, f"{share:.2f}", "", "", "")]
 
 
 def compared(

@@ -2,16 +2,18 @@
 
     python eval/speed/scoring_ways.py WAY FOLDER
 
-FOLDER holds vectors.npy and labels.npy. It prints one JSON document: seconds on the clock, seconds of processors,
-bytes by which the process grew, and what was found. The checkout whose folder is first in PYTHONPATH is measured,
-which may be an older one.
+FOLDER holds vectors.npy and labels.npy; WAY is one of WAYS, or, for N embeddings that are drawn, `embed:N` or
+`mapped:N`. It prints one JSON document: seconds on the clock, seconds of processors, bytes by which the process grew,
+and what was found. The checkout whose folder is first in PYTHONPATH is measured, which may be an older one.
 """
 
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -24,14 +26,21 @@ from ke_metric.evaluation.retrieval import Scoring
 RANKS = (1, 10, 100, 1000)
 DIMENSION = 512
 BATCH = 256
+QUERIES = 1000
+SHORT = 128
+"""Length of embeddings that are scored in files."""
+CLASSES = 1000
+MAPPED_ABOVE = 2**22
+"""Bytes above which these lie in files, fewer than otherwise: for sizes that take seconds."""
 Found = dict[str, float]
 
 
 def main() -> None:
     """Score, or embed, and print what it took."""
     way, folder = sys.argv[1], Path(sys.argv[2])
-    if way.startswith("embed:"):
-        work = prepared_embedding(int(way.partition(":")[2]))
+    name, _, count = way.partition(":")
+    if name in COUNTED:
+        work = COUNTED[name](int(count), folder)
     else:
         work = WAYS[way](np.load(folder / "vectors.npy"), np.load(folder / "labels.npy"))
     before, memory = resource.getrusage(resource.RUSAGE_SELF), memory_now()
@@ -40,7 +49,8 @@ def main() -> None:
     seconds = time.perf_counter() - wall
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    grown = _status("VmHWM") - memory
+    # What a way has found out itself is without the mapped files.
+    grown = found.pop("grown", _status("VmHWM") - memory)
     print(json.dumps({"wall": seconds, "cpu": cpu, "grown": grown, "found": found}))
 
 
@@ -115,7 +125,7 @@ def ranks_of(labels: np.ndarray) -> list[int]:
     return [k for k in RANKS if k < len(labels)]
 
 
-def prepared_embedding(count: int) -> Work:
+def prepared_embedding(count: int, _: Path) -> Work:
     """Return what embeds so many pictures by a network that costs nothing."""
     # An older checkout has it elsewhere.
     from ke_metric.evaluation.embeddings import embed
@@ -129,6 +139,56 @@ def prepared_embedding(count: int) -> Work:
     return lambda: {"rows": float(len(embed(lambda batch: batch, batches())))}
 
 
+def prepared_scores(count: int, folder: Path) -> Work:
+    """Return what scores queries against so many embeddings that lie in files, a tenth of them copies, clusters too.
+
+    What is found has `grown`: the most memory above that at the beginning which is no mapped file.
+    """
+    from ke_metric.evaluation import embeddings
+
+    embeddings.IN_MEMORY = MAPPED_ABOVE
+    path = folder / f"many_{count}.npy"
+    generator, labels = np.random.default_rng(0), np.arange(count) % CLASSES
+    many = np.lib.format.open_memmap(path, "w+", np.float32, (count, SHORT))
+    for start in range(0, count, 1000):
+        rows = many[start : start + 1000]
+        rows[:] = generator.standard_normal(rows.shape)
+        rows[::10] = rows[1::10]
+    queries, asked = many[:QUERIES].copy(), labels[:QUERIES]
+    del many, rows
+    # FAISS, and torch's first product, take what they always do.
+    score_retrieval(queries, asked % 2, (1,), scoring=Scoring(backend="faiss-cpu", kmeans_seeds=(0,)))
+
+    def work() -> Found:
+        with watched_memory() as grown:
+            gallery = embeddings.Embeddings(np.load(path, mmap_mode="r"), labels)
+            how = Scoring(backend="faiss-cpu", kmeans_seeds=(0,))
+            found = score_retrieval(queries, asked, (1, 10), gallery=gallery, scoring=how)
+        path.unlink()
+        return found | {"grown": max(grown)}
+
+    return work
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """While this lasts, note a thousand times a second by how much memory that is no mapped file has grown."""
+    grown, before, ended = [0], _status("RssAnon"), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.001):
+            grown.append(_status("RssAnon") - before)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield grown
+    finally:
+        ended.set()
+        watching.join()
+
+
+COUNTED: dict[str, Callable[[int, Path], Work]] = {"embed": prepared_embedding, "mapped": prepared_scores}
 WAYS: dict[str, Callable[[np.ndarray, np.ndarray], Work]] = {
     "scorecard": scorecard,
     "neighbours": neighbours,

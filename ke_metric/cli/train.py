@@ -47,7 +47,7 @@ from ke_metric.lineage.report import (
     untrained_document,
 )
 from ke_metric.lineage.store import Lineage, default_folder
-from ke_metric.networks.starting_weights import file_digest, require_same
+from ke_metric.networks.starting_weights import file_digest, is_there, require_same
 from ke_metric.recipe.schema import Recipe
 from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import count_parameters
@@ -302,7 +302,7 @@ def _require_same_start(lineage: Lineage, recipe: Recipe) -> None:
     name, before = recipe.network.weights, lineage.starting_weights
     if name is None or before is None:
         return
-    if Path(name).expanduser().is_file():
+    if is_there(name):
         require_same(name, file_digest(name), before, f"{lineage.folder} was begun")
     elif lineage.numbers and not recipe.method.looks_back:
         say(f"network.weights = {name!r} is not there any more; nothing that is left to do reads it")

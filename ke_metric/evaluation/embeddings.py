@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,19 +82,40 @@ def stacked(parts: Iterable[FloatArray]) -> FloatArray:
     """
     kept: list[FloatArray] = []
     size, columns, file = 0, 0, None
-    try:
+    with ExitStack() as closing:
+        # What goes wrong where the parts come from, a picture that is gone for one, is no matter of this disk.
         for part in parts:
             kept.append(part)
             size, columns = size + part.nbytes, part.shape[1]
             if size > IN_MEMORY:
-                file = file or tempfile.TemporaryFile()  # noqa: SIM115  (closed below, when it is mapped)
-                file.writelines(np.ascontiguousarray(each).data for each in kept)
+                file = file or closing.enter_context(_temporary_file())
+                _write(file, kept)
                 kept = []
         if file is None:
             return np.concatenate(kept) if kept else np.empty((0, 0), np.float32)
-        with file:
-            file.flush()
+        with _told_of_the_disk():
             return np.asarray(np.memmap(file, np.float32, "r+", shape=(size // (4 * columns), columns)))
+
+
+def _temporary_file() -> IO[bytes]:
+    # Without a buffer, closing it has nothing to write that could fail.
+    with _told_of_the_disk():
+        return tempfile.TemporaryFile(buffering=0)
+
+
+def _write(file: IO[bytes], parts: Iterable[FloatArray]) -> None:
+    with _told_of_the_disk():
+        for part in parts:
+            left = part.reshape(-1).view(np.uint8).data
+            # A file without a buffer may take less than it is given.
+            while left:
+                left = left[file.write(left) :]
+
+
+@contextmanager
+def _told_of_the_disk() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise KeMetricError(
             f"embeddings take more than {IN_MEMORY / 1e6:,.0f} MB, which are kept in memory, and do not fit on the "
@@ -109,12 +131,11 @@ def number_rows(parts: Iterable[FloatArray]) -> IntArray:
     Args:
         parts: The rows, float32 [any, D] each.
     """
-    hashed = b"".join(
+    hashed = bytearray()
+    for part in parts:
         # Added to 0, -0 becomes 0: numbers that are equal then have equal bytes.
-        hashlib.blake2b(row, digest_size=16).digest()
-        for part in parts
-        for row in np.ascontiguousarray(part + np.float32(0))
-    )
+        for row in np.ascontiguousarray(part + np.float32(0)):
+            hashed += hashlib.blake2b(row, digest_size=16).digest()
     digests = np.frombuffer(hashed, np.int64).reshape(-1, 2)
     # Stable: of equal rows the first comes first.
     order = np.lexsort(digests.T)

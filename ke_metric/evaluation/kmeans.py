@@ -25,6 +25,8 @@ PROPOSALS = 256
 """Items that are proposed at once as further centroids of a start."""
 SAMPLED = 2048
 """Items, and as many centroids, by which the time of more is measured."""
+SUMMED = 2**12
+"""Items that are summed up at once."""
 UNNOTICED = 2**37
 """Multiplications that take any machine but a few seconds."""
 
@@ -41,7 +43,8 @@ def assign_clusters(vectors: FloatArray, clusters: int, seed: int, *, backend: B
         vectors: [N, D] float32, L2-normalised.
         clusters: Number of clusters C, at least 2 and below N.
         seed: Seed of the start, at least 0.
-        backend: What clusters. Memory beside the inputs: O(N + C x D + chunk x C), on a GPU O(N x D) more.
+        backend: What clusters. Memory beside the inputs: O(N + C x D + chunk x (C + D)), on a GPU O(N x D)
+            more.
 
     Returns:
         [N] int64 in 0 .. C - 1.
@@ -212,11 +215,30 @@ def move(centroids: FloatArray, vectors: FloatArray, cluster: IntArray, changed:
     rows = np.flatnonzero(affected[cluster])
     rows = rows[np.argsort(cluster[rows], kind="stable")]
     present, first, sizes = np.unique(cluster[rows], return_index=True, return_counts=True)
-    sums: FloatArray = np.add.reduceat(vectors[rows], first, axis=0)
-    means = sums / sizes[:, None].astype(np.float32)
+    means = _sums(vectors, rows, first) / sizes[:, None].astype(np.float32)
     elsewhere: BoolArray = np.any(means != centroids[present], axis=1)
     centroids[present] = means
     return present[elsewhere]
+
+
+def _sums(vectors: FloatArray, rows: IntArray, first: IntArray) -> FloatArray:
+    """Return the sums [M, D] of the rows of clusters, which begin at `first` [M]; about SUMMED rows are looked up.
+
+    Every sum is one call's: in parts it would be rounded otherwise. Of a cluster with more rows it is taken of a few
+    columns at a time.
+    """
+    columns, ends = vectors.shape[1], np.append(first[1:], len(rows))
+    sums = np.empty((len(first), columns), np.float32)
+    start = 0
+    while start < len(first):
+        stop = max(start + 1, int(np.searchsorted(ends, first[start] + SUMMED, side="right")))
+        some = rows[first[start] : ends[stop - 1]]
+        for part in row_chunks(columns, max(1, columns * SUMMED // max(SUMMED, len(some)))):
+            np.add.reduceat(
+                vectors[:, part][some], first[start:stop] - first[start], axis=0, out=sums[start:stop, part]
+            )
+        start = stop
+    return sums
 
 
 def _compare(items: Items, centroids: FloatArray, moved: IntArray, nearest: Nearest) -> None:

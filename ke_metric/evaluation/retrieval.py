@@ -25,7 +25,7 @@ from ke_metric.evaluation.backend import (
     search,
 )
 from ke_metric.evaluation.clusters import score_clusters
-from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows
+from ke_metric.evaluation.embeddings import ROWS_AT_A_TIME, Embeddings, number_rows, stacked
 from ke_metric.evaluation.recall import Places, count_relevant, equally_similar, score_lists, score_queries
 
 LONGEST_TIE = 2**12
@@ -215,7 +215,9 @@ class _DistinctGallery:
         _, first, sizes = np.unique(row, return_index=True, return_counts=True)
         labels, label = np.unique(gallery.labels, return_inverse=True)
         pairs, counts = np.unique(row * len(labels) + label, return_counts=True)
-        vectors = gallery.vectors if len(first) == len(row) else gallery.vectors[first]
+        vectors = gallery.vectors
+        if len(first) < len(row):
+            vectors = stacked(vectors[first[part]] for part in row_chunks(len(first), ROWS_AT_A_TIME))
         return cls(vectors, row, sizes, labels, np.where(sizes == 1, label[first], -1), pairs, counts)
 
     def places(

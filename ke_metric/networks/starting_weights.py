@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,21 +147,30 @@ def read_file(name: str) -> tuple[Any, str]:
     """Return what a file of weights holds, on the CPU, and the SHA-256 of its content; nothing in it is executed.
 
     Raises:
-        KeMetricError: DATA: it is missing, a folder, damaged, or holds what only running its code could read.
+        KeMetricError: DATA: it is missing, a folder, closed to this process, damaged, or holds what only running its
+            code could read.
     """
+    if not is_there(name):
+        raise _refused(name, _absent(Path(name).expanduser()))
+    sha256 = file_digest(name)
+    with _told_of_reading(name):
+        return _content(name), sha256
+
+
+def _content(name: str) -> Any:
     path = Path(name).expanduser()
-    if not path.is_file():
-        raise _refused(name, _absent(path))
     try:
-        sha256 = file_digest(name)
         with path.open("rb") as file:
             head = file.read(9)
         # Its header, which is JSON, begins after 8 bytes that say how long it is.
         if head[8:] == b"{":
-            return safetensors.torch.load_file(path), sha256
+            return safetensors.torch.load_file(path)
         # Namespaces, which hold the arguments of the training in most files of torchvision and timm, execute nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True), sha256
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # Of these the file's content is not the reason.
+    except (OSError, MemoryError):
+        raise
     except SafetensorError as error:
         raise _refused(name, f"is no whole safetensors file ({error})") from error
     # Bytes that were made to look like a pickle may fail anywhere in torch's reader.
@@ -172,6 +182,14 @@ def read_file(name: str) -> tuple[Any, str]:
         ) from error
 
 
+@contextmanager
+def _told_of_reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise _refused(name, f"cannot be read ({_reason(error)})") from error
+
+
 def _reason(error: Exception) -> str:
     """Return the kind of an error and the line of it that says most: of torch's, what it would have to run."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
@@ -179,9 +197,23 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {told}"
 
 
+def is_there(name: str) -> bool:
+    """Return whether there is a file where `network.weights` names one.
+
+    Raises:
+        KeMetricError: DATA: the system does not let this process look there.
+    """
+    with _told_of_reading(name):
+        return Path(name).expanduser().is_file()
+
+
 def file_digest(name: str) -> str:
-    """Return the SHA-256 of the content of a file, as `network.weights` names it."""
-    with Path(name).expanduser().open("rb") as file:
+    """Return the SHA-256 of the content of a file, as `network.weights` names it.
+
+    Raises:
+        KeMetricError: DATA: it cannot be read.
+    """
+    with _told_of_reading(name), Path(name).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

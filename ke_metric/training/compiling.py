@@ -69,6 +69,7 @@ def told_of_compiling() -> Iterator[None]:
         raise KeMetricError(
             f"training.compile = true: torch cannot compile the network here ({type(error).__name__}: {reason}). "
             "It needs a C++ compiler such as g++ on the CPU, Triton and a C compiler on a GPU, and a network without "
-            "Python that it cannot follow; or leave training.compile out, which changes nothing but the speed",
+            "Python that it cannot follow; or leave training.compile out: the training is then slower, rounds "
+            "otherwise and draws another dropout",
             ExitCode.ENVIRONMENT,
         ) from error

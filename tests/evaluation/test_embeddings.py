@@ -1,5 +1,6 @@
 """Embeddings: refused, normalised, numbered; made by a network from all batches, and nothing kept but the vectors."""
 
+import io
 import weakref
 
 import numpy as np
@@ -230,7 +231,7 @@ def test_what_is_too_large_for_memory_lies_in_a_file(monkeypatch):
 
 
 def test_no_room_for_what_is_too_large(monkeypatch):
-    def full(*_):
+    def full(**_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(embedding_module, "IN_MEMORY", 10)
@@ -238,6 +239,48 @@ def test_no_room_for_what_is_too_large(monkeypatch):
     with pytest.raises(KeMetricError, match=r"No space left on device\); name a larger one .* TMPDIR") as caught:
         stacked(iter([np.ones((2, 2), np.float32)]))
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+class Disk(io.FileIO):
+    """Takes some bytes at a time, and so many in all."""
+
+    def __init__(self, path, room):
+        super().__init__(path, "w+")
+        self.room = room
+
+    def write(self, some):
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        taken = super().write(some[: min(self.room, 7)])
+        self.room -= taken
+        return taken
+
+
+@pytest.mark.parametrize("room", [200, 0, 199])
+def test_a_disk_that_fills_up(room, monkeypatch, tmp_path):
+    disk, whole = Disk(tmp_path / "disk", room), np.arange(50, dtype=np.float32).reshape(25, 2)
+    monkeypatch.setattr(embedding_module, "IN_MEMORY", 10)
+    monkeypatch.setattr(embedding_module.tempfile, "TemporaryFile", lambda **_: disk)
+    if room < whole.nbytes:
+        with pytest.raises(KeMetricError, match="No space left on device"):
+            stacked([whole[:10], whole[10:]])
+    else:
+        np.testing.assert_array_equal(stacked([whole[:10], whole[10:]]), whole)
+    assert disk.closed
+
+
+@pytest.mark.parametrize("in_memory", [0, 1000])
+def test_what_fails_before_there_are_embeddings_is_not_the_disk(in_memory, monkeypatch, tmp_path):
+    def parts():
+        yield np.ones((2, 2), np.float32)
+        (tmp_path / "picture.png").read_bytes()
+
+    disk = Disk(tmp_path / "disk", 100)
+    monkeypatch.setattr(embedding_module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(embedding_module.tempfile, "TemporaryFile", lambda **_: disk)
+    with disk, pytest.raises(FileNotFoundError, match=r"picture\.png"):
+        stacked(parts())
+    assert disk.closed
 
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 40))

@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -209,6 +210,31 @@ def test_means_of_what_changed_and_an_empty_cluster_keeps_its_centroid():
     moved = move(centroids, vectors, np.array([2, 0, 2, 0, 3]), np.array([0, 1, 2]))
     np.testing.assert_allclose(centroids, [[0.75, 0.25], [0, 1], [0, 0], [5, 5]])
     assert moved.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("clusters", [3, 40])
+@pytest.mark.parametrize("summed", [1, 64, 100, 10_000])
+def test_means_do_not_depend_on_how_many_items_are_looked_up_at_once(clusters, summed, monkeypatch):
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(3000, 33)).astype(np.float32)
+    cluster = generator.integers(clusters, size=3000)
+    rows = np.argsort(cluster, kind="stable")
+    first = np.flatnonzero(np.diff(cluster[rows], prepend=-1))
+    sums = np.add.reduceat(vectors[rows], first, axis=0)
+    centroids = np.zeros((clusters, 33), np.float32)
+    monkeypatch.setattr(kmeans, "SUMMED", summed)
+    move(centroids, vectors, cluster, np.arange(clusters))
+    np.testing.assert_array_equal(centroids, sums / np.bincount(cluster)[:, None].astype(np.float32))
+
+
+def test_vectors_are_not_copied():
+    generator = np.random.default_rng(0)
+    vectors = Embeddings(generator.normal(size=(20_000, 256)), range(20_000)).vectors
+    tracemalloc.start()
+    move(vectors[:20].copy(), vectors, generator.integers(20, size=20_000), np.arange(20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < vectors.nbytes / 3
 
 
 def test_a_centroid_that_is_its_only_item_does_not_move():

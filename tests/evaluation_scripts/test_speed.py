@@ -96,9 +96,21 @@ def test_a_script_that_fails_is_a_failure_of_all(monkeypatch, capsys):
 
 
 def test_a_script_that_takes_too_long_is_ended(monkeypatch, capsys):
-    monkeypatch.setattr(run, "LIMIT", 0.2)
-    assert not run.ran("splitting")
-    assert "ended after 0.2 s" in capsys.readouterr().out
+    monkeypatch.setattr(run, "LIMIT", 0.4)
+    monkeypatch.setattr(sys, "argv", ["run", "--only", "splitting", "scores"])
+    with pytest.raises(SystemExit, match="failed: splitting, scores"):
+        run.main()
+    assert [line[:13] for line in capsys.readouterr().out.splitlines() if "ended" in line] == ["ended after 0"] * 2
+
+
+def test_time_that_is_left_over_goes_to_the_next(monkeypatch):
+    clock, limits = iter([0.0, 0.0, 100.0, 100.0]), {}
+    monkeypatch.setattr(run, "SHORT", {name: [] for name in "abc"})
+    monkeypatch.setattr(sys, "argv", ["run"])
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(run, "ran", lambda name, limit: limits.setdefault(name, limit) > 0)
+    run.main()
+    assert limits == {"a": 200, "b": 250, "c": 500}
 
 
 def test_every_script_that_is_run_is_there():

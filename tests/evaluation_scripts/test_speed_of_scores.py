@@ -1,13 +1,24 @@
 """The speed of scores on a tiny set: every row is measured, and what is compared is the same task."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
 from eval.shared.rounds import Clocked
 from eval.speed import scores
-from eval.speed.scores import Measured, compare_ami, compare_neighbours, compared, draw_embeddings, measured, stream
+from eval.speed.scores import (
+    Measured,
+    compare_ami,
+    compare_neighbours,
+    compared,
+    draw_embeddings,
+    measured,
+    score_mapped,
+    stream,
+)
+from eval.speed.scoring_ways import watched_memory
 from ke_metric import score_retrieval
 from ke_metric.evaluation.retrieval import Scoring
 
@@ -41,9 +52,19 @@ def test_rows(place):
         *compare_ami(place, np.load(place / "labels.npy"), 1),
         *compare_neighbours(place, 1),
         *stream(place, 2560),
+        *score_mapped(place, 10_000),
     ]
-    assert [len(row) for row in rows] == [6] * 6
+    assert [len(row) for row in rows] == [6] * 7
     assert rows[1][-1] == "yes"
+
+
+def test_memory_that_was_freed_meanwhile_is_seen():
+    with watched_memory() as grown:
+        held = np.ones(2**24)
+        time.sleep(0.2)
+        del held
+    # The system counts a process's pages in lots.
+    assert max(grown) == pytest.approx(2**27, rel=0.05)
 
 
 def test_another_task_is_no_comparison():

@@ -4,8 +4,10 @@ import argparse
 import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -17,6 +19,7 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle import save_network
 from ke_metric.networks.bundle_config import EmbeddingArchitecture
 from ke_metric.networks.dense import build_backbone, build_network, match_starting_weights
+from ke_metric.networks.starting_weights import file_digest, is_there
 from ke_metric.randomness import default_streams
 from ke_metric.schema import Network
 
@@ -265,6 +268,35 @@ def test_the_small_stem_wants_weights_of_its_own(tmp_path):
     small = Network(backbone="resnet18", stem="small", weights=str(tmp_path / "small.pt"))
     assert "should be those of a network that was trained with it" in match_starting_weights(small).told
     assert "network.stem" not in refused(tmp_path / "small.pt", backbone="resnet18")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_no_code_is_suspected_where_the_system_refuses(kind, error, trained, tmp_path, monkeypatch):
+    file = tmp_path / f"weights.{kind}"
+    save_file(trained, file) if kind == "safetensors" else torch.save(trained, file)
+
+    def refuses(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuses)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuses)
+    message = refused(file, ExitCode.DATA)
+    assert message.startswith(f"network.weights = '{file}': cannot be read ({type(error).__name__}: ")
+    assert "running" not in message
+
+
+@pytest.mark.parametrize("look", [file_digest, is_there])
+def test_what_the_system_keeps_closed_is_an_error_of_the_data(look, tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "w.pt").touch()
+    monkeypatch.setattr(Path, "open", closed)
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(KeMetricError, match=r"w\.pt': cannot be read \(PermissionError: .*denied\)") as caught:
+        look(str(tmp_path / "w.pt"))
+    assert caught.value.exit_code == ExitCode.DATA
 
 
 def test_a_file_that_is_not_there(tmp_path):
