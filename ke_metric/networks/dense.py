@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from types import ModuleType
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torchvision
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.networks.starting_weights import StartingWeights, match
 from ke_metric.schema import Network
+
+if TYPE_CHECKING:
+    from ke_metric.networks.starting_weights import StartingWeights
 
 TIMM_PREFIX = "timm/"
 # torchvision builds its classifiers for the classes of ImageNet; that number identifies the classifier layer.
@@ -41,7 +43,7 @@ def build_backbone(network: Network, *, load_pretrained: bool = True) -> nn.Modu
     """
     backbone, earlier_names = _build(network, network.pretrained and load_pretrained)
     if load_pretrained and network.weights is not None:
-        match(network, backbone, earlier_names).load_into(backbone)
+        _match(network, backbone, earlier_names).load_into(backbone)
     return backbone
 
 
@@ -51,7 +53,14 @@ def match_starting_weights(network: Network) -> StartingWeights | None:
     Raises:
         KeMetricError: As `build_backbone`.
     """
-    return None if network.weights is None else match(network, *_build(network, pretrained=False))
+    return None if network.weights is None else _match(network, *_build(network, pretrained=False))
+
+
+def _match(network: Network, backbone: nn.Module, earlier_names: dict[int, str]) -> StartingWeights:
+    # A search builds networks, and never from such a file.
+    from ke_metric.networks.starting_weights import match
+
+    return match(network, backbone, earlier_names)
 
 
 def _build(network: Network, pretrained: bool) -> tuple[nn.Module, dict[int, str]]:
