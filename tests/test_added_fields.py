@@ -34,6 +34,11 @@ from ke_metric.schema import (
 
 BEFORE = Path(__file__).parent / "written_before"
 FIELDS = (BEFORE.parent / "recipe_fields_059f433.txt").read_text(encoding="utf-8").split()
+# Stored are those of a k-means that was drawn item by item.
+CLUSTERS_IN_BLOCKS = {
+    "dense": {"nmi": 0.6251629167387823, "ami": 0.4789463118076099},
+    "slim": {"nmi": 0.5832810815786883, "ami": 0.4308183360419873},
+}
 DIGEST = json.loads((BEFORE / "lineage" / "lineage.json").read_text(encoding="utf-8"))["recipe_digest"]
 
 
@@ -129,12 +134,7 @@ def test_it_evaluates_to_its_scorecard(before):
     stored = json.loads(Path("lineage/generation-002/scorecard.json").read_text(encoding="utf-8"))
     scored = run("eval", "--lineage", "lineage", "--gen", 2, "--device", "cpu", "--json")
     for network in ("dense", "slim"):
-        assert scored[network].keys() == stored[network].keys()
-        # Its clusters were those of a k-means that was drawn item by item.
-        others = scored[network].keys() - {"nmi", "ami"}
-        assert {name: scored[network][name] for name in others} == pytest.approx(
-            {name: stored[network][name] for name in others}
-        )
+        assert scored[network] == pytest.approx(stored[network] | CLUSTERS_IN_BLOCKS[network])
 
 
 def test_clusters_of_before_are_said_to_be_others(before):

@@ -120,6 +120,13 @@ def test_what_is_missing_would_be_seen(path):
     assert differences(RECORDED, found | {"machine": "another"}, path[0])
 
 
+# Stored are those of a k-means that was drawn item by item.
+CLUSTERS_IN_BLOCKS = {
+    "dense": {"nmi": 0.5082707033278252, "ami": 0.31468016233085944},
+    "slim": {"nmi": 0.7365900301838655, "ami": 0.6346692882513746},
+}
+
+
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     shutil.copytree(written_set.WRITTEN, tmp_path / "written")
@@ -132,12 +139,7 @@ def test_what_was_written_is_opened(written):
     found = written_set.answers()
     stored = json.loads(Path("lineage/generation-002/scorecard.json").read_text(encoding="utf-8"))
     for network in ("dense", "slim"):
-        assert found["eval"][network].keys() == stored[network].keys()
-        # Its clusters were those of a k-means that was drawn item by item.
-        others = stored[network].keys() - {"nmi", "ami"}
-        assert {name: found["eval"][network][name] for name in others} == pytest.approx(
-            {name: stored[network][name] for name in others}
-        )
+        assert found["eval"][network] == pytest.approx(stored[network] | CLUSTERS_IN_BLOCKS[network])
     assert found["digest"] == written["digest"]
     for vector, before in zip(found["vectors"], written["vectors"], strict=True):
         assert vector == pytest.approx(before, abs=1e-5)

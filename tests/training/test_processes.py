@@ -358,15 +358,18 @@ def assert_close(found, expected):
         )
 
 
-def assert_equal_to_rounding(found, expected):
+def assert_equal_to_rounding(found, expected, processes):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert float((found[name] - value).abs().max()) <= TOLERANCE * float(value.abs().max()), name
+        if processes == 2:
+            # The sums of more have more roundings, which small numbers beside large ones show.
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
-def assert_gradients_equal(found, expected):
+def assert_gradients_equal(found, expected, processes):
     assert all(value.abs().max() > 0 for value in expected.values())
-    assert_equal_to_rounding(found, expected)
+    assert_equal_to_rounding(found, expected, processes)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -374,19 +377,19 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(loss, found, en
     expected = gradients(loss, engine)
     for process in found:
         assert process["processes"] == len(found)
-        assert_gradients_equal(process["gradients"][loss], expected)
+        assert_gradients_equal(process["gradients"][loss], expected, len(found))
 
 
 def test_gradients_of_several_widths_are_those_of_one_process(found, engine):
     expected = gradients("MultiSimilarityLoss", engine, (0.25, 0.5))
     for process in found:
-        assert_gradients_equal(process["gradients of widths"], expected)
+        assert_gradients_equal(process["gradients of widths"], expected, len(found))
 
 
 def test_gradients_of_a_classification_are_those_of_one_process(found, engine):
     expected = classified(engine)
     for process in found:
-        assert_gradients_equal(process["classified"], expected)
+        assert_gradients_equal(process["classified"], expected, len(found))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -395,7 +398,7 @@ def test_training_ends_at_the_same_weights(loss, found, engine):
     assert int(expected["images"]) == 15
     assert ("loss.embedding_memory" in expected) == (loss == "CrossBatchMemory")
     for process in found:
-        assert_equal_to_rounding(process["trained"][loss], expected)
+        assert_equal_to_rounding(process["trained"][loss], expected, len(found))
 
 
 def test_several_widths_are_trained_as_by_one_process(found, engine):
@@ -443,7 +446,7 @@ def test_a_teacher_is_compared_with_on_the_whole_batch(task, found, engine):
     expected = taught(engine, task)
     assert not torch.equal(expected["value"], gradients("ProxyAnchorLoss", engine)["value"])
     for process in found:
-        assert_gradients_equal(process["taught"][task], expected)
+        assert_gradients_equal(process["taught"][task], expected, len(found))
 
 
 def test_partners_of_all_processes_are_compared_with(found, engine):
