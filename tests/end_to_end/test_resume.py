@@ -56,7 +56,10 @@ LAUNCHER = """
 import json, os, resource, sys
 import timm
 import ke_metric.cli.train
-from ke_metric.cli import main
+from ke_metric.cli import main, recording
+
+# Every epoch's state is written, also where the disk is slow for a moment: which ones are is another test's matter.
+recording.SLOW_SECONDS = 3600
 
 def stop_at(place, later, number):
     left = None
