@@ -32,7 +32,7 @@ from ke_metric.training.steps import SIGNS
 
 # A state that takes longer than this many seconds to write is not written after every epoch, but
 SLOW_SECONDS = 0.2
-# only so often that writing takes at most this share of the time: a training that is killed repeats some seventy times
+# only so often that writing takes at most this share of the time: a killed training repeats some seventy times
 # what a write takes. Of trainings of small pictures, whose epochs are short, it would else be what costs most.
 WRITING_SHARE = 0.015
 

@@ -29,7 +29,7 @@ from ke_metric.training.engine import Engine
 from ke_metric.training.given_weights import groups_by_rate, norms_at_rest, trainable
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 from ke_metric.training.joint import JointWidths, at_rest
-from ke_metric.training.steps import EpochFacts, StepFacts, TakenStep, sign_of
+from ke_metric.training.steps import EpochFacts, StepFacts, TakenStep, first_not_finite, sign_of
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
 COLLAPSED_SPREAD = 0.01
@@ -360,15 +360,9 @@ class GenerationTraining:
 
     def _require_finite_weights(self, last: TakenStep) -> None:
         """Refuse a network or a loss that is not finite after the last step of an epoch; one wait for the device."""
-        tensors = {
-            name: value
-            for name, value in [*self.network.state_dict().items(), *self.loss.state_dict().items()]
-            if value.is_floating_point()
-        }
-        finite = torch.stack([value.isfinite().all() for value in tensors.values()]).tolist()
-        for name, is_finite in zip(tensors, finite, strict=True):
-            if not is_finite:
-                raise self._diverged(f"{name} is not finite", last)
+        strange = first_not_finite([*self.network.state_dict().items(), *self.loss.state_dict().items()])
+        if strange is not None:
+            raise self._diverged(f"{strange} is not finite", last)
 
     def _diverged(self, what: str, taken: TakenStep) -> KeMetricError:
         epoch, index = divmod(taken.number, len(self.epochs))

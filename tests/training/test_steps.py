@@ -1,5 +1,6 @@
 """What a step says is read once, one step later: no other number of a step is waited for, but where a loss must."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ke_metric.losses.losses import AdaCosLoss, CrossEntropyLoss
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Loss, Miner
 from ke_metric.training.hooks import TrainingObserver
-from ke_metric.training.steps import TakenStep
+from ke_metric.training.steps import TakenStep, first_not_finite
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -162,3 +163,22 @@ def test_a_scale_that_turns_the_loss_around_is_told_in_the_words_of_the_loss():
     ) as raised:
         training.train(Recorder())
     assert raised.value.exit_code == ExitCode.DIVERGED
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 500, 1002])
+def test_a_value_that_is_not_finite_is_found_wherever_it_is(strange, dtype, place):
+    """Beside the largest numbers there are, an empty tensor and whole numbers."""
+    largest = torch.finfo(dtype).max
+    broken = torch.linspace(-1, 1, 1003).to(dtype)
+    named = [
+        ("count", torch.tensor(7)),
+        ("empty", torch.zeros(0)),
+        ("wide", torch.tensor([-largest, largest], dtype=dtype)),
+        ("broken", broken),
+        ("last", torch.ones(3)),
+    ]
+    assert first_not_finite(named) is None
+    broken[place] = strange
+    assert first_not_finite(named) == "broken"
