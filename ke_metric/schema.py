@@ -35,6 +35,15 @@ Added = Mapping[str, JsonValue]
 
 RECIPE_FIELDS: Added = {
     "augmentation.where": "loader",
+    "augmentation.policy": "none",
+    "augmentation.policy_operations": 2,
+    "augmentation.policy_magnitude": 9,
+    "augmentation.saturation": 0.0,
+    "augmentation.hue": 0.0,
+    "augmentation.grayscale": 0.0,
+    "augmentation.blur": 0.0,
+    "augmentation.blur_sigma": [0.1, 2.0],
+    "augmentation.erasing": 0.0,
     "data.background": "keep",
     "data.exif_orientation": False,
     "data.path_column": "path",

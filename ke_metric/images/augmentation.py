@@ -139,7 +139,7 @@ def affine_move(picture: PixelArray, draws: DoubleArray, augmentation: Augmentat
         image = image.reduce(factor)
     a, b, x, c, d, y = (value / factor for value in matrix)
     matrix = (a, b, x + width / factor / 2, c, d, y + height / factor / 2)
-    return AffineMove(image, matrix, _border_colour(picture))
+    return AffineMove(image, matrix, border_colour(picture))
 
 
 def _affine_matrix(
@@ -193,7 +193,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _border_colour(picture: PixelArray) -> tuple[int, ...]:
+def border_colour(picture: PixelArray) -> tuple[int, ...]:
     """Return the median of each channel over the picture's outermost pixels: white for a glyph on white paper."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     middle = len(border) // 2

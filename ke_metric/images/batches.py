@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ke_metric.arrays import DoubleArray, FloatArray, IntArray, PixelArray
 from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.batch_augmentation import BatchAugmenter
+from ke_metric.images.further_steps import FurtherSteps
 from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation, unit_range
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
         labels: int64 [B] class numbers.
         colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
         cut_facts: What `BatchAugmenter` needs beside the cuts; float32 [B, 0] where the pictures are augmented.
+        further_draws: float64 [B, F] uniform in [0, 1), for `FurtherSteps`; F is 0 where a recipe has none.
     """
 
     indices: Tensor
@@ -49,10 +51,11 @@ class Batch(NamedTuple):
     labels: Tensor
     colour_draws: Tensor
     cut_facts: Tensor
+    further_draws: Tensor
 
 
 class _Request(NamedTuple):
-    """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS]."""
+    """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS + F]."""
 
     indices: IntArray
     draws: DoubleArray
@@ -66,26 +69,33 @@ class _AugmentedDataset(Dataset[Batch]):
     labels: IntArray
     augmenter: Augmenter
     for_device: BatchAugmenter | None
+    further: FurtherSteps | None
 
     def __getitem__(self, request: _Request) -> Batch:
         columns = self.augmenter.geometry_draws
+        geometry, colours, further = np.split(request.draws, (columns, columns + COLOUR_DRAWS), axis=1)
         pictures = [self.store.picture(index) for index in request.indices.tolist()]
-        pixels, facts = self._pixels(pictures, request.draws[:, :columns])
+        pixels, facts = self._pixels(pictures, geometry, further)
         return Batch(
             indices=torch.from_numpy(request.indices.copy()),
             pixels=torch.from_numpy(pixels),
             labels=torch.from_numpy(self.labels[request.indices]),
-            colour_draws=torch.from_numpy(request.draws[:, columns:].astype(np.float32)),
+            colour_draws=torch.from_numpy(colours.astype(np.float32)),
             cut_facts=torch.from_numpy(facts),
+            further_draws=torch.from_numpy(further.copy()),
         )
 
-    def _pixels(self, pictures: Sequence[PixelArray], draws: DoubleArray) -> tuple[PixelArray, FloatArray]:
+    def _pixels(
+        self, pictures: Sequence[PixelArray], draws: DoubleArray, further: DoubleArray
+    ) -> tuple[PixelArray, FloatArray]:
         if self.for_device is not None:
             return self.for_device.cuts(pictures, draws)
         size = self.augmenter.size
         pixels = np.empty((len(pictures), size, size, 3), np.uint8)
         for place, picture, row in zip(pixels, pictures, draws, strict=True):
             place[:] = self.augmenter(picture, row)
+        if self.further is not None:
+            self.further.pixels(pixels, further)
         return pixels, np.empty((len(pictures), 0), np.float32)
 
 
@@ -98,6 +108,7 @@ class TrainingBatches:
         batches: Which pictures share a batch; its seed and generation also give the augmentation's draws.
         augmenter: What happens to a picture.
         for_device: Cuts out what the device needs, in place of what `augmenter` does to the geometry.
+        further: What else happens; its policy here, unless the device cuts.
         workers: Processes that augment ahead, kept over the epochs; 0: none.
     """
 
@@ -109,12 +120,15 @@ class TrainingBatches:
         batches: IndexBatches,
         augmenter: Augmenter,
         for_device: BatchAugmenter | None = None,
+        further: FurtherSteps | None = None,
         workers: int = 0,
     ) -> None:
         assert len(store) == len(labels), (len(store), len(labels))
         self._batches = batches
-        self._columns = augmenter.geometry_draws + COLOUR_DRAWS
-        self._dataset = _AugmentedDataset(store, labels, augmenter, for_device)
+        self._columns = {"augmentation": augmenter.geometry_draws + COLOUR_DRAWS}
+        if further is not None:
+            self._columns |= further.columns
+        self._dataset = _AugmentedDataset(store, labels, augmenter, for_device, further)
         self._requests: list[_Request] = []
         self._loader = self._started(workers) if workers else None
 
@@ -134,8 +148,13 @@ class TrainingBatches:
     def _epoch_requests(self, epoch: int) -> Iterator[_Request]:
         """Yield the requests of an epoch; a picture's draws are found by its place among those of all processes."""
         batches = self._batches
-        generator = numpy_generator(batches.seed, batches.generation, f"augmentation-{epoch}")
-        draws = generator.random((len(batches) * batches.batch_size, self._columns))
+        rows = len(batches) * batches.batch_size
+        draws = np.hstack(
+            [
+                numpy_generator(batches.seed, batches.generation, f"{purpose}-{epoch}").random((rows, columns))
+                for purpose, columns in self._columns.items()
+            ]
+        )
         for step, whole in enumerate(batches.whole()):
             places = batches.share(len(whole))
             yield _Request(whole[places], draws[step * batches.batch_size + places])
@@ -213,6 +232,8 @@ class TrainingEpochs:
         by_torch = whole and augmentation.geometry == "crop" and device.type == "cpu"
         self._augmenter = Augmenter(augmentation, size, by_torch=by_torch)
         self._for_device = BatchAugmenter(augmentation, size) if whole and not by_torch else None
+        self._further = FurtherSteps(augmentation, size) if augmentation.has_further_steps else None
+        self._changes_colours = self._augmenter.changes_colours or augmentation.changes_colours_further
         self._how = Preparation.of_recipe(recipe)
         self._batches = TrainingBatches(
             pictures.train,
@@ -222,6 +243,7 @@ class TrainingEpochs:
             ),
             augmenter=self._augmenter,
             for_device=self._for_device,
+            further=self._further,
             workers=recipe.data.workers,
         )
 
@@ -246,11 +268,22 @@ class TrainingEpochs:
         return DeviceBatch(self._standardized(batch), self._moved(batch.labels), keys)
 
     def _standardized(self, batch: Batch) -> Tensor:
+        images, draws = self._coloured(batch), batch.further_draws.numpy()
+        if self._further is not None:
+            self._further.erase(images, draws)
+        return images
+
+    def _coloured(self, batch: Batch) -> Tensor:
         channels_last, pixels = self._recipe.training.channels_last, self._moved(batch.pixels)
-        if self._for_device is None and not self._augmenter.changes_colours:
+        if self._for_device is None and not self._changes_colours:
             return self._how.tensor(pixels, device=self._device, channels_last=channels_last)
         images = self._unit_range(pixels, self._moved(batch.cut_facts), channels_last)
+        further, draws = self._further, batch.further_draws.numpy()
+        if further is not None and self._for_device is not None:
+            images = further.pictures(images, draws)
         images = self._augmenter.colour(images, self._moved(batch.colour_draws))
+        if further is not None:
+            images = further.colour(images, draws)
         return self._how.standardize(images, in_place=True)
 
     def _unit_range(self, pixels: Tensor, facts: Tensor, channels_last: bool) -> Tensor:

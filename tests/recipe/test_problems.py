@@ -121,6 +121,27 @@ def test_sentences(fields, sentence):
             "augmentation.scale = [0.5, 2.0], must be at most 1 where geometry = 'crop'",
         ),
         (
+            {"augmentation": {"policy": "trivial_augment_wide", "policy_magnitude": 12}},
+            [("augmentation", "policy_magnitude"), ("augmentation", "policy")],
+            "augmentation.policy_magnitude = 12, has no effect where policy = 'trivial_augment_wide', needs policy = "
+            "'rand_augment'",
+        ),
+        (
+            {"augmentation": {"policy_operations": 3}},
+            [("augmentation", "policy_operations"), ("augmentation", "policy")],
+            "augmentation.policy_operations = 3, has no effect where policy = 'none', needs policy = 'rand_augment'",
+        ),
+        (
+            {"augmentation": {"blur_sigma": [0.5, 1.0]}},
+            [("augmentation", "blur_sigma"), ("augmentation", "blur")],
+            "augmentation.blur_sigma = [0.5, 1.0], has no effect where blur = 0.0, needs blur above 0",
+        ),
+        (
+            {"augmentation": {"policy": "trivial_augment"}},
+            [("augmentation", "policy")],
+            "must be none, trivial_augment_wide or rand_augment; did you mean 'trivial_augment_wide'?",
+        ),
+        (
             {"batches": {"size": 6, "images_per_class": 4}},
             [("batches", "size"), ("batches", "images_per_class")],
             "batches.size = 6, must be a multiple of images_per_class = 4",

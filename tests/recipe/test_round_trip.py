@@ -26,6 +26,7 @@ OF_ONE_FIELD = {
     "std": st.tuples(SHARES, SHARES, SHARES),
     "scale": st.tuples(SHARES, SHARES).map(sorted),
     "ratio": st.tuples(SHARES, SHARES).map(sorted),
+    "blur_sigma": st.tuples(SHARES, SHARES).map(sorted),
     "recall_at": st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
     "keep_whole": st.lists(TEXT, max_size=3),
     "layers": st.lists(TEXT, max_size=3),
@@ -74,6 +75,14 @@ def only_what_is_read(method):
     if method["name"] != "born_again" and not kept.get("teacher_weight") and not kept.get("slim_last"):
         kept.pop("teacher_temperature", None)
     return kept
+
+
+def augment_consistently(augmentation):
+    """Leave out what no step reads."""
+    if augmentation["policy"] != "rand_augment":
+        del augmentation["policy_operations"], augmentation["policy_magnitude"]
+    if not augmentation["blur"]:
+        del augmentation["blur_sigma"]
 
 
 def start_consistently(fields):
@@ -126,6 +135,7 @@ def made_consistent(fields):
         fields["split"] |= {"rates": [], "joint": "all", "joint_teacher": 0.0}
     if fields["split"]["rates"]:
         fields["training"]["compile"] = False
+    augment_consistently(fields["augmentation"])
     start_consistently(fields)
     average_consistently(fields)
     if fields["task"] == "classification":
