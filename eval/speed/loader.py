@@ -5,8 +5,9 @@
 The pictures are JPEGs of 500 x 375 pixels and of quality 95, drawn with the spectrum of photographs. All ways run on
 one core with one thread, and end with standardised float32 batches: ours from a kept store, with `augmentation.where`
 `loader` (Pillow) or `device` (on a CPU: torch), the peer by PIL's decoder and torchvision's v2 transforms, of uint8
-tensors, which is faster, or of PIL's pictures, as torchvision's reference training has it by default. The second
-training is the whole process, from its start to its first step.
+tensors, which is faster, or of PIL's pictures, as torchvision's reference training has it by default. Policies are of
+PIL's pictures in both, which is faster; ours move bilinearly, as that training does, while v2's default is the
+nearest pixel. The second training is the whole process, from its start to its first step.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def loaders(photos: Path, given: argparse.Namespace) -> list[str]:
     try:
         return [
             *loader_rows(photos, given, "crop, 224 px", 6.0, size=224, store_size=256),
+            *policy_rows(photos, given),
             *loader_rows(photos, given, "crop, 64 px", 25.0, size=64, store_size=72),
             *loader_rows(photos, given, "crop, 64 px from a store of 256", None, size=64, store_size=256),
             *loader_rows(photos, given, "affine, 32 px from a store of 64", None, size=32, store_size=64, **AFFINE),
@@ -128,16 +130,36 @@ def loaders(photos: Path, given: argparse.Namespace) -> list[str]:
         os.sched_setaffinity(0, cores)
 
 
+def policy_rows(photos: Path, given: argparse.Namespace) -> list[str]:
+    """Return rows of crops and TrivialAugment: ours, which moves bilinearly, and the peer by either interpolation."""
+    recipe = recipe_of(photos, size=224, store_size=256, policy="trivial_augment_wide")
+    pictures, files = few_pictures(photos, recipe, given.few)
+    ways = {where: epoch_of(pictures, of_where(recipe, where)) for where in ("loader", "device")}
+    ways["no policy"] = epoch_of(pictures, recipe_of(photos, size=224, store_size=256))
+    others = {f"v2 of PIL, {how.value}": how for how in (v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST)}
+    for name, how in others.items():
+        ways[name] = peer(files, recipe, of_tensors=False, policy=[v2.TrivialAugmentWide(interpolation=how)])
+    for way in ways.values():
+        way()
+    times = in_turn(ways, given.rounds)
+    pairs = [(ours, other, 1.5) for ours in ("loader", "device") for other in others]
+    what = "crop and TrivialAugment, 224 px"
+    return [
+        *(
+            row(f"{what}: `{ours}` against {other}", times, other, ours, aim, len(files))
+            for ours, other, aim in pairs
+        ),
+        row(f"{what}: `loader` against no policy", times, "no policy", "loader", None, len(files)),
+    ]
+
+
 def loader_rows(
     photos: Path, given: argparse.Namespace, what: str, target: float | None, **settings: object
 ) -> list[str]:
     """Return rows of ours against the peer, where it does the same, and of our two ways."""
     recipe = recipe_of(photos, **settings)  # type: ignore[arg-type]
-    benchmark = with_few(load_benchmark(recipe.data, recipe.task), given.few)
-    pictures = Pictures.decode(benchmark, recipe.data.store_size)
-    whole = recipe.model_copy(update={"augmentation": recipe.augmentation.model_copy(update={"where": "device"})})
-    files = [photos / key for key in benchmark.train.keys]
-    ways = {"loader": epoch_of(pictures, recipe), "device": epoch_of(pictures, whole)}
+    pictures, files = few_pictures(photos, recipe, given.few)
+    ways = {where: epoch_of(pictures, of_where(recipe, where)) for where in ("loader", "device")}
     if recipe.augmentation.geometry == "crop":
         ways |= {"v2 of tensors": peer(files, recipe), "v2 of PIL": peer(files, recipe, of_tensors=False)}
     for way in ways.values():
@@ -150,6 +172,17 @@ def loader_rows(
     return [
         row(f"{what}: `{ours}` against {other}", times, other, ours, aim, len(files)) for ours, other, aim in pairs
     ]
+
+
+def few_pictures(photos: Path, recipe: Recipe, count: int) -> tuple[Pictures, list[Path]]:
+    """Return the first training pictures, decoded, and their files."""
+    benchmark = with_few(load_benchmark(recipe.data, recipe.task), count)
+    return Pictures.decode(benchmark, recipe.data.store_size), [photos / key for key in benchmark.train.keys]
+
+
+def of_where(recipe: Recipe, where: str) -> Recipe:
+    """Return the recipe with another `augmentation.where`."""
+    return recipe.model_copy(update={"augmentation": recipe.augmentation.model_copy(update={"where": where})})
 
 
 def with_few(benchmark: Benchmark, count: int) -> Benchmark:
@@ -169,9 +202,11 @@ def epoch_of(pictures: Pictures, recipe: Recipe) -> Callable[[], None]:
     return go_through
 
 
-def peer(files: list[Path], recipe: Recipe, *, of_tensors: bool = True) -> Callable[[], None]:
+def peer(
+    files: list[Path], recipe: Recipe, *, of_tensors: bool = True, policy: Sequence[v2.Transform] = ()
+) -> Callable[[], None]:
     """Return what goes through the same pictures by PIL and torchvision."""
-    geometry = [v2.RandomResizedCrop(recipe.data.image_size, antialias=True), v2.RandomHorizontalFlip()]
+    geometry = [v2.RandomResizedCrop(recipe.data.image_size, antialias=True), v2.RandomHorizontalFlip(), *policy]
     numbers = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(recipe.data.mean, recipe.data.std)]
     transform = v2.Compose([*([v2.ToImage(), *geometry] if of_tensors else [*geometry, v2.ToImage()]), *numbers])
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import chi2_contingency, ks_2samp
+from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from torchvision.transforms import v2
 
 from ke_metric.images.augmentation import border_colour
@@ -95,6 +95,20 @@ def test_operations_magnitudes_and_signs_are_drawn_as_torchvision_draws_them(aug
         scale = max(np.std(right), 1e-9) / len(right) ** 0.5
         assert abs(np.mean(left) - np.mean(right)) < 5 * scale, name
         assert np.std(left) == pytest.approx(np.std(right), rel=0.1), name
+
+
+def test_each_of_the_31_steps_is_as_likely_as_torchvision_has_it():
+    """Over all operations together: of one alone, 700 pictures do not tell."""
+    space = v2.TrivialAugmentWide._AUGMENTATION_SPACE
+    stepped = [name for name in OPERATIONS if space[name][0](BINS, 224, 224) is not None and name != "Posterize"]
+    steps = {name: space[name][0](BINS, 224, 224).tolist() for name in stepped}
+
+    def places(sample):
+        return [steps[name].index(abs(by)) for name, by in sample if name in steps]
+
+    ours = places([operation for picture in drawn(WIDE, 224) for operation in picture])
+    assert chisquare(np.bincount(ours, minlength=BINS)).pvalue > LEAST
+    assert are_alike(ours, places(recorded(RecordedWide, 224))) > LEAST
 
 
 def test_two_operations_of_a_picture_are_drawn_apart():
