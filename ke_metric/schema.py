@@ -44,6 +44,8 @@ RECIPE_FIELDS: Added = {
     "augmentation.blur": 0.0,
     "augmentation.blur_sigma": [0.1, 2.0],
     "augmentation.erasing": 0.0,
+    "augmentation.mixup": 0.0,
+    "augmentation.cutmix": 0.0,
     "data.background": "keep",
     "data.exif_orientation": False,
     "data.path_column": "path",

@@ -3,7 +3,7 @@
 A training picture is cut, moved and coloured by its own row of uniform numbers, which depends on the picture's
 place in the epoch alone: the batches are the same ones whatever the number of worker processes, and after an
 interruption. Shapes: N pictures, B images of this process in a batch, H and W height and width, S image size in
-pixels, U numbers per picture.
+pixels, U numbers per picture, C classes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ke_metric.images.augmentation import COLOUR_DRAWS, Augmenter
 from ke_metric.images.batch_augmentation import BatchAugmenter
 from ke_metric.images.further_steps import FurtherSteps
 from ke_metric.images.image_set import NO_ITEMS, Benchmark, ImageSet
+from ke_metric.images.mixing import BatchMixer
 from ke_metric.images.pixel_store import Pictures, PixelStore
 from ke_metric.images.preparation import Preparation, unit_range
 from ke_metric.images.samplers import BatchOwner, ClassBalancedBatches, IndexBatches, PairedBatches, ShuffledBatches
@@ -44,6 +45,8 @@ class Batch(NamedTuple):
         colour_draws: float32 [B, COLOUR_DRAWS] uniform in [0, 1], for `Augmenter.colour` on the device.
         cut_facts: What `BatchAugmenter` needs beside the cuts; float32 [B, 0] where the pictures are augmented.
         further_draws: float64 [B, F] uniform in [0, 1), for `FurtherSteps`; F is 0 where a recipe has none.
+        partners: Where pictures are mixed, int64: which of the pictures is mixed into each. There are more pictures
+            than partners then if some are partners only. [0] where none are mixed.
     """
 
     indices: Tensor
@@ -52,13 +55,15 @@ class Batch(NamedTuple):
     colour_draws: Tensor
     cut_facts: Tensor
     further_draws: Tensor
+    partners: Tensor
 
 
 class _Request(NamedTuple):
-    """What a worker process is told: picture numbers [B] and their draws [B, U + COLOUR_DRAWS + F]."""
+    """What a worker process is told: picture numbers [B], draws [B, U + COLOUR_DRAWS + F], and `Batch.partners`."""
 
     indices: IntArray
     draws: DoubleArray
+    partners: IntArray
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class _AugmentedDataset(Dataset[Batch]):
             colour_draws=torch.from_numpy(colours.astype(np.float32)),
             cut_facts=torch.from_numpy(facts),
             further_draws=torch.from_numpy(further.copy()),
+            partners=torch.from_numpy(request.partners),
         )
 
     def _pixels(
@@ -156,8 +162,8 @@ class TrainingBatches:
             ]
         )
         for step, whole in enumerate(batches.whole()):
-            places = batches.share(len(whole))
-            yield _Request(whole[places], draws[step * batches.batch_size + places])
+            places, partners = batches.share_with_partners(len(whole))
+            yield _Request(whole[places], draws[step * batches.batch_size + places], partners)
 
     def _started(self, workers: int) -> DataLoader[Batch]:
         return DataLoader(
@@ -191,7 +197,7 @@ class DeviceBatch(NamedTuple):
 
     Attributes:
         images: float32 [B, 3, S, S], standardised.
-        labels: int64 [B].
+        labels: int64 [B]; or, where pictures are mixed, the share of every class, float32 [B, C].
         keys: The keys of the B items.
     """
 
@@ -235,6 +241,9 @@ class TrainingEpochs:
         self._further = FurtherSteps(augmentation, size) if augmentation.has_further_steps else None
         self._changes_colours = self._augmenter.changes_colours or augmentation.changes_colours_further
         self._how = Preparation.of_recipe(recipe)
+        self._mixer: BatchMixer | None = None
+        if augmentation.mixes:
+            self._mixer = BatchMixer(recipe, generation=generation, classes=len(images.class_names))
         self._batches = TrainingBatches(
             pictures.train,
             images.labels,
@@ -255,17 +264,22 @@ class TrainingEpochs:
         batches = self._batches.epoch(number - 1)
         if self._recipe.data.workers:
             # They are ahead already, and a worker that a thread of a pool has started ends badly.
-            yield from map(self._on_device, batches)
+            yield from self._on_device(number, batches)
         elif self._device.type == "cuda":
-            yield from one_ahead(map(self._on_device, batches))
+            yield from one_ahead(self._on_device(number, batches))
         else:
             with closing(one_ahead(batches)) as ahead:
                 # Not in the thread too: on the CPU, torch's own threads of both would keep each other waiting.
-                yield from map(self._on_device, ahead)
+                yield from self._on_device(number, ahead)
 
-    def _on_device(self, batch: Batch) -> DeviceBatch:
-        keys = tuple(self._images.keys[index] for index in batch.indices.tolist())
-        return DeviceBatch(self._standardized(batch), self._moved(batch.labels), keys)
+    def _on_device(self, epoch: int, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
+        for step, batch in enumerate(batches):
+            images, labels = self._standardized(batch), self._moved(batch.labels)
+            if self._mixer is not None:
+                mix = self._mixer.of_step(epoch, step)
+                images, labels = self._mixer(images, labels, self._moved(batch.partners), mix)
+            keys = tuple(self._images.keys[index] for index in batch.indices[: len(labels)].tolist())
+            yield DeviceBatch(images, labels, keys)
 
     def _standardized(self, batch: Batch) -> Tensor:
         images, draws = self._coloured(batch), batch.further_draws.numpy()
@@ -301,6 +315,7 @@ class TrainingEpochs:
 
 
 def _index_batches(images: ImageSet, recipe: Recipe, **owner: Unpack[BatchOwner]) -> IndexBatches:
+    owner["mixed"] = bool(recipe.augmentation.mixes)
     size, each = recipe.batches.size, recipe.batches.images_per_class
     if recipe.batches.sampler == "shuffled":
         return ShuffledBatches(len(images), batch_size=size, **owner)

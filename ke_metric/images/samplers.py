@@ -15,16 +15,21 @@ import numpy as np
 
 from ke_metric.arrays import IntArray
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.image_set import NO_ITEMS
 from ke_metric.randomness import numpy_generator
 
 
 class BatchOwner(TypedDict):
-    """Whose batches they are: lineage, generation, and process number `rank` of those that share every batch."""
+    """Whose batches they are: lineage, generation, and process number `rank` of those that share every batch.
+
+    Where they are `mixed`, every picture is with a partner.
+    """
 
     seed: int
     generation: int
     rank: NotRequired[int]
     processes: NotRequired[int]
+    mixed: NotRequired[bool]
 
 
 class IndexBatches(ABC):
@@ -35,13 +40,18 @@ class IndexBatches(ABC):
         parts: Every batch is this many parts of one length, one after another; a process takes its share of each, and
             shares differ by one at most.
         owner: Seed, generation, process.
+
+    Attributes:
+        partner_distance: How many places before a picture its partner stands, where pictures are mixed in pairs.
     """
+
+    partner_distance = 1
 
     def __init__(self, batch_size: int, parts: int, owner: BatchOwner) -> None:
         self.batch_size, self.parts = batch_size, parts
         self.seed, self.generation = owner["seed"], owner["generation"]
         self.rank, self.processes = owner.get("rank", 0), owner.get("processes", 1)
-        self._epoch = 0
+        self._is_mixed, self._epoch = owner.get("mixed", False), 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that is iterated next."""
@@ -70,6 +80,26 @@ class IndexBatches(ABC):
         start = self.rank * each + min(self.rank, more)
         own = np.arange(start, start + each + (self.rank < more))
         return (np.arange(self.parts)[:, None] * length + own).ravel()
+
+    def share_with_partners(self, count: int) -> tuple[IntArray, IntArray]:
+        """Return what this process needs of a batch of `count` pictures.
+
+        Where they are mixed in pairs, the partner of a picture stands some places before it, and before the first
+        ones come the last: the pairs are the same ones however many processes share the batch, and a process needs
+        few pictures beside its own.
+
+        Returns:
+            Places in the batch [N]: those of `share`, then others whose pictures are partners only; and where among
+            these N the partner of each of the first B is, nothing where they are not mixed.
+        """
+        own = self.share(count)
+        if not self._is_mixed:
+            return own, NO_ITEMS
+        partners = (own - self.partner_distance) % count
+        places = np.concatenate([own, np.setdiff1d(partners, own)])
+        rows = np.empty(count, np.int64)
+        rows[places] = np.arange(len(places))
+        return places, rows[partners]
 
 
 class ClassBalancedBatches(IndexBatches):
@@ -100,6 +130,8 @@ class ClassBalancedBatches(IndexBatches):
         _check_classes(len(counts), classes_per_batch, images_per_class, self.processes)
         self.small_classes = int(np.sum(counts < images_per_class))
         self._classes, self._images = classes_per_batch, images_per_class
+        # Images of a class stand together; a partner is of the class before, if there is another one.
+        self.partner_distance = images_per_class if classes_per_batch > 1 else 1
         self._length = max(1, len(labels) // self.batch_size)
         # Fixed orders in which classes, and the images of a class, take turns at being used once more.
         generator = numpy_generator(self.seed, self.generation, "batches-turns")

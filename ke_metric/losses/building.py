@@ -90,12 +90,18 @@ def build_classification_loss(loss: Loss, *, classes: int) -> ClassificationLoss
 
 
 def require_fit(loss: ClassificationLoss, recipe: Recipe) -> None:
-    """Refuse a head or a sampler whose output the loss of a classifier has no use for.
+    """Refuse a head, a sampler or mixed labels that the loss of a classifier has no use for.
 
     Raises:
         KeMetricError: `network.head` is not the one that the loss needs, or `batches.sampler` gives partners to a
-            loss that takes none, or none to one that does (RECIPE).
+            loss that takes none, or none to one that does, or pictures are mixed for a loss that needs pictures of
+            one class (RECIPE).
     """
+    if (mixes := recipe.augmentation.mixes) and loss.of_one_class:
+        raise _refused(
+            f"{mixes}: loss.name = {recipe.loss.name!r} {loss.of_one_class}, and a mixed picture is of two; allowed: "
+            "CrossEntropyLoss, AdaCosLoss with loss.arguments = {dynamic: false}"
+        )
     head = "cosine" if loss.takes_cosines else "linear"
     if recipe.network.head != head:
         raise _refused(f"network.head = {recipe.network.head!r}: loss.name = {recipe.loss.name!r} needs {head!r}")

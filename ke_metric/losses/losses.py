@@ -1,7 +1,8 @@
 """Losses: of embeddings, what pytorch-metric-learning lacks and what holds one of its own; of classifiers, our own.
 
 All are computed in float32 whatever the network's precision. What takes logits takes [B, C] of any floating-point
-type and labels, int64 [B] in [0, C), and returns a float32 scalar.
+type and labels, int64 [B] in [0, C), and returns a float32 scalar. Where pictures are mixed, labels are the shares of
+the classes, float32 [B, C] of sum 1, and the loss is its mean over the classes with these shares as weights.
 
 Shapes: B batch, D embedding, C classes.
 """
@@ -93,10 +94,12 @@ class ClassificationLoss(nn.Module):
         takes_partners: Whether it compares the logits with those of a second picture of the same class, and needs
             `batches.sampler: paired` for that.
         takes_cosines: Whether its logits must be cosines, those of `network.head: cosine`.
+        of_one_class: Why a picture must be of one class for it; empty where it takes the labels of mixed pictures.
     """
 
     takes_partners = False
     takes_cosines = False
+    of_one_class = ""
 
 
 class CrossEntropyLoss(ClassificationLoss):
@@ -137,6 +140,7 @@ class CSKDLoss(ClassificationLoss):
     """
 
     takes_partners = True
+    of_one_class = "compares two pictures of one class"
 
     def __init__(self, temperature: float = 4.0, weight: float = 3.0) -> None:
         super().__init__()
@@ -184,6 +188,8 @@ class AdaCosLoss(ClassificationLoss):
         if num_classes < 3:
             raise ValueError(f"needs at least 3 classes, not {num_classes}: the scale of 2 classes is ln(1) = 0")
         self.dynamic = dynamic
+        if dynamic:
+            self.of_one_class = "moves its scale by the angle between a picture and its one class"
         self._are_cosines = False
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_classes - 1)))
         self.register_buffer("_refused", torch.tensor(torch.nan), persistent=False)

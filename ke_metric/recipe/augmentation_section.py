@@ -55,6 +55,12 @@ class Augmentation(Section):
     where: Literal["loader", "device"] = "loader"
     """Where pictures are cut and moved. loader: one by one, by Pillow. device: whole batches on the training device,
     by the same draws; pixels differ by rounding."""
+    mixup: float = Field(0.0, ge=0, le=100)
+    """classification: blend every picture of a batch, and its label, with another one. The share of each is drawn
+    from Beta(mixup, mixup), once for a batch; 0: off. Beside `cutmix`, every batch draws one of the two."""
+    cutmix: float = Field(0.0, ge=0, le=100)
+    """classification: put a square of another picture into every picture of a batch. Its area is drawn from
+    Beta(cutmix, cutmix), once for a batch, and labels are shared by area; 0: off."""
 
     @field_validator("scale", "ratio", "blur_sigma")
     @classmethod
@@ -62,6 +68,13 @@ class Augmentation(Section):
         if not 0 < limits[0] <= limits[1]:
             raise ValueError("must be two positive numbers, the smaller one first")
         return limits
+
+    @property
+    def mixes(self) -> str:
+        """The fields that mix pictures in pairs, and their values; empty where none does."""
+        return ", ".join(
+            f"augmentation.{name} = {getattr(self, name)}" for name in ("mixup", "cutmix") if getattr(self, name)
+        )
 
     @model_validator(mode="after")
     def _crop_inside_the_picture(self) -> Self:

@@ -332,6 +332,13 @@ class Recipe(Section):
                 "'classification'"
             )
             raise ConflictError(message, ("miner", "task"))
+        if self.task == "retrieval" and (mixes := self.augmentation.mixes):
+            message = (
+                f"{mixes}, not for task = 'retrieval': losses of embeddings compare pictures of one class with those "
+                "of others, and a mixed picture is of two"
+            )
+            names = [f"augmentation.{name}" for name in ("mixup", "cutmix") if getattr(self.augmentation, name)]
+            raise ConflictError(message, (*names, "task"))
         foreign = "whiten" if self.task == "classification" else "refit"
         if self.evaluation.slim_repair == foreign:
             message = f"evaluation.slim_repair = {foreign!r}, is not for task = {self.task!r}"

@@ -91,7 +91,7 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 class TrainingBatch(Protocol):
-    """Images [B, 3, H, W] and labels [B] on the device, and the keys of the B items for an error message."""
+    """Images [B, 3, H, W] and labels [B], or shares of classes [B, C], on the device, and the keys of the B items."""
 
     @property
     def images(self) -> Tensor: ...  # noqa: D102

@@ -114,9 +114,10 @@ def sign_of(outputs: Tensor, labels: Tensor, task: str) -> BatchSign:
     """Return the sign of learning of outputs [B, D], L2-normalised if they are embeddings, and labels [B].
 
     It is the top-1 accuracy (classification), or the embedding spread: the mean cosine distance between two different
-    items, 0 for a single one.
+    items, 0 for a single one. Of labels that are shares of classes [B, D], the class with the largest one is right.
     """
     if task == "classification":
+        labels = labels.argmax(dim=1) if labels.ndim == 2 else labels
         return BatchSign((outputs.argmax(dim=1) == labels).float().mean(), None)
     return BatchSign(outputs.sum(0).square().sum(), len(outputs))
 

@@ -42,6 +42,13 @@ KINDS = {
         "training.average=0.9",
         "method.inherit_average=false",
     ],
+    "mixed pictures": [
+        "task=classification",
+        "network={backbone: timm/test_resnet}",
+        "loss={name: CrossEntropyLoss}",
+        "augmentation.mixup=0.4",
+        "augmentation.cutmix=1",
+    ],
     "dropout and SGD": [
         "network.backbone=squeezenet1_1",
         "optimizer={name: sgd, learning_rate: 1e-2}",
@@ -235,7 +242,9 @@ def test_there_is_something_to_compare(expected):
     for number in (1, 2):
         for name in ("weights.safetensors", "loss.safetensors", "scorecard.json", "split.json", "training.jsonl"):
             assert expected[f"generation-00{number}/{name}"]
-    for name in ("weights.safetensors", "loss.safetensors", "scorecard.json"):
+    learns = b'"dtype"' in expected["generation-001/loss.safetensors"]
+    assert learns == ("recall@1" in json.loads(expected["generation-001/scorecard.json"])["dense"])
+    for name in ("weights.safetensors", *(["loss.safetensors"] if learns else []), "scorecard.json"):
         assert expected[f"generation-001/{name}"] != expected[f"generation-002/{name}"]
 
 

@@ -30,6 +30,16 @@ evaluation: {resize: 32, recall_at: [1], kmeans_seeds: 1}
 """
 STEPS = 12
 """Steps of an epoch."""
+MIXED = (
+    "task=classification",
+    "data.test_classes=null",
+    "network.embedding_size=128",
+    "loss={name: CrossEntropyLoss}",
+    "batches.size=4",
+    "augmentation={mixup: 0.4, cutmix: 1}",
+    "training.average=0.9",
+)
+"""Of which an epoch has one step more. Every partner is of the other process's share."""
 KILLED = -9
 GONE = "another process of this training has gone"
 BROKEN = "a picture that process alone has seen is broken"
@@ -210,12 +220,12 @@ def test_a_training_goes_on_with_any_number_of_processes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("averages", [(), ("--set", "training.average=0.9"), ("--set", "training.average_last=2")])
-def test_a_training_that_goes_on_with_as_many_processes_is_the_same_to_the_last_bit(averages, tmp_path):
+@pytest.mark.parametrize("changes", [(), ("training.average=0.9",), ("training.average_last=2",), MIXED])
+def test_a_training_that_goes_on_with_as_many_processes_is_the_same_to_the_last_bit(changes, tmp_path):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for folder in (stopped, whole):
         folder.mkdir()
-    arguments = ("tiny.yaml", "--lineage", "l", *averages)
+    arguments = ("tiny.yaml", "--lineage", "l", *(word for change in changes for word in ("--set", change)))
     assert train(whole, arguments=arguments)[0] == [0, 0]
     train(stopped, arguments=arguments, FAULT="1:step:die", STEP=str(STEPS + 2))
     codes, told = resume_by(stopped, 2)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.losses.building import build_classification_loss, require_fit
 from ke_metric.losses.losses import CLASSIFICATION_LOSSES, AdaCosLoss, CSKDLoss
-from ke_metric.recipe.schema import Loss, Recipe
+from ke_metric.recipe.schema import Augmentation, Loss, Recipe
 
 CLASSES = 5
 LABELS = torch.tensor([3, 0, 4, 4, 1, 2])
@@ -320,3 +320,32 @@ def test_a_loss_has_one_head_and_knows_whether_it_needs_pairs(loss):
             with pytest.raises(KeMetricError, match=rf"(network\.head|batches\.sampler) = .*{loss}") as caught:
                 require_fit(built, recipe)
             assert caught.value.exit_code is ExitCode.RECIPE
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "smoothed", "adacos fixed"])
+def test_the_loss_of_shared_labels_is_the_mean_by_shares(name):
+    loss, partners = build(SHIPPED[name]), LABELS.roll(1)
+    outputs = random_cosines() if loss.takes_cosines else random_logits()
+    shares = 0.3 * functional.one_hot(LABELS, CLASSES) + 0.7 * functional.one_hot(partners, CLASSES)
+    leaf, other = outputs.clone().requires_grad_(), outputs.clone().requires_grad_()
+    mixed, expected = loss(leaf, shares), 0.3 * loss(other, LABELS) + 0.7 * loss(other, partners)
+    torch.testing.assert_close(mixed, expected)
+    gradients = torch.autograd.grad(mixed, leaf) + torch.autograd.grad(expected, other)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("mixes", [{"mixup": 0.2}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_needs_pictures_of_one_class_is_refused_mixed_ones(name, mixes):
+    loss = build(SHIPPED[name])
+    head, sampler = "cosine" if loss.takes_cosines else "linear", "paired" if loss.takes_partners else "shuffled"
+    recipe = recipe_of(SHIPPED[name].name, head, sampler)
+    require_fit(loss, recipe)
+    recipe = recipe.model_copy(update={"augmentation": Augmentation(**mixes)})
+    if name in ("cross-entropy", "smoothed", "adacos fixed"):
+        require_fit(loss, recipe)
+        return
+    words = rf"augmentation\.(mixup|cutmix) = .*loss\.name = '{SHIPPED[name].name}' .*allowed: CrossEntropyLoss"
+    with pytest.raises(KeMetricError, match=words) as caught:
+        require_fit(loss, recipe)
+    assert caught.value.exit_code is ExitCode.RECIPE

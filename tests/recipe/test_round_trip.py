@@ -140,6 +140,8 @@ def made_consistent(fields):
     average_consistently(fields)
     if fields["task"] == "classification":
         fields["miner"] = None
+    if fields["task"] == "retrieval":
+        fields["augmentation"] |= {"mixup": 0.0, "cutmix": 0.0}
     is_nested = fields["task"] == "retrieval" and fields["network"]["embedding_size"] > 2
     fields["network"]["nested_sizes"] = [2] if is_nested else []
     fields["network"].pop("embedding_size" if fields["task"] == "classification" else "head")

@@ -199,6 +199,20 @@ def test_a_slim_last_generation_needs_a_dense_one_before_it(fields):
     assert Recipe(name="x", method=Method(slim_last=True)).has_slim
 
 
+@pytest.mark.parametrize(
+    ("alphas", "said"),
+    [
+        ({"mixup": 0.2}, r"augmentation\.mixup = 0\.2, not for task = 'retrieval': .* is of two"),
+        ({"mixup": 0.2, "cutmix": 1}, r"mixup = 0\.2, augmentation\.cutmix = 1\.0, not for task"),
+    ],
+)
+def test_pictures_are_mixed_for_classification_alone(alphas, said):
+    assert Recipe.model_validate({"name": "x", "task": "classification", "augmentation": alphas}).augmentation.mixes
+    with pytest.raises(ValidationError, match=said):
+        Recipe.model_validate({"name": "x", "augmentation": alphas})
+    assert not Recipe(name="x").augmentation.mixes
+
+
 @pytest.mark.parametrize(("generations", "slim_last"), [(2, False), (3, True)])
 def test_a_final_share_needs_two_children(generations, slim_last):
     method = Method(name="neural_regeneration", final_share=0.1, slim_last=slim_last)

@@ -569,6 +569,12 @@ def test_a_single_item_has_no_spread():
     assert sign.of(float(sign.value)) == 0
 
 
+def test_of_mixed_pictures_the_class_with_the_larger_share_is_right():
+    shares = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.0, 0.7], [1.0, 0.0, 0.0], [0.0, 0.2, 0.8]])
+    outputs = torch.eye(3)[[0, 0, 0, 2]]
+    assert float(sign_of(outputs, shares, "classification").value) == 0.75
+
+
 def test_copied_weights_are_contiguous_and_apart():
     layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     copied = weights_of(layer)

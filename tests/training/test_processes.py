@@ -110,6 +110,15 @@ class Shares:
             yield DeviceBatch(images[own], LABELS[own], tuple(f"{step}-{index}" for index in own.tolist()))
 
 
+class SharesOfMixed(Shares):
+    """The same, of pictures that have two classes each."""
+
+    def epoch(self, number):
+        for images, labels, keys in super().epoch(number):
+            shares = torch.eye(6)[labels].lerp(torch.eye(6)[(labels + 1) % 4], 0.3)
+            yield DeviceBatch(images, shares, keys)
+
+
 class SharesOfPairs(Shares):
     """The same with 8 pictures, followed by their partners; every process takes its share of both."""
 
@@ -181,12 +190,12 @@ def distilled(engine, kind=Network):
     return dict(training.train(TrainingObserver()).weights)
 
 
-def classified(engine):
+def classified(engine, shares=Shares):
     """Return the gradients of a step of a classification."""
     recipe = Recipe(name="classes", task="classification", training=Training(epochs=1, precision="fp32"))
     with default_streams(0, 1, "processes"):
         network, loss = Network(), nn.CrossEntropyLoss()
-    training = GenerationTraining(network, loss, Shares(engine), recipe=recipe, engine=engine, number=1)
+    training = GenerationTraining(network, loss, shares(engine), recipe=recipe, engine=engine, number=1)
     value = training.heard(training.take_step(0, next(training.epochs.epoch(1)))).loss
     return {"value": torch.tensor(value)} | {name: each.grad for name, each in network.named_parameters()}
 
@@ -280,6 +289,7 @@ def main(folder):
         "gradients": {loss: gradients(loss, engine) for loss in LOSSES},
         "gradients of widths": gradients("MultiSimilarityLoss", engine, (0.25, 0.5)),
         "classified": classified(engine),
+        "classified mixed": classified(engine, SharesOfMixed),
         "trained": {loss: trained(loss, engine) for loss in LOSSES},
         "joint": trained("MultiSimilarityLoss", engine, (0.25, 0.5)),
         "given": given(engine),
@@ -387,9 +397,10 @@ def test_gradients_of_several_widths_are_those_of_one_process(found, engine):
 
 
 def test_gradients_of_a_classification_are_those_of_one_process(found, engine):
-    expected = classified(engine)
+    expected, mixed = classified(engine), classified(engine, SharesOfMixed)
     for process in found:
         assert_gradients_equal(process["classified"], expected, len(found))
+        assert_gradients_equal(process["classified mixed"], mixed, len(found))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
