@@ -234,10 +234,11 @@ class TrainingEpochs:
         images = pictures.benchmark.train
         self._images, self._recipe, self._device = images, recipe, device
         augmentation, size = recipe.augmentation, recipe.data.image_size
-        whole = augmentation.where == "device"
-        by_torch = whole and augmentation.geometry == "crop" and device.type == "cpu"
+        # What a policy changes must be on the processor by then.
+        whole, has_policy = augmentation.where == "device", augmentation.policy != "none"
+        by_torch = whole and augmentation.geometry == "crop" and (device.type == "cpu" or has_policy)
         self._augmenter = Augmenter(augmentation, size, by_torch=by_torch)
-        self._for_device = BatchAugmenter(augmentation, size) if whole and not by_torch else None
+        self._for_device = BatchAugmenter(augmentation, size) if whole and not (by_torch or has_policy) else None
         self._further = FurtherSteps(augmentation, size) if augmentation.has_further_steps else None
         self._changes_colours = self._augmenter.changes_colours or augmentation.changes_colours_further
         self._how = Preparation.of_recipe(recipe)
@@ -282,9 +283,9 @@ class TrainingEpochs:
             yield DeviceBatch(images, labels, keys)
 
     def _standardized(self, batch: Batch) -> Tensor:
-        images, draws = self._coloured(batch), batch.further_draws.numpy()
+        images = self._coloured(batch)
         if self._further is not None:
-            self._further.erase(images, draws)
+            self._further.erase(images, batch.further_draws.numpy())
         return images
 
     def _coloured(self, batch: Batch) -> Tensor:
@@ -292,12 +293,9 @@ class TrainingEpochs:
         if self._for_device is None and not self._changes_colours:
             return self._how.tensor(pixels, device=self._device, channels_last=channels_last)
         images = self._unit_range(pixels, self._moved(batch.cut_facts), channels_last)
-        further, draws = self._further, batch.further_draws.numpy()
-        if further is not None and self._for_device is not None:
-            images = further.pictures(images, draws)
         images = self._augmenter.colour(images, self._moved(batch.colour_draws))
-        if further is not None:
-            images = further.colour(images, draws)
+        if self._further is not None:
+            self._further.colour(images, batch.further_draws.numpy())
         return self._how.standardize(images, in_place=True)
 
     def _unit_range(self, pixels: Tensor, facts: Tensor, channels_last: bool) -> Tensor:

@@ -58,10 +58,6 @@ class FurtherSteps:
             for place, row in zip(pixels, draws[:, self._of_policy], strict=True):
                 place[:] = self._policy(place, row)
 
-    def pictures(self, images: Tensor, draws: DoubleArray) -> Tensor:
-        """Do the same to a batch float32 [B, 3, S, S] in [0, 1] on a device, in place; return it."""
-        return images if self._policy is None else self._policy.of_batch(images, draws[:, self._of_policy])
-
     def colour(self, images: Tensor, draws: DoubleArray) -> Tensor:
         """Change saturation, hue, grey and blur of a batch float32 [B, 3, S, S] in [0, 1], in place; return it.
 

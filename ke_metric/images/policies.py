@@ -1,8 +1,8 @@
 """TrivialAugment and RandAugment: a picture changed by operations that its own uniform numbers choose.
 
 Operations, their largest magnitudes and the 31 steps between are those of torchvision's TrivialAugmentWide and
-RandAugment (transforms.v2), and so is what becomes of the pixels: its kernels, of Pillow's pictures, which take a
-third of the time of its kernels of tensors on a CPU, or of tensors on another device.
+RandAugment (transforms.v2), and so is what becomes of the pixels, by its kernels of Pillow's pictures: those of
+tensors take three times as long on a CPU, and on a GPU each picture would wait for the numbers of its move.
 
 Two choices differ from the defaults there. Pictures are moved by bilinear interpolation, as in torchvision's own
 trainings, not by the nearest pixel. And what a move uncovers gets the colour of the picture's border instead of
@@ -10,7 +10,7 @@ black: white where a glyph lies on white paper.
 
 Müller, Hutter: TrivialAugment, ICCV 2021. Cubuk et al.: RandAugment, NeurIPS 2020.
 
-Shapes: B images in a batch, S image size in pixels, P numbers per picture.
+Shapes: S image size in pixels, P numbers per picture.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from ke_metric.arrays import DoubleArray, PixelArray
 from ke_metric.images.augmentation import border_colour
 from ke_metric.recipe.schema import Augmentation
-
-Colours = Callable[[Any, float], Any]
 
 BINS = 31
 DRAWS_EACH = 3
@@ -43,7 +40,7 @@ _WIDE = {"shear": 0.99, "rotation": 135.0, "colour": 0.99, "bits": 6.0}
 _NARROW = {"shear": 0.3, "rotation": 30.0, "colour": 0.9, "bits": 4.0}
 _WIDE_SHIFT, _NARROW_SHIFT = 32.0, 150.0 / 331.0
 
-_COLOURS: dict[str, Colours] = {
+_COLOURS: dict[str, Callable[[Image.Image, float], Any]] = {
     "Identity": lambda image, _: image,
     "Brightness": lambda image, by: v2.adjust_brightness(image, 1 + by),
     "Color": lambda image, by: v2.adjust_saturation(image, 1 + by),
@@ -105,22 +102,8 @@ class Policy:
         """Return a picture uint8 [S, S, 3] changed by draws [P]."""
         image = Image.fromarray(pixels)
         for operation in self.operations(draws):
-            image = of_image(image, operation)
+            image = changed(image, operation)
         return np.asarray(image)
-
-    def of_batch(self, images: Tensor, draws: DoubleArray) -> Tensor:
-        """Change the pictures of a batch, float32 [B, 3, S, S] in [0, 1], in place, by draws [B, P]; return it.
-
-        Of a picture that is changed the levels are whole ones, as those of a file.
-        """
-        for image, row in zip(images, draws, strict=True):
-            operations = [each for each in self.operations(row) if each.name != "Identity"]
-            if operations:
-                levels = image.mul(255).round_().to(torch.uint8, memory_format=torch.contiguous_format)
-                for operation in operations:
-                    levels = of_tensor(levels, operation)
-                image.copy_(levels).div_(255)
-        return images
 
 
 def _magnitudes(is_wide: bool, size: int) -> dict[str, list[float]]:
@@ -135,31 +118,15 @@ def _magnitudes(is_wide: bool, size: int) -> dict[str, list[float]]:
     return steps | {"Posterize": (BITS - gone).round().tolist(), "Solarize": torch.linspace(1.0, 0.0, BINS).tolist()}
 
 
-def of_image(image: Image.Image, operation: PolicyOperation) -> Image.Image:
+def changed(image: Image.Image, operation: PolicyOperation) -> Image.Image:
     """Return what an operation makes of an RGB picture."""
-    if operation.name not in _MOVES:
-        changed: Image.Image = _COLOURS[operation.name](image, operation.magnitude)
-        return changed
-    moved: Image.Image = _moved(image, operation, list(border_colour(np.asarray(image))))
-    return moved
-
-
-def of_tensor(levels: Tensor, operation: PolicyOperation) -> Tensor:
-    """Return what an operation makes of a picture uint8 [3, S, S]; nobody waits for the device."""
-    if operation.name not in _MOVES:
-        changed: Tensor = _COLOURS[operation.name](levels, operation.magnitude)
-        return changed
-    # Moved is the difference to the border's colour, which is 0 outside: as a number the colour would have to be
-    # fetched from the device.
-    edges = [levels[:, 0], levels[:, -1], levels[:, :, 0], levels[:, :, -1]]
-    border = torch.cat(edges, dim=1).sort(dim=1).values
-    ground = border[:, border.shape[1] // 2, None, None].float()
-    moved: Tensor = _moved(levels - ground, operation, None)
-    return (moved + ground).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _moved(image: Any, operation: PolicyOperation, fill: list[int] | None) -> Any:
     name, magnitude = operation
+    result: Image.Image = _moved(image, name, magnitude) if name in _MOVES else _COLOURS[name](image, magnitude)
+    return result
+
+
+def _moved(image: Image.Image, name: str, magnitude: float) -> Any:
+    fill = list(border_colour(np.asarray(image)))
     if name == "Rotate":
         return v2.rotate(image, magnitude, InterpolationMode.BILINEAR, fill=fill)
     along = 0 if name.endswith("X") else 1

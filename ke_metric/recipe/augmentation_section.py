@@ -54,7 +54,7 @@ class Augmentation(Section):
     """Probability that a rectangle of 2 to 33 % of the picture is set to `data.mean`; last of all."""
     where: Literal["loader", "device"] = "loader"
     """Where pictures are cut and moved. loader: one by one, by Pillow. device: whole batches on the training device,
-    by the same draws; pixels differ by rounding."""
+    by the same draws; pixels differ by rounding. With a policy, which is Pillow's: crops by torch, in the loader."""
     mixup: float = Field(0.0, ge=0, le=100)
     """classification: blend every picture of a batch, and its label, with another one. The share of each is drawn
     from Beta(mixup, mixup), once for a batch; 0: off. Beside `cutmix`, every batch draws one of the two."""

@@ -209,7 +209,7 @@ def pictures():
     return Pictures.decode(Benchmark("drawn", images, images, images), 32)
 
 
-def epochs(pictures, *, workers=0, rank=0, processes=1, **augmentation):
+def epochs(pictures, *, workers=0, rank=0, processes=1, device="cpu", **augmentation):
     recipe = Recipe.model_validate(
         {
             "name": "drawn",
@@ -218,8 +218,7 @@ def epochs(pictures, *, workers=0, rank=0, processes=1, **augmentation):
             "batches": {"size": 8, "images_per_class": 2},
         }
     )
-    device = torch.device("cpu")
-    return TrainingEpochs(pictures, recipe, generation=1, device=device, rank=rank, processes=processes)
+    return TrainingEpochs(pictures, recipe, generation=1, device=torch.device(device), rank=rank, processes=processes)
 
 
 def images_of(found, number=1):
@@ -244,16 +243,37 @@ def test_workers_processes_and_resumes_change_no_picture(pictures, where, geomet
 
 @pytest.mark.parametrize("geometry", [{}, AFFINE], ids=["crop", "affine"])
 def test_the_device_makes_the_pictures_of_the_loader(pictures, geometry):
-    """All but a few pixels: a level at a threshold of an operation, or at the border of what is moved, is another."""
-    options = ALL | {"erasing": 0.0, "policy": "trivial_augment_wide"} | geometry
+    """All but a few: of another level by rounding, an operation with a threshold makes quite another one."""
+    options = ALL | {"erasing": 0.0, "hue": 0.0, "policy": "trivial_augment_wide"} | geometry
     del options["policy_operations"], options["policy_magnitude"]
     one, whole = (images_of(epochs(pictures, where=where, **options)) for where in ("loader", "device"))
-    difference = (one - whole).abs().flatten(1)
+    difference = (one - whole).abs().flatten(1).mean(dim=1)
+    if geometry:
+        assert not difference.any()
+        return
     # A level is 1 / 255 / 0.224 of a standardised picture.
-    assert torch.quantile(difference.mean(dim=1), 0.8) < 3 / 255 / 0.224
-    assert not torch.equal(one, whole)
+    assert torch.quantile(difference, 0.8) < 2 / 255 / 0.224
+    assert difference.any()
     other = images_of(epochs(pictures, where="device", **options), 2)
     assert (one - other).abs().mean() > 10 * difference.mean()
+
+
+@pytest.mark.parametrize("geometry", [{}, AFFINE], ids=["crop", "affine"])
+def test_the_device_makes_them_without_a_policy(pictures, geometry):
+    options = {name: value for name, value in ALL.items() if not name.startswith("policy")} | geometry
+    one, whole = (images_of(epochs(pictures, where=where, **options)) for where in ("loader", "device"))
+    assert torch.equal(one == 0, whole == 0)
+    assert 0 < (one - whole).abs().mean() < 1 / 255 / 0.224
+
+
+@pytest.mark.parametrize("geometry", ["crop", "affine"])
+def test_on_a_gpu_a_policy_gets_pictures_that_the_processor_cut(pictures, geometry):
+    made = [
+        epochs(pictures, device="cuda", geometry=geometry, where="device", **policy)
+        for policy in ({}, {"policy": "trivial_augment_wide"})
+    ]
+    assert [each._for_device is None for each in made] == [False, True]
+    assert made[1]._augmenter._by_torch == (geometry == "crop")
 
 
 @pytest.mark.parametrize("where", ["loader", "device"])
