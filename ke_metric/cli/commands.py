@@ -12,8 +12,10 @@ from click.core import ParameterSource
 
 from ke_metric.cli.options import (
     FOLDER,
+    KIND,
     RATE,
     SIZE,
+    STORES,
     Function,
     ModelChoice,
     PictureChoice,
@@ -21,7 +23,7 @@ from ke_metric.cli.options import (
     ThroughChoice,
     column_options,
 )
-from ke_metric.errors import ExitCode
+from ke_metric.errors import ExitCode, either
 
 COUNTS = ("queries", "queries_without_match")
 MAY_BE_NEGATIVE = ("ami",)
@@ -77,14 +79,18 @@ def through_options(function: Function) -> Function:
     for option in (
         click.option("--rerank", metavar="K1:K2:LAMBDA[:DEPTH]", help="k-reciprocal re-ranking: --rerank 5:3:0.3"),
         click.option("--expand", metavar="N[:ALPHA]", help="Query expansion by N neighbours: --expand 4:3"),
-        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
-        click.option("--uri", help="milvus: a cluster, http://host:19530; a temporary file when left out."),
+        KIND,
+        click.option(
+            "--uri",
+            help="milvus: a cluster, http://host:19530; a temporary file when left out. postgres: "
+            "postgresql://user@host/database, the password in PGPASSWORD.",
+        ),
         click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
         click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
         click.option(
             "--store",
             "kind",
-            type=click.Choice(["faiss", "memmap", "milvus"]),
+            type=click.Choice(STORES),
             help="Score the same embeddings through a temporary store as well, and say what it loses.",
         ),
     ):
@@ -97,7 +103,7 @@ def _refuse(options: dict[str, Any]) -> None:
     names = STORE_FIELDS | RANKING_FIELDS
     given = [names[name] for name, value in options.items() if value]
     if given:
-        raise click.UsageError(f"{' and '.join(given)} needs --store: faiss, memmap or milvus")
+        raise click.UsageError(f"{' and '.join(given)} needs --store: {either(STORES)}")
 
 
 @click.command("eval")

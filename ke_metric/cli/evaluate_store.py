@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -28,11 +28,11 @@ from ke_metric.evaluation.embeddings import Embeddings
 from ke_metric.evaluation.recall import count_relevant
 from ke_metric.images.image_set import Benchmark
 from ke_metric.lineage.report import number_columns
-from ke_metric.retrieval.index import StoreSettings, open_store
+from ke_metric.retrieval.index import SERVERS, StoreSettings, open_store
 from ke_metric.retrieval.ranking import Expansion, Reranking, ranked_search
 from ke_metric.retrieval.scores import require_depth, score_through
 from ke_metric.scoring import Scorer
-from ke_metric.stores.contract import Item, VectorStore
+from ke_metric.stores.contract import Item, ServerStore, VectorStore
 from ke_metric.stores.milvus_collection import kind_of
 
 ITEMS_AT_A_TIME = 65_536
@@ -157,9 +157,9 @@ def temporary_store(
 ) -> Iterator[VectorStore]:
     """Open a new store for writing that is gone after the block.
 
-    It lies in a temporary folder, or at the URI of the settings in a collection of a new name.
+    It lies in a temporary folder, or at the URI of the settings in a collection or table of a new name.
     """
-    if settings.kind == "milvus":
+    if settings.kind in SERVERS:
         settings = settings.model_copy(update={"collection": f"ke_metric_eval_{secrets.token_hex(8)}"})
     with (
         tempfile.TemporaryDirectory(prefix="ke-metric-eval-") as folder,
@@ -168,15 +168,8 @@ def temporary_store(
         try:
             yield store
         finally:
-            _remove_collection(store, settings)
-
-
-def _remove_collection(store: VectorStore, settings: StoreSettings) -> None:
-    if settings.kind == "milvus":
-        from ke_metric.stores.milvus_store import MilvusStore
-
-        assert isinstance(store, MilvusStore), store
-        store.drop()
+            if settings.kind in SERVERS:
+                cast(ServerStore, store).drop()
 
 
 def _loss(exact: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:

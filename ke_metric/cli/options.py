@@ -206,6 +206,15 @@ def size_option(function: Function) -> Function:
     return SIZE(packed)
 
 
+STORES = ("faiss", "memmap", "milvus", "postgres")
+KIND = click.option(
+    "--kind",
+    "index",
+    metavar="KIND",
+    help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX; postgres: FLAT, HNSW, HNSW_HALFVEC.",
+)
+
+
 def store_options(function: Function) -> Function:
     """Add the options that say how an index is stored, given to the command as `store`."""
 
@@ -215,12 +224,16 @@ def store_options(function: Function) -> Function:
         return function(store=StoreChoice(**{name: options.pop(name) for name in fields}), **options)
 
     for option in (
-        click.option("--kind", "index", metavar="KIND", help="milvus: FLAT (exact), HNSW, IVF_FLAT, AUTOINDEX."),
-        click.option("--collection", help="milvus: name of the collection."),
-        click.option("--uri", help="milvus: a cluster, http://host:19530; a file in the index when left out."),
+        KIND,
+        click.option("--collection", help="milvus: name of the collection; postgres: of the table, or SCHEMA.TABLE."),
+        click.option(
+            "--uri",
+            help="milvus: a cluster, http://host:19530; a file in the index when left out. postgres: "
+            "postgresql://user@host/database, the password in PGPASSWORD.",
+        ),
         click.option("--search", multiple=True, metavar="KEY=N", help="faiss: how thoroughly: --search nprobe=32"),
         click.option("--factory", help="faiss: Flat (exact), HNSW32, IVF1024,Flat, ...; auto: chosen by size."),
-        click.option("--store", "kind", type=click.Choice(["faiss", "memmap", "milvus"]), help="faiss if left out."),
+        click.option("--store", "kind", type=click.Choice(STORES), help="faiss if left out."),
     ):
         packed = option(packed)
     return packed

@@ -96,6 +96,7 @@ def build(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **opti
     ke-metric index build photos -o photos.index --lineage lineages/demo
     ke-metric index build --from embeddings -o photos.index --factory HNSW32
     ke-metric index build --from photos.index -o photos.milvus --store milvus --uri http://localhost:19530
+    ke-metric index build --from photos.index -o photos.postgres --store postgres --uri postgresql://me@localhost/db
     """
     from ke_metric.cli.index import Source, build_index
 

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ke_metric.arrays import FloatArray
 from ke_metric.disk import remove_folder, to_json, whole_folder
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, either
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.schema import Section, in_words, read_object, require_version, validated
@@ -32,26 +32,28 @@ MODEL = "model"
 FORMAT_VERSION: Literal[1] = 1
 ITEMS_AT_A_TIME = 10_000
 MILVUS_FILE = "milvus.db"
-TOKEN_VARIABLE = "KE_METRIC_MILVUS_TOKEN"
+SERVERS = ("milvus", "postgres")  # the others are files of the index's folder
 # Which kind of store reads a field; a field of another kind would be an option that nothing reads.
-KIND_OF_FIELD = {"factory": "faiss", "search": "faiss", "uri": "milvus", "collection": "milvus", "index": "milvus"}
+KINDS_OF_FIELD = {
+    "factory": ("faiss",), "search": ("faiss",), "uri": SERVERS, "collection": SERVERS, "index": SERVERS,
+}  # fmt: skip
 
 
 class StoreSettings(Section):
     """What an index says of its store."""
 
-    kind: Literal["faiss", "memmap", "milvus"] = "faiss"
-    """faiss: a FAISS file, exact or approximate. memmap: exact, streamed from the disk. milvus: a database."""
+    kind: Literal["faiss", "memmap", "milvus", "postgres"] = "faiss"
+    """faiss: a FAISS file, exact or not. memmap: exact, streamed from the disk. milvus, postgres: a database."""
     factory: str = "auto"
     """faiss: a factory string such as Flat, HNSW32 or IVF1024,Flat; auto: chosen by size."""
     search: dict[str, int] = Field(default_factory=dict)
     """faiss: how thoroughly is searched, such as {"nprobe": 32}; the kind's own defaults where left out."""
     uri: str | None = None
-    """milvus: a cluster, http://host:19530, or a file; a file in the index's folder when left out."""
+    """milvus: a server or a file; a file in the index's folder when left out. postgres: postgresql://user@host/database."""
     collection: str = "ke_metric"
-    """milvus: name of the collection."""
+    """milvus: name of the collection. postgres: of the table, TABLE or SCHEMA.TABLE."""
     index: str = "FLAT"
-    """milvus: FLAT is exact; HNSW, IVF_FLAT or AUTOINDEX are not."""
+    """FLAT is exact. milvus: HNSW, IVF_FLAT or AUTOINDEX, postgres: HNSW or HNSW_HALFVEC are not."""
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
@@ -73,11 +75,13 @@ class StoreSettings(Section):
 
     @model_validator(mode="after")
     def _nothing_unread(self) -> Self:
-        for name in sorted(self.model_fields_set & KIND_OF_FIELD.keys()):
-            if KIND_OF_FIELD[name] != self.kind and getattr(self, name) != type(self).model_fields[name].get_default(
-                call_default_factory=True
-            ):
-                raise ValueError(f"{name} is for a store of kind {KIND_OF_FIELD[name]!r}, this one is {self.kind!r}")
+        for name in sorted(self.model_fields_set & KINDS_OF_FIELD.keys()):
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if self.kind not in KINDS_OF_FIELD[name] and getattr(self, name) != default:
+                kinds = either([repr(kind) for kind in KINDS_OF_FIELD[name]])
+                raise ValueError(f"{name} is for a store of kind {kinds}, this one is {self.kind!r}")
+        if self.kind == "postgres" and not self.uri:
+            raise ValueError("uri is missing: a store of kind 'postgres' is at postgresql://user@host/database")
         return self
 
 
@@ -152,7 +156,7 @@ def open_store(
     device: torch.device | str = "cpu",
     facts: Mapping[str, str] | None = None,
 ) -> VectorStore:
-    """Open a store in a folder, where its files lie but for a Milvus cluster's.
+    """Open a store in a folder, where its files lie but for those of a server.
 
     Args:
         folder: The folder.
@@ -161,14 +165,14 @@ def open_store(
         writing: Hold its lock, to add and remove.
         making: Make one that is not there, when writing.
         device: Where a memmap store searches.
-        facts: What a Milvus collection is to say of itself; one that says otherwise is refused.
+        facts: What a collection or a table is to say of itself; one that says otherwise is refused.
 
     Raises:
         KeMetricError: It cannot be opened: missing, damaged, of another dimension, written by another process, a
             library that is missing, or a server that does not answer.
     """
     if writing and not making:
-        _require_file(folder / VECTORS if settings.kind != "milvus" else _milvus_file(folder, settings))
+        _require_file(folder / VECTORS if settings.kind not in SERVERS else _milvus_file(folder, settings))
     if settings.kind == "memmap":
         from ke_metric.stores.memmap import MemmapStore
 
@@ -177,17 +181,15 @@ def open_store(
         from ke_metric.stores.faiss_store import FaissStore
 
         return FaissStore(folder, dimension, writing=writing, factory=settings.factory, search=settings.search)
-    assert settings.kind == "milvus", "a kind that nothing opens"
-    from ke_metric.stores.milvus_store import MilvusStore
+    from ke_metric.stores.opening import server_store
 
-    return MilvusStore(
+    return server_store(settings.kind)(
         str(folder / MILVUS_FILE) if settings.uri is None else settings.uri,
         dimension,
         writing=writing,
         making=making,
         collection=settings.collection,
         kind=settings.index,
-        token=os.environ.get(TOKEN_VARIABLE),
         facts=facts,
     )
 
@@ -285,7 +287,7 @@ class Index:
             (temporary / MANIFEST).write_text(to_json(manifest.model_dump(mode="json")), encoding="utf-8")
             if embedder is not None:
                 embedder.save(temporary / MODEL)
-            if settings.kind != "milvus":  # killed at any moment, an index that is there has its store
+            if settings.kind not in SERVERS:  # killed at any moment, an index that is there has its store
                 open_store(temporary, dimension, settings, writing=True).close()
         try:
             index = cls(place, manifest, writing=True, making=True)

