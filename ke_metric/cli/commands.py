@@ -249,7 +249,7 @@ def _bad_gate(words: str) -> click.BadParameter:
 
 @click.group()
 def data() -> None:
-    """Prepare benchmarks from files you have, and check images before training."""
+    """Prepare benchmarks from files you have, and look at images before training."""
 
 
 @data.command()
@@ -307,6 +307,30 @@ def pictures(as_json: bool, **options: Any) -> None:
     from ke_metric.cli.data import write_lineage_pictures
 
     write_lineage_pictures(**options).print(as_json)
+
+
+@data.command("show")
+@click.argument("recipe", type=FOLDER)
+@click.option("--to", "target", type=FOLDER, required=True, help="The sheet, .png; one that is there is replaced.")
+@click.option("--pictures", type=click.IntRange(1, 50), default=12, show_default=True, help="Rows of the sheet.")
+@click.option("--draws", type=click.IntRange(1, 20), default=8, show_default=True, help="Of each picture.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a field: --set augmentation.flip=0"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show_training(recipe: Path, target: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Draw what a network sees of RECIPE's training pictures: as they are scored, then as it is trained on them.
+
+    \b
+    ke-metric data show recipes/emoji_resnet18.yaml --to sheet.png
+    ke-metric data show recipes/glyphs_classes_resnet18.yaml --to mixed.png --set augmentation.cutmix=1
+    """
+    from ke_metric.recipe.file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from ke_metric.cli.data import show_pictures
+
+    show_pictures(loaded, target, **options).print(as_json)
 
 
 @data.group()

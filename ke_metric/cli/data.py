@@ -1,4 +1,4 @@
-"""`ke-metric data`: prepare and check.
+"""`ke-metric data`: prepare, check and show.
 
 `ke-metric data pictures`: the pictures that a lineage is scored on, as files. `ke-metric data store`: decoded ones
 that are kept.
@@ -16,6 +16,7 @@ from rich.table import Table
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Outcome, counting, say
 from ke_metric.cli.lineages import open_lineage, tell_data_changes
+from ke_metric.datasets.contact_sheet import draw_sheet, require_png, sheet_rows, write_sheet
 from ke_metric.datasets.pictures import check_images, check_text, load_for_check, write_pictures
 from ke_metric.datasets.prepare import prepare, prepare_emoji, prepare_text
 from ke_metric.datasets.solar import prepare_solar
@@ -23,6 +24,7 @@ from ke_metric.disk import refuse_occupied
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.kept_stores import KeptStore, KeptStores
 from ke_metric.images.pixel_store import fingerprint
+from ke_metric.recipe.schema import Recipe
 
 
 def prepare_benchmark(name: str, *, source: Path | None, target: Path) -> Outcome:
@@ -93,6 +95,30 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
     }
     lines = [f"{target / name}: {count:,} pictures" for name, count in written.counts.items()]
     return Outcome(document, "\n".join([*lines, f"{written.classes:,} classes of {benchmark.name}"]))
+
+
+def show_pictures(recipe: Recipe, target: Path, *, pictures: int, draws: int) -> Outcome:
+    """Draw a contact sheet of training pictures of a recipe.
+
+    Raises:
+        KeMetricError: The sheet cannot be written, or the recipe's pictures cannot be read or made batches of.
+    """
+    require_png(target)
+    benchmark = load_benchmark(recipe.data, recipe.task)
+    rows = sheet_rows(benchmark, recipe, pictures=pictures, draws=draws)
+    size, count = recipe.data.image_size, len(benchmark.train)
+    told = f"{len(rows):,} of {count:,} training pictures of {benchmark.name}, {draws:,} draws of each"
+    written = write_sheet(draw_sheet(f"{recipe.name}: {told}, {size} x {size} pixels", rows), target)
+    document = {
+        "sheet": str(target),
+        "bytes": written,
+        "benchmark": benchmark.name,
+        "pictures": len(rows),
+        "draws": draws,
+        "image_size": size,
+        "keys": [row.key for row in rows],
+    }
+    return Outcome(document, f"{told}: {target} ({written / 1000:,.0f} kB)")
 
 
 def list_kept() -> Outcome:

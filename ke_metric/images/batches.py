@@ -322,18 +322,23 @@ def _index_batches(images: ImageSet, recipe: Recipe, **owner: Unpack[BatchOwner]
     return ClassBalancedBatches(images.labels, classes_per_batch=size // each, images_per_class=each, **owner)
 
 
-def first_pictures(benchmark: Benchmark, recipe: Recipe) -> tuple[Pictures, int]:
-    """Decode only what the first training batch needs, to try a recipe.
+def first_pictures(benchmark: Benchmark, recipe: Recipe, least: int = 1) -> tuple[Pictures, int]:
+    """Decode only what the first training batch needs, to try a recipe, or the first few with `least` pictures.
 
     Returns:
-        The pictures, whose training part is that batch, whose test part is empty and which have no validation part;
+        The pictures, whose training part is those batches and whose test part is empty, without a validation part;
         and the number of batches in an epoch of the whole benchmark.
 
     Raises:
         KeMetricError: The recipe's batches cannot be made, or a picture cannot be decoded.
     """
     batches = _index_batches(benchmark.train, recipe, seed=recipe.seed, generation=1)
-    part = benchmark.train.at(np.unique(next(iter(batches))))
+    chosen = NO_ITEMS
+    for batch in batches:
+        chosen = np.union1d(chosen, batch)
+        if len(chosen) >= least:
+            break
+    part = benchmark.train.at(chosen)
     nothing = benchmark.query.at(NO_ITEMS)
     small = replace(benchmark, train=part, query=nothing, gallery=nothing, validation=None)
     return Pictures.decode(small, recipe.data.store_size, store_shape=recipe.data.store_shape), len(batches)

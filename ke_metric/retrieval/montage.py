@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import io
 import secrets
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageOps
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.decoding import UPRIGHT_ON_WHITE, Decoding, read_picture
+from ke_metric.images.lettering import FONT, LETTERS, SMALL, shortened
 from ke_metric.retrieval.index import Result
 
 MOST_QUERIES = 50
@@ -31,14 +28,11 @@ CELL = PICTURE + 2 * FRAME
 ROW = CELL + 80
 # Between the query and its results.
 DIVIDE = 34
-SMALL, LARGE = 11, 13
-# Of a label: lines, and letters in one, which are all equally wide.
-LINES, LETTERS = 3, 18
+LARGE = 13
 
 PAPER, INK, FAINT = "#ffffff", "#202124", "#6b7075"
 RIGHT, WRONG, UNKNOWN, QUERY = "#1e8e4e", "#c9353f", "#b3b7bb", "#3c4043"
 NO_PICTURE = "#eceef0"
-FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
 
 
 @dataclass(frozen=True)
@@ -156,25 +150,3 @@ def _write(figure: Figure, text: str, middle: int, top: int, *, size: int = SMAL
     written = figure.text(middle, height, text, ha="center", va="top", size=size, color=color, font=FONT)
     written.set_parse_math(False)
     written.set_transform(None)
-
-
-def shortened(text: str, letters: int = LETTERS, lines: int = LINES) -> list[str]:
-    """Break a text into lines of so many letters; what does not fit is left out of its middle.
-
-    Characters that the font has not are shown by their number, as `U+9E1F`.
-    """
-    broken = partial(textwrap.wrap, width=letters, break_on_hyphens=False)
-    text = " ".join(text.split())
-    text = "".join(letter if ord(letter) in _characters() else f"U+{ord(letter):04X}" for letter in text)
-    whole = broken(text)
-    for kept in range(len(text) - 1, 0, -1):
-        if len(whole) <= lines:
-            break
-        # The end often tells what the beginning does not: LATIN CAPITAL LETTER A.
-        whole = broken(f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}")
-    return whole[:lines]
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(FT2Font(str(FONT)).get_charmap())

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageColor, ImageFont
 
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.images.lettering import LINES, shortened
 from ke_metric.retrieval import montage
 from ke_metric.retrieval.index import Result
-from ke_metric.retrieval.montage import MontageRow, draw_montage, require_picture_name, shortened, write_montage
+from ke_metric.retrieval.montage import MontageRow, draw_montage, require_picture_name, write_montage
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_what_does_not_fit_is_left_out_of_the_middle():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=60), st.integers(7, montage.LETTERS), st.integers(1, montage.LINES))
+@given(st.text(max_size=60), st.integers(7, montage.LETTERS), st.integers(1, LINES))
 def test_nothing_is_wider_than_its_place(text, letters, lines):
     shown = shortened(text, letters, lines)
     assert len(shown) <= lines
