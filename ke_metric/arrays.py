@@ -64,6 +64,14 @@ def weights_digest(weights: Weights) -> str:
     return digest.hexdigest()
 
 
+def weights_of(module: nn.Module) -> Weights:
+    """Return a copy of a module's state dict on the CPU, contiguous."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }
+
+
 def as_state_dict(weights: Weights, module: nn.Module) -> Weights:
     """Return weights as `module.load_state_dict` takes them: with the version numbers of its layers.
 

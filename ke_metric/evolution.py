@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ke_metric.arrays import FloatArray, Weights, load_whole, weights_digest
+from ke_metric.arrays import FloatArray, Weights, load_whole, weights_digest, weights_of
 from ke_metric.environment import describe_environment
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
@@ -25,7 +25,6 @@ from ke_metric.generation import (
     TIES_BY_MEAN,
     Generation,
     Provenance,
-    Scorecard,
     TrainingState,
     epochs_by_engine,
     rate_text,
@@ -40,13 +39,14 @@ from ke_metric.networks.recipe_networks import LineageNetworks
 from ke_metric.networks.starting_weights import require_same
 from ke_metric.randomness import default_streams
 from ke_metric.recipe.schema import Recipe
-from ke_metric.scoring import Scorer, count_parameters
+from ke_metric.scoring import Scorer
 from ke_metric.split.hypotheses import mean_magnitudes, require_redrawable
 from ke_metric.split.plan import SplitPlan
 from ke_metric.training.engine import Engine
 from ke_metric.training.gradients import mean_gradients
 from ke_metric.training.hooks import TrainingObserver
-from ke_metric.training.one_generation import GenerationTraining, weights_of
+from ke_metric.training.one_generation import GenerationTraining
+from ke_metric.training.patience import best_epoch, validating_seconds
 
 # Share of an epoch's batches that the saliency of weights is measured on, as in the paper that uses it (DNR).
 SALIENCY_SHARE = 0.2
@@ -175,12 +175,16 @@ class LineageTraining:
             training = self.assemble(inheritance, rehearsed=is_new and begun is None)
         plan, scorer = inheritance.plan, replace(self.scorer, tell=observer.note)
         if is_new:
-            self._introduce(training.network, observer)
+            scorecard, told = scorer.introduction(training.network)
+            observer.untrained(scorecard)
+            observer.note(told)
         if state is not None:
             training.restore(state)
         trained = training.train(observer)
-        weights = trained.weights
-        if self.recipe.training.averages:
+        weights, log = trained.weights, trained.training_log
+        has_patience = self.recipe.training.patience is not None
+        # Those of the best epoch were averaged when it was validated.
+        if self.recipe.training.averages and not has_patience:
             with phases("averaging"):
                 weights = self._averaged(training)
         vectors: dict[str, tuple[FloatArray, FloatArray]] = {}
@@ -197,6 +201,9 @@ class LineageTraining:
                 training.network, plan, narrow=narrow, repairs=repairs, seen=seen, timed=phases
             )
         seconds = {"training": round(trained.seconds, 1), **phases.seconds}
+        if has_patience:
+            scorecard = replace(scorecard, best_epoch=best_epoch(log))
+            seconds["validating"] = validating_seconds(log)
         return Generation(
             number=number,
             weights=weights,
@@ -204,9 +211,9 @@ class LineageTraining:
             split=plan.to_json(),
             split_bits=plan.to_tensors(),
             scorecard=scorecard,
-            training_log=trained.training_log,
+            training_log=log,
             magnitudes=mean_magnitudes(training.network, plan),
-            provenance=self._provenance(parent, trained.training_log, seconds, begun_from),
+            provenance=self._provenance(parent, log, seconds, begun_from),
             narrow_splits={rate: each.to_json() for rate, each in narrow.items()},
             repairs=repairs,
             # A slim network that is all of the dense one is not scored again.
@@ -264,8 +271,10 @@ class LineageTraining:
         """Return what there is to begin generation `number` with, but for gradients.
 
         Raises:
-            KeMetricError: The parent is missing or does not fit the recipe, or the network cannot be split.
+            KeMetricError: The parent is missing or does not fit the recipe, the network cannot be split, or patience
+                has no validation part to go by.
         """
+        self.scorer.require_validation()
         if (parent.number if parent else 0) != number - 1:
             raise KeMetricError(
                 f"generation {number} needs generation {number - 1} as its parent, "
@@ -328,6 +337,8 @@ class LineageTraining:
         )
         if narrow := self.narrow_plans(number, parent):
             training.train_widths(narrow)
+        if self.recipe.training.patience is not None:
+            training.validate_by(self.scorer)
         return training
 
     def _checked_network(self, inheritance: Inheritance) -> nn.Module:
@@ -430,20 +441,3 @@ class LineageTraining:
                 f"not trained on so many: {error}",
                 ExitCode.DATA,
             ) from error
-
-    def _introduce(self, network: nn.Module, observer: TrainingObserver) -> None:
-        """Say what a reader compares the first numbers with."""
-        scores, spread = self.scorer.untrained(network)
-        count = count_parameters(network)
-        observer.untrained(Scorecard(dense=scores, slim=None, dense_parameters=count, slim_parameters=None))
-        device = f"{self.engine.describe()['device']}, {self.engine.precision}"
-        parameters = f"{count:,} parameters"
-        if spread is None:
-            observer.note(f"untrained network: top1 {100 * scores['top1']:.1f} %, {parameters}; {device}")
-            return
-        first = f"recall@{min(self.recipe.evaluation.recall_at)}"
-        found = f"{100 * scores[first]:.1f} %" if first in scores else "not defined (no query has anything to find)"
-        observer.note(
-            f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, {parameters}; "
-            f"{device}, neighbours by {self.scorer.backend}"
-        )

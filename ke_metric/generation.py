@@ -93,6 +93,19 @@ class SlimScores:
 
 
 @dataclass(frozen=True)
+class BestEpoch:
+    """Which epoch's weights count where a validation part decides (`training.patience`).
+
+    Attributes:
+        epoch: The first one with the highest score on that part, from 1.
+        trained: How many epochs were trained.
+    """
+
+    epoch: int
+    trained: int
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """All scores of one generation, and the number of parameters of its networks.
 
@@ -107,6 +120,7 @@ class Scorecard:
             `split.rate`; None where there are none.
         sizes: "dense" and "slim" to every one of `network.nested_sizes`, as text, to the scores of embeddings cut to
             that size, without clusters; None where there are none.
+        best_epoch: Whose weights were scored; None where these are the last epoch's.
     """
 
     dense: Scores
@@ -118,6 +132,7 @@ class Scorecard:
     slim_repair: str | None = None
     narrow: Mapping[str, SlimScores] | None = None
     sizes: Mapping[str, Mapping[str, Scores]] | None = None
+    best_epoch: BestEpoch | None = None
 
     def __post_init__(self) -> None:
         assert (self.slim is None) == (self.slim_parameters is None), "slim scores without a slim network"
@@ -150,7 +165,8 @@ class Provenance:
             at the end, and `epochs`: which were trained by how many processes and in which precision.
         seconds: Wall-clock seconds by phase: `inheriting` (up to the first step), `training`, `scoring` and, as part
             of that, `slim` (all that was done for slim networks: cut out, repaired, scored); `averaging`, where
-            weights were averaged, is the measuring of their norm statistics. A generation of before these were told
+            weights were averaged, is the measuring of their norm statistics; `validating` scored the epochs, where
+            the recipe has patience. A generation of before these were told
             apart has `training` and `scoring`.
         class_names: Names of the classes in the order of the logits; empty for retrieval.
         data: Part of the benchmark to its number of images and classes and the digest of its fingerprint; empty for a
@@ -183,9 +199,9 @@ class Generation:
 
     Attributes:
         number: Counted from 1.
-        weights: State dict of the dense network after the last epoch, averaged where the recipe says so: what is
-            scored.
-        loss_weights: State dict of the loss (proxies); empty for losses without parameters.
+        weights: State dict of the dense network after the last or the best epoch, averaged where the recipe says so:
+            what is scored.
+        loss_weights: State dict of the loss (proxies) after that epoch; empty for losses without parameters.
         split: The split plan as JSON, see `split.plan.SplitPlan.to_json`.
         split_bits: The masks' bits of a WELS plan, name to uint8 tensor; empty for KELS.
         training_log: One record per epoch.
@@ -235,6 +251,9 @@ class TrainingState:
         seconds: Wall-clock seconds trained so far.
         method_weights: What the method needs beside the weights to go on, name to tensor.
         average: Averaged parameters so far, by name; empty where nothing is averaged yet.
+        best: State dict of the network at the best epoch so far; empty where that is `weights` itself, or nothing is
+            validated.
+        best_loss: State dict of the loss there.
     """
 
     number: int
@@ -246,9 +265,11 @@ class TrainingState:
     seconds: float
     method_weights: Weights = field(default_factory=dict, repr=False)
     average: Weights = field(default_factory=dict, repr=False)
+    best: Weights = field(default_factory=dict, repr=False)
+    best_loss: Weights = field(default_factory=dict, repr=False)
 
 
-TRAIN = "train"
+TRAIN, TESTED = "train", ("query", "gallery")
 # What a part is called in a sentence; where there is no gallery of its own, the queries are the test part.
 PART_NAMES = {TRAIN: "training part", "query": "queries", "gallery": "gallery", "validation": "validation part"}
 
@@ -318,7 +339,11 @@ class DataFingerprint:
     @property
     def tested(self) -> DataFingerprint:
         """The parts that a network is scored on, alone."""
-        return DataFingerprint({name: part for name, part in self.parts.items() if name != TRAIN}, self.task)
+        return self.only(*TESTED, "validation")
+
+    def only(self, *names: str) -> DataFingerprint:
+        """Return some of the parts, as far as they are there."""
+        return DataFingerprint({name: part for name, part in self.parts.items() if name in names}, self.task)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

@@ -60,6 +60,7 @@ RECIPE_FIELDS: Added = {
     "training.norm_statistics": "batch",
     "training.average": None,
     "training.average_last": None,
+    "training.patience": None,
     "method.inherit_average": True,
     "split.rates": [],
     "split.joint": "all",

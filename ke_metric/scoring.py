@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from ke_metric.arrays import FloatArray, load_whole
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evaluation.backend import choose_backend
 from ke_metric.evaluation.classification import score_classes, score_classification
 from ke_metric.evaluation.embeddings import Embeddings, embed
@@ -163,7 +164,8 @@ class Scorer:
         """Return the scores of a network.
 
         Those of a classification are what `score_classification` gives on the test part and, where the benchmark has
-        a validation part, the same on that, as `validation_top1` and so on.
+        a validation part, the same on that, as `validation_top1` and so on. Of a retrieval that is Recall@K of the
+        smallest K alone, `validation_recall@1`.
         """
         return self._score(network, "dense", None)[0]
 
@@ -176,7 +178,56 @@ class Scorer:
         query, gallery = self.vectors(network)
         if seen is not None:
             seen(name, query, gallery)
-        return self._compare(query, gallery, clusters=True), None
+        scores = self._compare(query, gallery, clusters=True)
+        if self.pictures.validation is not None:
+            scores = {**scores, f"validation_{self.recipe.decisive_score}": self.validate(network)}
+        return scores, None
+
+    def require_validation(self) -> None:
+        """Refuse a recipe whose patience has no validation part to go by: the test part never decides.
+
+        Raises:
+            KeMetricError: RECIPE.
+        """
+        benchmark, training = self.pictures.benchmark, self.recipe.training
+        if training.patience is not None and benchmark.validation is None:
+            is_joined = self.recipe.data.train_on == "trainval"
+            way = (
+                "data.train_on = 'train' keeps" if is_joined else "data.validation_fraction = 0.1, for example, holds"
+            )
+            raise KeMetricError(
+                f"training.patience = {training.patience}: the benchmark {benchmark.name!r} has no validation part "
+                f"here, and the test part decides nothing; {way} one out of the training part",
+                ExitCode.RECIPE,
+            )
+
+    def validate(self, network: nn.Module) -> float:
+        """Return the score of a network on the validation part that decides: `Recipe.decisive_score`."""
+        images, store, name = self.pictures.benchmark.validation, self.pictures.validation, self.recipe.decisive_score
+        assert images is not None, "no validation part"
+        assert store is not None, "not decoded"
+        with _evaluating(network):
+            vectors = self._embed(network, store)
+        if self.recipe.task == "classification":
+            return self._accuracies(vectors, images)[0][name]
+        depths = (min(self.recipe.evaluation.recall_at),)
+        scoring = Scoring(backend=self.recipe.evaluation.backend, device=self.engine.device, kmeans_seeds=())
+        return self._by_the_first(lambda: score_retrieval(vectors, images.labels, depths, scoring=scoring))[name]
+
+    def introduction(self, network: nn.Module) -> tuple[Scorecard, str]:
+        """Return the scores of a network before any training, and what a reader compares the first numbers with."""
+        scores, spread = self.untrained(network)
+        count = count_parameters(network)
+        scorecard = Scorecard(dense=scores, slim=None, dense_parameters=count, slim_parameters=None)
+        device = f"{self.engine.describe()['device']}, {self.engine.precision}"
+        parameters, first = f"{count:,} parameters", self.recipe.decisive_score
+        if spread is None:
+            return scorecard, f"untrained network: top1 {100 * scores[first]:.1f} %, {parameters}; {device}"
+        found = f"{100 * scores[first]:.1f} %" if first in scores else "not defined (no query has anything to find)"
+        return scorecard, (
+            f"untrained network: {first} {found}, mean cosine distance of two embeddings {spread:.3f}, {parameters}; "
+            f"{device}, neighbours by {self.backend}"
+        )
 
     def untrained(self, network: nn.Module) -> tuple[Scores, float | None]:
         """Return scores without clusters, and embedding spread, of a network before any training.

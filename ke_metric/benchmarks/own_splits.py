@@ -84,19 +84,23 @@ def arrange_parts(benchmark: Benchmark, data: Data) -> Benchmark:
 
     Raises:
         KeMetricError: RECIPE: the benchmark has fewer classes, or the validation part cannot be arranged so. DATA: no
-            training class has two images, of which one could be held out.
+            training class has two images, of which one could be held out; none that is held out has two.
     """
     if data.train_classes is not None:
         benchmark = _keep_train(benchmark, data.train_classes)
     if data.test_classes is not None:
         benchmark = _keep_test(benchmark, data.test_classes)
-    if benchmark.task == "classification":
-        benchmark = arrange_validation(benchmark, data)
+    benchmark = arrange_validation(benchmark, data)
     return _with_wrong_labels(benchmark, data.label_noise) if data.label_noise else benchmark
 
 
 def arrange_validation(benchmark: Benchmark, data: Data) -> Benchmark:
-    """Keep the validation part of a classification, join it to the training part, or hold one out of every class."""
+    """Keep the validation part of a classification, join it to the training part, or hold one out of every class.
+
+    Of a retrieval, hold classes out.
+    """
+    if benchmark.task == "retrieval":
+        return _without_classes(benchmark, data.validation_fraction) if data.validation_fraction > 0 else benchmark
     if data.train_on == "trainval":
         return _joined(benchmark, data)
     if data.validation_fraction > 0:
@@ -139,6 +143,30 @@ def _held_out(benchmark: Benchmark, fraction: float) -> Benchmark:
     parts = (train.at(np.flatnonzero(~is_drawn)), train.at(np.flatnonzero(is_drawn)))
     note = f"{len(drawn):,} training images held out, {fraction:g} of every class (data.validation_fraction)"
     return _noted(replace(benchmark, train=parts[0], validation=parts[1]), "validation", note)
+
+
+def _without_classes(benchmark: Benchmark, fraction: float) -> Benchmark:
+    """Hold a share of the training classes out, which are searched among themselves."""
+    train = benchmark.train
+    drawn = set(draw_share(train.class_names, fraction, f"validation classes/{benchmark.name}")[1])
+    is_drawn = np.array([name in drawn for name in train.class_names])
+    left, held = (np.flatnonzero(flags) for flags in (~is_drawn, is_drawn))
+    if len(left) < 2 or not len(held):
+        raise KeMetricError(
+            f"data.validation_fraction = {fraction}: the training part of {benchmark.name!r} has "
+            f"{len(train.class_names)} classes, of which that leaves {len(left)} to learn from and {len(held)} to "
+            "validate with; there must be 2 and 1 at least",
+            ExitCode.RECIPE,
+        )
+    validation = _only(train, held)
+    if np.bincount(validation.labels).max() < 2:
+        raise KeMetricError(
+            f"data.validation_fraction = {fraction}: no class of {benchmark.name!r} that is held out has two images, "
+            "of which one could find the other",
+            ExitCode.DATA,
+        )
+    note = f"{len(held):,} of {len(is_drawn):,} training classes held out (data.validation_fraction)"
+    return _noted(replace(benchmark, train=_only(train, left), validation=validation), "validation", note)
 
 
 def _has_validation(benchmark: Benchmark, validation: ImageSet, fraction: float) -> KeMetricError:

@@ -62,7 +62,6 @@ _READERS_OF: Mapping[str, Mapping[str, Collection[str]]] = {
     "test_fraction": {"retrieval": _WITHOUT_SPLIT, "classification": (*_WITHOUT_SPLIT, "solar")},
     "test_classes": {"retrieval": tuple(BENCHMARKS["retrieval"])},
     "train_on": {"classification": tuple(BENCHMARKS["classification"])},
-    "validation_fraction": {"classification": tuple(BENCHMARKS["classification"])},
     "crop_banner": {"classification": ("aircraft",)},
     "path_column": {"retrieval": ("folder",), "classification": ("folder",)},
     "label_column": {"retrieval": ("folder",), "classification": ("folder",)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def evaluate_lineage(
     tables: list[RenderableType] = []
     for number, generation in generations.items():
         embeddings: dict[str, tuple[FloatArray, FloatArray]] = {}
-        cards[number] = _score(generation, scorer, embeddings if through else None)
+        card = _score(generation, scorer, embeddings if through else None)
+        cards[number] = replace(card, best_epoch=generation.scorecard.best_epoch)
         say(
             _compare(
                 cards[number],
@@ -255,7 +257,7 @@ def _public(version: str) -> str:
 
 def _only(document: dict[str, Any], networks: Collection[str]) -> dict[str, Any]:
     """Return what a generation's document says of some networks, which are named as in `Scorecard.networks`."""
-    chosen = {name: value for name, value in document.items() if name in ("generation", *networks)}
+    chosen = {name: value for name, value in document.items() if name in ("generation", "best_epoch", *networks)}
     if "slim" in networks:
         chosen |= {name: document[name] for name in ("slim_repair", "slim_as_cut") if name in document}
     for name in ("narrow", "narrow_repair", "narrow_as_cut"):
@@ -295,6 +297,7 @@ def score_names(task: str, recall_at: Sequence[int], kmeans_seeds: int, *, of_ot
     names: list[str] = []
     if task == "retrieval" or of_others:
         names += [*(f"recall@{k}" for k in recall_at), "map@r", "r_precision", "queries", "queries_without_match"]
+        names += [] if of_others else [f"validation_recall@{min(recall_at)}"]
         names += [f"{name}{spread}" for spread in ("", "_std")[:kmeans_seeds] for name in ("nmi", "ami")]
     if task == "classification":
         accuracies = ["top1", "top5", "balanced_accuracy", "majority_baseline"]

@@ -28,6 +28,7 @@ from ke_metric.lineage.store import RESOLVED, Lineage
 from ke_metric.recipe.schema import Recipe
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingObserver
+from ke_metric.training.patience import VALIDATION
 from ke_metric.training.steps import SIGNS
 
 # A state that takes longer than this many seconds to write is not written after every epoch, but
@@ -109,7 +110,7 @@ class LineageRecorder(TrainingObserver):
         record = dict(state.training_log[-1])
         self._lineage.log("epoch", **record)
         step = (state.number - 1) * self._epochs + state.epoch
-        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples", "idle_steps"):
+        for name in ("loss", *SIGNS.values(), "learning_rate", "tuples", "idle_steps", VALIDATION):
             if name in record:
                 self._scalar(f"training/{name}", record[name], step)
 

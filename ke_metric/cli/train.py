@@ -149,7 +149,9 @@ def expected_disk(training: GenerationTraining, *, kept: int | None = None) -> i
     """
     recipe, weights = training.recipe, count_parameters(training.network) + count_parameters(training.loss)
     kept = kept or {"last": 2, "best": 3, "all": recipe.generations}[recipe.keep]
-    states = 2 * (1 + bool(recipe.training.averages) + MOMENTS[recipe.optimizer.name])
+    section = recipe.training
+    copies = 1 + bool(section.averages) + (section.patience is not None)
+    states = 2 * (copies + MOMENTS[recipe.optimizer.name])
     # An average that a child does not inherit has the last weights beside it.
     return BYTES_PER_WEIGHT * weights * (kept * (2 - recipe.method.inherit_average) + states)
 

@@ -13,6 +13,7 @@ from ke_metric.cli.display import CONSOLE, say
 from ke_metric.generation import Generation, TrainingState
 from ke_metric.lineage.report import BASELINE, decisive_score, is_share
 from ke_metric.training.hooks import StepReport, TrainingObserver
+from ke_metric.training.patience import VALIDATION
 from ke_metric.training.steps import SIGNS
 
 # Share of the new value in the running means of loss and speed.
@@ -46,6 +47,7 @@ class TrainingDisplay(TrainingObserver):
         self._last = time.perf_counter()
         self._began = self._last
         self._scoring_seconds, self._inheriting_seconds, self._slim_seconds = 0.0, 0.0, 0.0
+        self._validating_seconds = 0.0
         self._said = self._last
         self._facts: dict[str, str] = {}
 
@@ -96,6 +98,7 @@ class TrainingDisplay(TrainingObserver):
             record = state.training_log[-1]
             sign = next(f"{name} {record[name]:.3f}" for name in SIGNS.values() if name in record)
             where = f"generation {state.number}/{self._generations} epoch {state.epoch} done"
+            sign += f"  {VALIDATION} {record[VALIDATION]:.3f}" if VALIDATION in record else ""
             self._say(where, self._facts | {"sign": sign})
         self._last = time.perf_counter()
 
@@ -109,6 +112,7 @@ class TrainingDisplay(TrainingObserver):
         self._scoring_seconds = seconds["scoring"]
         self._inheriting_seconds += seconds["inheriting"]
         self._slim_seconds += seconds["slim"]
+        self._validating_seconds += seconds.get("validating", 0.0)
         self._last = time.perf_counter()
         shown = [f"dense {_percent(scorecard.dense)}"]
         if scorecard.slim is not None:
@@ -130,8 +134,13 @@ class TrainingDisplay(TrainingObserver):
         own, slim = (100 * seconds / total for seconds in (inheriting + saving_seconds, self._slim_seconds))
         return (
             f"took {_duration(total)}, {own:.1f} % of it for lineage and split (inheriting {inheriting:.1f} s, "
-            f"saving {saving_seconds:.1f} s), {slim:.1f} % for slim networks"
+            f"saving {saving_seconds:.1f} s), {slim:.1f} % for slim networks{self._validating(total)}"
         )
+
+    def _validating(self, total: float) -> str:
+        """Return what part of all seconds the validation part took; nothing where there is no patience."""
+        share = 100 * self._validating_seconds / total
+        return f", {share:.1f} % for validating ({self._validating_seconds:.1f} s)" if share else ""
 
 
 def fitting(facts: Mapping[str, str], width: int) -> str:

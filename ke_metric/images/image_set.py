@@ -138,8 +138,8 @@ class Benchmark:
         gallery: Searched in; the same object as `query` when every test image queries all others, and in
             classification.
         notes: Facts a reader of a scorecard wants to know: layout found, licences, rules of the split.
-        validation: classification: images of the training classes that are neither learnt from nor tested on; None
-            where there is no such part.
+        validation: Neither learnt from nor tested on: in classification images of the training classes, in retrieval
+            classes of their own, in a numbering of their own. None where there is no such part.
         task: "retrieval": training and test classes are different ones. "classification": they are the same.
         skipped: Files and folders that lie beside the pictures and are none, by kind; paths as keys are.
     """
@@ -201,11 +201,11 @@ class PartCounts:
 
 
 def parts_of(benchmark: Benchmark) -> dict[str, ImageSet]:
-    """Return train and test, with validation where there is such a part, or train, query and gallery, by name."""
+    """Return train, validation where there is such a part, and test, or query and gallery, by name."""
+    validation = {} if benchmark.validation is None else {"validation": benchmark.validation}
     if benchmark.leave_one_out:
-        validation = {} if benchmark.validation is None else {"validation": benchmark.validation}
         return {"train": benchmark.train, **validation, "test": benchmark.query}
-    return {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    return {"train": benchmark.train, **validation, "query": benchmark.query, "gallery": benchmark.gallery}
 
 
 def count_parts(benchmark: Benchmark) -> dict[str, PartCounts]:

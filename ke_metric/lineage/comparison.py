@@ -17,8 +17,10 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import (
     CLUSTERS_DRAWN_IN_BLOCKS,
     CLUSTERS_DRAWN_SINGLY,
+    TESTED,
     TIES_BY_MEAN,
     TIES_BY_ROW,
+    DataFingerprint,
     Scorecard,
     Scores,
     rate_text,
@@ -69,8 +71,17 @@ class Strategy:
         return max(len(cards) for cards in self.scorecards.values())
 
     def epochs(self, generation: int) -> int:
-        """Return how many epochs were trained until a generation was complete."""
-        return generation * self.recipe.training.epochs
+        """Return how many epochs were trained until a generation was complete.
+
+        Where generations end by themselves (`training.patience`), this is the mean over the seeds that have it.
+        """
+        planned = self.recipe.training.epochs
+        trained = [
+            sum(planned if card.best_epoch is None else card.best_epoch.trained for card in cards[:generation])
+            for cards in self.scorecards.values()
+            if len(cards) >= generation
+        ]
+        return round(math.fsum(trained) / len(trained)) if trained else generation * planned
 
     @property
     def last_networks(self) -> tuple[str, ...]:
@@ -245,13 +256,7 @@ def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
         names = dict.fromkeys((*_test_of(reference), *_test_of(recipe)))
         before, now = first.data, lineage.data
         if before is not None and now is not None and recipe.task == reference.task:
-            changes = before.tested.changes(now.tested)
-            if changes:
-                raise KeMetricError(
-                    f"{lineage.folder} was not tested on the pictures of {first.folder}: {'; '.join(changes)}: their "
-                    "scores do not belong into one table",
-                    ExitCode.LINEAGE,
-                )
+            _refuse_changes((first, before.only(*TESTED)), (lineage, now.only(*TESTED)))
             if before.since == now.since == 1:
                 # The pictures are known to be the same ones, wherever they lie and however they were divided.
                 names = dict.fromkeys(("data.crop_banner",))
@@ -262,6 +267,25 @@ def _require_one_test(members: Sequence[tuple[Lineage, Recipe]]) -> None:
                     "scores do not belong into one table",
                     ExitCode.LINEAGE,
                 )
+    _require_one_validation([lineage for lineage, _ in members])
+
+
+def _require_one_validation(lineages: Sequence[Lineage]) -> None:
+    """Refuse lineages with different validation parts; one that has none has no score on it, and goes with all."""
+    known = [(lineage, lineage.data) for lineage in lineages]
+    parts = [(lineage, data.only("validation")) for lineage, data in known if data and "validation" in data.parts]
+    for lineage, part in parts[1:]:
+        _refuse_changes(parts[0], (lineage, part))
+
+
+def _refuse_changes(first: tuple[Lineage, DataFingerprint], other: tuple[Lineage, DataFingerprint]) -> None:
+    """Refuse two lineages whose scores are of different pictures."""
+    if changes := first[1].changes(other[1]):
+        raise KeMetricError(
+            f"{other[0].folder} was not tested on the pictures of {first[0].folder}: {'; '.join(changes)}: their "
+            "scores do not belong into one table",
+            ExitCode.LINEAGE,
+        )
 
 
 def seen_differently(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,8 @@ WEIGHTS = "weights.safetensors"
 LOSS_WEIGHTS = "loss.safetensors"
 LAST_WEIGHTS = "last.safetensors"
 AVERAGE = "average.safetensors"
+BEST = "best.safetensors"
+BEST_LOSS = "best-loss.safetensors"
 METHOD_WEIGHTS = "method.safetensors"
 SPLIT = "split.json"
 SPLIT_BITS = "split.safetensors"
@@ -299,6 +301,7 @@ def write_state(folder: Path, state: TrainingState) -> None:
         "seconds": state.seconds,
         "method_weights": bool(state.method_weights),
         "average": bool(state.average),
+        **({"best": True} if state.best else {}),
     }
     optimizer = io.BytesIO()
     torch.save(dict(state.optimizer), optimizer)
@@ -309,6 +312,9 @@ def write_state(folder: Path, state: TrainingState) -> None:
             _save(state.method_weights, temporary / METHOD_WEIGHTS)
         if state.average:
             _save(state.average, temporary / AVERAGE)
+        if state.best:
+            _save(state.best, temporary / BEST)
+            _save(state.best_loss, temporary / BEST_LOSS)
         # Through memory: torch.save hides the operating system's error when the disk is full.
         (temporary / OPTIMIZER).write_bytes(optimizer.getbuffer())
         (temporary / STATE).write_text(to_json(facts), encoding="utf-8")
@@ -343,6 +349,8 @@ def _read_state(folder: Path, number: int) -> TrainingState:
             # States of before methods kept something, or weights were averaged, do not say.
             method_weights=_load(folder / METHOD_WEIGHTS) if facts.get("method_weights") else {},
             average=_load(folder / AVERAGE) if facts.get("average") else {},
+            best=_load(folder / BEST) if facts.get("best") else {},
+            best_loss=_load(folder / BEST_LOSS) if facts.get("best") else {},
         )
     except KeMetricError:
         raise

@@ -16,13 +16,14 @@ from ke_metric.errors import readable
 from ke_metric.generation import Scorecard, Scores, SlimScores
 
 RECALL = "recall@"
+VALIDATION = "validation_"
 ACCURACIES = ("top1", "balanced_accuracy", "top5", "validation_top1", "validation_top5")
 PRECISIONS = ("map@r", "r_precision")
 # Columns that are left out, in this order, where a table would be too wide; programs find the scores in the document.
-# In the place of RECALL are all Recall@K but that of the smallest K, by K.
+# In the place of RECALL are all Recall@K but that of the smallest K, by K; the last one stands for the one K it has.
 DISPENSABLE = (
     "r_precision", "map@r", RECALL, "parameters", "nmi", "validation_top5", "top5", "validation_balanced_accuracy",
-    "balanced_accuracy", "validation_top1", "epochs", "seeds",
+    "balanced_accuracy", "validation_top1", f"{VALIDATION}{RECALL}", "epochs", "seeds",
 )  # fmt: skip
 BASELINE = "majority_baseline"
 MISSING = "-"
@@ -32,11 +33,14 @@ WORST_PAIRS = 5
 def scorecard_document(number: int, scorecard: Scorecard) -> dict[str, Any]:
     """Return a generation's scores as plain JSON values; what was not computed is absent.
 
-    `slim_repair` says what was repaired of the slim network, `slim_as_cut` what it scored before. The slim networks
-    of other rates are in `narrow`, by rate, and `narrow_repair` and `narrow_as_cut` say the same of them. Of a
-    classification `classes` has, by network, the accuracy of every class and what its pictures were taken for.
+    `best_epoch` says which one counts of the epochs `trained`, where a validation part decided. `slim_repair` says
+    what was repaired of the slim network, `slim_as_cut` what it scored before. The slim networks of other rates are
+    in `narrow`, by rate, and `narrow_repair` and `narrow_as_cut` say the same of them. Of a classification `classes`
+    has, by network, the accuracy of every class and what its pictures were taken for.
     """
     document: dict[str, Any] = {"generation": number, "dense": dict(scorecard.dense)}
+    if scorecard.best_epoch is not None:
+        document["best_epoch"] = asdict(scorecard.best_epoch)
     if scorecard.slim is not None:
         document["slim"] = dict(scorecard.slim)
     if scorecard.slim_repair is not None:
@@ -98,6 +102,10 @@ def _recalls(names: Iterable[str]) -> list[str]:
     )
 
 
+def _validation_recalls(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.startswith(f"{VALIDATION}{RECALL}"))
+
+
 def scorecards_table(
     title: str,
     scorecards: Mapping[int, Scorecard],
@@ -120,7 +128,7 @@ def scorecards_table(
     names = shown_names(scores for card in shown.values() for scores in card.networks.values())
     notes = [told_baseline(card.dense for card in shown.values())]
     notes += [told_worse(untrained, scorecards)] if untrained else []
-    notes += told_repairs(scorecards, networks)
+    notes += [*told_repairs(scorecards, networks), told_best_epochs(scorecards)]
     caption = Text("\n").join(Text(note) for note in notes if note) if any(notes) else None
 
     def build(names: Sequence[str], facts: Sequence[str]) -> Table:
@@ -183,8 +191,8 @@ class FittingTable:
         """Print it, as rich asks for."""
         names, facts = self._names, self._facts
         table = self._build(names, facts)
-        recalls = _recalls(names)[1:]
-        for dispensable in (name for each in DISPENSABLE for name in (recalls if each == RECALL else (each,))):
+        groups = {RECALL: _recalls(names)[1:], f"{VALIDATION}{RECALL}": _validation_recalls(names)}
+        for dispensable in (name for each in DISPENSABLE for name in groups.get(each, [each])):
             if _least_width(table) <= options.max_width:
                 break
             names, facts = ([name for name in some if name != dispensable] for some in (names, facts))
@@ -221,6 +229,13 @@ def told_repairs(scorecards: Mapping[int, Scorecard], networks: Collection[str] 
             before = f"{header(score)} {100 * found.as_cut[score]:.1f} as cut"
             told.setdefault(name, []).append(f"generation {number} {how} ({before})")
     return [f"{name} repaired: {', '.join(each)}" for name, each in told.items()]
+
+
+def told_best_epochs(scorecards: Mapping[int, Scorecard]) -> str | None:
+    """Return the sentence on which epochs' weights these are; None where they are all the last ones."""
+    found = {number: card.best_epoch for number, card in scorecards.items() if card.best_epoch is not None}
+    told = ", ".join(f"{number}: {best.epoch} of {best.trained}" for number, best in found.items())
+    return f"weights of the best epoch on the validation part, by generation: {told}" if found else None
 
 
 def _steps_of(repair: str, *, classifies: bool) -> list[str]:
@@ -282,7 +297,8 @@ def mistakes_table(
 def shown_names(cards: Iterable[Scores]) -> list[str]:
     """Return the scores that have a column: every Recall@K, by K, MAP@R, R-precision and NMI; accuracies."""
     names = {name for scores in cards for name in scores}
-    return [*_recalls(names), *(name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names)]
+    others = [name for name in (*PRECISIONS, "nmi", *ACCURACIES) if name in names]
+    return [*_recalls(names), *_validation_recalls(names), *others]
 
 
 def unit(names: Sequence[str]) -> str:
@@ -299,16 +315,17 @@ def header(name: str) -> str:
         return "balanced"
     if name == "r_precision":
         return "R-prec"
+    if name.startswith(VALIDATION):
+        return f"val {header(name.removeprefix(VALIDATION))}"
     if name in ACCURACIES:
-        return name.replace("validation_", "val ").replace("top", "top-")
+        return name.replace("top", "top-")
     return name.upper().replace("RECALL", "R")
 
 
 def is_share(name: str) -> bool:
     """Whether a score is a share of the queries, neighbours or images, shown in percent."""
-    return (
-        name.startswith(RECALL) or name in PRECISIONS or name.removeprefix("validation_") in (*ACCURACIES, BASELINE)
-    )
+    bare = name.removeprefix(VALIDATION)
+    return bare.startswith(RECALL) or bare in (*PRECISIONS, *ACCURACIES, BASELINE)
 
 
 def score_cells(scores: Scores, names: Sequence[str]) -> list[str]:

@@ -213,11 +213,10 @@ class Lineage:
 
     @property
     def best(self) -> int:
-        """The generation with the highest dense Recall@K of the recipe's smallest K; the first of equals.
+        """The generation with the highest dense Recall@K of the recipe's smallest K, or top-1; the first of equals.
 
-        Of a classification, the one with the highest top-1 accuracy on the validation part, or on the test part where
-        there is none. On a benchmark without a validation part this is a choice made on the test set: report the last
-        generation.
+        On the validation part, or on the test part where there is none. On a benchmark without a validation part this
+        is a choice made on the test set: report the last generation.
         """
         best = self._best()
         if best is None:
@@ -248,8 +247,7 @@ class Lineage:
     @property
     def decisive_score(self) -> str:
         """The score that says which generation is best: `recall@K` of the recipe's smallest K, or `top1`."""
-        recipe = self.recipe
-        return "top1" if recipe.task == "classification" else f"recall@{min(recipe.evaluation.recall_at)}"
+        return self.recipe.decisive_score
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the lineage's lock; a KeMetricError where another process holds it."""

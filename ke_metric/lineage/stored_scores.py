@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ke_metric.generation import ClassScores, Scorecard, SlimScores
+from ke_metric.generation import BestEpoch, ClassScores, Scorecard, SlimScores
 
 Read = TypeVar("Read")
 
@@ -39,6 +39,7 @@ def scorecard_from(facts: Mapping[str, Any]) -> Scorecard:
         slim_repair=facts.get("slim_repair"),
         narrow=_optional(_narrow, "narrow", facts),
         sizes=_optional(_sizes, "sizes", facts),
+        best_epoch=_optional(_best_epoch, "best_epoch", facts),
     )
 
 
@@ -95,6 +96,10 @@ def _sizes(name: str, networks: Any) -> dict[str, dict[str, dict[str, float]]]:
         network: {size: _numbers(f"{name}: {network}: {size}", scores) for size, scores in by_size.items()}
         for network, by_size in networks.items()
     }
+
+
+def _best_epoch(name: str, facts: Any) -> BestEpoch:
+    return BestEpoch(**{own: require_count(f"{name}: {own}", value) for own, value in facts.items()})
 
 
 def _pair(name: str, values: Any) -> tuple[float | None, float | None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ke_metric.recipe.training_section import Training
 from ke_metric.schema import ConflictError, Names, Section
 
 _OF_A_TEACHER = ("teacher_weight", "teacher_temperature")
@@ -163,17 +164,24 @@ class Method(Section):
         return self
 
     def require_fit(
-        self, *, kind: str, rate: float, generations: int, epochs: int, start: str, freeze: Names, averages: str
+        self,
+        *,
+        kind: str,
+        rate: float,
+        generations: int,
+        start: str,
+        freeze: Names,
+        training: Training,
     ) -> None:
         """Check the method against what other sections of its recipe say.
 
-        `start` is the field that gives generation 1 its weights, with its value; empty where they are random. So is
-        `averages` the field that asks for averaged weights.
+        `start` is the field that gives generation 1 its weights, with its value; empty where they are random.
 
         Raises:
             ConflictError: They do not go together.
         """
         grown = generations - self.slim_last
+        epochs, averages, patience = training.epochs, training.averages, training.patience
         cycled = self.cycles * (self.full_epochs + self.dropped_epochs)
         conflicts = (
             (
@@ -209,6 +217,18 @@ class Method(Section):
                 not (self.inherit_average or averages),
                 "method.inherit_average = false, has no effect without training.average or training.average_last",
                 ("method.inherit_average", "training.average"),
+            ),
+            (
+                "cycles" in self.rules.reads and patience is not None,
+                f"training.patience = {patience}, does not go with method.name = {self.name!r}: while it trains "
+                "without some filters the score falls for that alone",
+                ("training.patience", "method.name"),
+            ),
+            (
+                not self.inherit_average and patience is not None,
+                f"training.patience = {patience}, does not go with method.inherit_average = false: what counts are "
+                "the weights of the best epoch, not the last ones",
+                ("training.patience", "method.inherit_average"),
             ),
             (
                 self.rules.begins_anew and bool(start),

@@ -83,8 +83,8 @@ class Data(Section):
     """classification: what to learn from where there is an official validation part. train: it is kept apart.
     trainval: it is joined to the training part."""
     validation_fraction: float = Field(0.0, ge=0, lt=1)
-    """classification: share of the images of every training class that is held out for validation, where the
-    benchmark has no validation part of its own."""
+    """Share of the training part that is held out for validation, where the benchmark has no validation part of its
+    own, drawn once and for all: in retrieval of its classes, in classification of the images of every class."""
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Share of the training images whose labels are shuffled among them, drawn once and for all: how a method copes
     with wrong labels. Validation and test stay as they are."""
@@ -316,10 +316,9 @@ class Recipe(Section):
             kind=self.split.kind,
             rate=self.split.rate,
             generations=self.generations,
-            epochs=self.training.epochs,
             start=self.network.starts_from,
             freeze=self.network.freeze,
-            averages=self.training.averages,
+            training=self.training,
         )
         self.network.require_fit(self.training.norm_statistics, self.optimizer.backbone_factor, self.split.rates)
         return self
@@ -374,6 +373,11 @@ class Recipe(Section):
     def has_slim(self) -> bool:
         """Whether every generation has a slim network that is scored beside the dense one."""
         return self.split.kind == "kels" and self.evaluation.slim and not self.method.rules.is_slim
+
+    @property
+    def decisive_score(self) -> str:
+        """The score that says which epoch or generation is best: `recall@K` of the smallest K, or `top1`."""
+        return "top1" if self.task == "classification" else f"recall@{min(self.evaluation.recall_at)}"
 
     def trains_slim(self, number: int) -> bool:
         """Whether generation `number` trains the slim network itself, cut out of the recipe's before it begins."""

@@ -36,6 +36,10 @@ class Training(Section):
     average_last: int | None = Field(None, ge=2)
     """Score the mean of the weights after each of so many last epochs in place of the last ones; none when left out.
     """
+    patience: int | None = Field(None, ge=1)
+    """End a generation when its score on the validation part (Recall@K of the smallest K, or top-1) has not risen for
+    so many epochs, and take the weights of its best epoch: they are scored and inherited. `data.validation_fraction`
+    makes a validation part where the benchmark has none. All `epochs`, and the last one's weights, when left out."""
 
     @property
     def averages(self) -> str:
@@ -51,4 +55,10 @@ class Training(Section):
         if self.average_last is not None and self.average_last > self.epochs:
             message = f"average_last = {self.average_last}, must be at most epochs = {self.epochs}"
             raise ConflictError(message, ("average_last", "epochs"))
+        if self.average_last is not None and self.patience is not None:
+            message = (
+                f"patience = {self.patience}, does not go with average_last = {self.average_last}: nobody knows "
+                "beforehand which epochs are the last ones (average goes with it)"
+            )
+            raise ConflictError(message, ("patience", "average_last"))
         return self

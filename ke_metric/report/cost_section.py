@@ -235,9 +235,10 @@ def _counted_log(lineage: Lineage, number: int) -> tuple[float, float]:
 
 
 def _measured_seconds(lineage: Lineage, number: int) -> tuple[float, float]:
-    """Return the seconds that training and scoring of a generation took."""
+    """Return the seconds that training and scoring of a generation took, the scoring of its epochs among them."""
     seconds = read_provenance(lineage.generation_folder(number)).seconds
-    training, scoring = (float(seconds.get(name, 0)) for name in ("training", "scoring"))
+    training, scoring, validating = (float(seconds.get(name, 0)) for name in ("training", "scoring", "validating"))
+    scoring += validating
     if not (math.isfinite(training) and math.isfinite(scoring)):
         raise ValueError(f"seconds = {training} and {scoring}, not finite")
     return training, scoring

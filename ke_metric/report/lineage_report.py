@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ke_metric.lineage.store import Lineage
+from ke_metric.recipe.training_section import Training
 from ke_metric.report.confused_section import confused_section
 from ke_metric.report.cost_section import cost_section
 from ke_metric.report.failures import FAILURES, told_failure
@@ -80,12 +81,18 @@ def _facts(lineage: Lineage) -> list[str]:
         f"{recipe.task} on {recipe.data.benchmark}",
         f"{recipe.network.backbone}, {recipe.data.image_size} × {recipe.data.image_size} pixels",
         f"{recipe.method.name.replace('_', ' ')}, split rate {recipe.split.rate:g}",
-        f"{counted(count, 'generation')} of {counted(recipe.training.epochs, 'epoch')}",
+        f"{counted(count, 'generation')} of {_planned(recipe.training)}",
         f"seed {recipe.seed}",
     ]
     if recipe.name != lineage.folder.resolve().name:
         facts.insert(0, f"recipe {recipe.name}")
     return facts
+
+
+def _planned(training: Training) -> str:
+    """Return how many epochs a generation has, in words."""
+    at_most = "" if training.patience is None else "at most "
+    return f"{at_most}{counted(training.epochs, 'epoch')}"
 
 
 def _retrieved(lineage: Lineage, device: str | None, progress: Progress) -> tuple[Retrieved | None, str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from ke_metric.lineage.comparison import Strategy, mean_and_spread, seen_differently, told_rules
-from ke_metric.lineage.report import is_share, shown_names, told_baseline, told_repairs
+from ke_metric.lineage.report import is_share, shown_names, told_baseline, told_best_epochs, told_repairs
 from ke_metric.lineage.store import Lineage
 from ke_metric.report.charts import Axes, line_chart, network_color
 from ke_metric.report.failures import FAILURES, told_failure
@@ -176,8 +176,8 @@ def _lead(subject: Subject) -> list[str]:
             "Slim networks were repaired after they had been cut out, by the training pictures; what they scored "
             "before stands in the last column."
         )
-    sentence = told_baseline(card.dense for card in cards.values())
-    told += [f"{sentence[0].upper()}{sentence[1:]}."] if sentence else []
+    sentences = (told_baseline(card.dense for card in cards.values()), told_best_epochs(cards))
+    told += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences if sentence]
     worse = strategy.worse_than_untrained(subject.decisive)
     if worse:
         numbers = ", ".join(str(number) for number in worse)

@@ -18,6 +18,7 @@ CURVES = {
     "loss": ("Training loss", "mean loss of an epoch"),
     "spread": ("Spread of the embeddings", "mean cosine distance in a batch"),
     "top1": ("Top-1 accuracy in training", "share of the pictures of a batch"),
+    "validation": ("Score on the validation part", "Recall@K of the smallest K, or top-1, after an epoch"),
 }
 """Field of a training log to the heading of its figure and the title of its axis; what a log lacks is not drawn."""
 DIGITS = 4

@@ -1,4 +1,4 @@
-"""One generation of training: epochs over batches, from starting weights to the last epoch's.
+"""One generation of training: epochs over batches, from starting weights to the last or the best epoch's.
 
 Optimizer and learning rate are new in every generation.
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ke_metric.arrays import Weights, load_whole
+from ke_metric.arrays import load_whole, weights_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.generation import TrainingState
 from ke_metric.randomness import default_streams
@@ -29,6 +29,7 @@ from ke_metric.training.engine import Engine
 from ke_metric.training.given_weights import groups_by_rate, norms_at_rest, trainable
 from ke_metric.training.hooks import StepReport, TrainingHooks, TrainingObserver
 from ke_metric.training.joint import JointWidths, at_rest
+from ke_metric.training.patience import Patience, Validator
 from ke_metric.training.steps import EpochFacts, StepFacts, TakenStep, first_not_finite, sign_of
 
 # Mean cosine distance between the embeddings of a batch below which they are as good as one point.
@@ -147,6 +148,7 @@ class GenerationTraining:
         scaled = self.scaler.is_enabled()
         self.optimizer = build_optimizer(network, loss, recipe, device=engine.device, scaled=scaled)
         self.average = AveragedWeights(network, recipe.training)
+        self.patience: Patience | None = None
         self.log: tuple[Mapping[str, Any], ...] = ()
         self.seconds = 0.0
 
@@ -157,9 +159,17 @@ class GenerationTraining:
         # when all of it is there.
         self.parallel = self.network
 
+    def validate_by(self, validator: Validator) -> None:
+        """Have every epoch scored, and the generation end where its recipe's patience does; see `Patience`."""
+        epochs = self.recipe.training.patience
+        assert epochs is not None, "the recipe has no patience"
+        self.patience = Patience(self.network, self.average, validator, epochs)
+
     def restore(self, state: TrainingState) -> None:
         """Continue from a state of the same generation; a tensor that does not match is a KeMetricError."""
         assert state.number == self.number, (state.number, self.number)
+        if self.patience is not None:
+            self.patience.restore(state, self.loss)
         load_whole(self.network, state.weights, "the weights to go on with")
         load_whole(self.loss, state.loss_weights, "the parameters of the loss to go on with")
         # A copy: the optimizer works on the very tensors that it is given.
@@ -170,16 +180,18 @@ class GenerationTraining:
         self.log, self.seconds = state.training_log, state.seconds
 
     def train(self, observer: TrainingObserver) -> TrainingState:
-        """Train the epochs that are left and return the state after the last one.
+        """Train the epochs that are left and return the state after the last one, with the weights that count.
 
         Raises:
             KeMetricError: The loss or a weight is not finite (exit code 6).
         """
         state = self._state()
         for epoch in range(len(self.log) + 1, self.recipe.training.epochs + 1):
+            if self.patience is not None and self.patience.is_over(self.log):
+                break
             state = self.train_epoch(epoch, observer)
             observer.epoch_done(state)
-        return state
+        return state if self.patience is None else self.patience.chosen(state, self.loss, observer)
 
     def train_epoch(self, epoch: int, observer: TrainingObserver) -> TrainingState:
         """Train epoch `epoch`, which must be the next one, and return the state after it; raises as `train` does."""
@@ -193,7 +205,11 @@ class GenerationTraining:
         engine = {"processes": self.engine.processes, "precision": self.engine.precision}
         record = {"generation": self.number, "epoch": epoch, **facts, **engine, "seconds": round(seconds, 3)}
         self.log = (*self.log, record)
-        return self._state()
+        state = self._state()
+        if self.patience is not None:
+            state = self.patience.judge(state)
+            self.log = state.training_log
+        return state
 
     def _warn(self, epoch: int, facts: Mapping[str, float], observer: TrainingObserver) -> None:
         """Tell the observer of an epoch that was probably in vain."""
@@ -398,14 +414,6 @@ def _look(network: nn.Module, images: Tensor) -> Tensor:
     """
     outputs: Tensor = network(images)
     return outputs
-
-
-def weights_of(module: nn.Module) -> Weights:
-    """Return a copy of a module's state dict on the CPU, contiguous."""
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in module.state_dict().items()
-    }
 
 
 def _on_cpu(value: Any) -> Any:

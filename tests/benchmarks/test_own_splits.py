@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ke_metric.benchmarks.own_splits import arrange_validation, draw_of_every_class, draw_share, split_classes
+from ke_metric.benchmarks.own_splits import (
+    arrange_parts,
+    arrange_validation,
+    draw_of_every_class,
+    draw_share,
+    split_classes,
+)
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.images.image_set import Benchmark, labelled_set
 from ke_metric.recipe.schema import Data
@@ -218,3 +224,75 @@ def test_nothing_is_held_out_beside_an_official_validation_part(train_on):
 def test_nothing_can_be_held_out_of_classes_with_one_image():
     message = refused(benchmark(train=(0, 1, 2)), ExitCode.DATA, validation_fraction=0.5)
     assert "no training class of 'mine' has two images" in message
+
+
+def retrieval(train=(0, 0, 0, 1, 1, 2, 2, 2)):
+    """Its test classes are others, and have other names."""
+    test = labelled_set(["test/0.jpg", "test/1.jpg"], [90, 90], {90: "of the test"}, SOURCE)
+    return Benchmark("mine", images("train/", train), test, test, {"split": "x"})
+
+
+def names_of(part):
+    """Return key to the name of its class."""
+    return {key: part.class_names[label] for key, label in zip(part.keys, part.labels, strict=True)}
+
+
+@unhurried
+@given(st.lists(st.integers(0, 8), min_size=12, max_size=60), st.floats(0.01, 0.8), st.integers(0, 3))
+def test_classes_held_out_are_whole_and_nobody_elses(classes, fraction, noise):
+    classes = [*classes, *range(9), *range(9)]
+    whole = retrieval(classes)
+    cut = arrange_parts(whole, Data(validation_fraction=fraction, label_noise=noise / 10))
+    train, held = set(cut.train.class_names), set(cut.validation.class_names)
+    assert train | held == set(whole.train.class_names)
+    assert not train & held
+    assert not held & set(cut.query.class_names)
+    assert len(held) == max(round(9 * fraction), 1)
+    name_of = names_of(whole.train)
+    for part in (cut.train, cut.validation):
+        assert set(part.labels) == set(range(len(part.class_names)))
+        assert list(part.keys) == [key for key in whole.train.keys if key in set(part.keys)]
+    # Wrong labels are learnt from, never validated with.
+    assert names_of(cut.validation).items() <= name_of.items()
+    assert {name_of[key] for key in cut.validation.keys} == held
+    assert {name_of[key] for key in cut.train.keys} == train
+    assert (cut.query, cut.gallery) == (whole.query, whole.gallery)
+    assert cut.notes["validation"] == f"{len(held)} of 9 training classes held out (data.validation_fraction)"
+
+
+def test_a_larger_fraction_holds_out_all_classes_of_a_smaller_one():
+    whole = retrieval(list(range(9)) * 2)
+    held = [
+        set(arrange_validation(whole, Data(validation_fraction=share)).validation.class_names)
+        for share in (0.1, 0.3, 0.7)
+    ]
+    assert held[0] < held[1] < held[2]
+
+
+def test_classes_that_are_held_out_never_change():
+    # Written down once: validation scores of different versions are only comparable on the same classes.
+    cut = arrange_validation(retrieval(list(range(9)) * 2), Data(validation_fraction=0.34))
+    assert cut.validation.class_names == ("class 2", "class 3", "class 4")
+
+
+def test_classes_are_held_out_of_those_that_are_kept():
+    cut = arrange_parts(retrieval(list(range(9)) * 2), Data(validation_fraction=0.5, train_classes=4))
+    assert (len(cut.train.class_names), len(cut.validation.class_names)) == (2, 2)
+
+
+def test_without_a_fraction_a_retrieval_is_as_it_was():
+    whole = retrieval()
+    assert arrange_parts(whole, Data()) is whole
+
+
+def test_two_classes_are_left_to_learn_from():
+    message = refused(retrieval(), validation_fraction=0.9)
+    assert (
+        "data.validation_fraction = 0.9: the training part of 'mine' has 3 classes, of which that leaves 1" in message
+    )
+    assert "there must be 2 and 1 at least" in message
+
+
+def test_classes_of_one_image_find_nothing():
+    message = refused(retrieval((0, 1, 2, 3)), ExitCode.DATA, validation_fraction=0.5)
+    assert "data.validation_fraction = 0.5: no class of 'mine' that is held out has two images" in message

@@ -102,7 +102,6 @@ def test_a_benchmark_without_the_task_is_refused_with_those_that_have_it(tmp_pat
         ("solar", "retrieval", {"test_fraction": 0.3}, "in classification by glyphs, emoji, folder, solar"),
         ("folder", "classification", {"test_classes": 3}, "in retrieval by"),
         ("folder", "retrieval", {"train_on": "trainval"}, "in classification by"),
-        ("folder", "retrieval", {"validation_fraction": 0.1}, "in classification by"),
         ("cub", "classification", {"crop_banner": True}, "in classification by aircraft"),
         ("inshop", "retrieval", {"crop_banner": True}, "in classification by aircraft"),
     ],

@@ -113,6 +113,14 @@ def average_consistently(fields):
         method.pop("inherit_average", None)
 
 
+def wait_consistently(fields):
+    """Have patience where it goes with the rest."""
+    training, method = fields["training"], fields["method"]
+    is_last = training["average_last"] is not None or not method.get("inherit_average", True)
+    if is_last or method["name"] == "repr":
+        training["patience"] = None
+
+
 def made_consistent(fields):
     """Mend what the schema asks of a name, and of two fields together."""
     fields["name"] = f"x{len(fields['name'])}"
@@ -138,6 +146,7 @@ def made_consistent(fields):
     augment_consistently(fields["augmentation"])
     start_consistently(fields)
     average_consistently(fields)
+    wait_consistently(fields)
     if fields["task"] == "classification":
         fields["miner"] = None
     if fields["task"] == "retrieval":

@@ -276,6 +276,30 @@ def test_averages_that_do_not_fit_are_refused(fields, message):
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training": {"patience": 0}}, "greater than or equal to 1"),
+        ({"training": {"patience": 2.5}}, "valid integer"),
+        (
+            {"training": {"patience": 3, "average_last": 3}},
+            r"patience = 3, does not go with average_last = 3: nobody",
+        ),
+        (
+            {"training": {"patience": 3}, "method": {"name": "repr"}},
+            r"training\.patience = 3, does not go with method\.name = 'repr': while it trains without some filters",
+        ),
+        (
+            {"training": {"patience": 3, "average": 0.9}, "method": {"inherit_average": False}},
+            r"training\.patience = 3, does not go with method\.inherit_average = false",
+        ),
+    ],
+)
+def test_patience_that_does_not_fit_is_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({"name": "x", **fields})
+
+
+@pytest.mark.parametrize(
     ("training", "told"),
     [({}, ""), ({"average": 0.9}, "training.average = 0.9"), ({"average_last": 2}, "training.average_last = 2")],
 )
