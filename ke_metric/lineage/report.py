@@ -234,8 +234,8 @@ def told_repairs(scorecards: Mapping[int, Scorecard], networks: Collection[str] 
 def told_best_epochs(scorecards: Mapping[int, Scorecard]) -> str | None:
     """Return the sentence on which epochs' weights these are; None where they are all the last ones."""
     found = {number: card.best_epoch for number, card in scorecards.items() if card.best_epoch is not None}
-    told = ", ".join(f"{number}: {best.epoch} of {best.trained}" for number, best in found.items())
-    return f"weights of the best epoch on the validation part, by generation: {told}" if found else None
+    told = ", ".join(f"{best.epoch} of {best.trained} in generation {number}" for number, best in found.items())
+    return f"weights of the epoch that was best on the validation part: {told}" if found else None
 
 
 def _steps_of(repair: str, *, classifies: bool) -> list[str]:
