@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -128,6 +129,13 @@ def started_server() -> PostgresServer:
     owner = os.getpid()
     atexit.register(lambda: server.stop() if os.getpid() == owner else None)
     return server
+
+
+def options_of(kind: str) -> tuple[str, ...]:
+    """Return `--store KIND`, and where it is; of a table of a new name."""
+    if kind != "postgres":
+        return ("--store", kind)
+    return ("--store", kind, "--uri", server_uri(), "--collection", f"test_{secrets.token_hex(8)}")
 
 
 def server_uri() -> str:

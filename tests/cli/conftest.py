@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))  # scored_lineages
+sys.path.append(str(Path(__file__).parents[1]))  # postgres_server, scored_lineages
 
 from scored_lineages import grow_scored
 

