@@ -31,6 +31,7 @@ from ke_metric.stores.postgres_connection import Database
 from ke_metric.stores.postgres_table import (
     Clause,
     PostgresTable,
+    as_similar,
     check_kind,
     clause_of,
     key_of,
@@ -42,7 +43,8 @@ from ke_metric.stores.postgres_table import (
 QUERIES_AT_ONCE = 16
 """Of a request, where each is compared with everything: at ten million items that is a minute's work."""
 QUERIES_OF_GRAPH = 512
-HITS_AT_ONCE = 2**15
+NUMBERS_AT_ONCE = 2**22
+"""Of the vectors of an answer, of four bytes each."""
 FEW = 1_000
 """As many neighbours are asked for without knowing how many items there are."""
 TEXTS = "t.id, t.path, t.label"
@@ -74,7 +76,7 @@ class PostgresStore:
 
     least_for_graph = 10_000
 
-    def __init__(  # where a database is, which part of it, and what may be done there
+    def __init__(
         self,
         uri: str,
         dimension: int,
@@ -87,7 +89,7 @@ class PostgresStore:
     ) -> None:
         check_kind(kind, dimension)
         schema, name = named(collection)
-        self._dimension, self._writing = dimension, writing
+        self._dimension, self._writing, self._graph = dimension, writing, False
         self._database = Database(uri, making=writing and making)
         try:
             self._table = self._open(schema, name, kind, facts or {}, making=writing and making)
@@ -168,7 +170,7 @@ class PostgresStore:
         check_queries(queries, k, self._dimension)
         clause = clause_of(where)
         k = int(k) if k <= FEW else most_found(k, len(self))
-        graph = self._table.has_graph
+        graph = self._has_graph()
         similarities, numbers = self._found(queries, k, clause, graph=graph)
         lacking = np.flatnonzero((numbers < 0).any(1))
         if graph and len(lacking) and (numbers[lacking] >= 0).sum(1).min() < self._count(clause):
@@ -178,19 +180,27 @@ class PostgresStore:
             k = most_found(k, len(self))
         return Hits(similarities[:, :k], numbers[:, :k], self._items_of, self._vectors_of)
 
+    def _has_graph(self) -> bool:
+        """Return whether there is a graph; one that is there stays."""
+        self._graph = self._graph or (self._table.kind != "FLAT" and self._table.state[0])
+        return self._graph
+
     def _found(self, queries: FloatArray, k: int, clause: Clause, *, graph: bool) -> tuple[FloatArray, IntArray]:
         """Return similarities and numbers [Q, K], -inf and -1 where there is none; exact but for those of a graph."""
         similarities = np.full((len(queries), k), -np.inf, np.float32)
         numbers = np.full((len(queries), k), -1, np.int64)
         most = (2 * k if self._table.kind == "HNSW_HALFVEC" else k) + SPARE
-        step = max(1, min(QUERIES_OF_GRAPH if graph else QUERIES_AT_ONCE, HITS_AT_ONCE // most))
+        step = max(
+            1, min(QUERIES_OF_GRAPH if graph else QUERIES_AT_ONCE, NUMBERS_AT_ONCE // (most * self._dimension))
+        )
         for some in row_chunks(len(queries), step):
             rows = self._table.candidates(queries[some], most, clause, graph=graph)
             (similarities[some], numbers[some]), unsure = self._compared(queries[some], k, most, rows)
             for place in [] if graph else (unsure + some.start).tolist():
                 # Vectors of length 1: neither this product nor pgvector's is off by more.
                 error = (self._dimension + 4) * float(np.finfo(np.float32).eps)
-                rows = self._table.as_similar(queries[place], float(similarities[place, -1]) - error, clause)
+                near = as_similar(clause, float(similarities[place, -1]) - error)
+                rows = self._table.candidates(queries[place][None], None, near, graph=False)
                 found, _ = self._compared(queries[place][None], k, max(k, len(rows)), rows)
                 similarities[place], numbers[place] = found[0][0], found[1][0]
         return similarities, numbers
@@ -262,13 +272,14 @@ class PostgresStore:
     def flush(self) -> None:
         """Build the graph of many items that have none, and let the planner know what there is."""
         if self._writing and len(self) >= self.least_for_graph:
-            self._table.analyze()
-            if self._table.kind != "FLAT" and not self._table.has_graph:
+            if not self._table.state[1]:
+                self._table.analyze()
+            if self._table.kind != "FLAT" and not self._has_graph():
                 self._table.build_graph()
 
     def describe(self) -> Mapping[str, Any]:
         """Return facts for people and programs as plain JSON values."""
-        graph = self._table.has_graph
+        graph, _, size = self._table.state
         reason = f"searched exactly: a graph is built when there are {self.least_for_graph:,} items"
         return {
             "kind": "postgres",
@@ -280,7 +291,7 @@ class PostgresStore:
             "items": len(self),
             "dimension": self._dimension,
             "facts": dict(self.facts),
-            "bytes": self._table.nbytes,
+            "bytes": size,
         }
 
     def drop(self) -> None:

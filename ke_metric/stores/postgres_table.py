@@ -63,6 +63,13 @@ LOOK = """
         FROM pg_attribute WHERE attrelid = t.oid AND attnum > 0 AND NOT attisdropped) AS columns
     WHERE s.nspname = %s AND t.relname = %s
 """
+STATE = """
+    SELECT EXISTS (
+        SELECT FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS a ON a.oid = c.relam
+        WHERE i.indrelid = t.oid AND i.indisvalid AND a.amname = 'hnsw'
+    ), t.reltuples >= 0, pg_total_relation_size(t.oid)
+    FROM pg_class AS t WHERE t.oid = %s::oid
+"""
 CANDIDATES = """
     SELECT q.place, h.number, -(h.vector <#> q.vector) AS product, vector_send(h.vector)
     FROM unnest(%b::vector[]) WITH ORDINALITY AS q (vector, place) CROSS JOIN LATERAL (
@@ -93,6 +100,11 @@ def clause_of(where: Where | None) -> Clause:
 def one_of(field: str, texts: Iterable[str]) -> Clause:
     """Return the condition that a field is one of the texts."""
     return sql.SQL("t.{} = ANY(%b)").format(sql.Identifier(f"{field}_key")), [[key_of(text) for text in texts]]
+
+
+def as_similar(clause: Clause, least: float) -> Clause:
+    """Return the condition, for `PostgresTable.candidates`, that the product with the query is also so large."""
+    return sql.SQL("{} AND t.vector <#> q.vector <= %b::float8").format(clause[0]), [*clause[1], -least]
 
 
 def named(text: str) -> tuple[str | None, str]:
@@ -177,7 +189,7 @@ class PostgresTable:
         if not found:
             return None
         oid, vector_type, comment, columns, dimension = found[0]
-        said = _read(comment)
+        said, columns = _read(comment), columns or []
         if said is None or set(columns) != COLUMNS:
             raise KeMetricError(
                 f"{place}: a table of something else: its columns are {', '.join(sorted(columns))}; choose "
@@ -189,7 +201,7 @@ class PostgresTable:
         )
 
     @classmethod
-    def make(  # where it lies, and all that it is to be
+    def make(
         cls, database: Database, schema: str, name: str, *, dimension: int, kind: str, facts: Mapping[str, str]
     ) -> Self:
         """Make a table of a name that is free."""
@@ -203,19 +215,10 @@ class PostgresTable:
         return made
 
     @property
-    def has_graph(self) -> bool:
-        """Whether its graph is built."""
-        query = sql.SQL(
-            "SELECT 1 FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid "
-            "JOIN pg_am AS a ON a.oid = c.relam WHERE i.indrelid = %s::oid AND i.indisvalid AND a.amname = 'hnsw'"
-        )
-        return self.kind in GRAPHS and bool(self.database.ask("looking for the graph", query.format(), self.oid))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on the disk, those of its indexes among them."""
-        query = sql.SQL("SELECT pg_total_relation_size(%s::oid)")
-        return int(self.database.ask("measuring the table", query.format(), self.oid)[0][0])
+    def state(self) -> tuple[bool, bool, int]:
+        """Whether it has a graph, whether the planner knows what there is, and bytes on the disk, of indexes too."""
+        (state,) = self.database.ask("looking at the table", sql.SQL(STATE).format(), self.oid)
+        return state
 
     def select(self, what: str, clause: Clause, end: str = "") -> list[tuple[Any, ...]]:
         """Return columns, or an aggregate, of the rows for which a condition holds."""
@@ -240,11 +243,13 @@ class PostgresTable:
             )
         return [tuple(rows[number]) for number in asked]
 
-    def candidates(self, queries: FloatArray, most: int, clause: Clause, *, graph: bool) -> list[tuple[Any, ...]]:
+    def candidates(
+        self, queries: FloatArray, most: int | None, clause: Clause, *, graph: bool
+    ) -> list[tuple[Any, ...]]:
         """Return the rows of the largest products with each of the queries [Q, D], at least one.
 
-        At most so many for each, found by the graph or by comparing all: place of the query from 1, number, product
-        as pgvector computes it in float32, and vector as bytes, the largest products first.
+        At most so many for each, or all, found by the graph or by comparing everything: place of the query from 1,
+        number, product as pgvector computes it in float32, and vector as bytes, the largest products first.
         """
         order = GRAPHS[self.kind][0] if graph else EXACTLY
         query = sql.SQL(CANDIDATES).format(
@@ -253,16 +258,6 @@ class PostgresTable:
         head = np.array([1, 0, self.vector_type, len(queries), 1], ">i4").tobytes()
         array = Packed(head + elements_of(queries).tobytes())
         return self.database.ask(f"a search of {len(queries):,} queries", query, array, *clause[1], most)
-
-    def as_similar(self, query: FloatArray, least: float, clause: Clause) -> list[tuple[Any, ...]]:
-        """Return the same of all rows whose product with one query [D] is at least so large."""
-        array = Packed(elements_of(query[None]).tobytes()[4:])
-        similar = sql.SQL("{} AND t.vector <#> q.vector <= %b::float8").format(clause[0])
-        query_of = sql.SQL(
-            "SELECT 1, t.number, -(t.vector <#> q.vector), vector_send(t.vector) "
-            "FROM {} AS t, (SELECT %b::vector) AS q (vector) WHERE {}"
-        ).format(self.name, similar)
-        return self.database.ask("a search of 1 query", query_of, array, *clause[1], -least)
 
     def first_of(self, field: str, keys: list[bytes]) -> list[bytes]:
         """Return those of the keys of a field that a row has."""
@@ -302,11 +297,9 @@ class PostgresTable:
             cursor.execute(query.format(self.name, what))
 
     def analyze(self) -> None:
-        """Let the planner know how many items a condition leaves, where nobody has yet."""
-        query = sql.SQL("SELECT 1 FROM pg_class WHERE oid = %s::oid AND reltuples < 0")
-        if self.database.ask("looking at the table", query.format(), self.oid):
-            columns = sql.SQL("ANALYZE {} (id_key, path_key, label_key)")
-            self.database.ask("counting labels", columns.format(self.name))
+        """Let the planner know how many items a condition leaves."""
+        query = sql.SQL("ANALYZE {} (id_key, path_key, label_key)")
+        self.database.ask("counting labels", query.format(self.name))
 
     def drop(self) -> None:
         """Delete it, with all its items."""
