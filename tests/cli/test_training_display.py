@@ -77,17 +77,19 @@ def test_slim_networks_of_other_rates_are_told_by_one_number(monkeypatch):
     )
 
 
-def test_what_the_work_on_lineage_and_split_took_is_told_as_a_share_of_the_whole_time(monkeypatch):
+@pytest.mark.parametrize(("more", "told"), [({}, ""), ({"validating": 1.5}, ", 3.0 % for validating (3.0 s)")])
+def test_what_the_work_on_lineage_and_split_took_is_told_as_a_share_of_the_whole_time(monkeypatch, more, told):
     clock = iter([100.0, 150.0, 160.0, 200.0])
     monkeypatch.setattr(training_display.time, "perf_counter", lambda: next(clock))
     shown = TrainingDisplay(2)
     monkeypatch.setattr(training_display, "say", lambda *words, **style: None)
     for number in (1, 2):
-        seconds = {"inheriting": 0.5, "training": 40.0, "scoring": 7.0, "slim": 2.5}
+        seconds = {"inheriting": 0.5, "training": 40.0, "scoring": 7.0, "slim": 2.5, **more}
         card = Scorecard({}, None, 9, None)
         shown.generation_done(
             SimpleNamespace(number=number, scorecard=card, provenance=SimpleNamespace(seconds=seconds))
         )
     assert shown.own_work(saving_seconds=1.5) == (
         "took 1:40, 2.5 % of it for lineage and split (inheriting 1.0 s, saving 1.5 s), 5.0 % for slim networks"
+        + told
     )

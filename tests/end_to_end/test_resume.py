@@ -49,6 +49,12 @@ KINDS = {
         "augmentation.mixup=0.4",
         "augmentation.cutmix=1",
     ],
+    "patience": [
+        "network.backbone=timm/test_resnet",
+        "optimizer={name: adamw, learning_rate: 1e-3}",
+        "data.validation_fraction=0.3",
+        "training.patience=2",
+    ],
     "dropout and SGD": [
         "network.backbone=squeezenet1_1",
         "optimizer={name: sgd, learning_rate: 1e-2}",
@@ -186,7 +192,8 @@ def results(folder):
         for path in sorted(generation.iterdir()):
             name = f"{generation.name}/{path.name}"
             if path.name == "training.jsonl":
-                found[name] = [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
+                no_seconds = {"seconds": 0, "validation_seconds": 0}
+                found[name] = [json.loads(line) | no_seconds for line in path.read_text().splitlines()]
             elif path.name == "provenance.json":
                 found[name] = json.loads(path.read_text()) | {"seconds": 0, "environment": 0}
             else:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.generation import DataFingerprint, Generation, PartFingerprint, Provenance, Scorecard, SlimScores
+from ke_metric.generation import (
+    BestEpoch,
+    DataFingerprint,
+    Generation,
+    PartFingerprint,
+    Provenance,
+    Scorecard,
+    SlimScores,
+)
 from ke_metric.lineage.comparison import gather, mean_and_spread, paired_difference, seen_differently
 from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
@@ -154,6 +163,44 @@ def test_a_fingerprint_that_was_taken_later_proves_nothing_of_the_generations_be
     assert [lineage.data.since for lineage in lineages] == [2, 2]
     with pytest.raises(KeMetricError, match=r"data\.root = 'b'"):
         gather(lineages)
+
+
+def held_out(data, *contents):
+    """The same data with a validation part."""
+    keys, labels = tuple(f"jay/{n}" for n in range(len(contents))), (0,) * len(contents)
+    return replace(data, parts={**data.parts, "validation": PartFingerprint(keys, labels, ("jay",), contents)})
+
+
+def test_a_validation_part_that_only_some_have_is_no_matter(grow):
+    lineages = [grow([0.1 * number], seed=number) for number in range(3)]
+    for lineage, data in zip(
+        lineages, (fingerprint("x", "y"), *[held_out(fingerprint("x", "y"), "v")] * 2), strict=True
+    ):
+        begun_on(lineage, data)
+    assert [list(strategy.scorecards) for strategy in gather(lineages)] == [[0], [1, 2]]
+
+
+def test_two_different_validation_parts_do_not_belong_into_one_table(grow):
+    lineages = [grow([0.1 * number], seed=number) for number in range(3)]
+    bare = fingerprint("x", "y")
+    for lineage, data in zip(lineages, (bare, held_out(bare, "v"), held_out(bare, "v", "w")), strict=True):
+        begun_on(lineage, data)
+    with pytest.raises(
+        KeMetricError, match=r"2 was not tested on the pictures of .*1: validation part: 1 picture added"
+    ):
+        gather(lineages)
+
+
+def test_epochs_are_those_that_were_trained(grow):
+    """The mean over the seeds that have a generation; planned ones where none ended by itself."""
+    (strategy,) = gather([grow([0.1, 0.2], seed=0), grow([0.3], seed=1)])
+    ended = {
+        0: [replace(card, best_epoch=BestEpoch(1, 7 + number)) for number, card in enumerate(strategy.scorecards[0])],
+        1: [replace(card, best_epoch=BestEpoch(5, 10)) for card in strategy.scorecards[1]],
+    }
+    shorter = replace(strategy, scorecards=ended)
+    assert [shorter.epochs(number) for number in (1, 2)] == [round(17 / 2), 15]
+    assert [strategy.epochs(number) for number in (1, 2)] == [100, 200]
 
 
 def test_nothing_to_compare(grow):

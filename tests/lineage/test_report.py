@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console, Group
 
-from ke_metric.generation import ClassScores, Scorecard, SlimScores
+from ke_metric.generation import BestEpoch, ClassScores, Scorecard, SlimScores
 from ke_metric.lineage.report import (
     is_share,
     mistakes_table,
@@ -197,6 +197,7 @@ def test_the_title_is_shown_as_it_is(title):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("recall@1", True), ("recall@100", True), ("top1", True), ("validation_top5", True), ("nmi", False),
+     ("validation_recall@1", True),
      ("balanced_accuracy", True), ("validation_majority_baseline", True),
      ("map@r", True), ("r_precision", True), ("queries", False)],
 )  # fmt: skip
@@ -208,6 +209,17 @@ def test_the_document_has_every_score_as_it_was_computed():
     dense, slim = scores(1 / 3), scores(1 / 7)
     document = scorecard_document(3, Scorecard(dense, slim, 4, 2))
     assert json.loads(json.dumps(document)) == {"generation": 3, "dense": dense, "slim": slim}
+
+
+def test_the_best_epoch_is_told_below_the_table_and_in_the_document():
+    dense = {"recall@2": 0.5, "recall@4": 0.75, "validation_recall@2": 0.625}
+    cards = {1: Scorecard(dense, None, 9, None), 2: Scorecard(dense, None, 9, None, best_epoch=BestEpoch(3, 8))}
+    lines = printed("x", cards, width=100)
+    assert lines[1].split() == ["generation", "network", "parameters", "R@2", "R@4", "val", "R@2"]
+    told = " ".join(line.strip() for line in lines)
+    assert "weights of the epoch that was best on the validation part: 3 of 8 in generation 2" in told
+    assert scorecard_document(2, cards[2])["best_epoch"] == {"epoch": 3, "trained": 8}
+    assert "best_epoch" not in scorecard_document(1, cards[1])
 
 
 def test_the_document_of_a_classification_has_every_class():

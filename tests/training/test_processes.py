@@ -224,7 +224,7 @@ def trained(loss, engine, rates=()):
     return {**state.weights, **state.loss_weights, **images}
 
 
-def noise(tested=(3, 4)):
+def noise(tested=(3, 4), *, validated=()):
     """Pictures of test images, 7, which no processes can share evenly, and of 16 training images."""
 
     def part(name, counts, seed):
@@ -237,7 +237,9 @@ def noise(tested=(3, 4)):
         return images, PixelStore(pixels.astype(np.uint8).reshape(-1), sides, widths=sides)
 
     (train, train_store), (test, test_store) = part("train", (4, 4, 4, 4), 0), part("test", tested, 1)
-    return Pictures(Benchmark("noise", train, test, test), train_store, test_store, test_store)
+    held, held_store = part("held", validated, 2) if validated else (None, None)
+    benchmark = Benchmark("noise", train, test, test, validation=held)
+    return Pictures(benchmark, train_store, test_store, test_store, held_store)
 
 
 def recipe_of_noise(method="knowledge_evolution", training=None):
@@ -269,7 +271,8 @@ def scores_of(engine, tested=(3, 4)):
 
 def grown(engine, method, training=None):
     """Grow two generations with batch norm; score the stored weights of the last one again."""
-    recipe, pictures = recipe_of_noise(method, training), noise()
+    validated = (5, 4, 2) if "patience" in (training or {}) else ()
+    recipe, pictures = recipe_of_noise(method, training), noise(validated=validated)
     generations = list(evolve(recipe, pictures, device="cpu"))
     with default_streams(0, 1, "again"):
         network = build_network(recipe.network, SIZE)
@@ -277,6 +280,7 @@ def grown(engine, method, training=None):
     engine.place(network, channels_last=True)
     return {
         "digests": [weights_digest({**part.weights, **part.loss_weights}) for part in generations],
+        "ends": [vars(end) if (end := part.scorecard.best_epoch) else {} for part in generations],
         "scores": dict(generations[-1].scorecard.dense),
         "again": dict(Scorer(pictures, recipe, engine).score(network)),
     }
@@ -297,6 +301,7 @@ def main(folder):
         "scores of few": scores_of(engine, FEW),
         "grown": {method: grown(engine, method) for method in METHODS_OF.get(engine.processes, ())},
         "averaged": grown(engine, "knowledge_evolution", {"average": 0.9}),
+        "patient": grown(engine, "knowledge_evolution", {"patience": 1, "epochs": 4, "average": 0.5}),
         "distilled": distilled(engine),
         "distilled with batch norm": distilled(engine, Normalised),
         "taught": {task: taught(engine, task) for task in ("retrieval", "classification")},
@@ -497,6 +502,14 @@ def test_averages_of_several_processes_are_one_network(found):
     assert all(other == one for other in others)
     assert one["scores"] == one["again"]
     assert one["digests"] != found[0]["grown"]["knowledge_evolution"]["digests"]
+
+
+def test_several_processes_end_after_the_same_epoch(found):
+    """And take the weights of the same one, scored by the first process."""
+    one, *others = (process["patient"] for process in found)
+    assert all(other == one for other in others)
+    assert one["scores"] == one["again"]
+    assert all(1 <= end["epoch"] <= end["trained"] <= 4 for end in one["ends"])
 
 
 def test_records_come_in_the_order_of_the_processes(found):
