@@ -36,7 +36,7 @@ MIXED = (
     "network.embedding_size=128",
     "loss={name: CrossEntropyLoss}",
     "batches.size=4",
-    "augmentation={mixup: 0.4, cutmix: 1}",
+    "augmentation={mixup: 0.4, cutmix: 1, erasing: 0.5, policy: rand_augment}",
     "training.average=0.9",
 )
 """Of which an epoch has one step more. Every partner is of the other process's share."""
