@@ -37,6 +37,8 @@ from ke_metric.recipe.schema import Recipe
 
 CLASSES, DRAWN, SIZE = 50, 40, (500, 375)
 BATCH = 50
+PARTS = ("loaders", "steps", "second")
+STEPS: dict[str, float] = {"saturation": 0.3, "hue": 0.1, "grayscale": 1.0, "blur": 1.0, "erasing": 1.0}
 FIRST_STEP = "--until-first-step"
 CPU = torch.device("cpu")
 AFFINE = {"geometry": "affine", "scale": [0.8, 1.2], "rotation": 10.0, "translation": 0.1}
@@ -54,6 +56,7 @@ def main() -> None:
         "--pictures", type=int, nargs="+", default=[3000, 12000], help="JPEGs of the second training (3000 and 12000)"
     )
     parser.add_argument("--few", type=int, default=400, help="JPEGs that the loaders are timed on (default: 400)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (default: all)")
     parser.add_argument("--results", type=Path, help="write the tables there as well")
     parser.add_argument(FIRST_STEP, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -63,7 +66,8 @@ def main() -> None:
         rows = []
         for count in given.pictures:
             photos = write_photos(Path(folder, f"{count} photos"), count)
-            rows += second_training(photos, Path(folder), max(1, given.rounds - 2))
+            if "second" in given.parts:
+                rows += second_training(photos, Path(folder), max(1, given.rounds - 2))
         rows = [*loaders(photos, given), *rows]
     text = "\n".join(["# The loader", "", *provenance(given), "", *HEAD, *rows, ""])
     print(text)
@@ -118,16 +122,21 @@ def loaders(photos: Path, given: argparse.Namespace) -> list[str]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        return [
-            *loader_rows(photos, given, "crop, 224 px", 6.0, size=224, store_size=256),
-            *policy_rows(photos, given),
-            *loader_rows(photos, given, "crop, 64 px", 25.0, size=64, store_size=72),
-            *loader_rows(photos, given, "crop, 64 px from a store of 256", None, size=64, store_size=256),
-            *loader_rows(photos, given, "affine, 32 px from a store of 64", None, size=32, store_size=64, **AFFINE),
-        ]
+        rows = [*policy_rows(photos, given), *step_rows(photos, given)] if "steps" in given.parts else []
+        return [*crop_rows(photos, given), *rows] if "loaders" in given.parts else rows
     finally:
         torch.set_num_threads(threads)
         os.sched_setaffinity(0, cores)
+
+
+def crop_rows(photos: Path, given: argparse.Namespace) -> list[str]:
+    """Return rows of what every recipe does: cutting or moving, and standardising."""
+    return [
+        *loader_rows(photos, given, "crop, 224 px", 6.0, size=224, store_size=256),
+        *loader_rows(photos, given, "crop, 64 px", 25.0, size=64, store_size=72),
+        *loader_rows(photos, given, "crop, 64 px from a store of 256", None, size=64, store_size=256),
+        *loader_rows(photos, given, "affine, 32 px from a store of 64", None, size=32, store_size=64, **AFFINE),
+    ]
 
 
 def policy_rows(photos: Path, given: argparse.Namespace) -> list[str]:
@@ -135,22 +144,33 @@ def policy_rows(photos: Path, given: argparse.Namespace) -> list[str]:
     recipe = recipe_of(photos, size=224, store_size=256, policy="trivial_augment_wide")
     pictures, files = few_pictures(photos, recipe, given.few)
     ways = {where: epoch_of(pictures, of_where(recipe, where)) for where in ("loader", "device")}
-    ways["no policy"] = epoch_of(pictures, recipe_of(photos, size=224, store_size=256))
     others = {f"v2 of PIL, {how.value}": how for how in (v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST)}
     for name, how in others.items():
         ways[name] = peer(files, recipe, of_tensors=False, policy=[v2.TrivialAugmentWide(interpolation=how)])
+    times, what = timed(ways, given), "crop and TrivialAugment, 224 px"
+    pairs = [(ours, other) for ours in ("loader", "device") for other in others]
+    return [row(f"{what}: `{ours}` against {other}", times, other, ours, 1.5, len(files)) for ours, other in pairs]
+
+
+def step_rows(photos: Path, given: argparse.Namespace) -> list[str]:
+    """Return rows of each further step of every picture, against the crop alone."""
+    alone = recipe_of(photos, size=224, store_size=256)
+    pictures, files = few_pictures(photos, alone, given.few)
+    options: dict[str, dict[str, object]] = {f"`{name}: {value:g}`": {name: value} for name, value in STEPS.items()}
+    options["`policy: trivial_augment_wide`"] = {"policy": "trivial_augment_wide"}
+    recipes = {name: recipe_of(photos, size=224, store_size=256, **more) for name, more in options.items()}
+    times = timed({name: epoch_of(pictures, recipe) for name, recipe in {"alone": alone, **recipes}.items()}, given)
+    return [
+        row(f"crop and {name}, 224 px, against the crop alone", times, "alone", name, None, len(files))
+        for name in recipes
+    ]
+
+
+def timed(ways: dict[str, Callable[[], None]], given: argparse.Namespace) -> dict[str, list[Clocked]]:
+    """Go through every way once before they are timed in turn."""
     for way in ways.values():
         way()
-    times = in_turn(ways, given.rounds)
-    pairs = [(ours, other, 1.5) for ours in ("loader", "device") for other in others]
-    what = "crop and TrivialAugment, 224 px"
-    return [
-        *(
-            row(f"{what}: `{ours}` against {other}", times, other, ours, aim, len(files))
-            for ours, other, aim in pairs
-        ),
-        row(f"{what}: `loader` against no policy", times, "no policy", "loader", None, len(files)),
-    ]
+    return in_turn(ways, given.rounds)
 
 
 def loader_rows(
@@ -162,9 +182,7 @@ def loader_rows(
     ways = {where: epoch_of(pictures, of_where(recipe, where)) for where in ("loader", "device")}
     if recipe.augmentation.geometry == "crop":
         ways |= {"v2 of tensors": peer(files, recipe), "v2 of PIL": peer(files, recipe, of_tensors=False)}
-    for way in ways.values():
-        way()
-    times = in_turn(ways, given.rounds)
+    times = timed(ways, given)
     pairs = [("loader", "device", None)]
     if "v2 of tensors" in times:
         pairs += [(ours, "v2 of tensors", target) for ours in ("loader", "device")]
