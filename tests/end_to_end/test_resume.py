@@ -41,6 +41,9 @@ KINDS = {
         "optimizer={name: adamw, learning_rate: 1e-3}",
         "training.average=0.9",
         "method.inherit_average=false",
+        "augmentation.policy=trivial_augment_wide",
+        "augmentation.hue=0.1",
+        "augmentation.blur=0.5",
     ],
     "mixed pictures": [
         "task=classification",
@@ -48,6 +51,8 @@ KINDS = {
         "loss={name: CrossEntropyLoss}",
         "augmentation.mixup=0.4",
         "augmentation.cutmix=1",
+        "augmentation.policy=rand_augment",
+        "augmentation.erasing=0.5",
     ],
     "patience": [
         "network.backbone=timm/test_resnet",
