@@ -56,6 +56,8 @@ def record(out: Path, names: list[str]) -> dict:
 
 def main() -> None:
     """Record all parts, or those that are named after the folder."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"{__doc__}\nParts: {', '.join(PARTS)}")
     out = Path(sys.argv[1]).resolve()
     found = record(out, [name for name in PARTS if name in sys.argv[2:] or len(sys.argv) == 2])
     (out / "record.json").write_text(to_text(found) + "\n", encoding="utf-8")

@@ -137,3 +137,7 @@ def test_nothing_forbidden_is_in_the_project():
         if name.endswith(".py") and text is not None:
             found[name] += forbidden_code(text)
     assert not {name: wrong for name, wrong in found.items() if wrong}
+
+
+def test_no_file_lies_in_a_folder_named_like_an_option():
+    assert not [path for path in project_files() if path.relative_to(ROOT).parts[0].startswith("-")]
