@@ -47,7 +47,7 @@ setup(
         "timm": ["timm>=1.0.22"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
-        "postgres": ["psycopg[binary]>=3.2"],
+        "postgres": ["psycopg[binary]>=3.2.13"],
         "serve": [
             "httptools>=0.6.4",
             "prometheus_client>=0.22",
