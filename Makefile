@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-EXTRAS := cpu,emoji,timm,milvus,postgres,serve,export,report,docs,test,compare
+EXTRAS := cpu,emoji,timm,milvus,parquet,postgres,serve,export,report,docs,test,compare
 
 .PHONY: demo browser test test-slow test-lowest check format docs bench clean
 

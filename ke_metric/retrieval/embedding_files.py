@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -23,7 +23,7 @@ from ke_metric.disk import FolderKind, require_free, whole_folder
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.networks.bundle_config import Sha256, installed_versions
 from ke_metric.retrieval.embedder import Embedder
-from ke_metric.retrieval.index import MANIFEST, MODEL, Index, Manifest
+from ke_metric.retrieval.index import MODEL
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.schema import Section, read_object, validated
 from ke_metric.stores.contract import Item, check_addition
@@ -232,68 +232,3 @@ def _read_vectors(path: Path) -> FloatArray:
 def _read_facts(path: Path) -> Facts:
     missing = f"{path.parent}: no embeddings here (no {FACTS}); make some with ke-metric embed"
     return validated(Facts, read_object(path, missing), path)
-
-
-@dataclass(frozen=True)
-class StoredEmbeddings:
-    """Embeddings that exist, in a folder of files or in an index. Made by `open`; close it, or use it in a `with`.
-
-    Attributes:
-        folder: Where they lie.
-        facts: Digest, dimension and description of the embedder that made them.
-        content: The embeddings themselves.
-    """
-
-    folder: Path
-    facts: Facts | Manifest
-    content: EmbeddingFiles | Index
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open a folder of embeddings or an index; DATA where it is neither, or damaged."""
-        if (folder / FACTS).is_file():
-            files = EmbeddingFiles.open(folder)
-            return cls(folder, files.facts, files)
-        if not (folder / MANIFEST).is_file():
-            raise KeMetricError(
-                f"{folder}: neither an index nor embeddings (ke-metric embed) are here", ExitCode.DATA
-            )
-        index = Index.open(folder)
-        return cls(folder, index.manifest, index)
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def embedder(self) -> Embedder | None:
-        """Load the embedder that made the vectors; None where it is not stored with them."""
-        model = self.folder / MODEL
-        if not model.is_dir():
-            return None
-        embedder = Embedder.load(model, device="cpu")
-        self.require_digest(embedder.digest, str(model))
-        embedder.description = self.facts.description
-        return embedder
-
-    def require_digest(self, digest: str, whose: str) -> None:
-        """Refuse, with DATA, another network than the one that made the vectors; `whose` is its name in the error."""
-        if digest != self.facts.digest:
-            raise KeMetricError(
-                f"{whose}: another network than the one that made the vectors of {self.folder} (digest "
-                f"{digest[:12]}, theirs is {self.facts.digest[:12]}: {self.facts.description})",
-                ExitCode.DATA,
-            )
-
-    def batches(self) -> Iterator[ItemBatch]:
-        """Yield the items and their vectors; DATA where what lies there is damaged."""
-        if isinstance(self.content, EmbeddingFiles):
-            yield from self.content.batches()
-        else:
-            for items, vectors in self.content.store.read(ROWS_AT_A_TIME):
-                yield ItemBatch(items, vectors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if isinstance(self.content, Index):
-            self.content.close()

@@ -19,6 +19,7 @@ HEAVY = (
     "onnxruntime",
     "prometheus_client",
     "psycopg",
+    "pyarrow",
     "pymilvus",
     "pytorch_metric_learning",
     "scipy",

@@ -14,11 +14,11 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedding_files import (
     EmbeddingFiles,
     ItemBatch,
-    StoredEmbeddings,
     require_place,
     write_embeddings,
 )
 from ke_metric.retrieval.picture_list import LeftOut
+from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item
 
 

@@ -26,6 +26,7 @@ from ke_metric.cli import main
 from ke_metric.evaluation.retrieval import Scoring
 
 for optional in (
+    "duckdb",
     "faiss",
     "milvus_lite",
     "onnx",
@@ -230,6 +231,13 @@ def test_milvus(ran):
     names = block_with(ran, "MilvusClient(")
     assert names["hits"][0]["distance"] == pytest.approx(1, abs=1e-5)
     assert len(names["hits"]) == 3
+
+
+@pytest.mark.slow
+def test_parquet(ran, gallery):
+    nearest = block_with(ran, "import duckdb")["nearest"]
+    assert len(nearest) == 3
+    assert nearest[0][2] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow

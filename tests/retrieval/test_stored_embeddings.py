@@ -7,7 +7,8 @@ import pytest
 
 from ke_metric import Embedder
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedding_files import ItemBatch, StoredEmbeddings, write_embeddings
+from ke_metric.retrieval.embedding_files import ItemBatch, write_embeddings
+from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item
 
 
