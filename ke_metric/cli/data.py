@@ -107,7 +107,8 @@ def show_pictures(recipe: Recipe, target: Path, *, pictures: int, draws: int) ->
     benchmark = load_benchmark(recipe.data, recipe.task)
     rows = sheet_rows(benchmark, recipe, pictures=pictures, draws=draws)
     size, count = recipe.data.image_size, len(benchmark.train)
-    told = f"{len(rows):,} of {count:,} training pictures of {benchmark.name}, {draws:,} draws of each"
+    each = "one draw" if draws == 1 else f"{draws:,} draws"
+    told = f"{len(rows):,} of {count:,} training pictures of {benchmark.name}, {each} of each"
     written = write_sheet(draw_sheet(f"{recipe.name}: {told}, {size} x {size} pixels", rows), target)
     document = {
         "sheet": str(target),

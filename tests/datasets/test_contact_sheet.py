@@ -159,6 +159,7 @@ def test_the_command_writes_a_sheet_over_what_is_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["noise.yaml", "sheet.png"]
     result = show("--to", "sheet.png")
     assert result.stdout.startswith("12 of 12 training pictures of folder, 8 draws of each: sheet.png (")
+    assert "folder, one draw of each: sheet.png (" in show("--to", "sheet.png", "--draws", "1").stdout
 
 
 @pytest.mark.usefixtures("recipe")
