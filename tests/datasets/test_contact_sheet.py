@@ -94,6 +94,24 @@ def test_draws_are_those_of_a_training_in_successive_epochs(root):
         assert batch.keys == tuple(dict.fromkeys(batch.keys))
 
 
+def test_a_picture_that_repeats_in_an_epoch_is_drawn_once_of_it(root):
+    """A partner may be a picture of the batch: what is shown is of successive epochs all the same."""
+    recipe = recipe_of(root, sampler="paired")
+    rows = {row.key: row for row in rows_of(recipe, 6, 3)}
+    small, _ = first_pictures(load_benchmark(recipe.data, recipe.task), recipe, 6)
+    epochs = TrainingEpochs(small, recipe, generation=1, device=torch.device("cpu"))
+    repeated = 0
+    for number in (1, 2, 3):
+        firsts = {}
+        for batch in epochs.epoch(number):
+            for key, picture in zip(batch.keys, contact_sheet._pictures([batch.images], recipe), strict=True):
+                repeated += key in firsts and key in rows
+                firsts.setdefault(key, levels(picture))
+        for key, row in rows.items():
+            assert np.array_equal(levels(row.drawn[number - 1]), firsts[key])
+    assert repeated
+
+
 def test_mixed_pictures_say_what_they_are_of(root):
     rows = rows_of(recipe_of(root, cutmix=1.0, **STILL), 8, 6)
     told = 0
