@@ -151,11 +151,12 @@ def _without_classes(benchmark: Benchmark, fraction: float) -> Benchmark:
     drawn = set(draw_share(train.class_names, fraction, f"validation classes/{benchmark.name}")[1])
     is_drawn = np.array([name in drawn for name in train.class_names])
     left, held = (np.flatnonzero(flags) for flags in (~is_drawn, is_drawn))
-    if len(left) < 2 or not len(held):
+    # Of a single class every picture finds the others, whatever the network: its score would say nothing.
+    if min(len(left), len(held)) < 2:
         raise KeMetricError(
             f"data.validation_fraction = {fraction}: the training part of {benchmark.name!r} has "
             f"{len(train.class_names)} classes, of which that leaves {len(left)} to learn from and {len(held)} to "
-            "validate with; there must be 2 and 1 at least",
+            "validate with; there must be 2 of each at least",
             ExitCode.RECIPE,
         )
     validation = _only(train, held)
