@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.speed import gpu, processes, run, splitting
+from eval.speed import gpu, precision, processes, run, splitting
 from ke_metric.errors import ExitCode
 
 
@@ -85,6 +85,13 @@ def test_splitting_is_timed(monkeypatch, capsys):
     assert [line.split(" | ")[1] for line in capsys.readouterr().out.splitlines() if "resnet18 |" in line] == [
         "plan_split", "redraw_reset", "extract_slim",
     ]  # fmt: skip
+
+
+def test_precisions_are_timed():
+    cells = precision.row("timm/test_resnet", 2, batch=2, size=32).strip("| ").split(" | ")
+    assert cells[0] == "timm/test_resnet"
+    assert len(cells) == len(precision.HEAD.strip("| ").split(" | "))
+    assert all(float(cell.split()[0]) > 0 for cell in cells[1:])
 
 
 def test_a_script_that_fails_is_a_failure_of_all(monkeypatch, capsys):
