@@ -12,7 +12,8 @@ epoch) is not counted.
 
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
 written to `eval/budget/results/<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by
-seed, with a 95 % bootstrap interval, and only between networks with as many parameters. An average (`of` a strategy,
+seed, with a 95 % bootstrap interval, and only between networks with as many parameters; a strategy that the file has
+under `beside` is compared with the one named there, which stands behind the difference. An average (`of` a strategy,
 see averages.py) is scored from the lineage that was trained for that strategy, and written down with it.
 """
 
@@ -20,7 +21,7 @@ import argparse
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -38,8 +39,8 @@ from ke_metric.recipe.file import load_recipe
 from ke_metric.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
-FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set", "averages"}
-OPTIONAL = {"set", "averages"}
+FIELDS = {"recipe", "epochs", "reference", "slim_reference", "strategies", "set", "averages", "beside"}
+OPTIONAL = {"set", "averages", "beside"}
 # Epochs whose arithmetic differs by less are taken for equal.
 TOLERANCE = 0.05
 
@@ -56,6 +57,7 @@ class Grid:
         shared: Overrides of all strategies.
         strategies: Name -> number of generations, and its own overrides.
         averages: Name -> the strategy whose generations are averaged, and what of them: `outputs` or `weights`.
+        beside: Strategy -> the one that both of its networks are compared with in place of the references.
     """
 
     recipe: Path
@@ -65,6 +67,7 @@ class Grid:
     shared: tuple[str, ...]
     strategies: Mapping[str, tuple[int, tuple[str, ...]]]
     averages: Mapping[str, tuple[str, str]]
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_grid(path: Path) -> Grid:
@@ -85,6 +88,10 @@ def read_grid(path: Path) -> Grid:
     for role in ("reference", "slim_reference"):
         if document[role] not in strategies:
             raise SystemExit(f"{path}: {role} = {document[role]!r} is no strategy")
+    beside = document.get("beside", {})
+    for name in [*beside, *beside.values()]:
+        if name not in strategies:
+            raise SystemExit(f"{path}: beside has {name!r}, which is no strategy")
     averages = {name: (own.get("of"), own.get("average")) for name, own in document.get("averages", {}).items()}
     for name, (base, kind) in averages.items():
         if base not in strategies or kind not in KINDS or "method.slim_last=true" in strategies[base][1]:
@@ -98,6 +105,7 @@ def read_grid(path: Path) -> Grid:
         tuple(document.get("set", ())),
         strategies,
         averages,
+        beside,
     )
 
 
@@ -181,8 +189,11 @@ def markdown(
         ]
         cells = [name, f"{last} x {epochs}", str(last * epochs), f"{sum(minutes) / len(minutes):.1f}"]
         cells.append(str(len(strategy.scorecards)))
-        for network, reference in (("dense", grid.reference), ("slim", grid.slim_reference)):
-            cells += _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
+        own = grid.beside.get(name)
+        for network, usual in (("dense", grid.reference), ("slim", grid.slim_reference)):
+            reference = own or usual
+            told = _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
+            cells += [*told[:2], f"{told[2]} ({own})" if own and told[2] else told[2]]
         lines.append(f"| {' | '.join(cells)} |")
         for network in strategy.last_networks:
             if network in ("dense", "slim"):

@@ -66,6 +66,8 @@ def test_a_strategy_is_the_recipe_with_its_changes(grid_of):
         ({"slim_reference": "x"}, "slim_reference = 'x' is no strategy"),
         ({"epoch": 3}, "epoch is unknown"),
         ({"strategies": {"plain": {"set": []}}}, r"strategies\.plain has \['set'\]"),
+        ({"beside": {"ek": "plain"}}, "beside has 'ek', which is no strategy"),
+        ({"beside": {"ke": "plian"}}, "beside has 'plian', which is no strategy"),
         ({"averages": {"x": {"of": "ek", "average": "outputs"}}}, r"averages\.x is of 'ek'.*one of alone, ke, plain"),
         ({"averages": {"x": {"of": "ke", "average": "mean"}}}, "average 'mean'; .*outputs or weights"),
         (
@@ -150,6 +152,26 @@ def test_the_table(grid_of, grow):
     assert lines[3] == ["alone", "1 x 12", "12", "0.5", "2", "", "", "", "9", "20.0 ± 0.0"]
     assert lines[4] == ["ke", "3 x 4", "12", "1.5", "2", "9", "60.0 ± 8.5", "+5.0 [+4.0, +6.0]", "3", "30.0 ± 4.2"]
     assert lines[-1] == ["Intervals of fewer than five seeds are too narrow to be trusted."]
+
+
+def test_a_strategy_may_have_another_beside_it(grid_of, grow):
+    grid = grid_of(
+        strategies={**GRID["strategies"], "better": {"generations": 1, "set": ["training.average=0.9"]}},
+        beside={"ke": "better"},
+    )
+    recipes = recipes_of(grid, "g", [0, 1])
+    recalls = {"plain": (0.5, 0.6), "better": (0.7, 0.7), "ke": (0.54, 0.66)}
+    found = {
+        name: [
+            grow(recipe, [recall] * recipe.generations) for recipe, recall in zip(recipes[name], each, strict=True)
+        ]
+        for name, each in recalls.items()
+    }
+    lines = [line.strip("| ").split(" | ") for line in markdown(grid, found).splitlines()]
+    assert lines[3][0] == "better"
+    assert lines[3][7] == "+15.0 [+10.0, +20.0]"
+    assert lines[4][0] == "ke"
+    assert lines[4][7] == "-10.0 [-16.0, -4.0] (better)"
 
 
 def test_networks_of_another_size_have_no_difference(grid_of, grow):
