@@ -12,8 +12,9 @@ epoch) is not counted.
 
 Missing lineages are trained, interrupted ones go on; the table is printed as Markdown. What a finished one shows is
 written to `eval/budget/results/<grid>.jsonl`, and stands for it where its folder is gone. Differences are paired by
-seed, with a 95 % bootstrap interval, and only between networks with as many parameters; a strategy that the file has
-under `beside` is compared with the one named there, which stands behind the difference. An average (`of` a strategy,
+seed, with a 95 % bootstrap interval, and only between networks with as many parameters; the dense network of a
+strategy that the file has under `beside` is compared with the one named there, which stands behind the difference. An
+average (`of` a strategy,
 see averages.py) is scored from the lineage that was trained for that strategy, and written down with it.
 """
 
@@ -57,7 +58,7 @@ class Grid:
         shared: Overrides of all strategies.
         strategies: Name -> number of generations, and its own overrides.
         averages: Name -> the strategy whose generations are averaged, and what of them: `outputs` or `weights`.
-        beside: Strategy -> the one that both of its networks are compared with in place of the references.
+        beside: Strategy -> the one that its dense network is compared with in place of the reference.
     """
 
     recipe: Path
@@ -190,10 +191,9 @@ def markdown(
         cells = [name, f"{last} x {epochs}", str(last * epochs), f"{sum(minutes) / len(minutes):.1f}"]
         cells.append(str(len(strategy.scorecards)))
         own = grid.beside.get(name)
-        for network, usual in (("dense", grid.reference), ("slim", grid.slim_reference)):
-            reference = own or usual
+        for network, reference in (("dense", own or grid.reference), ("slim", grid.slim_reference)):
             told = _cells(strategy, strategies.get(reference), network, score, is_reference=name == reference)
-            cells += [*told[:2], f"{told[2]} ({own})" if own and told[2] else told[2]]
+            cells += [*told[:2], f"{told[2]} ({own})" if own == reference and told[2] else told[2]]
         lines.append(f"| {' | '.join(cells)} |")
         for network in strategy.last_networks:
             if network in ("dense", "slim"):

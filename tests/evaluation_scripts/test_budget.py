@@ -352,3 +352,34 @@ def test_tables_that_are_committed_are_those_of_the_results(name, monkeypatch, c
         # Of the dense network; of slim_alone the only one.
         figure = re.search(r"\d+\.\d ± \d+\.\d", row)[0]
         assert any(figure in line for line in told.splitlines() if line.startswith(f"| {strategy} |")), figure
+
+
+PRACTICE = {"emoji": "emoji_small", "glyphs": "glyphs_small", "emoji_classes": "emoji_classes_small"}
+
+
+@pytest.mark.parametrize("name", PRACTICE)
+def test_recipes_of_good_practice_are_what_was_measured(name):
+    """But for how many k-means are averaged over, which changes no network."""
+    path = ROOT / "eval" / "budget" / "grids" / f"practice_{name}.yaml"
+    (measured,) = recipes_of(read_grid(path), "g", [0])["all"]
+    shipped = load_recipe(ROOT / "recipes" / f"{PRACTICE[name]}.yaml")
+    changes = {"name": shipped.name, "evaluation": shipped.evaluation}
+    assert measured.model_copy(update=changes) == shipped
+    assert measured.evaluation.model_copy(update={"kmeans_seeds": 3}) == shipped.evaluation.model_copy(
+        update={"slim_repair": measured.evaluation.slim_repair}
+    )
+
+
+@pytest.mark.parametrize("name", [*PRACTICE, "solar"])
+def test_tables_of_good_practice_are_those_of_the_results(name, monkeypatch, capsys):
+    """And docs/what-to-use.md has its figures from them."""
+    grid = ROOT / "eval" / "budget" / "grids" / f"practice_{name}.yaml"
+    monkeypatch.setattr("sys.argv", ["budget.py", str(grid), "--seeds", "0,1,2", "--show"])
+    budget.main()
+    shown = capsys.readouterr().out
+    assert (ROOT / "eval" / "budget" / "results" / f"practice_{name}.md").read_text(encoding="utf-8").endswith(shown)
+    told = (ROOT / "docs" / "what-to-use.md").read_text(encoding="utf-8")
+    for strategy in ("today", "all", "all_joint", "all_shrink_3", "all_ke_3"):
+        (row,) = (line for line in shown.splitlines() if line.startswith(f"| {strategy} |"))
+        figure = re.search(r"\d+\.\d ± \d+\.\d", row)[0]
+        assert any(figure in line for line in told.splitlines() if line.startswith(f"| {strategy} |")), figure
