@@ -37,7 +37,7 @@ RANKING_FIELDS = {"expand": "--expand", "rerank": "--rerank"}
 @click.option("--seed", type=int, help="Seed of everything random; the recipe's when left out.")
 @click.option("--device", help="A torch device: cpu, cuda, cuda:1; found by itself when left out.")
 @click.option("--lineage", type=FOLDER, help="Folder of the lineage; lineages/<recipe name>-s<seed> when left out.")
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch.")
+@click.option("--resume", is_flag=True, help="Go on after the last epoch that was saved.")
 @click.option("--overwrite", is_flag=True, help="Replace the lineage that is there.")
 @click.option("--dry-run", is_flag=True, help="Build everything, try one batch, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")

@@ -7,6 +7,7 @@ How a training goes on: with which command, and with what not as it was before.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -55,7 +56,7 @@ class LineageRecorder(TrainingObserver):
         self._lineage = lineage
         self._epochs = lineage.recipe.training.epochs
         self._unwritten: TrainingState | None = None
-        self._writing_seconds = 0.0
+        self._writing_seconds, self._last_writing = 0.0, math.inf
         self.saving_seconds = 0.0
         self._written_at = time.perf_counter()
         self._board: SummaryWriter | None = None
@@ -118,8 +119,10 @@ class LineageRecorder(TrainingObserver):
         started = time.perf_counter()
         self._lineage.save_state(state)
         self._unwritten, self._written_at = None, time.perf_counter()
-        self._writing_seconds = self._written_at - started
-        self.saving_seconds += self._writing_seconds
+        took = self._written_at - started
+        # The quicker of two: a disk that was busy once does not put the next state off for minutes.
+        self._writing_seconds, self._last_writing = min(took, self._last_writing), took
+        self.saving_seconds += took
 
     def store(self, generation: Generation) -> None:
         """Store a complete generation in the lineage, and its scores and mean weights for TensorBoard."""

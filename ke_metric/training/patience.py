@@ -111,6 +111,11 @@ class Patience:
             f"generation {state.number}: {best.trained} epochs trained; its weights are those of epoch {best.epoch}, "
             f"the best one on the validation part ({100 * score:.1f} %)"
         )
+        if score >= 1.0:
+            observer.warn(
+                f"generation {state.number}: every picture of the validation part was right after epoch "
+                f"{best.epoch}; later epochs cannot be told apart by it, and a larger data.validation_fraction may"
+            )
         self._load_best(loss)
         weights, loss_weights = self._best
         return replace(state, weights=weights, loss_weights=loss_weights)

@@ -22,12 +22,12 @@ class FakeLineage:
 
     def __init__(self, folder, clock, seconds, room=100):
         self.folder, self.recipe, self.saved = folder, Recipe(name="x"), []
-        self._clock, self._seconds, self._room = clock, seconds, room
+        self._clock, self.seconds, self._room = clock, seconds, room
 
     def save_state(self, state):
         if len(self.saved) == self._room:
             raise KeMetricError("no room")
-        self._clock.now += self._seconds
+        self._clock.now += self.seconds
         self.saved.append(state.epoch)
 
     def append(self, generation):
@@ -76,6 +76,20 @@ def test_writing_takes_three_parts_in_two_hundred_of_the_time_at_most(writing, e
     with LineageRecorder(lineage) as recorder:
         train(recorder, clock, 6, epoch)
     assert lineage.saved == saved
+
+
+def test_a_disk_that_was_slow_once_puts_nothing_off(clock, tmp_path):
+    """Ten seconds, where a tenth of one is usual: without the write before it, the next would be 657 seconds away."""
+    lineage = FakeLineage(tmp_path, clock, 0.1)
+    with LineageRecorder(lineage) as recorder:
+        train(recorder, clock, 2, 1.0)
+        lineage.seconds = 10.0
+        clock.now += 1.0
+        recorder.epoch_done(state_of(3))
+        lineage.seconds = 0.1
+        clock.now += 1.0
+        recorder.epoch_done(state_of(4))
+        assert lineage.saved == [1, 2, 3, 4]
 
 
 def test_what_is_not_written_when_it_stops_is_written_then(clock, tmp_path):

@@ -75,13 +75,16 @@ class Scripted:
 
 class Recorder(TrainingObserver):
     def __init__(self):
-        self.states, self.notes = [], []
+        self.states, self.notes, self.warnings = [], [], []
 
     def epoch_done(self, state):
         self.states.append(state)
 
     def note(self, text):
         self.notes.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
 
 
 def prepare(scores=None, patience=None, *, average=None, seed=0):
@@ -167,6 +170,13 @@ def test_network_and_loss_have_the_weights_that_count(case):
         f"generation 1: {trained} epochs trained; its weights are those of epoch {best}, the best one on the "
         f"validation part ({100 * CASES[case][0][best - 1]:.1f} %)"
     ]
+
+
+def test_a_validation_part_that_all_is_right_of_is_said_to_tell_nothing():
+    _, recorder = watched(prepare([0.5, 1.0, 1.0, 1.0], 2))
+    (warning,) = recorder.warnings
+    assert warning.startswith("generation 1: every picture of the validation part was right after epoch 2;")
+    assert watched(prepare([0.5, 0.999, 0.9, 0.9], 2))[1].warnings == []
 
 
 @pytest.mark.parametrize("average", [None, 0.6])
