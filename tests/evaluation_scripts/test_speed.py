@@ -10,6 +10,7 @@ from eval.speed import gpu, precision, processes, run, splitting
 from ke_metric.errors import ExitCode
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--tiny"])
     gpu.main()
