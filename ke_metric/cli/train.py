@@ -19,13 +19,12 @@ from rich.console import Group
 from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
-from ke_metric.cli.display import Outcome, counting, say, say_skipped
+from ke_metric.cli.display import Outcome, counting, resume_command, say, say_skipped
 from ke_metric.cli.processes import Processes, together
 from ke_metric.cli.recording import (
     Interrupts,
     LineageRecorder,
     interruptible,
-    resume_command,
     warn_of_changes,
 )
 from ke_metric.cli.training_display import TrainingDisplay
@@ -53,6 +52,7 @@ from ke_metric.retrieval.network_choice import further_rates
 from ke_metric.scoring import count_parameters
 from ke_metric.split.hypotheses import extract_slim
 from ke_metric.split.plan import SplitPlan
+from ke_metric.training.allocator import keep_freed_memory
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import TrainingObservers
 from ke_metric.training.one_generation import GenerationTraining
@@ -215,6 +215,8 @@ def train_lineage(
     """
     folder = _own_folder(folder or default_folder(recipe))
     engine = Engine(recipe.training.precision, device)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         processes = stack.enter_context(together(engine, folder, device))
         start = Start()
