@@ -1,8 +1,11 @@
 """Writes docs/recipe-fields.md: every field of a recipe, from the schema that checks it (`make docs`)."""
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -85,9 +88,22 @@ def default_of(name: str, field: FieldInfo) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-def said(field: FieldInfo) -> str:
-    """Return the field's own text, fit for a cell of a table: its values and the pages it names as code."""
-    text = " ".join((field.description or "").split()).replace("|", "\\|")
+def texts_of(kind: type[Section]) -> dict[str, str]:
+    """Return what stands below every field in the source of its section.
+
+    Pydantic could attach it to the field, which would cost every command a tenth of a second.
+    """
+    (section,) = ast.parse(inspect.getsource(kind)).body
+    return {
+        field.target.id: inspect.cleandoc(text.value.value).strip()
+        for field, text in pairwise(section.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def said(text: str, field: FieldInfo) -> str:
+    """Return a field's own text, fit for a cell of a table: its values and the pages it names as code."""
+    text = " ".join(text.split()).replace("|", "\\|")
     text = re.sub(r"(?<!`)docs/[\w-]+\.md", r"`\g<0>`", text)
     for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
         text = re.sub(rf"(?<![`\w])({re.escape(str(choice))})(?=:| \(\w+\):)", r"`\1`", text)
@@ -102,9 +118,10 @@ def readers(name: str) -> str:
 
 def table(kind: type[Section], prefix: str, *, without: tuple[str, ...] = ()) -> str:
     """Return the table of a section's fields."""
+    texts = texts_of(kind)
     rows = [
         f"| `{prefix}{name}` | {allowed(field)} | {default_of(prefix + name, field)} "
-        f"| {said(field)}{readers(name) if prefix == 'method.' else ''} |"
+        f"| {said(texts[name], field)}{readers(name) if prefix == 'method.' else ''} |"
         for name, field in kind.model_fields.items()
         if name not in without
     ]
@@ -113,11 +130,11 @@ def table(kind: type[Section], prefix: str, *, without: tuple[str, ...] = ()) ->
 
 def page() -> str:
     """Return the page."""
-    sections = list(sections_of(Recipe))
+    sections, texts = list(sections_of(Recipe)), texts_of(Recipe)
     names = tuple(name for name, _, _ in sections)
     parts = [HEAD, "## The recipe itself", table(Recipe, "", without=names)]
     for name, kind, field in sections:
-        parts += [f"## {name}", f"{said(field)} {NOTES.get(name, '')}", table(kind, f"{name}.")]
+        parts += [f"## {name}", f"{said(texts[name], field)} {NOTES.get(name, '')}", table(kind, f"{name}.")]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -30,7 +30,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".writing-"
 TOKEN_BYTES = 4
 ABANDONED_SECONDS = 3600
-"""After which a temporary file is taken to be a killed process's: writing one takes far less."""
+"""After which a temporary file that nobody touched is a killed process's: who takes longer touches it meanwhile."""
 LOCK_SECONDS = 0.5
 """That a writer waits for a lock: whoever only looks whether it is taken holds it for less than a millisecond."""
 
@@ -223,11 +223,20 @@ def write_text(path: Path, text: str, *, sole_writer: bool = False, as_error: As
 
 
 def write_bytes(path: Path, content: bytes, *, sole_writer: bool = False, as_error: AsError = disk_error) -> None:
-    """Replace a file as a whole; of several processes that write it, the last one has its content there.
+    """Replace a file as a whole; see `whole_file`."""
+    with whole_file(path, sole_writer=sole_writer, as_error=as_error) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path, *, sole_writer: bool = False, as_error: AsError = disk_error) -> Iterator[Path]:
+    """Give a name to write a file to, which becomes `path` when the block ends well; else nothing is left of it.
+
+    Of several processes that write one file, the last one has its content there. A block that may go an hour without
+    writing touches the file meanwhile, or another process takes it to be a killed one's.
 
     Args:
         path: The file.
-        content: What it holds afterwards.
         sole_writer: Nobody else can be writing this file: what killed processes left of it is deleted at once, and
             not only when it is old.
         as_error: Makes the error that is raised.
@@ -238,7 +247,7 @@ def write_bytes(path: Path, content: bytes, *, sole_writer: bool = False, as_err
     temporary = temporary_name(path)
     try:
         _remove_left_files(path, sole_writer=sole_writer)
-        temporary.write_bytes(content)
+        yield temporary
         reach_disk(temporary)
         temporary.replace(path)
     except OSError as error:

@@ -121,9 +121,7 @@ Ground = Annotated[str, BeforeValidator(_ground)]
 class Section(BaseModel):
     """A frozen group of fields; unknown keys, loose types, NaN and infinity are refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Stored = TypeVar("Stored", bound=Section)

@@ -39,7 +39,6 @@ CLASSES, DRAWN, SIZE = 50, 40, (500, 375)
 BATCH = 50
 PARTS = ("loaders", "steps", "second")
 STEPS: dict[str, float] = {"saturation": 0.3, "hue": 0.1, "grayscale": 1.0, "blur": 1.0, "erasing": 1.0}
-FIRST_STEP = "--until-first-step"
 CPU = torch.device("cpu")
 AFFINE = {"geometry": "affine", "scale": [0.8, 1.2], "rotation": 10.0, "translation": 0.1}
 HEAD = [
@@ -58,10 +57,7 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=400, help="JPEGs that the loaders are timed on (default: 400)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (default: all)")
     parser.add_argument("--results", type=Path, help="write the tables there as well")
-    parser.add_argument(FIRST_STEP, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.until_first_step:
-        stop_at_first_step(given.until_first_step)
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for count in given.pictures:
@@ -257,7 +253,7 @@ def second_training(photos: Path, folder: Path, rounds: int) -> list[str]:
     benchmark, cache = load_benchmark(recipe.data, recipe.task), folder / "cache"
 
     def process() -> None:
-        command = [sys.executable, "-m", "eval.speed.loader", FIRST_STEP, str(path)]
+        command = [sys.executable, "-m", "eval.speed.first_step", str(path)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "KE_METRIC_CACHE": str(cache)})
 
     def stores() -> None:
@@ -285,20 +281,6 @@ def second_row(what: str, seconds: list[Clocked], firsts: list[Clocked]) -> str:
     met = "yes" if np.median(share) <= 0.2 else "no"
     times = f"{np.median(wall):.2f} s | first: {np.median(first_wall):.2f} s"
     return f"| {what} | {times} | {spread(share)} | {spread(ratios(cpu, first_cpu))} | <= 0.2 | {met} |"
-
-
-def stop_at_first_step(recipe: Path) -> None:
-    """Be `ke-metric train` up to the first step, and end there."""
-    from ke_metric.cli import main as ke_metric
-    from ke_metric.training.one_generation import GenerationTraining
-
-    def first_step(*_: object, **__: object) -> None:
-        shutil.rmtree(recipe.parent / "lineage", ignore_errors=True)
-        os._exit(0)
-
-    GenerationTraining.take_step = first_step  # type: ignore[assignment,method-assign]
-    sys.argv = ["ke-metric", "train", str(recipe), "--lineage", str(recipe.parent / "lineage"), "--device", "cpu"]
-    ke_metric()
 
 
 if __name__ == "__main__":

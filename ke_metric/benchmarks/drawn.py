@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from ke_metric.benchmarks.own_splits import draw_share, split_classes
 from ke_metric.errors import ExitCode, KeMetricError
@@ -66,7 +66,7 @@ class GlyphSource:
 
 
 def read_glyphs(data: Data) -> Benchmark:
-    """Build the benchmark and split it by class; takes about three seconds, once per process.
+    """Build the benchmark and split it by class; takes about two seconds, once per process.
 
     Every test picture queries all others. Class names are `U+0041 LATIN CAPITAL LETTER A`. Of the recipe's section
     only `test_fraction` is used.
@@ -141,7 +141,7 @@ def draw(code_point: int, face: str) -> Image.Image | None:
         return None
     sheet = Image.new("L", (SHEET, SHEET), PAPER)
     ImageDraw.Draw(sheet).text((SHEET // 3, SHEET // 2), chr(code_point), font=_font(face), fill=INK, anchor="ls")
-    box = ImageOps.invert(sheet).getbbox()
+    box = ImageChops.invert(sheet).getbbox()
     if box is None:
         return None
     left, top = (box[0] + box[2] - SIDE) // 2, SHEET // 2 - BASELINE

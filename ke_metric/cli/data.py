@@ -15,8 +15,6 @@ from rich.table import Table
 
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.cli.display import Outcome, counting, say
-from ke_metric.cli.lineages import open_lineage, tell_data_changes
-from ke_metric.datasets.contact_sheet import draw_sheet, require_png, sheet_rows, write_sheet
 from ke_metric.datasets.pictures import check_images, check_text, load_for_check, write_pictures
 from ke_metric.datasets.prepare import prepare, prepare_emoji, prepare_text
 from ke_metric.datasets.solar import prepare_solar
@@ -79,6 +77,9 @@ def write_lineage_pictures(*, lineage: Path | None, target: Path, part: str) -> 
     Raises:
         KeMetricError: No such lineage, its data are missing, or something lies in the target.
     """
+    # What looks at networks takes a second to import, which the other commands here have no use for.
+    from ke_metric.cli.lineages import open_lineage, tell_data_changes
+
     refuse_occupied(target)
     store = open_lineage(lineage)
     recipe = store.recipe
@@ -103,6 +104,8 @@ def show_pictures(recipe: Recipe, target: Path, *, pictures: int, draws: int) ->
     Raises:
         KeMetricError: The sheet cannot be written, or the recipe's pictures cannot be read or made batches of.
     """
+    from ke_metric.datasets.contact_sheet import draw_sheet, require_png, sheet_rows, write_sheet
+
     require_png(target)
     benchmark = load_benchmark(recipe.data, recipe.task)
     rows = sheet_rows(benchmark, recipe, pictures=pictures, draws=draws)

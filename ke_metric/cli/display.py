@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,3 +126,36 @@ class Outcome:
             console.width = max(console.width, WIDEST)
         # A table that cannot be narrower goes on beyond the edge, rather than lose numbers.
         console.print(self.shown, soft_wrap=not console.is_terminal, crop=False, highlight=False, markup=False)
+
+
+def resume_command(folder: Path, device: str | None, *, processes: int | None = None) -> str:
+    """Return the whole command that goes on with a training, with what starts its processes.
+
+    Args:
+        folder: The lineage's.
+        device: The torch device that was asked for.
+        processes: How many processes; as many as there are now when None.
+    """
+    from ke_metric.recipe.file import RESOLVED  # a search shows results and reads no recipe
+
+    words = ["train", str(folder / RESOLVED), "--lineage", str(folder), "--resume"]
+    words += ["--device", device] if device else []
+    launcher = _launcher(os.environ) if processes is None else _launcher({"WORLD_SIZE": str(processes)})
+    return shlex.join([*launcher, *words])
+
+
+def _launcher(environment: Mapping[str, str]) -> list[str]:
+    """Return the words before `train`: those of torchrun where it, or something like it, has started us."""
+    total = int(environment.get("WORLD_SIZE", 1))
+    if total == 1:
+        return ["ke-metric"]
+    here = int(environment.get("LOCAL_WORLD_SIZE", total))
+    words = ["torchrun", "--nproc_per_node", str(here)]
+    if here == total:
+        # A port of its own: another training may have the usual one.
+        words.insert(1, "--standalone")
+    else:
+        words += ["--nnodes", str(total // here), "--node_rank", environment.get("GROUP_RANK", "0")]
+        for option in ("MASTER_ADDR", "MASTER_PORT"):
+            words += [f"--{option.lower()}", environment[option]] if option in environment else []
+    return [*words, "-m", "ke_metric.cli"]

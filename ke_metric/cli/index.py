@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from ke_metric.cli.search import embedder_of
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.embedder import Embedder
 from ke_metric.retrieval.embedding_files import (
+    Facts,
     ItemBatch,
     embed_items,
     require_place,
     write_embeddings,
 )
 from ke_metric.retrieval.index import Index, StoreSettings
-from ke_metric.retrieval.parquet_files import SUFFIX, require_parquet_place, write_parquet
+from ke_metric.retrieval.parquet_files import SUFFIX, embed_parts, require_parquet_place, write_parquet
+from ke_metric.retrieval.picture_list import LeftOut, PictureList
 from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item, Where
 
@@ -32,8 +34,20 @@ MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""
 
 
-def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool) -> Outcome:
-    """Embed pictures into a new folder of files, or a file of Parquet; embeddings that are there may be replaced."""
+def embed_pictures(
+    *, pictures: PictureChoice, model: ModelChoice, folder: Path, overwrite: bool, rows_per_file: int | None = None
+) -> Outcome:
+    """Embed pictures into a new folder of files, or Parquet; embeddings that are there may be replaced.
+
+    Args:
+        pictures: Which ones.
+        model: What embeds them.
+        folder: The folder, or NAME.parquet.
+        overwrite: Replace the embeddings that are there.
+        rows_per_file: Make the folder one of files of Parquet, each of so many pictures; those that are there stay.
+    """
+    if rows_per_file is not None:
+        return _embed_into_parts(pictures, model, folder, rows_per_file, overwrite=overwrite)
     is_file = folder.suffix == SUFFIX
     (require_parquet_place if is_file else require_place)(folder, overwrite=overwrite)
     listed = list_chosen(pictures)
@@ -46,6 +60,42 @@ def embed_pictures(*, pictures: PictureChoice, model: ModelChoice, folder: Path,
         left_out=listed.left_out,
         overwrite=overwrite,
     )
+    return _embedded(folder, facts, listed)
+
+
+def _embed_into_parts(
+    pictures: PictureChoice, model: ModelChoice, folder: Path, rows: int, *, overwrite: bool
+) -> Outcome:
+    if overwrite:
+        raise KeMetricError(
+            "--overwrite is not for --rows-per-file, which goes on with the files that are there; to begin anew, "
+            f"delete {folder} yourself",
+            ExitCode.USAGE,
+        )
+    listed, done = list_chosen(pictures), 0
+    with counting("embedding") as progress:
+
+        def tell(pictures_done: int, left_out: Sequence[LeftOut]) -> None:
+            nonlocal done
+            done += pictures_done
+            warn_of(left_out)
+            progress(done, len(listed.items))
+
+        facts = embed_parts(
+            folder,
+            load_embedder(model),
+            listed.items,
+            rows=rows,
+            strict=pictures.strict,
+            batch_size=model.batch_size,
+            on_done=tell,
+        )
+    require_some(facts.count, len(listed.items))
+    facts.left_out[:0] = [asdict(picture) for picture in listed.left_out]
+    return _embedded(folder, facts, listed)
+
+
+def _embedded(folder: Path, facts: Facts, listed: PictureList) -> Outcome:
     document = {
         "folder": str(folder),
         "count": facts.count,

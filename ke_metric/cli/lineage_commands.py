@@ -14,8 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from ke_metric.cli.display import Outcome, say
-from ke_metric.cli.recording import resume_command
+from ke_metric.cli.display import Outcome, resume_command, say
 from ke_metric.errors import ExitCode, KeMetricError, readable
 from ke_metric.lineage.listing import (
     BUSY,

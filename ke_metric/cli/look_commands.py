@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ke_metric.cli import importing
 from ke_metric.cli.options import FOLDER, column_options
 from ke_metric.errors import ExitCode
 
@@ -40,7 +41,8 @@ def recipe(pictures: Path, as_json: bool, **options: Any) -> None:
     ke-metric recipe ~/my_images -o quick.yaml --time 10m
     ke-metric recipe pictures.csv --task classification --json
     """
-    from ke_metric.cli.suggest_recipe import propose
+    with importing():
+        from ke_metric.cli.suggest_recipe import propose
 
     propose(pictures, as_json=as_json, **options)
 
@@ -59,7 +61,8 @@ def doctor(lineages: Path, as_json: bool) -> None:
     ke-metric doctor
     ke-metric doctor --json
     """
-    from ke_metric.cli.doctor import examine
+    with importing():
+        from ke_metric.cli.doctor import examine
 
     result = examine(lineages)
     result.print(as_json)
@@ -97,7 +100,8 @@ def listed(context: click.Context, folder: Path, as_json: bool) -> None:
     ke-metric lineages list
     ke-metric lineages list ~/trained --json
     """
-    from ke_metric.cli.lineage_commands import list_them
+    with importing():
+        from ke_metric.cli.lineage_commands import list_them
 
     list_them(folder).print(as_json or bool(context.obj))
 
@@ -112,7 +116,8 @@ def show(context: click.Context, lineage: Path, as_json: bool) -> None:
     \b
     ke-metric lineages show lineages/demo
     """
-    from ke_metric.cli.lineage_commands import show as show_lineage
+    with importing():
+        from ke_metric.cli.lineage_commands import show as show_lineage
 
     show_lineage(lineage).print(as_json or bool(context.obj))
 
@@ -133,7 +138,8 @@ def remove(context: click.Context, /, lineages: tuple[Path, ...], as_json: bool,
     ke-metric lineages remove lineages/first-try lineages/second-try
     ke-metric lineages remove --weights --yes lineages/demo
     """
-    from ke_metric.cli.lineage_commands import remove as remove_lineages
+    with importing():
+        from ke_metric.cli.lineage_commands import remove as remove_lineages
 
     remove_lineages(lineages, **options).print(as_json or bool(context.obj))
 
@@ -161,7 +167,8 @@ def explore(host: str, port: int, no_browser: bool, **options: Any) -> None:
     ke-metric explore --lineage lineages/demo --port 8051
     ke-metric explore --index photos.index --no-browser
     """
-    from ke_metric.cli.explore import explore_collection
+    with importing():
+        from ke_metric.cli.explore import explore_collection
 
     explore_collection(address=(host, port), browser=not no_browser, **options)
 
@@ -187,6 +194,7 @@ def report(lineages: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     ke-metric report lineages/demo
     ke-metric report lineages/ke-s0 lineages/ke-s1 --baseline lineages/long-s0 -o ke.html --figures figures
     """
-    from ke_metric.cli.report import report_lineages
+    with importing():
+        from ke_metric.cli.report import report_lineages
 
     report_lineages(lineages, **options).print(as_json)

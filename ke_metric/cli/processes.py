@@ -23,8 +23,7 @@ from typing import NamedTuple
 
 import click
 
-from ke_metric.cli.display import CONSOLE
-from ke_metric.cli.recording import resume_command
+from ke_metric.cli.display import CONSOLE, resume_command
 from ke_metric.errors import ExitCode, KeMetricError, readable
 from ke_metric.lineage.store import holds_lineage
 from ke_metric.training.engine import Engine, lost_process

@@ -8,24 +8,21 @@ How a training goes on: with which command, and with what not as it was before.
 from __future__ import annotations
 
 import math
-import os
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ke_metric.cli.display import say
+from ke_metric.cli.display import resume_command, say
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.evolution import Start
 from ke_metric.generation import Generation, Scorecard, TrainingState
 from ke_metric.lineage.folder import TENSORBOARD
-from ke_metric.lineage.store import RESOLVED, Lineage
+from ke_metric.lineage.store import Lineage
 from ke_metric.recipe.schema import Recipe
 from ke_metric.training.engine import Engine
 from ke_metric.training.hooks import StepReport, TrainingObserver
@@ -198,37 +195,6 @@ def interruptible(interrupts: Interrupts) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def resume_command(folder: Path, device: str | None, *, processes: int | None = None) -> str:
-    """Return the whole command that goes on with a training, with what starts its processes.
-
-    Args:
-        folder: The lineage's.
-        device: The torch device that was asked for.
-        processes: How many processes; as many as there are now when None.
-    """
-    words = ["train", str(folder / RESOLVED), "--lineage", str(folder), "--resume"]
-    words += ["--device", device] if device else []
-    launcher = _launcher(os.environ) if processes is None else _launcher({"WORLD_SIZE": str(processes)})
-    return shlex.join([*launcher, *words])
-
-
-def _launcher(environment: Mapping[str, str]) -> list[str]:
-    """Return the words before `train`: those of torchrun where it, or something like it, has started us."""
-    total = int(environment.get("WORLD_SIZE", 1))
-    if total == 1:
-        return ["ke-metric"]
-    here = int(environment.get("LOCAL_WORLD_SIZE", total))
-    words = ["torchrun", "--nproc_per_node", str(here)]
-    if here == total:
-        # A port of its own: another training may have the usual one.
-        words.insert(1, "--standalone")
-    else:
-        words += ["--nnodes", str(total // here), "--node_rank", environment.get("GROUP_RANK", "0")]
-        for option in ("MASTER_ADDR", "MASTER_PORT"):
-            words += [f"--{option.lower()}", environment[option]] if option in environment else []
-    return [*words, "-m", "ke_metric.cli"]
 
 
 def warn_of_changes(start: Start, engine: Engine, *, lineage: Lineage, device: str | None) -> None:

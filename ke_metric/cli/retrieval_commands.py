@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ke_metric.cli import importing
 from ke_metric.cli.options import (
     FOLDER,
     model_options,
@@ -37,6 +38,12 @@ PREFIX = click.option(
 @size_option
 @click.option("-o", "--output", "folder", type=FOLDER, required=True, help="Folder to make, or a file: NAME.parquet.")
 @click.option("--overwrite", is_flag=True, help="Replace the embeddings that are there.")
+@click.option(
+    "--rows-per-file",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Make a folder of Parquet files of N pictures each; those there with the same ids, paths, labels stay.",
+)
 @JSON
 def embed(as_json: bool, **options: Any) -> None:
     """Embed PICTURES (files, folders, or CSV files with path,label) into vectors.npy and items.csv, or Parquet.
@@ -46,8 +53,10 @@ def embed(as_json: bool, **options: Any) -> None:
     ke-metric embed photos list.csv -o embeddings --bundle slim --overwrite
     ke-metric embed photos -o embeddings --size 32
     ke-metric embed photos -o vectors.parquet
+    ke-metric embed photos -o parts --rows-per-file 102400
     """
-    from ke_metric.cli.index import embed_pictures
+    with importing():
+        from ke_metric.cli.index import embed_pictures
 
     embed_pictures(**options).print(as_json)
 
@@ -70,7 +79,8 @@ def predict(as_json: bool, **options: Any) -> None:
     ke-metric predict photos -k 3 -o predictions.csv
     ke-metric predict photos --bundle slim --json
     """
-    from ke_metric.cli.predict import predict_pictures
+    with importing():
+        from ke_metric.cli.predict import predict_pictures
 
     predict_pictures(**options).print(as_json)
 
@@ -102,7 +112,8 @@ def build(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **opti
     ke-metric index build --from photos.index -o photos.milvus --store milvus --uri http://localhost:19530
     ke-metric index build --from photos.index -o photos.postgres --store postgres --uri postgresql://me@localhost/db
     """
-    from ke_metric.cli.index import Source, build_index
+    with importing():
+        from ke_metric.cli.index import Source, build_index
 
     build_index(source=Source(pictures, origin, prefix), **options).print(as_json)
 
@@ -126,7 +137,8 @@ def add(as_json: bool, pictures: Any, origin: Path | None, prefix: str, **option
     ke-metric index add photos --index photos.index
     ke-metric index add camera2 --index photos.index --prefix camera2
     """
-    from ke_metric.cli.index import Source, add_to_index
+    with importing():
+        from ke_metric.cli.index import Source, add_to_index
 
     add_to_index(source=Source(pictures, origin, prefix), **options).print(as_json)
 
@@ -149,7 +161,8 @@ def remove(ids: tuple[str, ...], where: str | None, as_json: bool, **options: An
     """
     if bool(ids) == (where is not None):
         raise click.UsageError("name either IDs or --where")
-    from ke_metric.cli.index import remove_from_index
+    with importing():
+        from ke_metric.cli.index import remove_from_index
 
     remove_from_index(ids, where=where, **options).print(as_json)
 
@@ -159,7 +172,8 @@ def remove(ids: tuple[str, ...], where: str | None, as_json: bool, **options: An
 @JSON
 def info(folder: Path, as_json: bool) -> None:
     """Say what an index holds: items, network, store, bytes."""
-    from ke_metric.cli.index import describe_index
+    with importing():
+        from ke_metric.cli.index import describe_index
 
     describe_index(folder).print(as_json)
 
@@ -189,8 +203,9 @@ def search(as_json: bool, **options: Any) -> None:
     ke-metric search queries --index photos.index -k 5 --montage found.png
     ke-metric search new.jpg --index photos.index --where 'label in ["crow", "jay"]' --json
     """
-    from ke_metric.cli.search import search_index
-    from ke_metric.retrieval.query import SearchOptions
+    with importing():
+        from ke_metric.cli.search import search_index
+        from ke_metric.retrieval.query import SearchOptions
 
     asked = {name: options.pop(name) for name in ("k", "expand", "rerank", "keep_self")}
     how = SearchOptions.parse(where=options["where"], **asked)
@@ -237,8 +252,9 @@ def export(kind: str, int8: str, max_loss: float | None, as_json: bool, **option
         raise click.UsageError(
             "--max-loss: Recall@1 is scored for --int8 alone, on the lineage's benchmark; it excludes --pictures"
         )
-    from ke_metric.cli.export import export_network
-    from ke_metric.export.export import MAX_LOSS, ExportSettings
+    with importing():
+        from ke_metric.cli.export import export_network
+        from ke_metric.export.export import MAX_LOSS, ExportSettings
 
     most = MAX_LOSS if max_loss is None else max_loss
     settings = ExportSettings(kind, int8, most)  # type: ignore[arg-type]  # click let these words through
@@ -285,6 +301,7 @@ def serve(host: str, port: int, **options: Any) -> None:
     curl --data-binary @crow.jpg -H "Content-Type: image/jpeg" "http://127.0.0.1:8000/search?k=5"
     ke-metric serve --lineage lineages/birds
     """
-    from ke_metric.cli.serve import serve_network
+    with importing():
+        from ke_metric.cli.serve import serve_network
 
     serve_network(address=(host, port), **options)

@@ -61,7 +61,10 @@ LIMIT_VARIABLE = "KE_METRIC_CACHE_GB"
 MOST_GIGABYTES = 64.0
 """That all kept stores may have together, where the environment says nothing."""
 LEAST_SECONDS = 2.0
-"""What decodes faster is decoded anew every time: nobody waits for it, and the folder stays easy to look through."""
+"""What decodes faster is decoded anew every time: nobody waits for it, and the folder stays easy to look through.
+
+A test part beside a training part that is kept is kept too, or it would be what the next training waits for.
+"""
 SPARE_BYTES = 10**9
 """That stay free on the disk."""
 SAMPLE = 32
@@ -111,7 +114,7 @@ class KeptStores:
         most_bytes: That all may have together; 0: none are kept, and none are looked for.
         tell: Hears of what is kept, found, removed, and why something is not kept.
         keeps: Whether stores that are not there are made; else only those that are there are used.
-        least_seconds: What decodes faster is not kept.
+        least_seconds: What decodes faster is not kept, unless something was found or kept before.
     """
 
     def __init__(
@@ -203,6 +206,7 @@ class KeptStores:
     def _found(self, place: Path, job: _Job, contents: tuple[str, ...]) -> PixelStore | None:
         store = _opened(place, contents)
         if store is not None:
+            self._least_seconds = 0.0
             self._tell(f"{job.of}: {_size(store.nbytes)} of decoded pictures found in {self.folder}")
             if job.progress is not None:
                 job.progress(len(store), len(store))
@@ -217,6 +221,7 @@ class KeptStores:
             return store
         file.write(end_of(store, job.of, settings))
         finish(file, place)
+        self._least_seconds = 0.0
         # It may have become larger than was expected.
         self._make_room(0)
         return store

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ke_metric.cli import main
-from ke_metric.cli import recording as resume
+from ke_metric.cli.display import resume_command
 from ke_metric.cli.recording import Interrupts
 from ke_metric.errors import ExitCode
 from ke_metric.generation import epochs_by_engine
@@ -116,7 +116,7 @@ def test_the_whole_command_goes_on(environment, launcher, tmp_path, monkeypatch)
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    command = resume.resume_command(tmp_path, "cpu")
+    command = resume_command(tmp_path, "cpu")
     rest = f"train {tmp_path / 'recipe.resolved.yaml'} --lineage {tmp_path} --resume --device cpu"
     assert command == f"{launcher} {rest}"
 

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from eval.speed import training
+from eval.speed import freed_memory, training
 from ke_metric.training import compiling
 
 
@@ -38,3 +38,11 @@ def test_the_other_ways_learn_as_much_as_ours(tmp_path, way):
     moved = [name for name, value in twin.named_parameters() if not value.equal(before[name])]
     assert len(moved) == len(list(twin.parameters()))
     assert statistics.mean([float(twin.state_dict()[name]) for name in before if "tracked" in name]) == 3
+
+
+@pytest.mark.slow
+def test_memory_that_is_kept_is_not_cleared_again(capsys):
+    table = freed_memory.measured(1, {"emoji": 2, "resnet18": 2}).splitlines()[-4:]
+    pages = [float(line.split("|")[3].split()[0]) for line in table]
+    assert pages[1] < pages[0]
+    assert pages[3] < pages[2]

@@ -1,5 +1,6 @@
 """Importing the package, and asking for help, loads nothing heavy; every public name exists."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ke_metric
+from ke_metric.cli import DECLARED
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -72,6 +74,11 @@ def test_imports_are_light(program):
     assert loaded_by(program)[0] == []
 
 
+@pytest.mark.parametrize("module", ["lineage_commands", "data"])
+def test_what_runs_no_network_loads_little_beside_torch(module):
+    assert loaded_by(f"import ke_metric.cli.{module}")[0] == ["torch"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -108,3 +115,36 @@ def test_the_version_has_one_source():
     command = [sys.executable, "setup.py", "--version"]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert printed.split()[-1] == ke_metric.__version__
+
+
+IMPORTING = """
+import gc
+from ke_metric.cli import importing
+stops = []
+gc.callbacks.append(lambda phase, facts: stops.append(phase))
+with importing():
+    begun = len(stops)
+    import ke_metric.cli.train
+    stopped = len(stops) - begun
+assert gc.isenabled()
+frozen = gc.get_freeze_count()
+with importing():
+    import ke_metric.cli.train
+    made = [[] for _ in range(1000)]
+print(stopped, frozen, gc.get_freeze_count() - frozen)
+"""
+
+
+def test_no_garbage_is_looked_for_in_what_a_command_imports():
+    stopped, frozen, frozen_later = map(int, loaded_by(IMPORTING)[1].split())
+    assert stopped == 0
+    assert frozen > 100_000
+    assert frozen_later == 0
+
+
+def test_every_command_imports_its_work_in_one_way():
+    for name in sorted(set(DECLARED.values())):
+        for function in ast.walk(ast.parse((ROOT / "ke_metric" / "cli" / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                bare = [each.module for each in function.body if isinstance(each, ast.ImportFrom)]
+                assert set(bare) <= {"ke_metric.recipe.file"}, f"{name}.{function.name}: not in `with importing()`"

@@ -227,6 +227,20 @@ def test_what_decodes_quickly_is_not_kept(images, tmp_path):
     assert not stores.told
 
 
+def test_what_decodes_quickly_is_kept_beside_what_does_not(images, tmp_path, monkeypatch):
+    small, large = images.at(np.arange(3)), images.at(np.arange(3, COUNT))
+    monkeypatch.setattr(module._Job, "expected", lambda self: (100, 2.0 * len(self.images)))
+    Stores(tmp_path / "cache", least_seconds=10).store(small, 32)
+    assert not (tmp_path / "cache").exists()
+    for _ in ("large is made", "large is found"):
+        stores = Stores(tmp_path / "cache", least_seconds=10)
+        stores.store(large, 32)
+        stores.store(small, 32)
+        assert {kept.pictures for kept in stores} == {3, 9}
+        (path,) = (kept.path for kept in stores if kept.pictures == 3)
+        path.unlink()
+
+
 def test_who_only_looks_makes_nothing(images, stores):
     looking = Stores(stores.folder, keeps=False)
     looking.store(images, 32)

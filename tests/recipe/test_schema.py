@@ -1,8 +1,10 @@
 """The schema is frozen, closed and strict, and a digest stands for exactly one recipe."""
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -25,6 +27,7 @@ from ke_metric.schema import Section
 
 RECIPE = Recipe(name="cars", miner=Miner(name="TripletMarginMiner", arguments={"margin": 0.2}))
 SECTIONS = {"": RECIPE, **{name: value for name, value in RECIPE if isinstance(value, Section)}}
+TEXTS = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "generate_fields.py"))["texts_of"]
 FIELDS = [(section, field) for section, value in SECTIONS.items() for field in type(value).model_fields]
 
 
@@ -41,9 +44,7 @@ def test_all_sections_are_looked_at():
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_every_field_is_explained(section, field):
-    description = type(SECTIONS[section]).model_fields[field].description
-    assert description
-    assert description.rstrip().endswith(".")
+    assert TEXTS(type(SECTIONS[section]))[field].endswith(".")
 
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
