@@ -1,20 +1,24 @@
 """Embeddings as Parquet: written by `embed`, read by an index and by other programs, refused where damaged."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from pyarrow import parquet as pq
 
 from ke_metric import Embedder
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.retrieval.embedding_files import ItemBatch
+from ke_metric.retrieval.embedding_files import ItemBatch, embed_items
 from ke_metric.retrieval.index import Index
-from ke_metric.retrieval.parquet_files import ParquetFiles, write_parquet
+from ke_metric.retrieval.parquet_files import ParquetFiles, embed_part, embed_parts, parts_of, write_parquet
 from ke_metric.retrieval.picture_list import LeftOut
 from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item
@@ -91,6 +95,23 @@ def test_other_programs_read_it(embedder, tmp_path):
     assert list(frame.columns) == ["id", "path", "label", "vector"]
     (batch,) = batches_of(embedder, [6])
     np.testing.assert_array_equal(np.stack(frame["vector"].to_list()), batch.vectors)
+
+
+def test_polars_reads_many_files_as_one_table(embedder, tmp_path):
+    polars = pytest.importorskip("polars")
+    for part in range(2):
+        write_parquet(tmp_path / f"part-{part}.parquet", embedder, batches_of(embedder, [6], first=6 * part))
+    table = polars.read_parquet(tmp_path / "part-*.parquet")
+    assert table.columns == ["id", "path", "label", "vector"]
+    assert table["id"].to_list() == [f"é/{n}" for n in range(12)]
+    expected = np.concatenate([batch.vectors for first in (0, 6) for batch in batches_of(embedder, [6], first=first)])
+    np.testing.assert_array_equal(np.stack(table["vector"].to_list()), expected)
+
+
+def test_rows_come_in_groups_worth_reading(embedder, tmp_path):
+    write_parquet(tmp_path / "v.parquet", embedder, batches_of(embedder, [256] * 40))
+    said = pq.read_metadata(tmp_path / "v.parquet")
+    assert [said.row_group(group).num_rows for group in range(said.num_row_groups)] == [8192, 2048]
 
 
 def rewritten(path, change):
@@ -188,8 +209,6 @@ def test_a_missing_library_names_the_command(embedder, tmp_path, monkeypatch):
 
 
 def test_an_index_of_a_file_is_that_of_the_pictures(grown, tmp_path):
-    from PIL import Image
-
     draw = np.random.default_rng(1)
     (tmp_path / "pictures" / "crow").mkdir(parents=True)
     for number in range(5):
@@ -219,3 +238,221 @@ def test_an_index_of_a_file_is_that_of_the_pictures(grown, tmp_path):
     assert "another network" in run(ExitCode.DATA, "index", "build", "--from", file, "-o", tmp_path / "d", *other)
     run(ExitCode.OK, "index", "build", pictures, "-o", tmp_path / "d", *other)
     assert "another network" in run(ExitCode.DATA, "index", "add", "--from", file, "--index", tmp_path / "d")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty pictures; the embedder's batch size is 16."""
+    folder, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(2)
+    for number in range(40):
+        Image.fromarray(draw.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    return [Item(path.name, str(path), "x") for path in sorted(folder.iterdir())]
+
+
+def test_parts_are_the_stretches_of_a_list():
+    items = [Item(str(number)) for number in range(7)]
+    parts = list(parts_of(items, 3))
+    assert [name for name, _ in parts] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert [len(part) for _, part in parts] == [3, 3, 1]
+    assert [item for _, part in parts for item in part] == items
+    assert list(parts_of([], 3)) == []
+    with refused("size = 0", ExitCode.USAGE):
+        list(parts_of(items, 0))
+
+
+def test_no_more_parts_than_names_that_sort_in_order():
+    names = [name for name, _ in parts_of([Item("x")] * 200_000, 2)]
+    assert (len(names), names == sorted(names)) == (100_000, True)
+    with refused("size = 2: makes 100,001 files, must be at most 100,000: 3 or more in each", ExitCode.USAGE):
+        next(parts_of([Item("x")] * 200_001, 2))
+
+
+def test_many_files_hold_what_one_holds_to_the_bit_and_stay_when_begun_again(embedder, pictures, tmp_path):
+    write_parquet(tmp_path / "one.parquet", embedder, embed_items(embedder, pictures))
+    items, vectors = content(StoredEmbeddings.open(tmp_path / "one.parquet"))
+    folder, told = tmp_path / "new" / "parts", []
+    facts = embed_parts(folder, embedder, pictures, rows=16, on_done=lambda count, left_out: told.append(count))
+    assert (facts.count, facts.digest, facts.left_out, sum(told)) == (40, embedder.digest, [], 40)
+    assert [len(ParquetFiles.open(path)) for path in sorted(folder.iterdir())] == [16, 16, 8]
+    found, same = content(StoredEmbeddings.open(folder))
+    assert found == items
+    np.testing.assert_array_equal(same, vectors)
+    was = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    (folder / "part-00001.parquet").unlink()
+    (folder / ".writing-0123abcd-part-00001.parquet").write_bytes(b"what a killed process left")
+    assert len(StoredEmbeddings.open(folder)) == 24
+    told.clear()
+    assert embed_parts(folder, embedder, pictures, rows=16, on_done=lambda *now: told.append(now[0])).count == 40
+    assert sum(told) == 40
+    now = {path.name: path.stat().st_ino for path in folder.glob("part-*")}
+    assert {name for name in was if now[name] != was[name]} <= {"part-00001.parquet"}
+    np.testing.assert_array_equal(content(StoredEmbeddings.open(folder))[1], vectors)
+
+
+def test_a_picture_that_cannot_be_used_is_tried_again(embedder, pictures, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    items = [*pictures[:3], Item("bad.png", str(bad))]
+    for _ in range(2):
+        facts = embed_parts(tmp_path / "parts", embedder, items, rows=3)
+        assert (facts.count, [each["name"] for each in facts.left_out]) == (3, [str(bad)])
+        assert [path.name for path in (tmp_path / "parts").iterdir()] == ["part-00000.parquet"]
+    mixed = embed_part(tmp_path / "m.parquet", embedder, items)
+    bad.write_bytes(Path(pictures[5].path).read_bytes())
+    assert (mixed.count, embed_part(tmp_path / "m.parquet", embedder, items).count) == (3, 4)
+    with refused("no picture|cannot be decoded"):
+        bad.write_bytes(b"no picture")
+        embed_parts(tmp_path / "strict", embedder, items, rows=3, strict=True)
+    assert embed_parts(tmp_path / "none", embedder, [], rows=3).count == 0
+
+
+def unreadable(paths):
+    """Make files no pictures; gives their contents."""
+    was = {path: path.read_bytes() for path in paths}
+    for path in paths:
+        path.write_bytes(b"no picture")
+    return was
+
+
+def readable(was):
+    for path, pixels in was.items():
+        path.write_bytes(pixels)
+
+
+@pytest.fixture
+def own(pictures, tmp_path):
+    """Six pictures that a test may spoil."""
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path, picture in zip(paths, pictures, strict=False):
+        path.write_bytes(Path(picture.path).read_bytes())
+    return [Item(path.name, str(path), "x") for path in paths]
+
+
+def test_a_file_is_not_replaced_by_one_of_fewer_pictures(embedder, own, tmp_path):
+    path, files = tmp_path / "parts" / "part-00000.parquet", [Path(item.path) for item in own]
+    first = unreadable(files[:1])
+    assert embed_parts(path.parent, embedder, own, rows=6).count == 5
+    was = path.read_bytes()
+    for bad in (files[1:3], files[1:]):
+        others, told = unreadable(bad), []
+        facts = embed_parts(path.parent, embedder, own, rows=6, on_done=lambda *now, told=told: told.append(now))
+        readable(others)
+        assert path.read_bytes() == was
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        assert (facts.count, [each["name"] for each in facts.left_out]) == (5, [str(files[0])])
+        assert sum(done for done, _ in told) == 6
+        kept = f"{path}: kept, with 5 of its 6 pictures: only {5 - len(bad)} could be used now"
+        assert kept in told[-1][1][0].reason
+        assert kept in facts.left_out[0]["reason"]
+    readable(first)
+    assert embed_parts(path.parent, embedder, own, rows=6).count == 6
+
+
+def test_what_somebody_else_wrote_in_the_meantime_stays(embedder, own, tmp_path):
+    path = tmp_path / "part.parquet"
+    for usable in (5, 0):
+        path.unlink(missing_ok=True)
+        embed_part(tmp_path / "other", embedder, own)
+        others = (tmp_path / "other").read_bytes()
+        was = unreadable([Path(item.path) for item in own[usable:]])
+        facts = embed_part(path, embedder, own, on_done=lambda *now, others=others: path.write_bytes(others))
+        readable(was)
+        assert path.read_bytes() == others
+        assert (facts.count, facts.left_out) == (6, [])
+
+
+def test_a_slow_writer_is_not_taken_for_a_killed_one(embedder, tmp_path):
+    path = tmp_path / "v.parquet"
+
+    def slow():
+        for batch in batches_of(embedder, [1, 1, 1]):
+            yield batch
+            (temporary,) = tmp_path.glob(".writing-*")
+            write_parquet(path, embedder, batches_of(embedder, [2]), overwrite=True)
+            os.utime(temporary, (0, 0))  # the next batch takes hours
+
+    assert write_parquet(path, embedder, slow()).count == 3
+    assert len(StoredEmbeddings.open(path)) == 3
+
+
+def test_files_of_something_else_are_refused_and_stay(embedder, grown, pictures, tmp_path):
+    folder = tmp_path / "parts"
+    embed_parts(folder, embedder, pictures[:20], rows=8)
+    was = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with refused("part-00000.parquet: is there already and holds vectors of another network"):
+        embed_parts(folder, Embedder.load(grown.folder, 2), pictures[:20], rows=8)
+    with refused("part-00000.parquet: is there already and holds other pictures"):
+        embed_parts(folder, embedder, pictures[1:21], rows=8)
+    with refused("holds part-00002.parquet, which is none of the 2 files", ExitCode.USAGE):
+        embed_parts(folder, embedder, pictures[:16], rows=8)
+    (folder / "part-00001.parquet").write_bytes(was["part-00001.parquet"][:-9])
+    with refused("part-00001.parquet: cannot be read"):
+        embed_parts(folder, embedder, pictures[:20], rows=8)
+    (tmp_path / "file").touch()
+    with refused("cannot be a folder of files", ExitCode.USAGE):
+        embed_parts(tmp_path / "file", embedder, pictures[:20], rows=8)
+    assert (folder / "part-00000.parquet").read_bytes() == was["part-00000.parquet"]
+
+
+KILLED_AT_EVERY_BATCH = """
+import os, signal, sys
+from pathlib import Path
+from ke_metric import Embedder
+from ke_metric.retrieval.parquet_files import ParquetFiles, embed_parts
+from ke_metric.retrieval.picture_list import list_pictures
+
+lineage, pictures, folder = sys.argv[1:]
+embedder, items = Embedder.load(lineage, 1), list_pictures([pictures]).items
+for last in range(5):  # batches of 8 before a process is killed, which is within the next one
+    child = os.fork()
+    if not child:
+        done = []
+        def tell(count, left_out):
+            done.append(count)
+            if len(done) > last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        embed_parts(Path(folder), embedder, items, rows=16, batch_size=8, on_done=tell)
+        os._exit(0)
+    os.waitpid(child, 0)
+    for path in Path(folder).glob("part-*"):
+        rows = sum(len(batch.items) for batch in ParquetFiles.open(path).batches())
+        assert rows == [16, 16, 8][int(path.stem[-1])], path
+    print(len(list(Path(folder).glob("part-*"))))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_every_file_is_whole_or_absent_when_the_process_is_killed(embedder, grown, pictures, tmp_path):
+    folder = tmp_path / "parts"
+    arguments = [grown.folder, Path(pictures[0].path).parent, folder]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_BATCH, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # A file that is there is told of once, so that each process comes further than the one before it.
+    assert done.stdout.split() == ["0", "0", "1", "2", "3"]
+
+
+def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path):
+    network = ("--lineage", grown.folder, "--gen", "1", "--network", "dense")
+    source, folder = Path(pictures[0].path).parent, tmp_path / "parts"
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    for _ in range(2):
+        result = run("embed", source, "-o", folder, "--rows-per-file", 16, *network, "--json")
+        assert result.exit_code == ExitCode.OK, result.output
+        assert json.loads(result.stdout)["count"] == 40
+    assert len(list(folder.iterdir())) == 3
+    result = run("embed", source, "-o", folder, "--rows-per-file", 16, *network, "--overwrite")
+    assert (result.exit_code, "delete" in result.output) == (ExitCode.USAGE, True)
+    assert run("index", "build", "--from", f"{folder}/part-*.parquet", "-o", tmp_path / "a").exit_code == ExitCode.OK
+    with Index.open(tmp_path / "a") as index:
+        assert [item.id for item in next(index.store.read())[0]] == [item.id for item in pictures]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
+    result = run("embed", tmp_path / "bad", "-o", tmp_path / "b", "--rows-per-file", 16, *network)
+    assert (result.exit_code, "none of the 1 pictures" in result.output) == (ExitCode.DATA, True)
+    assert list((tmp_path / "b").iterdir()) == []
