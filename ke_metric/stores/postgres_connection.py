@@ -77,7 +77,7 @@ def read_uri(uri: str) -> dict[str, Any]:
     shown = f"{scheme}://..." if scheme in SCHEMES else "..."  # the rest may hold a password
     try:
         found: dict[str, Any] = conninfo_to_dict(uri) if rest and scheme in SCHEMES else {}
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         found = {}
     if not found:
         raise KeMetricError(f"postgres: uri = {shown}, must be postgresql://USER@HOST:PORT/DATABASE", ExitCode.USAGE)
@@ -144,7 +144,7 @@ class Database:
         self.uri, self._making = uri, making
         self.schema: str | None = None
         self._turn = RLock()
-        self._seconds = SECONDS
+        self._more = 0
         self._lock: tuple[int, str] | None = None
         self._connection: psycopg.Connection[Any] | None = self._open()
 
@@ -169,7 +169,7 @@ class Database:
         wait = connection.wait
 
         def limited(waited: Any, *others: Any, **options: Any) -> Any:
-            return wait(_until(waited, time.monotonic() + self._seconds + SECONDS_MORE), *others, **options)
+            return wait(_until(waited, time.monotonic() + SECONDS + self._more + SECONDS_MORE), *others, **options)
 
         connection.wait = limited  # type: ignore[method-assign, assignment]
         connection.adapters.register_dumper(Packed, PackedDumper)
@@ -198,42 +198,45 @@ class Database:
         self._lock = number, place
 
     @contextmanager
-    def _asked(self, doing: str, seconds: int | None = None) -> Iterator[psycopg.Connection[Any]]:
-        """Give the connection, opened again where it was lost, for requests that take at most so long."""
+    def _asked(self, doing: str, more: int = 0) -> Iterator[psycopg.Connection[Any]]:
+        """Give the connection, opened again where it was lost, for requests that take so many seconds more."""
         assert self._connection is not None, "closed"
         with self._turn, explained(self.uri, doing):
             if self._connection.closed:
                 self._connection = self._open()
                 if self._lock is not None:
                     _take(self._connection, *self._lock)
-            self._seconds = seconds or SECONDS
+            before, self._more = self._more, max(self._more, more)  # within a change that has more time, all have it
             try:
                 yield self._connection
             except TimeoutError:
                 self._connection.close()
                 raise
             finally:
-                self._seconds = SECONDS
+                self._more = before
 
-    def ask(self, doing: str, query: sql.Composed, *parameters: object) -> list[tuple[Any, ...]]:
+    def ask(self, doing: str, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Return the rows of the answer to one statement; `doing` is what an error says was waited for."""
         with self._asked(doing) as connection:
-            answer = connection.execute(query, parameters, binary=True)
-            return answer.fetchall() if answer.description else []
+            answer = connection.execute(query.encode(), parameters, binary=True)
+            return answer.fetchall() if answer.pgresult and answer.pgresult.nfields else []
 
     @contextmanager
-    def changing(self, doing: str, seconds: int | None = None) -> Iterator[psycopg.Cursor[Any]]:
-        """Give a cursor in a transaction, which is whole when the block is left, and after an error never was."""
+    def changing(self, doing: str, more: int = 0) -> Iterator[psycopg.Cursor[Any]]:
+        """Give a cursor in a transaction, which is whole when the block is left, and after an error never was.
+
+        With `more` a statement may take so many seconds more than others, whatever the session's own limit is.
+        """
         with (
-            self._asked(f"{doing}, all or none", seconds) as connection,
+            self._asked(f"{doing}, all or none", more) as connection,
             connection.transaction(),
             connection.cursor() as cursor,
         ):
-            if seconds:
-                cursor.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(f"{seconds}s"))
+            if more:
+                cursor.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(f"{SECONDS + more}s"))
             yield cursor
 
-    def pages(self, doing: str, query: sql.Composed, rows: int) -> Iterator[list[tuple[Any, ...]]]:
+    def pages(self, doing: str, query: str, rows: int) -> Iterator[list[tuple[Any, ...]]]:
         """Yield the rows of the answer to one statement, so many at a time, as they were when it began.
 
         On a connection of its own: this one goes on answering.
@@ -242,7 +245,7 @@ class Database:
         try:
             with connection.transaction(), connection.cursor(name="pages", binary=True) as cursor:
                 with explained(self.uri, doing):
-                    cursor.execute(query)
+                    cursor.execute(query.encode())
                     page = cursor.fetchmany(rows)
                 while page:
                     yield page

@@ -8,7 +8,7 @@ Shapes: N items, B batch, D embedding, Q queries, K neighbours, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -26,7 +26,7 @@ from ke_metric.stores.contract import (
     most_found,
     texts_of,
 )
-from ke_metric.stores.memmap import SPARE, settle
+from ke_metric.stores.memmap import COMPARED, SPARE, Found, products_of, settle
 from ke_metric.stores.postgres_connection import Database
 from ke_metric.stores.postgres_table import (
     Clause,
@@ -45,9 +45,15 @@ QUERIES_AT_ONCE = 16
 QUERIES_OF_GRAPH = 512
 NUMBERS_AT_ONCE = 2**22
 """Of the vectors of an answer, of four bytes each."""
+ADDED_A_SECOND = 20
+"""By a busy server, to a large graph, at the least."""
 FEW = 1_000
 """As many neighbours are asked for without knowing how many items there are."""
 TEXTS = "t.id, t.path, t.label"
+TEXTS_AT_ONCE = 2**14
+"""Of a search that finds no more, ids, paths and labels come with the answer: most of them are asked for."""
+Texts = dict[int, Sequence[str]]
+"""Number to id, path and label."""
 
 
 class PostgresStore:
@@ -136,7 +142,7 @@ class PostgresStore:
         if not items:
             return
         ids = [item.id for item in items]
-        with self._database.changing(f"adding {len(items):,} items") as cursor:
+        with self._database.changing(f"adding {len(items):,} items", len(items) // ADDED_A_SECOND) as cursor:
             there = self.known(ids)
             if there and not replace:
                 first = next(name for name in ids if name in there)
@@ -171,57 +177,74 @@ class PostgresStore:
         clause = clause_of(where)
         k = int(k) if k <= FEW else most_found(k, len(self))
         graph = self._has_graph()
-        similarities, numbers = self._found(queries, k, clause, graph=graph)
-        lacking = np.flatnonzero((numbers < 0).any(1))
+        texts: Texts = {}
+        similarities, numbers = self._found(queries, k, clause, graph=graph, texts=texts)
+        lacking = np.flatnonzero(numbers[:, -1] < 0)
         if graph and len(lacking) and (numbers[lacking] >= 0).sum(1).min() < self._count(clause):
-            similarities[lacking], numbers[lacking] = self._found(queries[lacking], k, clause, graph=False)
-            lacking = np.flatnonzero((numbers < 0).any(1))
+            similarities[lacking], numbers[lacking] = self._found(
+                queries[lacking], k, clause, graph=False, texts=texts
+            )
+            lacking = np.flatnonzero(numbers[:, -1] < 0)
         if len(lacking) == len(queries):
             k = most_found(k, len(self))
-        return Hits(similarities[:, :k], numbers[:, :k], self._items_of, self._vectors_of)
+            similarities, numbers = similarities[:, :k], numbers[:, :k]
+        return Hits(similarities, numbers, lambda asked: self._items_of(asked, texts), self._vectors_of)
 
     def _has_graph(self) -> bool:
         """Return whether there is a graph; one that is there stays."""
         self._graph = self._graph or (self._table.kind != "FLAT" and self._table.state[0])
         return self._graph
 
-    def _found(self, queries: FloatArray, k: int, clause: Clause, *, graph: bool) -> tuple[FloatArray, IntArray]:
+    def _found(self, queries: FloatArray, k: int, clause: Clause, *, graph: bool, texts: Texts) -> Found:
         """Return similarities and numbers [Q, K], -inf and -1 where there is none; exact but for those of a graph."""
-        similarities = np.full((len(queries), k), -np.inf, np.float32)
-        numbers = np.full((len(queries), k), -1, np.int64)
         most = (2 * k if self._table.kind == "HNSW_HALFVEC" else k) + SPARE
+        with_texts = len(queries) * most <= TEXTS_AT_ONCE
         step = max(
             1, min(QUERIES_OF_GRAPH if graph else QUERIES_AT_ONCE, NUMBERS_AT_ONCE // (most * self._dimension))
         )
+        found = []
         for some in row_chunks(len(queries), step):
-            rows = self._table.candidates(queries[some], most, clause, graph=graph)
-            (similarities[some], numbers[some]), unsure = self._compared(queries[some], k, most, rows)
-            for place in [] if graph else (unsure + some.start).tolist():
-                # Vectors of length 1: neither this product nor pgvector's is off by more.
-                error = (self._dimension + 4) * float(np.finfo(np.float32).eps)
-                near = as_similar(clause, float(similarities[place, -1]) - error)
-                rows = self._table.candidates(queries[place][None], None, near, graph=False)
-                found, _ = self._compared(queries[place][None], k, max(k, len(rows)), rows)
-                similarities[place], numbers[place] = found[0][0], found[1][0]
-        return similarities, numbers
+            rows = self._table.candidates(queries[some], most, clause, graph=graph, texts=with_texts)
+            if with_texts:
+                texts.update((row[1], row[4:]) for row in rows)
+            best, unsure = self._compared(queries[some], k, most, rows)
+            for place in [] if graph else unsure.tolist():
+                self._search_again(queries[some][place][None], k, clause, best, place)
+            found.append(best)
+        if len(found) == 1:
+            return found[0]
+        none = np.empty((0, k), np.float32), np.empty((0, k), np.int64)
+        similarities, numbers = zip(none, *found, strict=True)
+        return np.concatenate(similarities), np.concatenate(numbers)
+
+    def _search_again(self, query: FloatArray, k: int, clause: Clause, best: Found, place: int) -> None:
+        """Enter what a query [1, D] finds among all that are about as similar as its last of the best."""
+        # Vectors of length 1: neither this product nor pgvector's is off by more.
+        error = (self._dimension + 4) * float(np.finfo(np.float32).eps)
+        near = as_similar(clause, float(best[0][place, -1]) - error)
+        rows = self._table.candidates(query, None, near, graph=False)
+        found, _ = self._compared(query, k, max(k, len(rows)), rows)
+        best[0][place], best[1][place] = found[0][0], found[1][0]
 
     def _compared(
         self, queries: FloatArray, k: int, most: int, rows: Sequence[tuple[Any, ...]]
-    ) -> tuple[tuple[FloatArray, IntArray], IntArray]:
+    ) -> tuple[Found, IntArray]:
         """Compare the rows of `PostgresTable.candidates` again, at most so many of each query; see `settle`."""
         places = np.array([row[0] for row in rows], np.int64) - 1
-        counts = np.bincount(places, minlength=len(queries))
-        columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        products = np.full((len(queries), most), -np.inf, np.float32)
-        numbers = np.full((len(queries), most), -1, np.int64)
-        numbers[places, columns] = [row[1] for row in rows]
-        products[places, columns] = [row[2] for row in rows]
-        known, first = np.unique(numbers[places, columns], return_index=True)
-        vectors = vectors_of((rows[place][3] for place in first.tolist()), self._dimension)
-        return settle(lambda asked: vectors[np.searchsorted(known, asked)], queries, products, numbers, k)
+        vectors = vectors_of([row[3] for row in rows], self._dimension)
+        similarities = np.empty(len(rows), np.float32)
+        for some in row_chunks(len(rows), max(1, COMPARED // self._dimension)):
+            similarities[some] = products_of(queries[places[some]], vectors[some])
+        products = np.array([row[2] for row in rows], np.float32)
+        numbers = np.array([row[1] for row in rows], np.int64)
+        columns = [(similarities, -np.inf), (products, -np.inf), (numbers, -1)]
+        first, second, third = _tables(places, (len(queries), most), columns)
+        return settle(first, second, third, self._dimension, k)
 
-    def _items_of(self, numbers: IntArray) -> list[Item]:
-        return [Item(*row) for row in self._table.numbered(numbers, TEXTS)]
+    def _items_of(self, numbers: IntArray, texts: Texts) -> list[Item]:
+        asked = numbers.tolist()
+        found = [texts[number] for number in asked if number in texts]
+        return [Item(*row) for row in (found if len(found) == len(asked) else self._table.numbered(numbers, TEXTS))]
 
     def _vectors_of(self, numbers: IntArray) -> FloatArray:
         rows = self._table.numbered(numbers, "vector_send(t.vector)")
@@ -319,3 +342,17 @@ def _check(table: PostgresTable, dimension: int, kind: str, facts: Mapping[str, 
         found = table.facts.get(name)
         if found != value:
             raise KeMetricError(f"{table.place}: its {name} is {found!r}, asked for is {value!r}", ExitCode.LINEAGE)
+
+
+def _tables(places: IntArray, shape: tuple[int, int], columns: Iterable[tuple[Any, float]]) -> list[Any]:
+    """Return columns [M] as tables [Q, C], by ascending places from 0; the rest has what stands for none."""
+    if len(places) == shape[0] * shape[1]:
+        return [values.reshape(shape) for values, _ in columns]
+    counts = np.bincount(places, minlength=shape[0])
+    ranks = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    tables = []
+    for values, nothing in columns:
+        table = np.full(shape, nothing, values.dtype)
+        table[places, ranks] = values
+        tables.append(table)
+    return tables

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Self
 
@@ -20,21 +21,21 @@ from psycopg import sql
 
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.errors import ExitCode, KeMetricError, closest
-from ke_metric.stores.contract import FIELDS, Item, Where, check_where
+from ke_metric.stores.contract import FIELDS, Item, Where, check_where, is_unicode
 from ke_metric.stores.postgres_connection import Database, Packed
 
 KINDS = {"FLAT": 16_000, "HNSW": 2_000, "HNSW_HALFVEC": 4_000}
 """Kinds of index to the longest vectors that pgvector takes for them. FLAT, which is none, is exact; the graph of
 HNSW_HALFVEC has numbers of 16 bits, in half the memory."""
 GRAPHS = {
-    "HNSW": (sql.SQL("t.vector <#> q.vector"), sql.SQL("vector vector_ip_ops")),
+    "HNSW": ("t.vector <#> q.vector", "vector vector_ip_ops"),
     "HNSW_HALFVEC": (
-        sql.SQL("t.vector::halfvec({dimension}) <#> q.vector::halfvec({dimension})"),
-        sql.SQL("(vector::halfvec({dimension})) halfvec_ip_ops"),
+        "t.vector::halfvec({dimension}) <#> q.vector::halfvec({dimension})",
+        "(vector::halfvec({dimension})) halfvec_ip_ops",
     ),
 }
 """How candidates are put in order, and what is indexed."""
-EXACTLY = sql.SQL("(t.vector <#> q.vector) + 0")
+EXACTLY = "(t.vector <#> q.vector) + 0"
 """An order that no graph has."""
 SECONDS_TO_BUILD = 6 * 3600
 LONGEST_NAME = 63
@@ -71,13 +72,13 @@ STATE = """
     FROM pg_class AS t WHERE t.oid = %s::oid
 """
 CANDIDATES = """
-    SELECT q.place, h.number, -(h.vector <#> q.vector) AS product, vector_send(h.vector)
+    SELECT q.place, h.number, -(h.vector <#> q.vector) AS product, vector_send(h.vector) {texts}
     FROM unnest(%b::vector[]) WITH ORDINALITY AS q (vector, place) CROSS JOIN LATERAL (
-        SELECT t.number, t.vector FROM {table} AS t WHERE {clause} ORDER BY {order} LIMIT %b) AS h
+        SELECT * FROM {table} AS t WHERE {clause} ORDER BY {order} LIMIT %b) AS h
     ORDER BY q.place, product DESC
 """
-Clause = tuple[sql.Composable, list[Any]]
-"""What follows WHERE, and what is put into it."""
+Clause = tuple[str, list[Any]]
+"""What follows WHERE, of words of ours alone, and what is put into it."""
 
 
 def key_of(text: str) -> bytes:
@@ -89,22 +90,19 @@ def clause_of(where: Where | None) -> Clause:
     """Return the condition for which `where` holds; of texts, none of which can become syntax."""
     check_where(where)
     if where is None:
-        return sql.SQL("true"), []
-    parts = [
-        sql.SQL("t.{} = ANY(%b)" if one.within else "t.{} <> ALL(%b)").format(sql.Identifier(f"{one.field}_key"))
-        for one in where.conditions
-    ]
-    return sql.SQL(" AND ").join(parts), [[key_of(text) for text in one.values] for one in where.conditions]
+        return "true", []
+    parts = [f"t.{one.field}_key {'= ANY' if one.within else '<> ALL'}(%b)" for one in where.conditions]
+    return " AND ".join(parts), [[key_of(text) for text in one.values] for one in where.conditions]
 
 
 def one_of(field: str, texts: Iterable[str]) -> Clause:
     """Return the condition that a field is one of the texts."""
-    return sql.SQL("t.{} = ANY(%b)").format(sql.Identifier(f"{field}_key")), [[key_of(text) for text in texts]]
+    return f"t.{field}_key = ANY(%b)", [[key_of(text) for text in texts]]
 
 
 def as_similar(clause: Clause, least: float) -> Clause:
     """Return the condition, for `PostgresTable.candidates`, that the product with the query is also so large."""
-    return sql.SQL("{} AND t.vector <#> q.vector <= %b::float8").format(clause[0]), [*clause[1], -least]
+    return f"{clause[0]} AND t.vector <#> q.vector <= %b::float8", [*clause[1], -least]
 
 
 def named(text: str) -> tuple[str | None, str]:
@@ -112,10 +110,11 @@ def named(text: str) -> tuple[str | None, str]:
     schema, dot, name = text.rpartition(".")
     for part in [schema, name] if dot else [name]:
         # psycopg takes a % in a name for a place of a value.
-        if not part or set(part) & set(".%\0") or len(part.encode("utf-8", "replace")) > LONGEST_NAME:
+        possible = part and is_unicode(part) and not set(part) & set(".%\0")
+        if not possible or len(part.encode()) > LONGEST_NAME:
             raise KeMetricError(
                 f"postgres: collection = {text[:200]!r}, must be TABLE or SCHEMA.TABLE, names of 1 to "
-                f"{LONGEST_NAME} bytes without a dot or %",
+                f"{LONGEST_NAME} bytes of UTF-8 without a dot or %",
                 ExitCode.USAGE,
             )
     return schema or None, name
@@ -136,6 +135,7 @@ def check_kind(kind: str, dimension: int) -> None:
         )
 
 
+@cache
 def element_type(dimension: int) -> np.dtype[Any]:
     """Return pgvector's binary form of a vector, with its length before it as in an array."""
     return np.dtype([("bytes", ">i4"), ("dimension", ">i2"), ("unused", ">i2"), ("numbers", ">f4", (dimension,))])
@@ -162,6 +162,7 @@ class PostgresTable:
 
     Attributes:
         place: What errors call it.
+        name: Schema and table as statements have them, in quotes.
         kind: Which of `KINDS`.
         facts: What it says of itself.
         oid: Its number in the database.
@@ -170,7 +171,7 @@ class PostgresTable:
 
     database: Database
     place: str
-    name: sql.Composable
+    name: str
     dimension: int
     kind: str
     facts: Mapping[str, str]
@@ -185,7 +186,7 @@ class PostgresTable:
             KeMetricError: DATA: it is a table of something else.
         """
         place = f"{database.uri}, table {schema}.{name}"
-        found = database.ask("looking for the table", sql.SQL(LOOK).format(), schema, name)
+        found = database.ask("looking for the table", LOOK, schema, name)
         if not found:
             return None
         oid, vector_type, comment, columns, dimension = found[0]
@@ -196,9 +197,8 @@ class PostgresTable:
                 "another name",
                 ExitCode.DATA,
             )
-        return cls(
-            database, place, sql.Identifier(schema, name), dimension, said["index"], said["facts"], oid, vector_type
-        )
+        quoted = sql.Identifier(schema, name).as_string()
+        return cls(database, place, quoted, dimension, said["index"], said["facts"], oid, vector_type)
 
     @classmethod
     def make(
@@ -217,14 +217,12 @@ class PostgresTable:
     @property
     def state(self) -> tuple[bool, bool, int]:
         """Whether it has a graph, whether the planner knows what there is, and bytes on the disk, of indexes too."""
-        (state,) = self.database.ask("looking at the table", sql.SQL(STATE).format(), self.oid)
+        (state,) = self.database.ask("looking at the table", STATE, self.oid)
         return state
 
     def select(self, what: str, clause: Clause, end: str = "") -> list[tuple[Any, ...]]:
         """Return columns, or an aggregate, of the rows for which a condition holds."""
-        query = sql.SQL("SELECT {what} FROM {table} AS t WHERE {clause} {end}").format(
-            what=sql.SQL(what), table=self.name, clause=clause[0], end=sql.SQL(end)
-        )
+        query = f"SELECT {what} FROM {self.name} AS t WHERE {clause[0]} {end}"
         return self.database.ask("reading items", query, *clause[1])
 
     def numbered(self, numbers: IntArray, what: str) -> list[tuple[Any, ...]]:
@@ -234,7 +232,7 @@ class PostgresTable:
             KeMetricError: DATA: one of them is not there any more.
         """
         asked = numbers.tolist()
-        clause = sql.SQL("t.number = ANY(%s::bigint[])"), [asked]
+        clause = "t.number = ANY(%s::bigint[])", [asked]
         rows = {number: rest for number, *rest in self.select(f"t.number, {what}", clause)} if asked else {}
         missing = sum(number not in rows for number in asked)
         if missing:
@@ -244,16 +242,20 @@ class PostgresTable:
         return [tuple(rows[number]) for number in asked]
 
     def candidates(
-        self, queries: FloatArray, most: int | None, clause: Clause, *, graph: bool
+        self, queries: FloatArray, most: int | None, clause: Clause, *, graph: bool, texts: bool = False
     ) -> list[tuple[Any, ...]]:
         """Return the rows of the largest products with each of the queries [Q, D], at least one.
 
         At most so many for each, or all, found by the graph or by comparing everything: place of the query from 1,
-        number, product as pgvector computes it in float32, and vector as bytes, the largest products first.
+        number, product as pgvector computes it in float32, and vector as bytes, the largest products first; with
+        `texts` id, path and label after them.
         """
         order = GRAPHS[self.kind][0] if graph else EXACTLY
-        query = sql.SQL(CANDIDATES).format(
-            table=self.name, clause=clause[0], order=order.format(dimension=sql.Literal(self.dimension))
+        query = CANDIDATES.format(
+            table=self.name,
+            clause=clause[0],
+            order=order.format(dimension=self.dimension),
+            texts=", h.id, h.path, h.label" if texts else "",
         )
         head = np.array([1, 0, self.vector_type, len(queries), 1], ">i4").tobytes()
         array = Packed(head + elements_of(queries).tobytes())
@@ -261,24 +263,23 @@ class PostgresTable:
 
     def first_of(self, field: str, keys: list[bytes]) -> list[bytes]:
         """Return those of the keys of a field that a row has."""
-        query = sql.SQL(
-            "SELECT k.key FROM unnest(%b::bytea[]) AS k (key) WHERE EXISTS (SELECT FROM {} AS t WHERE t.{} = k.key)"
-        ).format(self.name, sql.Identifier(f"{field}_key"))
+        query = (
+            "SELECT k.key FROM unnest(%b::bytea[]) AS k (key) "
+            f"WHERE EXISTS (SELECT FROM {self.name} AS t WHERE t.{field}_key = k.key)"
+        )
         return [key for (key,) in self.database.ask("reading items", query, keys)]
 
     def everything(self, rows: int) -> Iterator[tuple[list[Item], FloatArray]]:
         """Yield all items and vectors in the order of their numbers, so many at a time, as they are now."""
-        query = sql.SQL("SELECT id, path, label, vector_send(vector) FROM {} ORDER BY number").format(self.name)
+        query = f"SELECT id, path, label, vector_send(vector) FROM {self.name} ORDER BY number"
         for page in self.database.pages("reading everything", query, rows):
             yield [Item(*row[:3]) for row in page], vectors_of((row[3] for row in page), self.dimension)
 
     def write(self, cursor: psycopg.Cursor[Any], items: Sequence[Item], vectors: FloatArray) -> None:
         """Append rows."""
         columns = [*(f"{field}_key" for field in FIELDS), *FIELDS, "vector"]
-        query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
-            self.name, sql.SQL(", ").join(map(sql.Identifier, columns))
-        )
-        with cursor.copy(query) as copy:
+        query = f"COPY {self.name} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
+        with cursor.copy(query.encode()) as copy:
             copy.set_types(["bytea"] * 3 + ["text"] * 3 + ["bytea"])
             for item, element in zip(items, elements_of(vectors), strict=True):
                 texts = (item.id, item.path, item.label)
@@ -287,23 +288,22 @@ class PostgresTable:
     def delete(self, cursor: psycopg.Cursor[Any], ids: Iterable[str]) -> None:
         """Delete the rows of ids."""
         clause, keys = one_of("id", ids)
-        cursor.execute(sql.SQL("DELETE FROM {} AS t WHERE {}").format(self.name, clause), keys)
+        cursor.execute(f"DELETE FROM {self.name} AS t WHERE {clause}".encode(), keys)
 
     def build_graph(self) -> None:
         """Build the graph; readers go on meanwhile."""
-        what = GRAPHS[self.kind][1].format(dimension=sql.Literal(self.dimension))
-        query = sql.SQL("CREATE INDEX ON {} USING hnsw ({}) WITH (m = 16, ef_construction = 200)")
+        what = GRAPHS[self.kind][1].format(dimension=self.dimension)
+        query = f"CREATE INDEX ON {self.name} USING hnsw ({what}) WITH (m = 16, ef_construction = 200)"
         with self.database.changing("building the graph", SECONDS_TO_BUILD) as cursor:
-            cursor.execute(query.format(self.name, what))
+            cursor.execute(query.encode())
 
     def analyze(self) -> None:
         """Let the planner know how many items a condition leaves."""
-        query = sql.SQL("ANALYZE {} (id_key, path_key, label_key)")
-        self.database.ask("counting labels", query.format(self.name))
+        self.database.ask("counting labels", f"ANALYZE {self.name} (id_key, path_key, label_key)")
 
     def drop(self) -> None:
         """Delete it, with all its items."""
-        self.database.ask("dropping the table", sql.SQL("DROP TABLE {}").format(self.name))
+        self.database.ask("dropping the table", f"DROP TABLE {self.name}")
 
 
 def _read(comment: str | None) -> dict[str, Any] | None:
