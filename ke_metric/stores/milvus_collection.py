@@ -9,6 +9,8 @@ Shapes: Q queries, D embedding, K neighbours, M rows of a page.
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,8 +34,18 @@ REQUEST_BYTES = 32 * 2**20
 REQUEST_ROWS = 16_384
 """Most rows of an answer, neighbours of a query or queries of a request; Milvus's own limit."""
 TEXTS = ("id", "path", "label")
-STRONG = {"consistency_level": "Strong"}
+STRONG = "Strong"
+"""Sees all that was acknowledged anywhere before: it waits until the server has ticked, which takes about 0.3 seconds
+(eval/stores/milvus_reader.md)."""
+BOUNDED = "Bounded"
+"""At most as old as the server is set up to allow: five seconds."""
+CONSISTENCIES = (STRONG, BOUNDED, "Eventually")
 QUERIES_AT_A_TIME = 256
+SECONDS_TO_FLUSH = 600.0
+SECONDS_BETWEEN_LOOKS = 0.05
+JOURNAL = "_journal"
+LONGEST_NAME = 255 - len(JOURNAL)
+NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}")
 # What ends a text in quotes or begins an escape, for Milvus and Milvus Lite alike; all else stands for itself.
 ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 NEVER = 'id == ""'
@@ -104,20 +116,38 @@ def kind_of(name: str) -> IndexKind:
     return KINDS[name]
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no collection of a server can have, or whose journal could have none, as USAGE."""
+    if not NAME.fullmatch(name):
+        raise KeMetricError(
+            f"milvus: collection = {name[:80]!r} ({len(name)} characters), must be at most {LONGEST_NAME} letters of "
+            "a to z, digits and underscores, and not begin with a digit",
+            ExitCode.USAGE,
+        )
+
+
 @dataclass(frozen=True)
 class Collection:
-    """A collection of items; errors call it by its `place`, and a request takes at most `timeout` seconds."""
+    """A collection of items; errors call it by its `place`.
+
+    A request takes at most `timeout` seconds, and an error says what was waited for; None: for ever.
+    """
 
     client: MilvusClient
     name: str
     place: str
     timeout: float | None = None
 
+    def _ask(self, doing: str, request: str, *what: Any, seconds: float | None = None, **settings: Any) -> Any:
+        """Make a request to the client; each of them goes through here, and none without a time limit."""
+        timeout = self.timeout if seconds is None or self.timeout is None else seconds
+        with explained(self.place, doing, timeout):
+            return getattr(self.client, request)(self.name, *what, timeout=timeout, **settings)
+
     @property
     def exists(self) -> bool:
         """Whether it is there, be it half made."""
-        with explained(self.place):
-            return bool(self.client.has_collection(self.name, timeout=self.timeout))
+        return bool(self._ask("looking for it", "has_collection"))
 
     def make(self, dimension: int) -> None:
         """Make it; without an index."""
@@ -127,29 +157,45 @@ class Collection:
         for name in TEXTS:
             schema.add_field(name, DataType.VARCHAR, max_length=TEXT_BYTES, is_primary=name == "id")
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
-        with explained(self.place):
-            self.client.create_collection(self.name, schema=schema, timeout=self.timeout, **STRONG)
+        self._ask("making it", "create_collection", schema=schema, consistency_level=STRONG)
 
     def drop(self) -> None:
         """Delete it and all its items."""
-        with explained(self.place):
-            self.client.drop_collection(self.name, timeout=self.timeout)
+        self._ask("deleting it", "drop_collection")
 
     def load(self, kind: str) -> None:
-        """Index it if it is not, and have it searched from memory. However often, after whatever kill."""
-        with explained(self.place):
-            if not self.client.list_indexes(self.name, field_name="vector"):
-                parameters = self.client.prepare_index_params()
-                parameters.add_index(
-                    "vector", index_type=kind, metric_type="IP", index_name="vector", params=dict(KINDS[kind].build)
+        """Index it if it is not, and begin to have it searched from memory. However often, after whatever kill."""
+        if not self._index_names():
+            parameters = self.client.prepare_index_params()
+            parameters.add_index(
+                "vector", index_type=kind, metric_type="IP", index_name="vector", params=dict(KINDS[kind].build)
+            )
+            # There is nothing in it yet: nothing to wait for.
+            self._ask("making its index", "create_index", parameters, sync=False)
+        self._ask("beginning to load it", "load_collection", _async=True)
+
+    def wait_until_loaded(self) -> None:
+        """Wait until it is searched from memory, for as long as that goes on."""
+        progress, since = -1, time.monotonic()
+        while (state := self._ask("loading it", "get_load_state"))["state"].name != "Loaded":
+            now = time.monotonic()
+            if state.get("progress", 0) > progress:
+                progress, since = state.get("progress", 0), now
+            if self.timeout is not None and now - since > self.timeout:
+                raise KeMetricError(
+                    f"{self.place}: loading it: Milvus is at {progress} % for {self.timeout:.0f} seconds now; it "
+                    "goes on by itself, try again later",
+                    ExitCode.ENVIRONMENT,
                 )
-                self.client.create_index(self.name, parameters, sync=False)  # there is nothing in it yet
-            self.client.load_collection(self.name)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _index_names(self) -> list[str]:
+        return list(self._ask("looking for its index", "list_indexes", field_name="vector"))
 
     def check(self, dimension: int, kind: str) -> None:
         """Refuse other fields (DATA), another dimension (LINEAGE) or another kind of index (USAGE)."""
-        with explained(self.place):
-            fields = {entry["name"]: entry for entry in self.client.describe_collection(self.name)["fields"]}
+        described = self._ask("looking what it is", "describe_collection")
+        fields = {entry["name"]: entry for entry in described["fields"]}
         if set(fields) != {*TEXTS, "vector"}:
             raise KeMetricError(
                 f"{self.place}: a collection of something else: its fields are {', '.join(sorted(fields))}, must be "
@@ -162,9 +208,8 @@ class Collection:
                 f"{self.place}: holds vectors of dimension {found}, asked for is dimension {dimension}",
                 ExitCode.LINEAGE,
             )
-        with explained(self.place):
-            names = self.client.list_indexes(self.name, field_name="vector")
-            index = dict(self.client.describe_index(self.name, names[0]) or {}) if names else None
+        names = self._index_names()
+        index = dict(self._ask("looking what its index is", "describe_index", names[0]) or {}) if names else None
         if index and (index["index_type"], index["metric_type"]) != (kind, "IP"):
             raise KeMetricError(
                 f"{self.place}: its index is {index['index_type']} by {index['metric_type']}, asked for is {kind} "
@@ -172,32 +217,39 @@ class Collection:
                 ExitCode.USAGE,
             )
 
-    def count(self, expression: str = "") -> int:
+    def count(self, expression: str = "", *, level: str = STRONG) -> int:
         """Return the number of rows for which an expression holds."""
-        return int(self._query(expression, ["count(*)"])[0]["count(*)"])
+        return int(self.query(expression, ["count(*)"], level=level)[0]["count(*)"])
 
-    def has(self, expression: str) -> bool:
+    def has(self, expression: str, *, level: str = STRONG) -> bool:
         """Return whether an expression holds for any row."""
-        return bool(self._query(expression, ["id"], limit=1))
+        return bool(self.query(expression, ["id"], level=level, limit=1))
 
     def put(self, rows: list[Row]) -> None:
         """Write rows, in place of those of the same ids; one request: all or none."""
-        with explained(self.place):
-            # Not insert: pymilvus repeats a request that got no answer, and a second insert doubles the rows.
-            self.client.upsert(self.name, rows, timeout=self.timeout)
+        # Not insert: pymilvus repeats a request that got no answer, and a second insert doubles the rows.
+        self._ask(f"writing {len(rows):,} rows", "upsert", rows)
 
     def delete(self, expression: str) -> None:
         """Delete the rows for which an expression holds; one request: all or none."""
-        with explained(self.place):
-            self.client.delete(self.name, filter=expression, timeout=self.timeout)
+        self._ask("deleting rows", "delete", filter=expression)
 
-    def find(self, ids: Iterable[str], fields: Sequence[str], *, width: int = 0) -> Iterator[Row]:
+    def find(
+        self, ids: Iterable[str], fields: Sequence[str], *, level: str = STRONG, width: int = 0
+    ) -> Iterator[Row]:
         """Yield the rows of those ids that are there, in no order; width: bytes of a row that are no text."""
         for part in parts(possible(ids), lambda text: len(quoted(text).encode()) + width, rows=REQUEST_ROWS // 2):
-            yield from self._query(one_of("id", part), fields)
+            yield from self.query(one_of("id", part), fields, level=level)
 
-    def pages(
-        self, fields: Sequence[str], *, width: int, after: str = "", most: int = REQUEST_ROWS, expression: str = ""
+    def pages(  # which rows, what of them, how many, and how fresh
+        self,
+        fields: Sequence[str],
+        *,
+        width: int,
+        after: str = "",
+        most: int = REQUEST_ROWS,
+        expression: str = "",
+        level: str = STRONG,
     ) -> Iterator[list[Row]]:
         """Yield the rows for which an expression holds in the order of their ids, a page of at most `most` at a time.
 
@@ -206,41 +258,51 @@ class Collection:
         """
         rows = max(1, min(most, REQUEST_ROWS, REQUEST_BYTES // width))
         narrowed = f" and ({expression})" if expression else ""
-        while page := self._query(
-            f"id > {quoted(after)}{narrowed}", fields, limit=rows, iterator="True", reduce_stop_for_best="True"
+        while page := self.query(
+            f"id > {quoted(after)}{narrowed}",
+            fields,
+            level=level,
+            limit=rows,
+            iterator="True",
+            reduce_stop_for_best="True",
         ):
             yield page
             after = page[-1]["id"]
 
-    def _query(self, expression: str, fields: Sequence[str], **settings: Any) -> list[Row]:
-        with explained(self.place):
-            answer = self.client.query(
-                self.name, filter=expression, output_fields=list(fields), timeout=self.timeout, **STRONG, **settings
+    def query(self, expression: str, fields: Sequence[str], *, level: str = STRONG, **settings: Any) -> list[Row]:
+        """Return fields of the rows for which an expression holds."""
+        return list(
+            self._ask(
+                "reading rows",
+                "query",
+                filter=expression,
+                output_fields=list(fields),
+                consistency_level=level,
+                **settings,
             )
-        return list(answer)
+        )
 
-    def search(
-        self, queries: Sequence[Any], k: int, *, expression: str, settings: Mapping[str, int]
+    def search(  # what is looked for, where, how thoroughly, and how fresh
+        self, queries: Sequence[Any], k: int, *, expression: str, settings: Mapping[str, int], level: str
     ) -> list[list[Row]]:
         """Return the hits of each query, with their id, path and label in "entity"."""
-        with explained(self.place):
-            answer = self.client.search(
-                self.name,
+        return list(
+            self._ask(
+                f"a search of {len(queries):,} queries",
+                "search",
                 data=list(queries),
                 anns_field="vector",
                 limit=k,
                 filter=expression,
                 output_fields=["path", "label"],
                 search_params={"metric_type": "IP", "params": dict(settings)},
-                timeout=self.timeout,
-                **STRONG,
+                consistency_level=level,
             )
-        return list(answer)
+        )
 
     def flush(self) -> None:
         """Have what was written last brought into data files and indexed."""
-        with explained(self.place):
-            self.client.flush(self.name, timeout=self.timeout)
+        self._ask("flushing it", "flush", seconds=SECONDS_TO_FLUSH)
 
 
 def parts(entries: Iterable[Any], size: Any, *, rows: int = 2**31) -> Iterator[list[Any]]:
@@ -264,16 +326,42 @@ def size_of(row: Row) -> int:
 
 
 @contextmanager
-def explained(place: str) -> Iterator[None]:
-    """Tell errors of Milvus as ours, ENVIRONMENT."""
+def explained(place: str, doing: str, seconds: float | None) -> Iterator[None]:
+    """Tell errors of Milvus as ours, ENVIRONMENT, with what was being done for at most so many seconds."""
     import grpc  # type: ignore[import-untyped]
     from pymilvus.exceptions import MilvusException
 
     try:
         yield
     except (MilvusException, grpc.RpcError) as error:
-        said = getattr(error, "message", None) or str(error)
-        raise KeMetricError(f"{place}: Milvus says: {said[:1000]}", ExitCode.ENVIRONMENT) from None
+        raise KeMetricError(f"{place}: {doing}: {_in_words(error, seconds)}", ExitCode.ENVIRONMENT) from None
+
+
+def _codes_of(error: BaseException) -> set[str]:
+    """Return the names of the codes of an error and of what it came from, which in pymilvus may be itself."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    codes = [getattr(one, "code", None) for one in causes]
+    return {getattr(code() if callable(code) else code, "name", "") for code in codes}
+
+
+def _in_words(error: BaseException, seconds: float | None) -> str:
+    """Return what Milvus says; pymilvus has words of its own around what gRPC knows."""
+    codes = _codes_of(error)
+    if "DEADLINE_EXCEEDED" in codes:
+        return (
+            f"Milvus does not answer any more; {seconds:.0f} seconds were waited" if seconds else "no answer in time"
+        )
+    if "UNAUTHENTICATED" in codes:
+        return (
+            "the server does not take the token, or asks for one: it goes into the variable KE_METRIC_MILVUS_TOKEN, "
+            "as user:password or an API key"
+        )
+    said = getattr(error, "details", lambda: None)() or getattr(error, "message", None) or str(error)
+    return f"Milvus says: {said[:1000]}"
 
 
 class Found:
@@ -293,6 +381,21 @@ class Found:
         for query, hits in enumerate(answer, start):
             self.numbers[query, : len(hits)] = [self._number(hit) for hit in hits]
             self.similarities[query, : len(hits)] = [hit["distance"] for hit in hits]
+
+    @property
+    def counts(self) -> IntArray:
+        """How many hits each query has."""
+        return np.asarray(np.count_nonzero(self.numbers >= 0, axis=1))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether each query has as many as were asked for."""
+        return bool((self.numbers >= 0).all())
+
+    def narrow(self, k: int) -> None:
+        """Keep k hits of each query, or as many as there are."""
+        k = max(k, int(self.counts.max(initial=0)))
+        self.similarities, self.numbers = self.similarities[:, :k], self.numbers[:, :k]
 
     def items_of(self, numbers: IntArray) -> list[Item]:
         """Return the items of numbers."""

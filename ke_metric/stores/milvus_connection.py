@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -47,6 +48,9 @@ SECONDS = 120.0
 CHANNEL = {"grpc.keepalive_time_ms": 310_000}
 """pymilvus pings every 10 s. Milvus Lite allows a ping in 300 s: it hangs up in the middle of a longer request, which
 pymilvus then sends again."""
+SERVER_CHANNEL = {"grpc.use_local_subchannel_pool": 1}
+"""Without, a connection that is opened anew waits as long as the lost one would, up to two minutes, and fails
+meanwhile, whether the server is back or not."""
 
 
 class LiteFolder:
@@ -156,10 +160,10 @@ class Connection:
     """
 
     def __init__(self, uri: str, *, writing: bool, token: str | None = None) -> None:
-        is_server = _is_server(uri)
-        _require("pymilvus", *([] if is_server else ["milvus_lite"]))
+        server = is_server(uri)
+        _require("pymilvus", *([] if server else ["milvus_lite"]))
         self.uri, self._open = uri, True
-        self.lite = None if is_server else LiteFolder(Path(uri).absolute(), writing=writing)
+        self.lite = None if server else LiteFolder(Path(uri).absolute(), writing=writing)
         try:
             self.client = _server(uri, token) if self.lite is None else _started(self.lite)
         except BaseException:
@@ -169,7 +173,7 @@ class Connection:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that a request may take; None: for ever."""
+        """Seconds that a request may take, or a wait for the next step of a longer one; None: for ever."""
         return SECONDS if self.lite is None else None
 
     def close(self) -> None:
@@ -182,7 +186,8 @@ class Connection:
                 self.lite.close()
 
 
-def _is_server(uri: str) -> bool:
+def is_server(uri: str) -> bool:
+    """Return whether a URI is that of a server; refuse one that is of nothing, or holds a password, as USAGE."""
     try:
         parts = urlsplit(uri)
         _ = parts.port  # a bad one is refused when it is looked at
@@ -219,8 +224,11 @@ def _require(*packages: str) -> None:
 def _server(uri: str, token: str | None) -> MilvusClient:
     from pymilvus import MilvusClient
 
-    with explained(uri):
-        return MilvusClient(uri, token=token or "", timeout=SECONDS_TO_CONNECT, grpc_options=CHANNEL)
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it writes 200 lines of each error that it raises
+    with explained(uri, "connecting", SECONDS_TO_CONNECT):
+        return MilvusClient(
+            uri, token=token or "", timeout=SECONDS_TO_CONNECT, grpc_options=SERVER_CHANNEL, dedicated=True
+        )
 
 
 def _started(folder: LiteFolder) -> MilvusClient:
@@ -229,7 +237,7 @@ def _started(folder: LiteFolder) -> MilvusClient:
     _let_settings_through(load_faiss())  # Milvus Lite imports it: after torch, and only if it is whole
     from pymilvus import MilvusClient
 
-    with explained(str(folder.path)):
+    with explained(str(folder.path), "starting Milvus Lite", None):
         return MilvusClient(str(folder.path), grpc_options=CHANNEL)
 
 

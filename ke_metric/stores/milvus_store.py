@@ -8,17 +8,17 @@ Shapes: N items, B batch, D embedding, Q queries, K neighbours.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Many
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ke_metric.arrays import FloatArray
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError, closest
 from ke_metric.stores.contract import (
     Hits,
     Item,
@@ -31,12 +31,16 @@ from ke_metric.stores.contract import (
     texts_of,
 )
 from ke_metric.stores.milvus_collection import (
+    BOUNDED,
+    CONSISTENCIES,
+    JOURNAL,
     REQUEST_ROWS,
-    TEXT_BYTES,
+    STRONG,
     TEXTS,
     Collection,
     Found,
     Row,
+    check_name,
     expression_of,
     kind_of,
     one_of,
@@ -44,93 +48,16 @@ from ke_metric.stores.milvus_collection import (
     possible,
     quoted,
     search_pages,
-    size_of,
 )
-from ke_metric.stores.milvus_connection import Connection
+from ke_metric.stores.milvus_connection import Connection, is_server
+from ke_metric.stores.milvus_journal import Journal
 
-# Ids of the rows of a journal, in this order: what is after FACTS is a change.
-COMMIT, FACTS, GONE, PUT = "commit", "facts", "gone ", "put "
+SECONDS_STRONG = 10.0
+"""After a change; what is Bounded is at most 5 seconds old, as servers are set up."""
 HITS_AT_ONCE = 2**17
 """Of one request: some 300 bytes each, more where paths are long."""
 PRODUCTS_AT_ONCE = 2**25
 """Inner products that Milvus Lite keeps at a time, four bytes each: of all queries of a request with all items."""
-
-
-@dataclass(frozen=True)
-class Journal:
-    """The journal of a collection `main`, itself the collection `own`: it makes changes of several requests whole.
-
-    A change is written down here, then committed by one row, then carried out, and then forgotten; whoever opens the
-    collection for writing finishes what was committed and forgets what was not. The journal also keeps what the
-    collection says of itself.
-    """
-
-    main: Collection
-    own: Collection
-    dimension: int
-
-    def make(self, facts: Mapping[str, str]) -> None:
-        """Make it, in place of one whose collection was never made."""
-        if self.own.exists:
-            self.own.drop()
-        self.own.make(self.dimension)
-        self.own.load("FLAT")
-        text = json.dumps(dict(sorted(facts.items())), ensure_ascii=False)
-        assert len(text.encode()) <= TEXT_BYTES, f"facts of {len(text)} characters"
-        self.own.put([self._row(FACTS, text)])
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the collection says of itself."""
-        found = list(self.own.find([FACTS], ["label"]))
-        return dict(json.loads(found[0]["label"])) if found else {}
-
-    def put(self, rows: Sequence[Row]) -> None:
-        """Write rows into the collection, in place of those of the same ids; all or none."""
-        requests = list(parts(rows, size_of))
-        with self._written_down(requests, ([row | {"id": PUT + row["id"]} for row in part] for part in requests)):
-            for request in requests:
-                self.main.put(request)
-
-    def delete(self, ids: Sequence[str]) -> None:
-        """Delete rows of the collection; all or none."""
-        requests = list(parts(ids, lambda text: len(quoted(text).encode()) + 2))
-        with self._written_down(requests, parts((self._row(GONE + text) for text in ids), size_of)):
-            for request in requests:
-                self.main.delete(one_of("id", request))
-
-    def settle(self) -> None:
-        """Finish the change that was committed; forget one that was not."""
-        committed = bool(list(self.own.find([COMMIT], ["id"])))
-        if committed:
-            for page in self.own.pages([*TEXTS, "vector"], width=4 * self.dimension + TEXT_BYTES, after=FACTS):
-                puts = [row | {"id": row["id"].removeprefix(PUT)} for row in page if row["id"].startswith(PUT)]
-                for part in parts(puts, size_of):
-                    self.main.put([{name: row[name] for name in (*TEXTS, "vector")} for row in part])
-                gone = [row["id"].removeprefix(GONE) for row in page if row["id"].startswith(GONE)]
-                if gone:
-                    self.main.delete(one_of("id", gone))
-        if committed or any(self.own.pages(["id"], width=TEXT_BYTES, after=FACTS, most=1)):
-            self._forget(committed=committed)
-
-    @contextmanager
-    def _written_down(self, requests: Sequence[object], entries: Iterable[list[Row]]) -> Iterator[None]:
-        """Have a change of several requests in the journal while it is carried out; after an error it stays there."""
-        if len(requests) > 1:
-            for entry in entries:
-                self.own.put(entry)
-            self.own.put([self._row(COMMIT)])
-        yield
-        if len(requests) > 1:
-            self._forget(committed=True)
-
-    def _forget(self, *, committed: bool) -> None:
-        if committed:  # first: a change that is forgotten in part must not be carried out again
-            self.own.delete(one_of("id", [COMMIT]))
-        self.own.delete(f"id > {quoted(FACTS)}")
-
-    def _row(self, name: str, label: str = "") -> Row:
-        return {"id": name, "path": "", "label": label, "vector": [1.0] + [0.0] * (self.dimension - 1)}
 
 
 class MilvusStore:
@@ -144,6 +71,9 @@ class MilvusStore:
         collection: Name of the collection; its journal is a second one, of this name and `_journal`.
         kind: Of the index: FLAT, which is exact, HNSW, IVF_FLAT or AUTOINDEX.
         token: What the server asks for; never stored or printed.
+        consistency: How fresh answers of a server are: Strong, Bounded or Eventually; None: Bounded, but for the
+            first one of a reader and those of a writer until ten seconds after a change, which are Strong. A store
+            opened to write ignores Bounded and Eventually: what it reads decides about its changes.
         facts: What the collection is to say of itself, such as the digest of the model; one that says otherwise is
             refused.
 
@@ -151,9 +81,9 @@ class MilvusStore:
         facts: What the collection says of itself.
 
     Raises:
-        KeMetricError: USAGE: no such URI or kind. ENVIRONMENT: pymilvus is not installed, or the server does not
-            answer. LINEAGE: another process has the file open, or the collection is of another dimension or model.
-            DATA: there is no collection, or it is of something else.
+        KeMetricError: USAGE: no such URI, name, kind or consistency. ENVIRONMENT: pymilvus is not installed, or the
+            server does not answer, or does not take the token. LINEAGE: another process has the file open, or the
+            collection is of another dimension or model. DATA: there is no collection, or it is of something else.
     """
 
     def __init__(  # noqa: PLR0913  # where a database is, which part of it, and what may be done there
@@ -167,8 +97,13 @@ class MilvusStore:
         kind: str = "FLAT",
         token: str | None = None,
         facts: Mapping[str, str] | None = None,
+        consistency: str | None = None,
     ) -> None:
         self._kind, self._kind_name, self._dimension, self._writing = kind_of(kind), kind, dimension, writing
+        if is_server(uri):
+            check_name(collection)
+        self._consistency = None if _checked(consistency) != STRONG and writing else consistency
+        self._strong_until = math.inf
         self._count: int | None = None
         self._settled = True
         self._row_bytes = 4 * dimension + 1024  # about what a row takes in an answer
@@ -183,37 +118,54 @@ class MilvusStore:
         client, lite, timeout = self._connection.client, self._connection.lite, self._connection.timeout
         place = f"{self._connection.uri}, collection {name}"
         main = self._main = Collection(client, name, place, timeout)
-        self._journal = Journal(main, Collection(client, f"{name}_journal", place, timeout), self._dimension)
+        own = Collection(client, f"{name}{JOURNAL}", place, timeout)
+        self._journal = Journal(
+            main, own, self._dimension, name=secrets.token_hex(16), signing=self._writing and lite is None
+        )
         if not main.exists:
             if not making:
                 raise KeMetricError(f"{place}: there is no such collection", ExitCode.DATA)
             self._journal.make(facts or {})
             main.make(self._dimension)
         main.check(self._dimension, self._kind_name)
+        if not own.exists:
+            raise KeMetricError(f"{place}: made by another program: there is no collection {own.name}", ExitCode.DATA)
+        own.load("FLAT")
         main.load(self._kind_name)
-        self._check_facts(facts)
-        if self._alone:
-            self._journal.settle()
+        for one in (own, main):
+            one.wait_until_loaded()
+        self._take(facts)
         if lite and lite.was_killed:
             main.flush()
 
-    def _check_facts(self, asked: Mapping[str, str] | None) -> None:
-        place = self._main.place
-        if not self._journal.own.exists:
-            raise KeMetricError(
-                f"{place}: made by another program: there is no collection {self._journal.own.name}", ExitCode.DATA
-            )
-        self._journal.own.load("FLAT")
-        self.facts: Mapping[str, str] = self._journal.facts
+    def _take(self, asked: Mapping[str, str] | None) -> None:
+        """Read what the collection says of itself, and finish what whoever wrote it before left to be done."""
+        found, unsettled = self._journal.look()
+        self.facts: Mapping[str, str] = found
         for name, value in (asked or {}).items():
-            found = self.facts.get(name)
-            if found != value:
-                raise KeMetricError(f"{place}: its {name} is {found!r}, asked for is {value!r}", ExitCode.LINEAGE)
+            if found.get(name) != value:
+                raise KeMetricError(
+                    f"{self._main.place}: its {name} is {found.get(name)!r}, asked for is {value!r}", ExitCode.LINEAGE
+                )
+        if self._journal.signing:
+            self._journal.sign()
+            _, unsettled = self._journal.look()  # whoever wrote before may have written until now
+        if unsettled and (self._writing or self._connection.lite is not None):
+            self._journal.settle(others=True)
 
-    @property
-    def _alone(self) -> bool:
-        """Whether nobody else changes the collection."""
-        return self._writing or self._connection.lite is not None
+    def _read_level(self) -> str:
+        """Return how fresh an answer must be.
+
+        A writer has what it has written itself; Milvus's own level for that, Session, does not cover what was
+        deleted. The first answer of a reader has all that was acknowledged before.
+        """
+        if self._consistency:
+            return self._consistency
+        if time.monotonic() >= self._strong_until:
+            return BOUNDED
+        if not self._writing:
+            self._strong_until = 0.0
+        return STRONG
 
     @property
     def dimension(self) -> int:
@@ -221,8 +173,13 @@ class MilvusStore:
         return self._dimension
 
     def __len__(self) -> int:
-        if self._count is None or not self._alone:
-            self._settle()
+        known = self._known_count()
+        return self._main.count(level=self._read_level()) if known is None else known
+
+    def _known_count(self) -> int | None:
+        """Return the number of items of a file, which nobody else changes; None: a server has to be asked for it."""
+        self._settle()
+        if self._connection.lite is not None and self._count is None:
             self._count = self._main.count()
         return self._count
 
@@ -232,8 +189,7 @@ class MilvusStore:
         check_addition(items, vectors, self._dimension)
         if not items:
             return
-        self._settle()
-        there = self.known([item.id for item in items])
+        there = self._known_to_all([item.id for item in items])
         if there and not replace:
             first = next(item.id for item in items if item.id in there)
             raise KeMetricError(
@@ -250,9 +206,8 @@ class MilvusStore:
     def remove(self, ids: Many[str]) -> None:
         """Remove items, all of them or none; see `VectorStore.remove`."""
         self._require_writing()
-        self._settle()
         distinct = list(dict.fromkeys(texts_of(ids)))
-        self._require_known(distinct, self.known(distinct))
+        self._require_known(distinct, self._known_to_all(distinct))
         if distinct:
             self._change(lambda: self._journal.delete(distinct), -len(distinct))
 
@@ -267,65 +222,77 @@ class MilvusStore:
         """
         check_queries(queries, k, self._dimension)
         check_where(where)
-        there = len(self)
-        k = most_found(k, there)
-        most = min(k, there)
+        there = self._known_count()
+        if there is None and (k > REQUEST_ROWS or not len(queries)):
+            there = len(self)
+        most = int(k if there is None else min(k, there))
         if most > REQUEST_ROWS:
             raise KeMetricError(
                 f"{self._main.place}: k = {k:,}, Milvus finds at most {REQUEST_ROWS:,} neighbours; a FAISS or memmap "
                 "store finds more",
                 ExitCode.USAGE,
             )
-        found = Found(len(queries), k)
+        found = Found(len(queries), max(1, most))
         if most:
-            products = PRODUCTS_AT_ONCE // there if self._connection.lite else REQUEST_ROWS
-            step = max(1, min(REQUEST_ROWS, HITS_AT_ONCE // most, products))
-            expression, settings = expression_of(where), self._kind.searched(most)
-            for start in range(0, len(queries), step):
-                part = queries[start : start + step]
-                found.enter(start, self._main.search(list(part), most, expression=expression, settings=settings))
-            if self._kind_name != "FLAT":
-                self._complete(found, queries, most, expression)
+            self._search(found, queries, most, expression_of(where), there)
+            if there is None and not found.is_full:
+                there = len(self)
+            if there is not None and self._kind_name != "FLAT":
+                self._complete(found, queries, min(most, there), expression_of(where))
+        if there is not None:
+            found.narrow(most_found(k, there))
         return Hits(
             found.similarities, found.numbers, found.items_of, lambda some: self._vectors_of(found.items_of(some))
         )
 
+    def _search(self, found: Found, queries: FloatArray, most: int, expression: str, there: int | None) -> None:
+        """Enter the hits of the queries, in as many requests as answers need; one for a few."""
+        products = PRODUCTS_AT_ONCE // there if self._connection.lite and there else REQUEST_ROWS
+        step = max(1, min(REQUEST_ROWS, HITS_AT_ONCE // most, products))
+        settings, level = self._kind.searched(most), self._read_level()
+        for start in range(0, len(queries), step):
+            part = list(queries[start : start + step])
+            found.enter(start, self._main.search(part, most, expression=expression, settings=settings, level=level))
+
     def _complete(self, found: Found, queries: FloatArray, most: int, expression: str) -> None:
         """Search exactly for those queries that have fewer hits than there are items to be found."""
-        counts = np.count_nonzero(found.numbers >= 0, axis=1)
-        if (counts == most).all():
+        counts = found.counts
+        if (counts >= most).all():
             return
-        lacking = np.flatnonzero(counts < min(most, self._main.count(expression)))
+        level = self._read_level()
+        lacking = np.flatnonzero(counts < min(most, self._main.count(expression, level=level)))
         if len(lacking):
-            pages = self._main.pages([*TEXTS, "vector"], width=self._row_bytes, expression=expression)
+            pages = self._main.pages([*TEXTS, "vector"], width=self._row_bytes, expression=expression, level=level)
             for query, hits in zip(lacking.tolist(), search_pages(pages, queries[lacking], most), strict=True):
                 found.enter(query, [hits])
 
     def matching(self, where: Where) -> list[Item]:
         """Return all items for which `where` holds, in the order of `read`."""
         self._settle()
-        pages = self._main.pages(TEXTS, width=1024, expression=expression_of(where))
+        pages = self._main.pages(TEXTS, width=1024, expression=expression_of(where), level=self._read_level())
         return [_item(row) for page in pages for row in page]
 
     def count(self, where: Where) -> int:
         """Return the number of items for which `where` holds."""
         expression = expression_of(where)
         self._settle()
-        return self._main.count(expression)
+        return self._main.count(expression, level=self._read_level())
 
     def known_labels(self, labels: Many[str]) -> set[str]:
         """Return those of the labels that an item has."""
         asked = possible(texts_of(labels, "labels"))
         self._settle()
-        return {label for label in asked if self._main.has(one_of("label", [label]))}
+        level = self._read_level()
+        return {label for label in asked if self._main.has(one_of("label", [label]), level=level)}
 
     def items_at(self, paths: Many[str]) -> dict[str, list[Item]]:
         """Return the items of each of the paths that has some, in the order of `read`."""
         asked = possible(dict.fromkeys(texts_of(paths, "paths")))
         self._settle()
         found: dict[str, list[Item]] = {}
+        level = self._read_level()
         for part in parts(asked, lambda text: len(quoted(text).encode())):
-            for page in self._main.pages(TEXTS, width=1024, expression=one_of("path", part)):
+            for page in self._main.pages(TEXTS, width=1024, expression=one_of("path", part), level=level):
                 for row in page:
                     found.setdefault(row["path"], []).append(_item(row))
         return found
@@ -334,21 +301,27 @@ class MilvusStore:
         """Return those of the ids that are in the store."""
         asked = texts_of(ids)
         self._settle()
-        return {row["id"] for row in self._main.find(asked, ["id"])}
+        return {row["id"] for row in self._main.find(asked, ["id"], level=self._read_level())}
+
+    def _known_to_all(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that are in the store, whoever added them, before a change is decided."""
+        self._settle()
+        found = {row["id"] for row in self._main.find(ids, ["id"])}
+        self._journal.require_signed()  # after what is decided by was read
+        return found
 
     def get(self, ids: Sequence[str]) -> list[Item]:
         """Return the items of ids, in order; see `VectorStore.get`."""
         asked = texts_of(ids)
         self._settle()
-        found = {row["id"]: _item(row) for row in self._main.find(dict.fromkeys(asked), TEXTS)}
-        self._require_known(asked, found.keys())
-        return [found[name] for name in asked]
+        found = self._rows_of(list(dict.fromkeys(asked)), TEXTS)
+        return [_item(found[name]) for name in asked]
 
     def read(self, batch_size: int = 8192) -> Iterator[tuple[list[Item], FloatArray]]:
         """Yield everything, in the order of the ids; see `VectorStore.read`."""
         check_count("batch_size", batch_size)
         self._settle()
-        for page in self._main.pages([*TEXTS, "vector"], width=self._row_bytes):
+        for page in self._main.pages([*TEXTS, "vector"], width=self._row_bytes, level=self._read_level()):
             for start in range(0, len(page), batch_size):
                 rows = page[start : start + batch_size]
                 yield [_item(row) for row in rows], np.array([row["vector"] for row in rows], np.float32)
@@ -384,13 +357,15 @@ class MilvusStore:
 
     def _change(self, change: Callable[[], None], more: int) -> None:
         """Make a change; where its answer is lost, find out before the next request what became of it."""
-        count, self._count, self._settled = len(self), None, False
+        count, self._count = self._known_count(), None
+        self._settled, self._strong_until = False, math.inf
         change()
-        self._count, self._settled = count + more, True
+        self._count = None if count is None else count + more
+        self._settled, self._strong_until = True, time.monotonic() + SECONDS_STRONG
 
     def _settle(self) -> None:
         if not self._settled:
-            self._journal.settle()
+            self._journal.settle(others=False)
             self._settled = True
 
     def _require_writing(self) -> None:
@@ -408,9 +383,28 @@ class MilvusStore:
 
     def _vectors_of(self, items: Sequence[Item]) -> FloatArray:
         ids = [item.id for item in items]
-        rows = {row["id"]: row["vector"] for row in self._main.find(ids, ["id", "vector"], width=4 * self._dimension)}
-        self._require_known(ids, rows.keys())
-        return np.array([rows[name] for name in ids], np.float32).reshape(len(ids), self._dimension)
+        found = self._rows_of(ids, ["id", "vector"], width=4 * self._dimension)
+        vectors = [found[name]["vector"] for name in ids]
+        return np.array(vectors, np.float32).reshape(len(ids), self._dimension)
+
+    def _rows_of(self, ids: Sequence[str], fields: Sequence[str], *, width: int = 0) -> dict[str, Row]:
+        """Return the rows of all of the ids; one that an earlier, fresher answer told of may take a Strong one."""
+        found: dict[str, Row] = {}
+        for level in (self._read_level(), STRONG):
+            missing = [name for name in ids if name not in found]
+            found |= {row["id"]: row for row in self._main.find(missing, fields, level=level, width=width)}
+        self._require_known(ids, found.keys())
+        return found
+
+
+def _checked(consistency: str | None) -> str | None:
+    if consistency is not None and consistency not in CONSISTENCIES:
+        raise KeMetricError(
+            f"milvus: consistency = {consistency!r}, must be one of {', '.join(CONSISTENCIES)}"
+            f"{closest(consistency, CONSISTENCIES)}",
+            ExitCode.USAGE,
+        )
+    return consistency
 
 
 def _item(row: Row) -> Item:

@@ -10,10 +10,11 @@ from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.contract import ServerStore
 
 TOKEN_VARIABLE = "KE_METRIC_MILVUS_TOKEN"
+CONSISTENCY_VARIABLE = "KE_METRIC_MILVUS_CONSISTENCY"
 
 
 def server_store(kind: str) -> Callable[..., ServerStore]:
-    """Return what opens a store of kind milvus or postgres: `MilvusStore` with its token, or `PostgresStore`.
+    """Return what opens a store of kind milvus or postgres; for `MilvusStore` with what the environment says.
 
     Raises:
         KeMetricError: ENVIRONMENT: psycopg is not installed.
@@ -21,7 +22,11 @@ def server_store(kind: str) -> Callable[..., ServerStore]:
     if kind == "milvus":
         from ke_metric.stores.milvus_store import MilvusStore
 
-        return partial(MilvusStore, token=os.environ.get(TOKEN_VARIABLE))
+        return partial(
+            MilvusStore,
+            token=os.environ.get(TOKEN_VARIABLE),
+            consistency=os.environ.get(CONSISTENCY_VARIABLE) or None,
+        )
     assert kind == "postgres", "a kind that nothing opens"
     try:
         from ke_metric.stores.postgres_store import PostgresStore

@@ -1,8 +1,10 @@
 """The comparison of stores measures what it says, on few vectors; the tables show the last line of each store."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from eval.stores import measurements as store_measurements
 from eval.stores import run as stores
-from eval.stores.measurements import BLOCK, Task, blocks, in_turns, items_from, queries_of, recall_of, synthetic
+from eval.stores import servers
+from eval.stores.measurements import BLOCK, K, Task, blocks, items_from, queries_of, recall_of, synthetic
 
 SCRIPT = ["-m", "eval.stores.run"]
 ROOT = Path(stores.__file__).parents[2]
@@ -85,13 +88,15 @@ def test_queries_are_no_vectors_of_the_gallery(tmp_path):
 
 def test_recall_is_the_share_that_was_found():
     assert recall_of(np.array([[1, 2], [9, 3]]), np.array([[2, 1], [3, 4]])) == 0.75
+    assert recall_of([[1], []], np.array([[1, -1], [2, -1]])) == 0.5
 
 
 def test_they_take_turns_in_being_first():
     asked = []
-    seconds = in_turns(lambda: asked.append("ours"), lambda: asked.append("bare"), 2)
-    assert asked == ["ours", "bare", "bare", "ours", "ours", "bare"]
-    assert [len(each) for each in seconds] == [2, 2]
+    costs = servers.in_turns({"ours": lambda: asked.append("ours"), "bare": lambda: asked.append("bare")}, 2)
+    assert asked == ["ours", "bare", "ours", "bare", "bare", "ours"]
+    assert all(len(each.wall) == len(each.client) == 2 and each.server == [0, 0] for each in costs.values())
+    assert costs["ours"].named("alone").keys() == {"alone", "alone_client", "alone_server"}
 
 
 @pytest.mark.parametrize("store", ["memmap", "faiss Flat", "faiss IVF16,PQ8x4fs"])
@@ -100,7 +105,9 @@ def test_what_is_measured(tmp_path, store):
     expected = store_measurements.truth(task)
     vectors = np.concatenate([block for _, block in blocks(task)])
     best = np.argsort(-queries_of(task) @ vectors.T, axis=1)[:, :10]
-    assert recall_of(expected, best) > 0.99
+    assert recall_of(expected["all"], best) > 0.99
+    assert [(each >= 0).sum(1).min() for each in expected.values()] == [10, 10, 2]  # two items have the one class
+    assert (expected["10 %"] % 1000 < 100).all()
     found = store_measurements.build(task)
     assert found["bytes"] >= vectors.nbytes
     found |= store_measurements.open_and_search(task) | store_measurements.compare(task, expected)
@@ -108,12 +115,99 @@ def test_what_is_measured(tmp_path, store):
         assert found["recall"] == pytest.approx(1, abs=0.01)
     assert found["bare_recall"] == pytest.approx(found["recall"], abs=0.1)
     assert (found["codes_recall"] is not None) == ("PQ" in store)
-    assert all(len(found[name]) == 2 for name in ("batched", "bare_batched", "alone", "bare_alone"))
+    names = ("batched", "bare_batched", "alone", "bare_alone", "alone_client", "bare_alone_client")
+    assert all(len(found[name]) == 2 for name in names)
+    assert [found["where"][share]["recall"] for share in ("10 %", "0.1 %")] == pytest.approx([1, 1], abs=0.02)
+    assert len(found["where"]["10 %"]["batched"]) == 2
     found |= store_measurements.change(task)
     reopened = store_measurements.opened(task, writing=False)
     assert len(reopened) == BLOCK
     assert reopened.known(["0", "1999", "2000", str(1999 + BLOCK)]) == {"2000", str(1999 + BLOCK)}
     reopened.close()
+
+
+@pytest.mark.parametrize("store", ["postgres HNSW", pytest.param("milvus-server HNSW", marks=pytest.mark.slow)])
+def test_a_server_is_measured_beside_a_bare_client(tmp_path, store):
+    if servers.lacking(store.split()[0]):
+        pytest.skip(servers.lacking(store.split()[0]))
+    with servers.started(store.split()[0], 1 << 20) as server:
+        task = dataclasses.replace(task_in(tmp_path / "store", store, 10_000), server=server)
+        peaks = {}
+        with servers.watched(server, peaks, "peak"):
+            found = store_measurements.build(task)
+        assert peaks["peak"] > 20
+        assert found["server_bytes"] > found["bytes"] / 2 > task.count * 16 * 2
+        found |= store_measurements.compare(task, store_measurements.truth(task))
+        assert found["recall"] > 0.95
+        assert [found["where"][share]["recall"] for share in ("10 %", "0.1 %")] == pytest.approx([1, 1], abs=0.05)
+        # Of all ways together: a fast server answers these few queries in less than the 0.01 s that are counted.
+        spent = [seconds for name, seconds in found.items() if name.endswith("_server")]
+        assert [len(each) for each in spent] == [2] * 6
+        assert sum(map(sum, spent)) > 0
+        assert found["where"]["0.1 %"]["bare_alone"]
+        reader, query = store_measurements.opened(task, writing=False), queries_of(task)[:1]
+        reader.search(query, K)
+        (request,) = servers.requests_of(reader, lambda: reader.search(query, K))
+        with servers.bare_client(task.kind, server) as ask:
+            assert len(ask(request)) in (1, 14)  # Milvus: a list for each query; PostgreSQL: four more than ten
+        reader.close()
+    assert not server.folder.exists()
+
+
+WORKER = """
+import sys, time
+print("ready", flush=True)
+for _ in sys.stdin:
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    print("done", flush=True)
+"""
+
+
+def test_a_server_is_a_process_and_all_that_it_started():
+    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORKER!r}])"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+
+        def ask():
+            started.stdin.write(b"work\n")
+            started.stdin.flush()
+            assert started.stdout.readline() == b"done\n"
+
+        assert started.stdout.readline() == b"ready\n"
+        assert len(servers.processes_of(started.pid)) == 2
+        assert servers.processes_of(started.pid)[0] == started.pid
+        server = servers.Server("", started.pid, Path(), "")
+        assert 1 < servers.megabytes_now(server) < 1000
+        before = servers.cpu_seconds(server)
+        costs = servers.in_turns({"busy": ask, "idle": lambda: None}, 2, server)
+        # The system counts hundredths of a second, of the programs and of the system apart.
+        assert min(costs["busy"].server) > 0.05 > max(costs["idle"].server)
+        assert servers.cpu_seconds(server) - before > 0.2
+
+
+def test_one_store_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    def measured(task):
+        if "Flat" in task.store:
+            raise RuntimeError("the server went away")
+        return LINE | {"store": task.store}
+
+    monkeypatch.setattr(stores, "measured", measured)
+    command = ["stores.py", "memmap", "faiss Flat", "faiss HNSW32", "--count", "500"]
+    monkeypatch.setattr(sys, "argv", [*command, "--results", str(tmp_path / "stores")])
+    with pytest.raises(SystemExit, match="not measured: faiss Flat"):
+        stores.main()
+    kept = [json.loads(line)["store"] for line in (tmp_path / "stores.jsonl").read_text().splitlines()]
+    assert kept == ["memmap", "faiss HNSW32"]
+    assert "the server went away" in capsys.readouterr().err
+
+
+def test_what_a_machine_has_too_little_of_is_said_before(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stores.py", "memmap", "--count", "100000000000"])
+    with pytest.raises(SystemExit):
+        stores.main()
+    assert "disk: " in (said := capsys.readouterr().err)
+    assert "memory: " in said
 
 
 def test_items_are_numbered():
@@ -131,9 +225,11 @@ def test_memory_is_of_a_process_of_its_own():
 
 def test_the_tables_say_what_was_measured():
     text = "\n".join(stores.report([LINE]))
-    building, searching = [row for row in text.splitlines() if row.startswith("| faiss Flat")]
+    run, building, searching = [row for row in text.splitlines() if row.startswith("| faiss Flat")]
+    assert run == "| faiss Flat | 1,000,000 x 128 | 2 | not known | not known | abc | not known |"
     assert building == (
-        "| faiss Flat | 1,000,000 x 128 | 12.3 | 1.5 | 0.5 | 0.25 | 0.125 | 2.5 | 0.75 | 1,200 | 1,700 | 1,100 |"
+        "| faiss Flat | 1,000,000 x 128 | 12.3 | 1.5 | 0.5 | 0.25 | 0.125 | 2.5 | 0.75 | 1,200 | 1,700 | 1,100 "
+        "| – | – | – |"
     )
     assert searching == (
         "| faiss Flat | 1,000,000 x 128 | 1 | 0.99 | 500 | 667 | 1.25 (1.00–1.50) | 250 | 20 | 20 | 20 | 200 "
@@ -150,6 +246,26 @@ def test_what_has_no_bare_twin_has_no_ratio():
     assert "| milvus FLAT | 1,000,000 x 128 | 1 | – | 500 | – | – | 250 | 20 | – | 20 | 200 | nprobe 64 |" in text
 
 
+def test_the_tables_of_a_server():
+    client = {
+        f"{bare}{name}{items}_client": [0.1 + bool(items), 0.1 + bool(items)]
+        for bare in ("", "bare_")
+        for name in ("batched", "alone")
+        for items in ("", "_items")
+    }
+    client |= {f"{bare}{name}_server": [0.9] for bare in ("", "bare_") for name in ("batched", "alone")}
+    where = {share: LINE["found"] for share in ("10 %", "0.1 %")}
+    found = LINE["found"] | client | {"where": where, "server_build_peak": 2000.0, "server_bytes": 3e9}
+    text = "\n".join(stores.report([LINE, LINE | {"store": "postgres HNSW", "server": "as it is", "found": found}]))
+    assert "| 1,100 | 2,000 | – | 3,000 |" in text
+    narrowed, client_row = [row for row in text.splitlines() if row.startswith("| postgres HNSW")][3:]
+    assert narrowed.split(" | ")[2:6] == ["1", "100", "1.25 (1.00–1.50)", "20"]
+    assert client_row.split(" | ")[2:7] == ["0.1", "0.1", "0.9", "1.00 (1.00–1.00)", "2.00 (2.00–2.00)"]
+    assert "- postgres HNSW, 1,000,000 vectors: as it is." in text
+    cells = stores.summary([LINE | {"store": "postgres HNSW", "server": "as it is", "found": found}])[2].split(" | ")
+    assert cells[-3:] == ["1.00 (1.00–1.00); 0.1, 0.1", "1.00 (1.00–1.00); 0.5, 0.5", "2 |"]
+
+
 def test_short_codes_have_a_note():
     found = LINE["found"] | {"codes_recall": 0.7654, "codes_batched": 0.05}
     text = "\n".join(stores.report([LINE | {"found": found}]))
@@ -159,9 +275,48 @@ def test_short_codes_have_a_note():
 def test_the_last_line_of_a_store_is_shown_the_most_vectors_first():
     newer, fewer = LINE | {"found": LINE["found"] | {"recall": 0.123}}, LINE | {"count": 10}
     rows = [row for row in stores.report([fewer, LINE, newer]) if row.startswith("| faiss Flat")]
-    assert [row.split("|")[2].strip() for row in rows] == ["1,000,000 x 128", "10 x 128"] * 2
-    assert "| 0.123 |" in rows[2]
+    assert [row.split("|")[2].strip() for row in rows] == ["1,000,000 x 128", "10 x 128"] * 3
+    assert "| 0.123 |" in rows[4]
     assert stores.report([]) == ["Nothing was measured."]
+
+
+def test_the_documents_have_their_figures_from_the_results():
+    results = ROOT / "eval" / "stores" / "results.jsonl"
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(stores.report(lines))
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == f"# What stores cost\n\n{text}\n"
+    assert "\n".join(["", *stores.summary(lines), ""]) in (ROOT / "docs" / "stores.md").read_text(encoding="utf-8")
+
+
+def test_a_line_says_how_it_came_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "alone", lambda *_: {"add": 1.0, "flush": 1.0})
+    line = stores.measured(Task("faiss Flat", tmp_path / "store", 2000, 16, 50, 2))
+    program, options = line["command"].split(" 'faiss Flat' ")
+    assert program.split() == ["python", *SCRIPT]
+    monkeypatch.setattr(sys, "argv", ["run.py", "faiss Flat", *options.split()])
+    asked = stores._options()
+    assert [asked.count, asked.dimension, asked.queries, asked.rounds] == [2000, 16, 50, 2]
+    assert abs(datetime.now(UTC).date() - date.fromisoformat(line["date"])).days <= 1
+    known = {"command": "python x", "date": "2026-11-30", "load": [0.25, 13.0]}
+    run = next(row for row in stores.report([LINE | known]) if row.startswith("| faiss Flat"))
+    assert run == "| faiss Flat | 1,000,000 x 128 | 2 | 2026-11-30 | 0.2, 13.0 | abc | `python x` |"
+    assert len(line["load"]) == 2
+
+
+def test_the_table_of_a_document_is_written_anew(tmp_path, monkeypatch):
+    (tmp_path / "stores.jsonl").write_text(json.dumps(LINE) + "\n")
+    document = tmp_path / "stores.md.txt"
+    command = ["run.py", "--results", str(tmp_path / "stores"), "--document", str(document)]
+    monkeypatch.setattr(sys, "argv", command)
+    table = "\n".join([*stores.summary([LINE]), ""])
+    old = "| store | vectors | so |\n| --- |\n| faiss \\1 |\n"
+    for text in (old, f"# Costs\n\n{old}\nMore.\n\n| store | of |\n", f"# Costs\n\n{table}"):
+        document.write_text(text, encoding="utf-8")
+        stores.main()
+        assert document.read_text(encoding="utf-8") == text.replace(old, table)
+    document.write_text("none")
+    with pytest.raises(SystemExit, match="0 tables of stores"):
+        stores.main()
 
 
 @pytest.mark.slow
@@ -172,6 +327,7 @@ def test_the_script(tmp_path):
     assert done.returncode == 0, done.stderr
     line = json.loads((tmp_path / "stores.jsonl").read_text(encoding="utf-8"))
     assert line["count"] == 500
+    assert {"command", "date", "load"} <= line.keys()
     text = (tmp_path / "stores.md").read_text(encoding="utf-8")
     assert text.strip().endswith(done.stdout.strip())
     assert "| faiss Flat | 500 x 8 | 1 | 1 |" in text

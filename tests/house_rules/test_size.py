@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "ke_metric"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
-MOST_MODULES = 232
-MOST_LINES = 47_432
+MOST_MODULES = 234
+MOST_LINES = 48_109
 LONGEST_FILE = 450
 
 

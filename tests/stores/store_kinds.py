@@ -12,13 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from ke_metric.stores.contract import VectorStore
 from ke_metric.stores.faiss_store import FaissStore
 from ke_metric.stores.memmap import MemmapStore
 from ke_metric.stores.milvus_store import MilvusStore
 
-sys.path.append(str(Path(__file__).parents[1]))  # postgres_server
+sys.path.append(str(Path(__file__).parents[1]))  # milvus_server, postgres_server
 
+import milvus_server
 import postgres_server
 
 
@@ -36,6 +39,8 @@ class StoreKind:
         ordered: Whether search(q, k) is the beginning of search(q, K), equally similar items in the order of their
             adding.
         examples: How many random sequences of calls are tried; fewer where opening is slow.
+        slow: Whether all of it takes minutes.
+        remove: Remove what lies elsewhere than in the folder.
     """
 
     make: Callable[[Path, int, bool], VectorStore]
@@ -45,6 +50,8 @@ class StoreKind:
     locked: bool = True
     ordered: bool = False
     examples: int = 15
+    slow: bool = False
+    remove: Callable[[Path], None] = lambda folder: None
 
     @property
     def exact(self) -> bool:
@@ -62,18 +69,25 @@ def faiss_kind(factory: str, recall: float = 1.0, **search: int) -> StoreKind:
     )
 
 
-def milvus_server(uri: str) -> StoreKind:
-    """A server that KE_METRIC_MILVUS_URI names, to run the contract on; the collections of tests stay there."""
+def name_of(folder: Path) -> str:
+    return f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}"
+
+
+def milvus_server_kind() -> StoreKind:
+    """A collection of its own on the server of the tests; five seconds to make one."""
     return StoreKind(
         lambda folder, dimension, writing: MilvusStore(
-            uri,
+            milvus_server.server_uri(),
             dimension,
             writing=writing,
-            collection=f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}",
+            collection=name_of(folder),
             token=os.environ.get("KE_METRIC_MILVUS_TOKEN"),
+            consistency=None if writing else "Strong",
         ),
         locked=False,
         examples=5,
+        slow=True,
+        remove=lambda folder: milvus_server.drop(name_of(folder)),
     )
 
 
@@ -90,7 +104,7 @@ def postgres_kind(index: str, recall: float = 1.0) -> StoreKind:
             postgres_server.server_uri() + (GRAPHS_PREFERRED if recall < 1 else ""),
             dimension,
             writing=writing,
-            collection=f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}",
+            collection=name_of(folder),
             kind=index,
         ),
         recall=recall,
@@ -112,8 +126,10 @@ STORES = {
     ),
     "faiss IVF-PQ": faiss_kind("IVF4,PQ8x4fs", 0.75, nprobe=4),
 }
-if "KE_METRIC_MILVUS_URI" in os.environ:
-    STORES["milvus server"] = milvus_server(os.environ["KE_METRIC_MILVUS_URI"])
+if milvus_server.URI in os.environ or milvus_server.is_installed():
+    STORES["milvus server"] = milvus_server_kind()
 if postgres_server.is_installed():
     STORES["postgres"] = postgres_kind("FLAT")
     STORES["postgres HNSW"] = postgres_kind("HNSW", 0.9)
+EACH = [pytest.param(name, marks=pytest.mark.slow) if kind.slow else name for name, kind in STORES.items()]
+"""The names, for tests of all of them."""

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pytest
 
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.contract import Item, VectorStore, Where
+
+
+def refused(words: str, exit_code: ExitCode = ExitCode.DATA) -> pytest.RaisesExc[KeMetricError]:
+    """Expect an error of this exit code, in which the pattern is found."""
+    return pytest.raises(KeMetricError, match=words, check=lambda error: error.exit_code == exit_code)
 
 
 def unit_vectors(count: int, dimension: int, *, seed: int, spread: float = 1.0, centres: int = 0) -> np.ndarray:
@@ -44,6 +51,15 @@ class Twin:
         """Return the inner product with every item for which `where` holds, by id."""
         wide = query.astype(np.float64)
         return {name: float(wide @ vector.astype(np.float64)) for name, (_, vector) in self.matching(where).items()}
+
+
+def filled(store: VectorStore, count: int = 60) -> Twin:
+    """Put items into a store; return its twin."""
+    twin = Twin()
+    items, vectors = some_items(count), unit_vectors(count, store.dimension, seed=count)
+    store.add(items, vectors)
+    twin.add(items, vectors)
+    return twin
 
 
 def holds(where: Where, item: Item) -> bool:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from store_kinds import STORES
-from store_twin import Twin, assert_same_answers, assert_same_content, some_items, unit_vectors
+from store_kinds import EACH, STORES
+from store_twin import Twin, assert_same_answers, assert_same_content, filled, refused, some_items, unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.ranking import ranked_search, search_others
@@ -53,7 +53,7 @@ ODD_TEXTS = (
 )
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=EACH)
 def kind(request):
     return STORES[request.param]
 
@@ -70,24 +70,12 @@ def open_store(kind, tmp_path):
     yield make
     for store in reversed(opened):
         store.close()
+    kind.remove(tmp_path / "store")
 
 
 @pytest.fixture
 def store(open_store):
     return open_store()
-
-
-def refused(match, exit_code=ExitCode.DATA):
-    return pytest.raises(KeMetricError, match=match, check=lambda error: error.exit_code == exit_code)
-
-
-def filled(store, count=60):
-    """Put items into a store; return its twin."""
-    twin = Twin()
-    items, vectors = some_items(count), unit_vectors(count, D, seed=count)
-    store.add(items, vectors)
-    twin.add(items, vectors)
-    return twin
 
 
 def compare(kind, store, twin, k=5, *, where=None, queries=None):
@@ -625,6 +613,7 @@ class Sequence(RuleBasedStateMachine):
 
     def teardown(self):
         self.store.close()
+        self.kind.remove(self.folder / "store")
         shutil.rmtree(self.folder)
 
     @rule(items=ITEMS, seed=SEEDS, replace=st.booleans())

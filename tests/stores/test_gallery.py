@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_twin import Twin, assert_same_content, some_items, unit_vectors
+from store_twin import Twin, assert_same_content, refused, some_items, unit_vectors
 
-from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.errors import ExitCode
 from ke_metric.stores import gallery_files
 from ke_metric.stores.contract import Item, Where
 from ke_metric.stores.gallery import Gallery
@@ -37,10 +37,6 @@ def opened(folder):
     yield make
     for one in reversed(galleries):
         one.close()
-
-
-def refused(match, exit_code=ExitCode.DATA):
-    return pytest.raises(KeMetricError, match=match, check=lambda error: error.exit_code == exit_code)
 
 
 def fill(gallery, count=10, *, first=0):

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # postgres_server
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # milvus_server, postgres_server
 
+import milvus_server
 import postgres_server
-from store_kinds import STORES
+from store_kinds import EACH, STORES
 from store_twin import Twin, assert_same_answers, assert_same_content, unit_vectors
 
 from ke_metric.errors import KeMetricError
@@ -114,7 +115,7 @@ class Writers:
         self.process.wait(60)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=EACH)
 def name(request):
     return request.param
 
@@ -123,6 +124,8 @@ def name(request):
 def writers(name):
     if name.startswith("postgres"):
         postgres_server.server_uri()  # the writers' as well: one that they started would die with them
+    if name == "milvus server":
+        milvus_server.server_uri()
     running = Writers(name)
     yield running
     running.close()
@@ -156,6 +159,20 @@ def copy_of(twin):
     return new
 
 
+def twins_after(twin, calls, done):
+    """Return what may be in a store after so many acknowledged calls: the twin after them, or after one more as well.
+
+    Of a store that had not even opened (-1) nothing was called.
+    """
+    for call in calls[: max(done, 0)]:
+        apply(twin, call)
+    if not 0 <= done < len(calls):
+        return [twin]
+    one_more = copy_of(twin)
+    apply(one_more, calls[done])
+    return [twin, one_more]
+
+
 def run_and_kill(writers, folder, calls, draw):
     """Kill a writer somewhere in its calls; return how many it acknowledged, -1 where it had not even opened."""
     process = writers.start(folder, calls)
@@ -182,12 +199,7 @@ def holds(store, twin):
 
 def check_after_kill(kind, folder, calls, done, twin):
     """Return what is in the store, the twin after the calls that were done or one more, and if one more."""
-    for call in calls[: max(done, 0)]:
-        apply(twin, call)
-    possible = [twin]
-    if 0 <= done < len(calls):
-        possible.append(copy_of(twin))
-        apply(possible[1], calls[done])
+    possible = twins_after(twin, calls, done)
     found = []
     for writing in (False, True):
         try:
@@ -217,6 +229,7 @@ def test_a_writer_that_is_not_killed_finishes(name, writers, tmp_path):
     assert status == 0
     twin, _ = check_after_kill(STORES[name], tmp_path / "store", calls, len(calls), Twin())
     assert twin.content
+    STORES[name].remove(tmp_path / "store")
 
 
 @pytest.mark.slow
@@ -233,9 +246,10 @@ def kill_writers(name, writers, tmp_path, kills):
     seed = int(os.environ.get("KE_METRIC_KILL_SEED", secrets.randbits(32)))
     draw = random.Random(seed)
     sys.stdout.write(f"KE_METRIC_KILL_SEED={seed}\n")
-    outcomes = Counter()
+    outcomes, folder = Counter(), tmp_path / "none yet"
     for kill in range(kills):
         if kill % KILLS_PER_FOLDER == 0:
+            STORES[name].remove(folder)
             folder, twin, fresh = tmp_path / f"store-{kill}", Twin(), 0
         calls = draw_calls(draw, {int(name.removeprefix("id-")) for name in twin.content}, fresh)
         done = run_and_kill(writers, folder, calls, draw)
@@ -244,6 +258,7 @@ def kill_writers(name, writers, tmp_path, kills):
         killed = "before it opened" if done < 0 else "when done" if done == len(calls) else f"in {calls[done][0]}"
         outcomes[f"{killed}, which happened" if more else killed] += 1
         fresh = max([fresh, *(n + 1 for call in calls if call[0] == "add" for n in call[1])])
+    STORES[name].remove(folder)
     sys.stdout.write(f"{dict(outcomes)}\n")
 
 

@@ -1,8 +1,10 @@
-"""The store in Milvus, on Milvus Lite; what holds for every kind of store is in test_contract.py.
+"""The store in Milvus, on Milvus Lite; what only a server does is in test_milvus_server.py.
 
-No Milvus server is to be had here: what only a server does is not tested.
+What holds for every kind of store is in test_contract.py.
 """
 
+import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +24,9 @@ from ke_metric.stores import milvus_collection, milvus_connection, milvus_store
 from ke_metric.stores.contract import Condition, Item, Where
 from ke_metric.stores.milvus_collection import KINDS, Collection, expression_of, one_of, quoted
 from ke_metric.stores.milvus_connection import OPENED, LiteFolder
+from ke_metric.stores.milvus_journal import Journal
 from ke_metric.stores.milvus_store import MilvusStore
+from ke_metric.stores.opening import server_store
 
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -555,7 +559,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 
 
 def test_a_server_that_does_not_answer():
-    with pytest.raises(KeMetricError, match=r"http://127\.0\.0\.1:1: Milvus says: Fail connecting") as caught:
+    with pytest.raises(KeMetricError, match=r"http://127\.0\.0\.1:1: connecting: Milvus says: Fail") as caught:
         MilvusStore("http://127.0.0.1:1", D, writing=False, token="root:secret")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "secret" not in str(caught.value)
@@ -601,3 +605,175 @@ def test_the_same_requests_over_http(open_milvus, uri):
     assert len(writer) == 52
     for one in (writer, reader):
         one.close()
+
+
+def test_how_fresh_answers_are_is_said_by_the_environment(monkeypatch):
+    monkeypatch.setenv("KE_METRIC_MILVUS_CONSISTENCY", "strong")
+    with pytest.raises(KeMetricError, match="consistency = 'strong', must be one of Strong, Bounded, Ev") as caught:
+        server_store("milvus")("http://127.0.0.1:1", D, writing=False)
+    assert caught.value.exit_code == ExitCode.USAGE
+    for value, consistency in (("Strong", "Strong"), ("", None)):
+        monkeypatch.setenv("KE_METRIC_MILVUS_CONSISTENCY", value)
+        assert server_store("milvus").keywords["consistency"] == consistency
+
+
+# Several clients, over the port of Milvus Lite
+
+
+@pytest.fixture
+def open_over_port(open_milvus, uri):
+    """Open a store as one of a server, which has no lock; all are closed after it."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    open_milvus(collection="first")  # keeps Milvus Lite running
+    port, opened = server_manager_instance._servers[uri][2], []
+
+    def store(*, writing=True, **more):
+        opened.append(MilvusStore(f"http://127.0.0.1:{port}", D, writing=writing, **more))
+        return opened[-1]
+
+    yield store
+    for one in opened:
+        one.close()
+
+
+def before_requests(patch, store, act):
+    """Call act(number) before each request with which a store changes something, its number from 0 on."""
+    numbers = itertools.count()
+
+    def told(method):
+        def call(self, what):
+            if self.client is store._main.client:
+                act(next(numbers))
+            method(self, what)
+
+        return call
+
+    for name in ("put", "delete"):
+        patch.setattr(Collection, name, told(getattr(Collection, name)))
+
+
+def added_until(store, start, last):
+    """Add items in many requests, before one of which the process is killed."""
+
+    def act(number):
+        if number >= last:
+            raise Cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_requests(patch, store, act)
+        with contextlib.suppress(Cut):
+            store.add(long_items(12, start=start), vectors(12, seed=start))
+
+
+@pytest.mark.parametrize("others", [0, 2, 100])
+@pytest.mark.parametrize("more", [1, 2, 100])
+def test_another_writer_at_any_moment_leaves_no_change_by_halves(open_over_port, small_requests, others, more):
+    """One that has begun a change, be it killed in it, while the first one is in its own, and is killed in that."""
+    changes = [{item.id for item in long_items(12, start=start)} for start in (100, 200)]
+    moments = 0
+    for moment in itertools.count():
+        first = open_over_port(collection=f"c{moment}")
+        first.add(long_items(3), vectors(3))
+        reached = False
+
+        def act(number, moment=moment, first=first):
+            nonlocal reached
+            if number == moment:
+                reached = True
+                added_until(open_over_port(collection=f"c{moment}"), 200, others)
+            if number >= moment + more:
+                raise Cut
+
+        with pytest.MonkeyPatch.context() as patch:
+            before_requests(patch, first, act)
+            with contextlib.suppress(Cut, KeMetricError):
+                first.add(long_items(12, start=100), vectors(12, seed=1))
+        if not reached:
+            break
+        moments += 1
+        last = open_over_port(collection=f"c{moment}")
+        there = set(everything(last)) - {item.id for item in long_items(3)}
+        assert all(change <= there or not change & there for change in changes), (moment, sorted(there))
+        assert last._journal.own.count() == 2
+        if others == 100:
+            assert changes[1] <= there, moment
+    assert moments > 8
+
+
+def test_a_writer_settles_its_own_changes_alone(open_over_port, small_requests, monkeypatch):
+    """Another may sign, and begin a change, right after it was seen that nobody has."""
+    first = open_over_port()
+    added_until(first, 100, 2)
+    second = open_over_port()
+
+    def act(number):
+        if number == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "_is_signed", lambda journal: True)
+                assert len(first) == 0
+        if number == 5:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        before_requests(patch, second, act)
+        with pytest.raises(Cut):
+            second.add(long_items(12, start=200), vectors(12))
+    assert 0 < len(first) < 12
+    assert set(everything(open_over_port())) == {item.id for item in long_items(12, start=200)}
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_journal_without_names_is_settled(open_milvus, committed):
+    """As earlier versions wrote it."""
+    store = open_milvus()
+    store.add(items(5), vectors(5))
+    own = store._journal.own
+    row = {"path": "p", "label": "l", "vector": vectors(1)[0]}
+    own.put([row | {"id": name} for name in ("put new", "put writer x put y", "gone i00002")])
+    if committed:
+        own.put([row | {"id": "commit"}])
+    store.close()
+    store = open_milvus()
+    kept = {item.id for item in items(5)}
+    assert set(everything(store)) == (kept - {"i00002"} | {"new", "writer x put y"} if committed else kept)
+    assert own_ids(store) == ["facts"]
+
+
+def own_ids(store):
+    return [row["id"] for page in store._journal.own.pages(["id"], width=1024) for row in page]
+
+
+@pytest.mark.parametrize("consistency", [None, "Bounded", "Eventually"])
+def test_what_a_writer_reads_before_a_change_is_strong(open_over_port, monkeypatch, consistency):
+    store = open_over_port(consistency=consistency)
+    store.add(items(9), vectors(9))
+    levels, query = [], Collection.query
+    monkeypatch.setattr(
+        Collection, "query", lambda *asked, level="Strong", **more: levels.append(level) or query(*asked, **more)
+    )
+    assert len(store.matching(Where.parse('label == "crow"'))) == 3
+    assert store.known(["i00001"])
+    assert store.get(["i00001"])
+    assert len(store) == 9
+    assert set(levels) == {"Strong"}
+    reader = open_over_port(writing=False, consistency=consistency)
+    assert [len(reader), len(reader)] == [9, 9]
+    assert levels[-1] == (consistency or "Bounded")
+
+
+def test_a_hit_that_is_newer_than_what_a_later_answer_sees(open_over_port, monkeypatch):
+    open_over_port().add(items(9), vectors(9))
+    reader = open_over_port(writing=False)
+    query = Collection.query
+
+    def stale(*asked, level="Strong", **more):
+        return [row for row in query(*asked, **more) if level == "Strong" or row.get("id") != "i00004"]
+
+    monkeypatch.setattr(Collection, "query", stale)
+    hits = reader.search(vectors(9)[4:5], 3)
+    assert hits.items()[0][0].id == "i00004"
+    np.testing.assert_array_equal(hits.vectors()[0, 0], vectors(9)[4])
+    assert reader.get(["i00004", "i00001"]) == [items(9)[4], items(9)[1]]
+    with pytest.raises(KeMetricError, match="there is no item 'none'"):
+        reader.get(["none", "i00004"])

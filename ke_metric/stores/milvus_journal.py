@@ -1,0 +1,169 @@
+"""The journal of a Milvus collection, a second collection: it makes changes of several requests whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.stores.milvus_collection import (
+    REQUEST_ROWS,
+    TEXT_BYTES,
+    TEXTS,
+    Collection,
+    Row,
+    one_of,
+    parts,
+    quoted,
+    size_of,
+)
+
+# Ids of the rows of a journal, in this order. A change is what is after a writer's name: its entries, and that it is
+# committed. Earlier versions wrote no names: entries right after FACTS, and COMMIT alone.
+BY, COMMIT, FACTS, GONE, PUT, WRITER = "by", "commit", "facts", "gone ", "put ", "writer "
+
+
+def _start(writer: str) -> str:
+    """Return what the ids of a writer's change begin with; of "", who wrote no name, nothing."""
+    return f"{WRITER}{writer} " if writer else ""
+
+
+def _bounds(writer: str) -> tuple[str, str]:
+    """Return what the ids of a writer's change are between."""
+    return (_start(writer), f"{WRITER}{writer}!") if writer else (FACTS, WRITER)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The journal of a collection `main`, itself the collection `own`: it makes changes of several requests whole.
+
+    A change is written down here, then committed by one row, then carried out, and then forgotten; whoever opens the
+    collection for writing finishes what was committed and forgets what was not. The journal also keeps what the
+    collection says of itself, and who opened it for writing last.
+
+    Two that write are kept apart by the order of their requests. A writer commits when all its entries are there and
+    nobody has signed since; whoever opens the collection signs first, and looks afterwards. So it finds all entries
+    of what may be committed: with the commit it finishes them, without it forgets them, and a commit that comes later
+    commits nothing.
+
+    Attributes:
+        name: Of this writer; its changes are its own.
+        signing: Whether other writers are to be expected, as nothing but `name` keeps them away.
+    """
+
+    main: Collection
+    own: Collection
+    dimension: int
+    name: str
+    signing: bool
+
+    def make(self, facts: Mapping[str, str]) -> None:
+        """Make it, in place of one whose collection was never made."""
+        if self.own.exists:
+            self.own.drop()
+        self.own.make(self.dimension)
+        text = json.dumps(dict(sorted(facts.items())), ensure_ascii=False)
+        assert len(text.encode()) <= TEXT_BYTES, f"facts of {len(text)} characters"
+        self.own.put([self._row(FACTS, text)])
+
+    def look(self) -> tuple[dict[str, str], bool]:
+        """Return what the collection says of itself, and whether there is a change to be settled."""
+        rows = self.own.query('id > ""', ["id", "label"], limit=3)
+        found = [row for row in rows if row["id"] == FACTS] or list(self.own.find([FACTS], ["label"]))
+        facts = dict(json.loads(found[0]["label"])) if found else {}
+        return facts, any(row["id"] not in (BY, FACTS) for row in rows)
+
+    def sign(self) -> None:
+        """Say that this one writes from now on; whoever did before is refused at the next change."""
+        self.own.put([self._row(BY, self.name)])
+
+    def require_signed(self) -> None:
+        """Refuse to write, as LINEAGE, where another has opened the collection for writing since."""
+        if not self._is_signed():
+            raise KeMetricError(
+                f"{self.main.place}: another process has opened it to write since; one at a time does, the last that "
+                "opened it. What was added and removed before is kept",
+                ExitCode.LINEAGE,
+            )
+
+    def _is_signed(self) -> bool:
+        return not self.signing or [row["label"] for row in self.own.find([BY], ["label"])] == [self.name]
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Write rows into the collection, in place of those of the same ids; all or none."""
+        requests = list(parts(rows, size_of))
+        start = _start(self.name) + PUT
+        self._change(self.main.put, requests, ([row | {"id": start + row["id"]} for row in one] for one in requests))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete rows of the collection; all or none."""
+        requests = [one_of("id", part) for part in parts(ids, lambda text: len(quoted(text).encode()) + 2)]
+        start = _start(self.name) + GONE
+        self._change(self.main.delete, requests, parts((self._row(start + text) for text in ids), size_of))
+
+    def _change(self, make: Callable[[Any], None], requests: Sequence[Any], entries: Iterable[list[Row]]) -> None:
+        """Make a change, written down while it is carried out if it is of several; after an error it stays there."""
+        if len(requests) == 1:
+            make(requests[0])
+            return
+        for entry in entries:
+            self.own.put(entry)
+        self.require_signed()
+        self.own.put([self._row(_start(self.name) + COMMIT)])
+        self._carry_out(make, requests)
+        self._forget(self.name)
+
+    def _carry_out(self, make: Callable[[Any], None], requests: Iterable[Any]) -> None:
+        """Make requests for as long as nobody else writes, who finishes them, and changes the same items later."""
+        for request in requests:
+            self.require_signed()
+            make(request)
+
+    def settle(self, *, others: bool) -> None:
+        """Finish what was committed and forget what was not, of this one or of all; whoever signed later does it."""
+        writers = ["", *self._writers()] if others else [self.name]
+        # Of those that are found before this one is seen to be the last, all have come before.
+        if self._is_signed():
+            for writer in writers:
+                self._settle(writer)
+
+    def _writers(self) -> list[str]:
+        """Return the names of those whose change is here."""
+        found: list[str] = []
+        after = WRITER
+        while page := next(self.own.pages(["id"], width=TEXT_BYTES, after=after, most=1), None):
+            found.append(page[0]["id"].split(" ")[1])
+            after = _bounds(found[-1])[1]
+        return found
+
+    def _settle(self, writer: str) -> None:
+        committed = bool(list(self.own.find([_start(writer) + COMMIT], ["id"])))
+        if committed:
+            for page in self._pages(writer, [*TEXTS, "vector"]):
+                self._finish(_start(writer), page)
+        if committed or any(self._pages(writer, ["id"], most=1)):
+            self._forget(writer)
+
+    def _pages(self, writer: str, fields: Sequence[str], *, most: int = REQUEST_ROWS) -> Iterator[list[Row]]:
+        low, high = _bounds(writer)
+        width = 4 * self.dimension + TEXT_BYTES
+        return self.own.pages(fields, width=width, after=low, most=most, expression=f"id < {quoted(high)}")
+
+    def _finish(self, start: str, page: Sequence[Row]) -> None:
+        put, gone = start + PUT, start + GONE
+        puts = [row | {"id": row["id"].removeprefix(put)} for row in page if row["id"].startswith(put)]
+        rows = ({name: row[name] for name in (*TEXTS, "vector")} for row in puts)
+        self._carry_out(self.main.put, parts(rows, size_of))
+        ids = [row["id"].removeprefix(gone) for row in page if row["id"].startswith(gone)]
+        self._carry_out(self.main.delete, [one_of("id", ids)] if ids else [])
+
+    def _forget(self, writer: str) -> None:
+        # The commit first: a change that is forgotten in part must not be carried out again.
+        self.own.delete(one_of("id", [_start(writer) + COMMIT]))
+        low, high = _bounds(writer)
+        self.own.delete(f"id > {quoted(low)} and id < {quoted(high)}")
+
+    def _row(self, name: str, label: str = "") -> Row:
+        return {"id": name, "path": "", "label": label, "vector": [1.0] + [0.0] * (self.dimension - 1)}
