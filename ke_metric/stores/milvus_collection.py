@@ -43,6 +43,7 @@ CONSISTENCIES = (STRONG, BOUNDED, "Eventually")
 QUERIES_AT_A_TIME = 256
 SECONDS_TO_FLUSH = 600.0
 SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_WITHOUT_PROGRESS = 120.0
 JOURNAL = "_journal"
 LONGEST_NAME = 255 - len(JOURNAL)
 NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}")
@@ -177,32 +178,37 @@ class Collection:
     def wait_until_loaded(self) -> None:
         """Wait until it is searched from memory, for as long as that goes on."""
         progress, since = -1, time.monotonic()
-        while (state := self._ask("loading it", "get_load_state"))["state"].name != "Loaded":
-            now = time.monotonic()
-            if state.get("progress", 0) > progress:
-                progress, since = state.get("progress", 0), now
-            if self.timeout is not None and now - since > self.timeout:
-                raise KeMetricError(
-                    f"{self.place}: loading it: Milvus is at {progress} % for {self.timeout:.0f} seconds now; it "
-                    "goes on by itself, try again later",
-                    ExitCode.ENVIRONMENT,
+        while (found := self._ask("loading it", "get_load_state"))["state"].name != "Loaded":
+            state, now = found["state"].name, time.monotonic()
+            if found.get("progress", 0) > progress:
+                progress, since = found.get("progress", 0), now
+            if now - since > (limit := self.timeout or SECONDS_WITHOUT_PROGRESS):
+                what = (
+                    f"Milvus is at {progress} % for {limit:.0f} seconds now; it goes on by itself, try again later"
+                    if state == "Loading"
+                    else f"its state is {state} for {limit:.0f} seconds now: somebody releases or deletes it"
                 )
+                raise KeMetricError(f"{self.place}: loading it: {what}", ExitCode.ENVIRONMENT)
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _index_names(self) -> list[str]:
         return list(self._ask("looking for its index", "list_indexes", field_name="vector"))
 
-    def check(self, dimension: int, kind: str) -> None:
-        """Refuse other fields (DATA), another dimension (LINEAGE) or another kind of index (USAGE)."""
+    def check_fields(self) -> int:
+        """Refuse other fields than those of a collection of ours, as DATA; return the dimension of its vectors."""
         described = self._ask("looking what it is", "describe_collection")
         fields = {entry["name"]: entry for entry in described["fields"]}
         if set(fields) != {*TEXTS, "vector"}:
             raise KeMetricError(
-                f"{self.place}: a collection of something else: its fields are {', '.join(sorted(fields))}, must be "
-                f"id, path, label, vector; choose another name",
+                f"{self.place}: {self.name} is a collection of something else: its fields are "
+                f"{', '.join(sorted(fields))}, must be id, path, label, vector; choose another name",
                 ExitCode.DATA,
             )
-        found = int(fields["vector"]["params"]["dim"])
+        return int(fields["vector"]["params"]["dim"])
+
+    def check(self, dimension: int, kind: str) -> None:
+        """Refuse other fields (DATA), another dimension (LINEAGE) or another kind of index (USAGE)."""
+        found = self.check_fields()
         if found != dimension:
             raise KeMetricError(
                 f"{self.place}: holds vectors of dimension {found}, asked for is dimension {dimension}",

@@ -53,7 +53,9 @@ from ke_metric.stores.milvus_connection import Connection, is_server
 from ke_metric.stores.milvus_journal import Journal
 
 SECONDS_STRONG = 10.0
-"""After a change; what is Bounded is at most 5 seconds old, as servers are set up."""
+"""After a change, or after a reader was opened; what is Bounded is at most 5 seconds old, as servers are set up."""
+NEIGHBORS_UNCOUNTED = 1_000
+"""As many are asked of a server without knowing how many items there are."""
 HITS_AT_ONCE = 2**17
 """Of one request: some 300 bytes each, more where paths are long."""
 PRODUCTS_AT_ONCE = 2**25
@@ -71,9 +73,10 @@ class MilvusStore:
         collection: Name of the collection; its journal is a second one, of this name and `_journal`.
         kind: Of the index: FLAT, which is exact, HNSW, IVF_FLAT or AUTOINDEX.
         token: What the server asks for; never stored or printed.
-        consistency: How fresh answers of a server are: Strong, Bounded or Eventually; None: Bounded, but for the
-            first one of a reader and those of a writer until ten seconds after a change, which are Strong. A store
-            opened to write ignores Bounded and Eventually: what it reads decides about its changes.
+        consistency: How fresh answers of a server are: Strong, Bounded or Eventually; None: Bounded, but Strong until
+            ten seconds after a reader was opened or a writer has made a change, so that all is seen that was
+            acknowledged before. A store opened to write ignores Bounded and Eventually: what it reads decides about
+            its changes.
         facts: What the collection is to say of itself, such as the digest of the model; one that says otherwise is
             refused.
 
@@ -105,7 +108,7 @@ class MilvusStore:
         self._consistency = None if _checked(consistency) != STRONG and writing else consistency
         self._strong_until = math.inf
         self._count: int | None = None
-        self._settled = True
+        self._settled, self._signed = True, False
         self._row_bytes = 4 * dimension + 1024  # about what a row takes in an answer
         self._connection = Connection(uri, writing=writing, token=token)
         try:
@@ -137,9 +140,15 @@ class MilvusStore:
         self._take(facts)
         if lite and lite.was_killed:
             main.flush()
+        if not self._writing:
+            self._strong_until = time.monotonic() + SECONDS_STRONG
 
     def _take(self, asked: Mapping[str, str] | None) -> None:
-        """Read what the collection says of itself, and finish what whoever wrote it before left to be done."""
+        """Read what the collection says of itself, and finish what whoever wrote it before left to be done.
+
+        Of a server this begins to write only where something was left: whoever writes it now goes on if nothing is
+        changed here.
+        """
         found, unsettled = self._journal.look()
         self.facts: Mapping[str, str] = found
         for name, value in (asked or {}).items():
@@ -147,25 +156,29 @@ class MilvusStore:
                 raise KeMetricError(
                     f"{self._main.place}: its {name} is {found.get(name)!r}, asked for is {value!r}", ExitCode.LINEAGE
                 )
-        if self._journal.signing:
-            self._journal.sign()
-            _, unsettled = self._journal.look()  # whoever wrote before may have written until now
-        if unsettled and (self._writing or self._connection.lite is not None):
+        if unsettled and self._journal.signing:
+            self._begin()
+        elif unsettled and self._connection.lite is not None:
             self._journal.settle(others=True)
+
+    def _begin(self) -> bool:
+        """Be the one that writes from now on; return whether it was not before."""
+        if self._signed or not self._journal.signing:
+            return False
+        self._journal.sign()
+        self._signed = True
+        _, unsettled = self._journal.look()  # whoever wrote before may have written until now
+        if unsettled:
+            self._journal.settle(others=True)
+        return True
 
     def _read_level(self) -> str:
         """Return how fresh an answer must be.
 
         A writer has what it has written itself; Milvus's own level for that, Session, does not cover what was
-        deleted. The first answer of a reader has all that was acknowledged before.
+        deleted. A reader has all that was acknowledged before it was opened.
         """
-        if self._consistency:
-            return self._consistency
-        if time.monotonic() >= self._strong_until:
-            return BOUNDED
-        if not self._writing:
-            self._strong_until = 0.0
-        return STRONG
+        return self._consistency or (STRONG if time.monotonic() < self._strong_until else BOUNDED)
 
     @property
     def dimension(self) -> int:
@@ -189,14 +202,8 @@ class MilvusStore:
         check_addition(items, vectors, self._dimension)
         if not items:
             return
-        there = self._known_to_all([item.id for item in items])
-        if there and not replace:
-            first = next(item.id for item in items if item.id in there)
-            raise KeMetricError(
-                f"{self._main.place}: item {first!r} is there already ({len(there):,} of these {len(items):,} are); "
-                "replace=True lets the new ones take their place",
-                ExitCode.DATA,
-            )
+        ids = [item.id for item in items]
+        there = self._known_to_all(ids, lambda known: None if replace else self._require_new(ids, known))
         rows = [
             {"id": item.id, "path": item.path, "label": item.label, "vector": vector}
             for item, vector in zip(items, np.ascontiguousarray(vectors), strict=True)
@@ -207,8 +214,8 @@ class MilvusStore:
         """Remove items, all of them or none; see `VectorStore.remove`."""
         self._require_writing()
         distinct = list(dict.fromkeys(texts_of(ids)))
-        self._require_known(distinct, self._known_to_all(distinct))
         if distinct:
+            self._known_to_all(distinct, lambda known: self._require_known(distinct, known))
             self._change(lambda: self._journal.delete(distinct), -len(distinct))
 
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
@@ -223,7 +230,7 @@ class MilvusStore:
         check_queries(queries, k, self._dimension)
         check_where(where)
         there = self._known_count()
-        if there is None and (k > REQUEST_ROWS or not len(queries)):
+        if there is None and (k > NEIGHBORS_UNCOUNTED or not len(queries)):
             there = len(self)
         most = int(k if there is None else min(k, there))
         if most > REQUEST_ROWS:
@@ -303,10 +310,17 @@ class MilvusStore:
         self._settle()
         return {row["id"] for row in self._main.find(asked, ["id"], level=self._read_level())}
 
-    def _known_to_all(self, ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that are in the store, whoever added them, before a change is decided."""
+    def _known_to_all(self, ids: Sequence[str], check: Callable[[set[str]], None]) -> set[str]:
+        """Return those of the ids that are in the store, whoever added them, before a change is decided.
+
+        What `check` refuses is refused before this one begins to write, which ends another's writing.
+        """
         self._settle()
         found = {row["id"] for row in self._main.find(ids, ["id"])}
+        check(found)
+        if self._begin():
+            found = {row["id"] for row in self._main.find(ids, ["id"])}
+            check(found)
         self._journal.require_signed()  # after what is decided by was read
         return found
 
@@ -348,6 +362,8 @@ class MilvusStore:
     def drop(self) -> None:
         """Delete the collection with all its items, and its journal; what else the database holds stays."""
         self._require_writing()
+        self._begin()
+        self._journal.require_signed()
         self._main.drop()
         self._journal.own.drop()
 
@@ -371,6 +387,15 @@ class MilvusStore:
     def _require_writing(self) -> None:
         if not self._writing:
             raise KeMetricError(f"{self._main.place}: opened to read, not to add or remove", ExitCode.USAGE)
+
+    def _require_new(self, ids: Sequence[str], known: Many[str]) -> None:
+        if known:
+            first = next(name for name in ids if name in known)
+            raise KeMetricError(
+                f"{self._main.place}: item {first!r} is there already ({len(known):,} of these {len(ids):,} are); "
+                "replace=True lets the new ones take their place",
+                ExitCode.DATA,
+            )
 
     def _require_known(self, ids: Sequence[str], known: Many[str]) -> None:
         missing = [name for name in ids if name not in known]

@@ -73,17 +73,22 @@ def name_of(folder: Path) -> str:
     return f"test_{hashlib.sha1(str(folder).encode()).hexdigest()}"
 
 
-def milvus_server_kind() -> StoreKind:
-    """A collection of its own on the server of the tests; five seconds to make one."""
+def milvus_server_kind(index: str, recall: float = 1.0) -> StoreKind:
+    """A collection of its own on the server of the tests; five seconds to make one.
+
+    Readers are Strong for as long as they are open: the tests ask what is there, not how soon it is seen.
+    """
     return StoreKind(
         lambda folder, dimension, writing: MilvusStore(
             milvus_server.server_uri(),
             dimension,
             writing=writing,
             collection=name_of(folder),
+            kind=index,
             token=os.environ.get("KE_METRIC_MILVUS_TOKEN"),
             consistency=None if writing else "Strong",
         ),
+        recall=recall,
         locked=False,
         examples=5,
         slow=True,
@@ -127,7 +132,8 @@ STORES = {
     "faiss IVF-PQ": faiss_kind("IVF4,PQ8x4fs", 0.75, nprobe=4),
 }
 if milvus_server.URI in os.environ or milvus_server.is_installed():
-    STORES["milvus server"] = milvus_server_kind()
+    STORES["milvus server"] = milvus_server_kind("FLAT")
+    STORES["milvus server HNSW"] = milvus_server_kind("HNSW", 0.9)
 if postgres_server.is_installed():
     STORES["postgres"] = postgres_kind("FLAT")
     STORES["postgres HNSW"] = postgres_kind("HNSW", 0.9)

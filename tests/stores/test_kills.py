@@ -124,7 +124,7 @@ def name(request):
 def writers(name):
     if name.startswith("postgres"):
         postgres_server.server_uri()  # the writers' as well: one that they started would die with them
-    if name == "milvus server":
+    if name.startswith("milvus server"):
         milvus_server.server_uri()
     running = Writers(name)
     yield running

@@ -65,9 +65,16 @@ def open_store(collection):
 @pytest.fixture
 def server():
     """A server of the test's own, to be killed."""
+    require_own()
     running = milvus_server.MilvusServer(milvus_server.QUICK)
     yield running
     running.stop()
+
+
+def require_own():
+    """Skip where no server can be started, only one that the environment names be asked."""
+    if not milvus_server.is_installed():
+        pytest.skip("milvus is not installed, or no network namespace can be made")
 
 
 def one_more(store):
@@ -111,6 +118,9 @@ def test_a_short_life(server, monkeypatch):
         twin = filled(store, 500)
         for where in (None, Where.parse('label == "class-1"'), Where.parse('label != "class-1" and id != "id-3"')):
             assert_same_answers(store, twin, unit_vectors(5, D, seed=1), 7, where=where)
+        with closing(MilvusStore(server.uri, D, writing=False)) as new:
+            assert len(new) == 500
+            assert_same_answers(new, twin, unit_vectors(5, D, seed=1), 7)
         store.remove(["id-1", "id-8"])
         twin.remove(["id-1", "id-8"])
         assert_same_content(store, twin, 200)
@@ -243,11 +253,13 @@ def test_every_request_of_the_code_is_one_of_those():
 
 
 @pytest.mark.slow
-def test_a_reader_asks_once_for_a_search(open_store, recorded):
+def test_a_reader_asks_once_for_a_search(open_store, recorded, monkeypatch):
     filled(open_store(), 500)
     reader = open_store(writing=False)
     client = recorded[-1]
-    for position, level in enumerate(("Strong", "Bounded", "Bounded")):
+    now = time.monotonic
+    for position, level in enumerate(("Strong", "Strong", "Bounded")):
+        monkeypatch.setattr(milvus_store.time, "monotonic", lambda more=6 * position: now() + more)
         client.asked.clear()
         assert reader.search(unit_vectors(4, D, seed=position), 7).items()
         assert client.asked == [("search", 120.0, level)]
@@ -261,6 +273,7 @@ def test_how_fresh_an_answer_is(open_store, recorded, monkeypatch):
     store = open_store()
     reader = open_store(writing=False)
     assert len(reader) == 0
+    monkeypatch.setattr(reader, "_strong_until", 0.0)
     filled(store, 5)
     deadline = time.monotonic() + 10
     while len(reader) < 5:
@@ -344,23 +357,24 @@ def test_what_is_not_ours_is_refused_and_stays(open_store, collection):
 
 
 @pytest.mark.slow
-def test_of_two_writers_the_last_to_open_it_writes(open_store):
+def test_of_two_writers_the_last_to_begin_writes(open_store):
     first = open_store()
     twin = filled(first)
     second = open_store()
     items, vectors = some_items(5, first=200), unit_vectors(5, D, seed=2)
-    for change in (lambda: first.add(items, vectors), lambda: first.remove(["id-1"])):
-        with refused("another process has opened it to write since", ExitCode.LINEAGE):
+    for store, some in ((first, slice(2)), (second, slice(2, 5))):
+        store.add(items[some], vectors[some])
+        twin.add(items[some], vectors[some])
+    for change in (lambda: first.add(items, vectors, replace=True), lambda: first.remove(["id-1"]), first.drop):
+        with refused("another process has begun to write it since", ExitCode.LINEAGE):
             change()
-    second.add(items, vectors)
-    twin.add(items, vectors)
     for one in (first, second):
         assert_same_content(one, twin)
     first.close()
     third = open_store()
     third.remove(["id-1"])
     twin.remove(["id-1"])
-    with refused("another process has opened it to write since", ExitCode.LINEAGE):
+    with refused("another process has begun to write it since", ExitCode.LINEAGE):
         second.remove(["id-2"])
     assert_same_content(third, twin)
 
@@ -401,6 +415,7 @@ def test_what_a_writer_left_to_be_done_is_done_by_the_next(open_store, monkeypat
 
 @pytest.mark.slow
 def test_a_token(tmp_path):
+    require_own()
     server = milvus_server.MilvusServer(milvus_server.QUICK | {"authorization_enabled": True})
     try:
         for token in (None, "root:wrong", "secret"):

@@ -11,7 +11,10 @@ import shutil
 import string
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -740,6 +743,131 @@ def test_a_journal_without_names_is_settled(open_milvus, committed):
     assert own_ids(store) == ["facts"]
 
 
+def test_a_journal_takes_nobody_elses_place(open_over_port):
+    """The name of a journal may be that of a gallery, with items like entries, or of another program's collection."""
+    gallery = open_over_port(collection="photos_journal")
+    names = ["facts", "commit", "put x", "writer", "i00001"]
+    gallery.add([Item(name) for name in names], vectors(5))
+    with pytest.raises(KeMetricError, match="its journal would be the collection photos_journal, which") as caught:
+        open_over_port(collection="photos")
+    assert caught.value.exit_code == ExitCode.DATA
+    assert set(everything(gallery)) == set(names)
+    client = gallery._main.client
+    client.create_collection("app_journal", dimension=D)
+    client.insert("app_journal", [{"id": 1, "vector": [1.0] * D}])
+    with pytest.raises(KeMetricError, match="app_journal is a collection of something else: its fields are id, vec"):
+        open_over_port(collection="app")
+    assert client.query("app_journal", filter="id == 1")
+    assert not client.has_collection("app")
+    assert not client.has_collection("photos")
+
+
+@pytest.mark.parametrize("left", [[], ["facts"], ["facts", "by", "writer 0.1 put x", "writer 0.1 commit"]])
+def test_a_journal_that_was_left_alone_is_made_anew(open_over_port, left):
+    own = open_over_port(collection="other")._journal.own
+    remains = replace(own, name="left_journal")
+    remains.make(D)
+    if left:
+        row = {"path": "", "label": "{}", "vector": vectors(1)[0]}
+        remains.put([row | {"id": name} for name in left])
+    store = open_over_port(collection="left", facts=FACTS)
+    assert store.facts == FACTS
+    assert own_ids(store) == ["facts"]
+    assert len(store) == 0
+
+
+def test_what_is_refused_takes_writing_from_nobody(open_over_port):
+    first = open_over_port()
+    first.add(items(5), vectors(5))
+    second = open_over_port()
+    assert len(second) == 5
+    for code, change in (
+        (ExitCode.DATA, lambda: second.add(items(3), vectors(3))),
+        (ExitCode.DATA, lambda: second.remove(["i00001", "none"])),
+    ):
+        with pytest.raises(KeMetricError) as caught:
+            change()
+        assert caught.value.exit_code == code
+    first.add(items(2, start=5), vectors(2))
+    second.remove(["i00000"])
+    with pytest.raises(KeMetricError, match="another process has begun to write it since") as caught:
+        first.add(items(2, start=7), vectors(2))
+    assert caught.value.exit_code == ExitCode.LINEAGE
+    with pytest.raises(KeMetricError, match="another process has begun to write it since"):
+        first.drop()
+    assert len(second) == 6
+    second.drop()
+
+
+def test_what_another_adds_before_this_one_begins_is_seen(open_over_port, monkeypatch):
+    """Between what a first change reads and its sign, the writer before may still change something."""
+    first, second = open_over_port(), open_over_port()
+    first.add(items(1), vectors(1))
+    sign = Journal.sign
+
+    def late(journal):
+        monkeypatch.setattr(Journal, "sign", sign)
+        first.add(items(1, start=1), vectors(1))
+        journal.sign()
+
+    monkeypatch.setattr(Journal, "sign", late)
+    with pytest.raises(KeMetricError, match="item 'i00001' is there already"):
+        second.add(items(2, start=1), vectors(2))
+    assert set(everything(second)) == {"i00000", "i00001"}
+
+
+def test_a_request_that_comes_late_is_part_of_no_other_change(open_over_port, small_requests, monkeypatch):
+    """Its answer was lost, and it is carried out when its change was settled: a commit, the deleting of a range."""
+    store = open_over_port()
+    store.add(long_items(3), vectors(3))
+    late, put, delete = [], Collection.put, Collection.delete
+    own = store._journal.own
+
+    def noting(request):
+        def noted(self, what):
+            if self is own:
+                late.append(lambda: request(self, what))
+            request(self, what)
+
+        return noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "put", noting(put))
+        patch.setattr(Collection, "delete", noting(delete))
+        store.add(long_items(12, start=100), vectors(12))
+    before = set(everything(store))
+    for again in late:
+        again_at = []
+
+        def act(number, again=again, again_at=again_at):
+            if number == 3:
+                again_at.append(number)
+                again()
+                raise Cut
+
+        with monkeypatch.context() as patch:
+            before_requests(patch, store, act)
+            with pytest.raises(Cut):
+                store.add(long_items(12, start=200), vectors(12))
+        assert again_at
+        store._settle()
+        assert set(everything(store)) == before, "what was not committed is not there"
+    assert own_ids(open_over_port()) == ["by", "facts"]
+
+
+def test_waiting_for_a_collection_that_somebody_releases(open_over_port, monkeypatch):
+    store = open_over_port()
+    states = iter(["NotExist", *["NotLoad"] * 1000])
+    monkeypatch.setattr(
+        store._main.client, "get_load_state", lambda *a, **k: {"state": SimpleNamespace(name=next(states))}
+    )
+    monkeypatch.setattr(milvus_collection, "SECONDS_BETWEEN_LOOKS", 0.001)
+    for one in (replace(store._main, timeout=0.05), replace(store._main, timeout=None)):
+        monkeypatch.setattr(milvus_collection, "SECONDS_WITHOUT_PROGRESS", 0.05)
+        with pytest.raises(KeMetricError, match="loading it: its state is NotLoad for 0 seconds now: somebody"):
+            one.wait_until_loaded()
+
+
 def own_ids(store):
     return [row["id"] for page in store._journal.own.pages(["id"], width=1024) for row in page]
 
@@ -757,9 +885,37 @@ def test_what_a_writer_reads_before_a_change_is_strong(open_over_port, monkeypat
     assert store.get(["i00001"])
     assert len(store) == 9
     assert set(levels) == {"Strong"}
-    reader = open_over_port(writing=False, consistency=consistency)
-    assert [len(reader), len(reader)] == [9, 9]
-    assert levels[-1] == (consistency or "Bounded")
+    assert len(open_over_port(writing=False, consistency=consistency)) == 9
+    assert levels[-1] == (consistency or "Strong")
+
+
+@pytest.mark.parametrize("seconds", [0, 9, 11])
+def test_all_that_a_new_reader_asks_is_strong(open_over_port, monkeypatch, seconds):
+    """`ke-metric search` counts first; a search that finds too few counts, and reads, after it has searched."""
+    open_over_port(kind="HNSW").add(items(300), vectors(300))
+    reader, levels = open_over_port(writing=False, kind="HNSW"), []
+    for name in ("query", "search"):
+        asked = getattr(Collection, name)
+        monkeypatch.setattr(
+            Collection,
+            name,
+            lambda *a, asked=asked, level="Strong", **more: levels.append(level) or asked(*a, level=level, **more),
+        )
+    monkeypatch.setattr(milvus_store.time, "monotonic", lambda now=time.monotonic: now() + seconds)
+    assert len(reader) == 300
+    monkeypatch.setattr(milvus_store, "NEIGHBORS_UNCOUNTED", 10)  # a count before the search
+    reader.search(vectors(1, seed=1), 90, where=Where.parse('id == "i00007"'))
+    assert len(levels) > 3
+    assert set(levels) == {"Strong" if seconds < 10 else "Bounded"}
+
+
+def test_many_neighbours_of_few_items_need_no_room(open_over_port, monkeypatch):
+    open_over_port().add(items(3), vectors(3))
+    shapes, found = [], milvus_store.Found
+    monkeypatch.setattr(milvus_store, "Found", lambda *shape: shapes.append(shape) or found(*shape))
+    hits = open_over_port(writing=False).search(vectors(2000), 16_000)
+    assert hits.numbers.shape == (2000, 3)
+    assert shapes == [(2000, 3)]
 
 
 def test_a_hit_that_is_newer_than_what_a_later_answer_sees(open_over_port, monkeypatch):
