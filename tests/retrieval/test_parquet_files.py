@@ -333,6 +333,7 @@ def test_a_file_is_not_replaced_by_one_of_fewer_pictures(embedder, own, tmp_path
     first = unreadable(files[:1])
     assert embed_parts(path.parent, embedder, own, rows=6).count == 5
     was = path.read_bytes()
+    readable(first)
     for bad in (files[1:3], files[1:]):
         others, told = unreadable(bad), []
         facts = embed_parts(path.parent, embedder, own, rows=6, on_done=lambda *now, told=told: told.append(now))
@@ -341,11 +342,34 @@ def test_a_file_is_not_replaced_by_one_of_fewer_pictures(embedder, own, tmp_path
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         assert (facts.count, [each["name"] for each in facts.left_out]) == (5, [str(files[0])])
         assert sum(done for done, _ in told) == 6
-        kept = f"{path}: kept, with 5 of its 6 pictures: only {5 - len(bad)} could be used now"
+        kept = f"{path}: kept, with 5 of its 6 pictures: only {6 - len(bad)} could be used now"
         assert kept in told[-1][1][0].reason
         assert kept in facts.left_out[0]["reason"]
-    readable(first)
     assert embed_parts(path.parent, embedder, own, rows=6).count == 6
+
+
+def test_a_picture_that_cannot_be_used_costs_a_resume_no_other_ones(embedder, own, tmp_path, monkeypatch):
+    path = tmp_path / "part.parquet"
+    first = unreadable([Path(own[number].path) for number in (1, 4)])
+
+    def embedded(**how):
+        told = []
+        facts = embed_part(path, embedder, own, on_done=lambda *now: told.append(now), **how)
+        return facts, sum(done for done, _ in told), [picture for _, left_out in told for picture in left_out]
+
+    fresh = embedded()
+    assert (fresh[0].count, len(fresh[0].left_out), fresh[1], len(fresh[2])) == (4, 2, 6, 2)
+    was, computed = path.stat().st_mtime_ns, []
+    compute = embedder.compute
+    monkeypatch.setattr(embedder, "compute", lambda pixels: computed.append(len(pixels)) or compute(pixels))
+    assert embedded() == fresh
+    with refused("1.png.*cannot be decoded"):
+        embedded(strict=True)
+    assert (computed, path.stat().st_mtime_ns) == ([], was)
+    readable({name: pixels for name, pixels in first.items() if name.name == "4.png"})
+    facts, done, left_out = embedded()
+    assert (facts.count, done, [picture.name for picture in left_out]) == (5, 6, [own[1].path])
+    assert [item for batch in ParquetFiles.open(path).batches() for item in batch.items] == [own[0], *own[2:]]
 
 
 def test_what_somebody_else_wrote_in_the_meantime_stays(embedder, own, tmp_path):
