@@ -141,4 +141,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeMetricError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
