@@ -25,7 +25,7 @@ from ke_metric.retrieval.embedding_files import (
     write_embeddings,
 )
 from ke_metric.retrieval.index import Index, StoreSettings
-from ke_metric.retrieval.parquet_files import SUFFIX, embed_parts, require_parquet_place, write_parquet
+from ke_metric.retrieval.parquet_files import SUFFIX, embed_parts, parts_of, require_parquet_place, write_parquet
 from ke_metric.retrieval.picture_list import LeftOut, PictureList
 from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item, Where
@@ -73,6 +73,8 @@ def _embed_into_parts(
             ExitCode.USAGE,
         )
     listed, done = list_chosen(pictures), 0
+    # Too many files are refused by the name that was typed, and before a network is loaded.
+    list(parts_of(listed.items, rows, "--rows-per-file"))
     with counting("embedding") as progress:
 
         def tell(pictures_done: int, left_out: Sequence[LeftOut]) -> None:

@@ -141,16 +141,18 @@ def _facts(embedder: Embedder, count: int, left_out: Sequence[LeftOut]) -> Facts
     )
 
 
-def parts_of(items: Sequence[Item], size: int) -> Iterator[tuple[str, Sequence[Item]]]:
+def parts_of(items: Sequence[Item], size: int, called: str = "size") -> Iterator[tuple[str, Sequence[Item]]]:
     """Yield stretches of `size` items, the last one of fewer, each with the name of the file that is to hold it.
+
+    An error calls the size by the name that somebody gave it under, `called`.
 
     Raises:
         KeMetricError: USAGE: the size is no whole number of at least 1, or makes more than 100,000 files.
     """
-    check_count("size", size)
+    check_count(called, size)
     if len(items) > MOST_PARTS * size:
         raise KeMetricError(
-            f"size = {size}: makes {-(-len(items) // size):,} files, must be at most {MOST_PARTS:,}: "
+            f"{called} = {size}: makes {-(-len(items) // size):,} files, must be at most {MOST_PARTS:,}: "
             f"{-(-len(items) // MOST_PARTS)} or more in each",
             ExitCode.USAGE,
         )
@@ -175,7 +177,7 @@ def embed_parts(
     Raises:
         KeMetricError: As of `embed_part`; USAGE: the folder holds something else.
     """
-    parts = list(parts_of(items, rows))
+    parts = list(parts_of(items, rows, "rows"))
     require_parts_place(folder, {name for name, _ in parts})
     made = [
         embed_part(folder / name, embedder, part, strict=strict, batch_size=batch_size, on_done=on_done)

@@ -202,3 +202,8 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     said = (tmp_path / "stderr").read_text()
     assert "udcff.png': the path is not UTF-8" in said.splitlines()[0]
     assert "parts: holds part-00002.parquet, which is none of the 2 files of these pictures" in said.splitlines()[-1]
+
+    process = start(tmp_path, *script[:-1], 0)
+    process.communicate(timeout=100)
+    assert process.returncode == ExitCode.USAGE
+    assert "--rows = 0, must be a whole number" in (tmp_path / "stderr").read_text().splitlines()[-1]

@@ -16,6 +16,7 @@ from pyarrow import parquet as pq
 from ke_metric import Embedder
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval import parquet_files
 from ke_metric.retrieval.embedding_files import ItemBatch, embed_items
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.parquet_files import ParquetFiles, embed_part, embed_parts, parts_of, write_parquet
@@ -265,6 +266,8 @@ def test_no_more_parts_than_names_that_sort_in_order():
     assert (len(names), names == sorted(names)) == (100_000, True)
     with refused("size = 2: makes 100,001 files, must be at most 100,000: 3 or more in each", ExitCode.USAGE):
         next(parts_of([Item("x")] * 200_001, 2))
+    with refused("^rows = 2: makes 100,001 files", ExitCode.USAGE):
+        embed_parts(Path("none"), None, [Item("x")] * 200_001, rows=2)
 
 
 def test_many_files_hold_what_one_holds_to_the_bit_and_stay_when_begun_again(embedder, pictures, tmp_path):
@@ -458,7 +461,7 @@ def test_every_file_is_whole_or_absent_when_the_process_is_killed(embedder, grow
     assert done.stdout.split() == ["0", "0", "1", "2", "3"]
 
 
-def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path):
+def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path, monkeypatch):
     network = ("--lineage", grown.folder, "--gen", "1", "--network", "dense")
     source, folder = Path(pictures[0].path).parent, tmp_path / "parts"
 
@@ -475,6 +478,10 @@ def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path):
     assert run("index", "build", "--from", f"{folder}/part-*.parquet", "-o", tmp_path / "a").exit_code == ExitCode.OK
     with Index.open(tmp_path / "a") as index:
         assert [item.id for item in next(index.store.read())[0]] == [item.id for item in pictures]
+    monkeypatch.setattr(parquet_files, "MOST_PARTS", 2)
+    result = run("embed", source, "-o", folder, "--rows-per-file", 16, *network)
+    assert result.exit_code == ExitCode.USAGE
+    assert "--rows-per-file = 16: makes 3 files, must be at most 2: 20 or more in each" in result.output
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
     result = run("embed", tmp_path / "bad", "-o", tmp_path / "b", "--rows-per-file", 16, *network)
