@@ -312,15 +312,15 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
     """Say, when something stops the adding, what there is and how it goes on."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         try:
             there = f"the {len(index):,} items that were"
         except KeMetricError:  # its server is gone, which is what is being told
             there = "what was"
-        say(
-            f"{index.folder} holds {there} added until now; this adds the others: "
-            f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
-        )
+        # Where another process writes it now, the same command would throw that one out.
+        is_taken = isinstance(error, KeMetricError) and error.exit_code == ExitCode.LINEAGE
+        again = f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
+        say(f"{index.folder} holds {there} added until now{'' if is_taken else f'; this adds the others: {again}'}")
         raise
 
 
