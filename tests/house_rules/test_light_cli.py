@@ -142,6 +142,38 @@ def test_no_garbage_is_looked_for_in_what_a_command_imports():
     assert frozen_later == 0
 
 
+AT_ITS_END = """
+import atexit, gc, os, runpy, sys
+asked = []
+register = atexit.register
+atexit.register = lambda function, *rest, **more: asked.append(function) or register(function, *rest, **more)
+sys.argv = ["ke-metric", "train", os.devnull]
+try:
+    {start}
+except SystemExit as stop:
+    assert stop.code in (2, 3), stop.code
+print(asked.count(gc.freeze))
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "times"),
+    [
+        ("from ke_metric.cli import main; main()", 0),
+        ("from ke_metric.cli import main; main.main(sys.argv[1:], standalone_mode=False)", 0),
+        ("from ke_metric.cli import run_program; run_program()", 1),
+        ("runpy.run_module('ke_metric.cli', run_name='__main__')", 1),
+    ],
+)
+def test_only_the_end_of_our_own_process_is_shortened(start, times):
+    assert int(loaded_by(AT_ITS_END.format(start=start))[1]) == times
+
+
+def test_the_command_is_our_own_process():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert '"console_scripts": ["ke-metric = ke_metric.cli:run_program"]' in setup
+
+
 LIGHT = {"ke_metric.recipe.file"}
 """What a function may import as it stands: a bad recipe is told of before torch is there."""
 
