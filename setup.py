@@ -77,5 +77,5 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["ke-metric = ke_metric.cli:main"]},
+    entry_points={"console_scripts": ["ke-metric = ke_metric.cli:run_program"]},
 )

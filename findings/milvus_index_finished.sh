@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Expected: an index whose state is "Finished" has been built: all rows that were written and flushed are in it.
 # Happens: describe_index says state "Finished" while pending_index_rows says that rows are not in the index yet, right
-#   after a flush up to all of them. wait_for_index-like loops of examples and benchmarks that poll the state go on at
+#   after a flush up to all of them. Loops of examples and benchmarks that wait for the state to be Finished go on at
 #   once; "total_rows" and "indexed_rows" are of segments, and change with compactions.
 # Why it matters: a benchmark or a pipeline that waits for "Finished" measures, or serves, searches through rows without
 #   an index. What tells is pending_index_rows == 0.

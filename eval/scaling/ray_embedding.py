@@ -128,7 +128,7 @@ def main() -> None:
     work = Work(str(Path(given.network).absolute()), given.gen, str(output), given.threads, given.gpus)
     listed = list_pictures(given.sources)
     _tell(picture.reason for picture in listed.left_out)
-    require_parts_place(output, {name for name, _ in parts_of(listed.items, given.rows)})
+    require_parts_place(output, {name for name, _ in parts_of(listed.items, given.rows, "--rows")})
     # Ray prints lines of its own on stdout, until the very end.
     results, sys.stdout = sys.stdout, sys.stderr
     ray.init(address=given.address, log_to_driver=False)
@@ -141,4 +141,5 @@ if __name__ == "__main__":
     try:
         main()
     except KeMetricError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

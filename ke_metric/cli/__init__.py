@@ -66,10 +66,6 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
-        # At its end Python looks through all objects again, for what is imported later than that too. Once, however
-        # many commands a process runs.
-        atexit.unregister(gc.freeze)
-        atexit.register(gc.freeze)
         try:
             return super().invoke(ctx)
         except KeMetricError as error:
@@ -103,3 +99,10 @@ def main() -> None:
     ke-metric report lineages/demo                  one page that shows all of it
     ke-metric data check ~/my_images                look for bad files before training
     """
+
+
+def run_program() -> None:
+    """Be the program `ke-metric`, which ends with its command; `main` is for a process that goes on."""
+    # At its end Python looks through all objects again, also those of what was imported outside `importing`.
+    atexit.register(gc.freeze)
+    main()

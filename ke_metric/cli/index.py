@@ -25,7 +25,7 @@ from ke_metric.retrieval.embedding_files import (
     write_embeddings,
 )
 from ke_metric.retrieval.index import Index, StoreSettings
-from ke_metric.retrieval.parquet_files import SUFFIX, embed_parts, require_parquet_place, write_parquet
+from ke_metric.retrieval.parquet_files import SUFFIX, embed_parts, parts_of, require_parquet_place, write_parquet
 from ke_metric.retrieval.picture_list import LeftOut, PictureList
 from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item, Where
@@ -73,6 +73,8 @@ def _embed_into_parts(
             ExitCode.USAGE,
         )
     listed, done = list_chosen(pictures), 0
+    # Too many files are refused by the name that was typed, and before a network is loaded.
+    list(parts_of(listed.items, rows, "--rows-per-file"))
     with counting("embedding") as progress:
 
         def tell(pictures_done: int, left_out: Sequence[LeftOut]) -> None:
@@ -310,15 +312,15 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
     """Say, when something stops the adding, what there is and how it goes on."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         try:
             there = f"the {len(index):,} items that were"
         except KeMetricError:  # its server is gone, which is what is being told
             there = "what was"
-        say(
-            f"{index.folder} holds {there} added until now; this adds the others: "
-            f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
-        )
+        # Where another process writes it now, the same command would throw that one out.
+        is_taken = isinstance(error, KeMetricError) and error.exit_code == ExitCode.LINEAGE
+        again = f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
+        say(f"{index.folder} holds {there} added until now{'' if is_taken else f'; this adds the others: {again}'}")
         raise
 
 

@@ -141,16 +141,18 @@ def _facts(embedder: Embedder, count: int, left_out: Sequence[LeftOut]) -> Facts
     )
 
 
-def parts_of(items: Sequence[Item], size: int) -> Iterator[tuple[str, Sequence[Item]]]:
+def parts_of(items: Sequence[Item], size: int, called: str = "size") -> Iterator[tuple[str, Sequence[Item]]]:
     """Yield stretches of `size` items, the last one of fewer, each with the name of the file that is to hold it.
+
+    An error calls the size by the name that somebody gave it under, `called`.
 
     Raises:
         KeMetricError: USAGE: the size is no whole number of at least 1, or makes more than 100,000 files.
     """
-    check_count("size", size)
+    check_count(called, size)
     if len(items) > MOST_PARTS * size:
         raise KeMetricError(
-            f"size = {size}: makes {-(-len(items) // size):,} files, must be at most {MOST_PARTS:,}: "
+            f"{called} = {size}: makes {-(-len(items) // size):,} files, must be at most {MOST_PARTS:,}: "
             f"{-(-len(items) // MOST_PARTS)} or more in each",
             ExitCode.USAGE,
         )
@@ -175,7 +177,7 @@ def embed_parts(
     Raises:
         KeMetricError: As of `embed_part`; USAGE: the folder holds something else.
     """
-    parts = list(parts_of(items, rows))
+    parts = list(parts_of(items, rows, "rows"))
     require_parts_place(folder, {name for name, _ in parts})
     made = [
         embed_part(folder / name, embedder, part, strict=strict, batch_size=batch_size, on_done=on_done)
@@ -217,11 +219,11 @@ def embed_part(
     """Embed the pictures of items into one file of many, whole or not at all; one that holds them is left as it is.
 
     So no picture is lost or doubled where somebody begins again, or takes over from a worker that was killed. Items
-    are known by id, path and label: a picture that was changed under its path keeps the vector that it has there. A
-    file that holds only some of the items, as others could not be used, is written anew, unless fewer can be used
-    now; where none can be used, none is made. The vectors are those of one file of all items, bit for bit, where each
-    part but the last has a multiple of the batch size of items, and is computed by as many threads of the same kind
-    of processor.
+    are known by id, path and label: a picture that was changed under its path keeps the vector that it has there. Of
+    a file that holds only some of the items, the others alone are tried: where none of them can be used, it is left
+    as it is too, and where one can be, it is written anew, unless fewer can be used in all. Where no item can be
+    used, no file is made. The vectors are those of one file of all items, bit for bit, where each part but the last
+    has a multiple of the batch size of items, and is computed by as many threads of the same kind of processor.
 
     Args:
         path: The file.
@@ -230,16 +232,19 @@ def embed_part(
         strict: The first picture that cannot be used is an error.
         batch_size: Pictures per forward pass; the network's own when None.
         on_done: Called as it goes on with how many more pictures are done, and which of them were left out; for a
-            file that was kept, with 0 and why.
+            file that was kept since fewer pictures can be used now, with 0 and why.
 
     Raises:
         KeMetricError: The file there is of another network, of other pictures or damaged, a picture is refused (all
             DATA), the disk is full or pyarrow is not installed (ENVIRONMENT).
     """
     there = _held(path, embedder, items)
-    if there == list(items):
-        on_done(len(items), ())
-        return _facts(embedder, len(items), [])
+    held = set(there)
+    if there and there == [item for item in items if item in held]:
+        others = _unusable(embedder, [item for item in items if item not in held], strict=strict)
+        if others is not None:
+            on_done(len(items), others)
+            return _facts(embedder, len(there), others)
     left_out: list[LeftOut] = []
 
     def told() -> Iterator[ItemBatch]:
@@ -266,6 +271,16 @@ def embed_part(
     held = set(there)
     lacking = [item.path for item in items if item not in held]
     return _facts(embedder, len(there), [LeftOut(name, f"{name}: is not in {kept}") for name in lacking])
+
+
+def _unusable(embedder: Embedder, items: Sequence[Item], *, strict: bool) -> list[LeftOut] | None:
+    """Return why none of these items can be used; None as soon as one can be."""
+    left_out: list[LeftOut] = []
+    for batch in embed_items(embedder, items, strict=strict, batch_size=1):
+        if batch.items:
+            return None
+        left_out += batch.left_out
+    return left_out
 
 
 def _held(path: Path, embedder: Embedder, items: Sequence[Item]) -> list[Item]:

@@ -221,6 +221,22 @@ def test_an_interrupted_build_is_completed_by_adding(built, glyph_files, scored,
     nearly(content(folder), content(built[0]))
 
 
+def test_a_writer_that_another_one_followed_is_not_told_to_go_on(glyph_files, scored, tmp_path, monkeypatch):
+    original, calls = Index.add, []
+
+    def add(self, items, vectors, **how):
+        calls.append(len(items))
+        if len(calls) == 3:
+            raise KeMetricError("another process has opened it to write since", ExitCode.LINEAGE)
+        return original(self, items, vectors, **how)
+
+    monkeypatch.setattr(Index, "add", add)
+    folder, pictures = tmp_path / "j", glyph_files / "gallery"
+    told = expect(ExitCode.LINEAGE, "index", "build", pictures, "-o", folder, "--lineage", scored.folder)
+    assert "holds the 32 items that were added until now\n" in told
+    assert "ke-metric index add" not in told
+
+
 def test_pictures_are_embedded_anew_when_asked(copied, glyph_files, tmp_path):
     ids = ids_in(glyph_files / "gallery")
     (tmp_path / "new").mkdir()

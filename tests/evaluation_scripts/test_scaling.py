@@ -18,6 +18,7 @@ from scored_lineages import grow_scored
 
 from ke_metric.benchmarks.registry import load_benchmark
 from ke_metric.datasets.pictures import write_pictures
+from ke_metric.errors import ExitCode
 from ke_metric.recipe.schema import Data
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.parquet_files import ParquetFiles
@@ -197,7 +198,12 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
     script = ("eval.scaling.ray_embedding", "pictures", "-o", "parts", "--network", "none", "--rows", 2)
     process = start(tmp_path, *script, "--address", "127.0.0.1:1")
     assert process.stdout.read() == ""
-    assert process.wait(timeout=100) == 1
+    assert process.wait(timeout=100) == ExitCode.USAGE
     said = (tmp_path / "stderr").read_text()
     assert "udcff.png': the path is not UTF-8" in said.splitlines()[0]
     assert "parts: holds part-00002.parquet, which is none of the 2 files of these pictures" in said.splitlines()[-1]
+
+    process = start(tmp_path, *script[:-1], 0)
+    process.communicate(timeout=100)
+    assert process.returncode == ExitCode.USAGE
+    assert "--rows = 0, must be a whole number" in (tmp_path / "stderr").read_text().splitlines()[-1]

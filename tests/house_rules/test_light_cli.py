@@ -142,9 +142,77 @@ def test_no_garbage_is_looked_for_in_what_a_command_imports():
     assert frozen_later == 0
 
 
-def test_every_command_imports_its_work_in_one_way():
-    for name in sorted(set(DECLARED.values())):
-        for function in ast.walk(ast.parse((ROOT / "ke_metric" / "cli" / f"{name}.py").read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef):
-                bare = [each.module for each in function.body if isinstance(each, ast.ImportFrom)]
-                assert set(bare) <= {"ke_metric.recipe.file"}, f"{name}.{function.name}: not in `with importing()`"
+AT_ITS_END = """
+import atexit, gc, os, runpy, sys
+asked = []
+register = atexit.register
+atexit.register = lambda function, *rest, **more: asked.append(function) or register(function, *rest, **more)
+sys.argv = ["ke-metric", "train", os.devnull]
+try:
+    {start}
+except SystemExit as stop:
+    assert stop.code in (2, 3), stop.code
+print(asked.count(gc.freeze))
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "times"),
+    [
+        ("from ke_metric.cli import main; main()", 0),
+        ("from ke_metric.cli import main; main.main(sys.argv[1:], standalone_mode=False)", 0),
+        ("from ke_metric.cli import run_program; run_program()", 1),
+        ("runpy.run_module('ke_metric.cli', run_name='__main__')", 1),
+    ],
+)
+def test_only_the_end_of_our_own_process_is_shortened(start, times):
+    assert int(loaded_by(AT_ITS_END.format(start=start))[1]) == times
+
+
+def test_the_command_is_our_own_process():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert '"console_scripts": ["ke-metric = ke_metric.cli:run_program"]' in setup
+
+
+LIGHT = {"ke_metric.recipe.file"}
+"""What a function may import as it stands: a bad recipe is told of before torch is there."""
+
+
+def bare_imports(tree):
+    """Return what the functions of a tree import outside `with importing()`, at whatever depth."""
+    found = set()
+
+    def look(node, *, in_function):
+        if isinstance(node, ast.With) and any(ast.unparse(item.context_expr) == "importing()" for item in node.items):
+            return
+        if in_function and isinstance(node, ast.Import):
+            found.update(name.name for name in node.names)
+        if in_function and isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+        for child in ast.iter_child_nodes(node):
+            look(child, in_function=in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    look(tree, in_function=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("from a.b import c", {"a.b"}),
+        ("import a.b, c", {"a.b", "c"}),
+        ("if x:\n  from a import b", {"a"}),
+        ("with other():\n  try:\n   import a\n  finally:\n   pass", {"a"}),
+        ("def g():\n  import a", {"a"}),
+        ("with importing():\n  from a import b\n  import c", set()),
+        ("if x:\n  with importing():\n   import a\n import b", {"b"}),
+    ],
+)
+def test_an_import_is_seen_wherever_it_stands(body, found):
+    assert bare_imports(ast.parse(f"import top\n@command\ndef f():\n {body}\n")) == found
+
+
+@pytest.mark.parametrize("name", sorted(set(DECLARED.values())))
+def test_every_command_imports_its_work_in_one_way(name):
+    tree = ast.parse((ROOT / "ke_metric" / "cli" / f"{name}.py").read_text(encoding="utf-8"))
+    assert bare_imports(tree) <= LIGHT, "not in `with importing()`"

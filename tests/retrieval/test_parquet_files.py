@@ -16,6 +16,7 @@ from pyarrow import parquet as pq
 from ke_metric import Embedder
 from ke_metric.cli import main
 from ke_metric.errors import ExitCode, KeMetricError
+from ke_metric.retrieval import parquet_files
 from ke_metric.retrieval.embedding_files import ItemBatch, embed_items
 from ke_metric.retrieval.index import Index
 from ke_metric.retrieval.parquet_files import ParquetFiles, embed_part, embed_parts, parts_of, write_parquet
@@ -265,6 +266,8 @@ def test_no_more_parts_than_names_that_sort_in_order():
     assert (len(names), names == sorted(names)) == (100_000, True)
     with refused("size = 2: makes 100,001 files, must be at most 100,000: 3 or more in each", ExitCode.USAGE):
         next(parts_of([Item("x")] * 200_001, 2))
+    with refused("^rows = 2: makes 100,001 files", ExitCode.USAGE):
+        embed_parts(Path("none"), None, [Item("x")] * 200_001, rows=2)
 
 
 def test_many_files_hold_what_one_holds_to_the_bit_and_stay_when_begun_again(embedder, pictures, tmp_path):
@@ -333,6 +336,7 @@ def test_a_file_is_not_replaced_by_one_of_fewer_pictures(embedder, own, tmp_path
     first = unreadable(files[:1])
     assert embed_parts(path.parent, embedder, own, rows=6).count == 5
     was = path.read_bytes()
+    readable(first)
     for bad in (files[1:3], files[1:]):
         others, told = unreadable(bad), []
         facts = embed_parts(path.parent, embedder, own, rows=6, on_done=lambda *now, told=told: told.append(now))
@@ -341,11 +345,34 @@ def test_a_file_is_not_replaced_by_one_of_fewer_pictures(embedder, own, tmp_path
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         assert (facts.count, [each["name"] for each in facts.left_out]) == (5, [str(files[0])])
         assert sum(done for done, _ in told) == 6
-        kept = f"{path}: kept, with 5 of its 6 pictures: only {5 - len(bad)} could be used now"
+        kept = f"{path}: kept, with 5 of its 6 pictures: only {6 - len(bad)} could be used now"
         assert kept in told[-1][1][0].reason
         assert kept in facts.left_out[0]["reason"]
-    readable(first)
     assert embed_parts(path.parent, embedder, own, rows=6).count == 6
+
+
+def test_a_picture_that_cannot_be_used_costs_a_resume_no_other_ones(embedder, own, tmp_path, monkeypatch):
+    path = tmp_path / "part.parquet"
+    first = unreadable([Path(own[number].path) for number in (1, 4)])
+
+    def embedded(**how):
+        told = []
+        facts = embed_part(path, embedder, own, on_done=lambda *now: told.append(now), **how)
+        return facts, sum(done for done, _ in told), [picture for _, left_out in told for picture in left_out]
+
+    fresh = embedded()
+    assert (fresh[0].count, len(fresh[0].left_out), fresh[1], len(fresh[2])) == (4, 2, 6, 2)
+    was, computed = path.stat().st_mtime_ns, []
+    compute = embedder.compute
+    monkeypatch.setattr(embedder, "compute", lambda pixels: computed.append(len(pixels)) or compute(pixels))
+    assert embedded() == fresh
+    with refused("1.png.*cannot be decoded"):
+        embedded(strict=True)
+    assert (computed, path.stat().st_mtime_ns) == ([], was)
+    readable({name: pixels for name, pixels in first.items() if name.name == "4.png"})
+    facts, done, left_out = embedded()
+    assert (facts.count, done, [picture.name for picture in left_out]) == (5, 6, [own[1].path])
+    assert [item for batch in ParquetFiles.open(path).batches() for item in batch.items] == [own[0], *own[2:]]
 
 
 def test_what_somebody_else_wrote_in_the_meantime_stays(embedder, own, tmp_path):
@@ -434,7 +461,7 @@ def test_every_file_is_whole_or_absent_when_the_process_is_killed(embedder, grow
     assert done.stdout.split() == ["0", "0", "1", "2", "3"]
 
 
-def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path):
+def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path, monkeypatch):
     network = ("--lineage", grown.folder, "--gen", "1", "--network", "dense")
     source, folder = Path(pictures[0].path).parent, tmp_path / "parts"
 
@@ -451,6 +478,10 @@ def test_the_command_makes_a_folder_of_files(grown, pictures, tmp_path):
     assert run("index", "build", "--from", f"{folder}/part-*.parquet", "-o", tmp_path / "a").exit_code == ExitCode.OK
     with Index.open(tmp_path / "a") as index:
         assert [item.id for item in next(index.store.read())[0]] == [item.id for item in pictures]
+    monkeypatch.setattr(parquet_files, "MOST_PARTS", 2)
+    result = run("embed", source, "-o", folder, "--rows-per-file", 16, *network)
+    assert result.exit_code == ExitCode.USAGE
+    assert "--rows-per-file = 16: makes 3 files, must be at most 2: 20 or more in each" in result.output
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"no picture")
     result = run("embed", tmp_path / "bad", "-o", tmp_path / "b", "--rows-per-file", 16, *network)
