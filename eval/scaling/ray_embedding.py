@@ -32,7 +32,7 @@ import ray
 import torch
 
 from ke_metric import Embedder
-from ke_metric.errors import KeMetricError
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.parquet_files import embed_part, parts_of, require_parts_place
 from ke_metric.retrieval.picture_list import list_pictures
 from ke_metric.stores.contract import Item
@@ -70,7 +70,10 @@ class PartEmbedder:
         """Embed one part and say what became of it."""
         started, used = time.perf_counter(), time.process_time()
         items = [Item(*texts) for texts in zip(row["id"], row["path"], row["label"], strict=True)]
-        facts = embed_part(self.folder / row["part"], self.embedder, items)
+        try:
+            facts = embed_part(self.folder / row["part"], self.embedder, items)
+        except KeMetricError as error:  # Ray would end with a report of its own
+            return {"error": str(error), "exit_code": int(error.exit_code)}
         return {
             "part": row["part"],
             "count": facts.count,
@@ -89,7 +92,7 @@ def embed_by_workers(items: Sequence[Item], work: Work, *, rows: int, workers: i
         for name, part in parts_of(items, rows)
     ]
     # A block for each part: it is what Ray gives to a worker, and gives to another one when that is killed.
-    yield from (
+    for done in (
         ray.data.from_items(parts, override_num_blocks=len(parts))
         .map(
             PartEmbedder,
@@ -99,7 +102,10 @@ def embed_by_workers(items: Sequence[Item], work: Work, *, rows: int, workers: i
             num_gpus=work.gpus,
         )
         .iter_rows()
-    )
+    ):
+        if "error" in done:
+            raise KeMetricError(done["error"], ExitCode(done["exit_code"]))
+        yield done
 
 
 def _arguments() -> argparse.Namespace:
@@ -129,6 +135,7 @@ def main() -> None:
     listed = list_pictures(given.sources)
     _tell(picture.reason for picture in listed.left_out)
     require_parts_place(output, {name for name, _ in parts_of(listed.items, given.rows, "--rows")})
+    Embedder.load(work.network, work.generation)  # what is wrong with it is better told here than by a worker
     # Ray prints lines of its own on stdout, until the very end.
     results, sys.stdout = sys.stdout, sys.stderr
     ray.init(address=given.address, log_to_driver=False)

@@ -314,13 +314,13 @@ def _interrupted(index: Index, source: Source) -> Iterator[None]:
         yield
     except BaseException as error:
         try:
-            there = f"the {len(index):,} items that were"
+            there = f"{len(index):,} items"
         except KeMetricError:  # its server is gone, which is what is being told
-            there = "what was"
+            there = "what was added until"
         # Where another process writes it now, the same command would throw that one out.
         is_taken = isinstance(error, KeMetricError) and error.exit_code == ExitCode.LINEAGE
         again = f"ke-metric index add {source.words} --index {shlex.quote(str(index.folder))}"
-        say(f"{index.folder} holds {there} added until now{'' if is_taken else f'; this adds the others: {again}'}")
+        say(f"{index.folder} holds {there} now{'' if is_taken else f'; this adds the others: {again}'}")
         raise
 
 

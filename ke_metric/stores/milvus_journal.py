@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.milvus_collection import (
+    JOURNAL,
     REQUEST_ROWS,
     TEXT_BYTES,
     TEXTS,
@@ -41,7 +42,7 @@ def _is_entry(name: str) -> bool:
     return name in (BY, COMMIT, FACTS) or name.startswith((GONE, PUT, WRITER))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Journal:
     """The journal of a collection `main`, itself the collection `own`: it makes changes of several requests whole.
 
@@ -58,7 +59,6 @@ class Journal:
     Attributes:
         name: Of this writer; its changes are its own.
         signing: Whether other writers are to be expected, as nothing but `name` keeps them away.
-        numbers: Of its changes.
     """
 
     main: Collection
@@ -66,7 +66,8 @@ class Journal:
     dimension: int
     name: str
     signing: bool
-    numbers: Iterator[int] = field(default_factory=count)
+    _numbers: Iterator[int] = field(default_factory=count)
+    _signature: str | None = None
 
     def make(self, facts: Mapping[str, str]) -> None:
         """Make it, in place of one that was left of a collection half made or half dropped.
@@ -87,13 +88,16 @@ class Journal:
         self.own.check_fields()
         self.own.load("FLAT")
         self.own.wait_until_loaded()
-        names = [row["id"] for page in self.own.pages(["id"], width=TEXT_BYTES) for row in page]
-        if names and (FACTS not in names or not all(map(_is_entry, names))):
+        names = (row["id"] for page in self.own.pages(["id"], width=TEXT_BYTES) for row in page)
+        is_gallery = replace(self.own, name=f"{self.own.name}{JOURNAL}").exists
+        if is_gallery or not all(map(_is_entry, names)):
             raise KeMetricError(
                 f"{self.main.place}: its journal would be the collection {self.own.name}, which holds something "
                 "else; choose another name",
                 ExitCode.DATA,
             )
+        if self.main.exists:  # all of this takes a while
+            raise KeMetricError(f"{self.main.place}: another process has just made it", ExitCode.LINEAGE)
 
     def look(self) -> tuple[dict[str, str], bool]:
         """Return what the collection says of itself, and whether there is a change to be settled."""
@@ -104,7 +108,15 @@ class Journal:
 
     def sign(self) -> None:
         """Say that this one writes from now on; whoever did before is refused at its next change."""
-        self.own.put([self._row(BY, self.name)])
+        # Each time in other words: one whose answer was lost, and that is carried out late, is none of this writer's.
+        signature = self._next_name()
+        self.own.put([self._row(BY, signature)])
+        self._signature = signature
+
+    @property
+    def has_signed(self) -> bool:
+        """Whether it said so, be it that another has since."""
+        return self._signature is not None
 
     def require_signed(self) -> None:
         """Refuse to write, as LINEAGE, where another has begun to write since."""
@@ -116,7 +128,7 @@ class Journal:
             )
 
     def _is_signed(self) -> bool:
-        return not self.signing or [row["label"] for row in self.own.find([BY], ["label"])] == [self.name]
+        return not self.signing or [row["label"] for row in self.own.find([BY], ["label"])] == [self._signature]
 
     def put(self, rows: Sequence[Row]) -> None:
         """Write rows into the collection, in place of those of the same ids; all or none."""
@@ -133,7 +145,7 @@ class Journal:
         self._change(change, self.main.delete, requests, entries)
 
     def _next_name(self) -> str:
-        return f"{self.name}.{next(self.numbers)}"
+        return f"{self.name}.{next(self._numbers)}"
 
     def _change(
         self, change: str, make: Callable[[Any], None], requests: Sequence[Any], entries: Iterable[list[Row]]
@@ -182,6 +194,7 @@ class Journal:
             for page in self._pages(change, [*TEXTS, "vector"]):
                 self._finish(_start(change), page)
         if committed or any(self._pages(change, ["id"], most=1)):
+            self.require_signed()  # whoever signed meanwhile may be carrying it out
             self._forget(change)
 
     def _pages(self, change: str, fields: Sequence[str], *, most: int = REQUEST_ROWS) -> Iterator[list[Row]]:

@@ -108,7 +108,7 @@ class MilvusStore:
         self._consistency = None if _checked(consistency) != STRONG and writing else consistency
         self._strong_until = math.inf
         self._count: int | None = None
-        self._settled, self._signed = True, False
+        self._settled, self._begun = True, False
         self._row_bytes = 4 * dimension + 1024  # about what a row takes in an answer
         self._connection = Connection(uri, writing=writing, token=token)
         try:
@@ -138,6 +138,8 @@ class MilvusStore:
         for one in (own, main):
             one.wait_until_loaded()
         self._take(facts)
+        if making and self._journal.signing and not main.count():
+            self._begin()  # of two that fill it from the beginning, the later one alone does
         if lite and lite.was_killed:
             main.flush()
         if not self._writing:
@@ -146,15 +148,15 @@ class MilvusStore:
     def _take(self, asked: Mapping[str, str] | None) -> None:
         """Read what the collection says of itself, and finish what whoever wrote it before left to be done.
 
-        Of a server this begins to write only where something was left: whoever writes it now goes on if nothing is
-        changed here.
+        Of a server this begins to write only where something was left, or is being done: else whoever writes it now
+        goes on, if nothing is changed here.
         """
-        found, unsettled = self._journal.look()
-        self.facts: Mapping[str, str] = found
+        self.facts, unsettled = self._journal.look()
         for name, value in (asked or {}).items():
-            if found.get(name) != value:
+            if self.facts.get(name) != value:
                 raise KeMetricError(
-                    f"{self._main.place}: its {name} is {found.get(name)!r}, asked for is {value!r}", ExitCode.LINEAGE
+                    f"{self._main.place}: its {name} is {self.facts.get(name)!r}, asked for is {value!r}",
+                    ExitCode.LINEAGE,
                 )
         if unsettled and self._journal.signing:
             self._begin()
@@ -163,14 +165,25 @@ class MilvusStore:
 
     def _begin(self) -> bool:
         """Be the one that writes from now on; return whether it was not before."""
-        if self._signed or not self._journal.signing:
+        if self._begun or not self._journal.signing:
             return False
-        self._journal.sign()
-        self._signed = True
-        _, unsettled = self._journal.look()  # whoever wrote before may have written until now
+        self._require_facts(self._journal.look()[0])
+        if not self._journal.has_signed:
+            self._journal.sign()
+        facts, unsettled = self._journal.look()  # whoever wrote before may have written until now
+        self._require_facts(facts)
         if unsettled:
             self._journal.settle(others=True)
+        self._begun = True  # not before: what was left must be finished before anything newer is written
         return True
+
+    def _require_facts(self, found: Mapping[str, str]) -> None:
+        """Refuse a collection that was deleted since, and made again for another network."""
+        if found != self.facts:
+            raise KeMetricError(
+                f"{self._main.place}: said {dict(self.facts)} of itself when it was opened, says {dict(found)} now",
+                ExitCode.LINEAGE,
+            )
 
     def _read_level(self) -> str:
         """Return how fresh an answer must be.

@@ -164,6 +164,22 @@ def test_the_measurement_runs(tmp_path, what, rows):
     assert all(line.startswith(row) for line, row in zip(found, rows, strict=True))
 
 
+def test_an_error_of_a_worker_is_told_as_it_is(folder, cluster):
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    (folder / "parts").mkdir()
+    (folder / "parts" / "part-00001.parquet").write_bytes(b"no file of Parquet")
+    script = ("eval.scaling.ray_embedding", "pictures", "-o", "parts", "--network", "lineage", "--gen", "1")
+    process = start(folder, *script, "--rows", 500, "--workers", 2, "--address", cluster.address)
+    process.communicate(timeout=200)
+    said = (folder / "stderr").read_text()
+    assert process.returncode == ExitCode.DATA, said[-3000:]
+    assert "part-00001.parquet" in said.splitlines()[-1]
+
+    process = start(folder, *script[:5], "none", "--rows", 500, "--address", "127.0.0.1:1")
+    process.communicate(timeout=100)
+    assert process.returncode == ExitCode.DATA, (folder / "stderr").read_text()[-3000:]
+
+
 TOGETHER = """
 import json, sys
 from eval.scaling.run import together

@@ -12,7 +12,7 @@ import pytest
 
 from eval.stores import measurements as store_measurements
 from eval.stores import run as stores
-from eval.stores import servers
+from eval.stores import servers, tables
 from eval.stores.measurements import BLOCK, K, Task, blocks, items_from, queries_of, recall_of, synthetic
 
 SCRIPT = ["-m", "eval.stores.run"]
@@ -230,7 +230,7 @@ def test_memory_is_of_a_process_of_its_own():
 
 
 def test_the_tables_say_what_was_measured():
-    text = "\n".join(stores.report([LINE]))
+    text = "\n".join(tables.report([LINE]))
     run, building, searching = [row for row in text.splitlines() if row.startswith("| faiss Flat")]
     assert run == "| faiss Flat | 1,000,000 x 128 | not known | 2 | not known | not known | abc | not known |"
     assert building == (
@@ -243,7 +243,7 @@ def test_the_tables_say_what_was_measured():
     )
     assert "does nothing has 512 MB" in text
     assert "does nothing has 512 to 717 MB" in "\n".join(
-        stores.report([LINE, LINE | {"count": 5, "torch_alone": 717}])
+        tables.report([LINE, LINE | {"count": 5, "torch_alone": 717}])
     )
     assert "abacus, 2 cores" in text
     assert "short codes alone" not in text
@@ -251,13 +251,13 @@ def test_the_tables_say_what_was_measured():
 
 def test_what_has_no_bare_twin_has_no_ratio():
     found = {name: value for name, value in LINE["found"].items() if "bare" not in name and "codes" not in name}
-    text = "\n".join(stores.report([LINE | {"store": "milvus FLAT", "found": found}]))
+    text = "\n".join(tables.report([LINE | {"store": "milvus FLAT", "found": found}]))
     assert "| milvus FLAT | 1,000,000 x 128 | 1 | – | 500 | – | – | 250 | 20 | – | 20 | 200 | nprobe 64 |" in text
 
 
 def test_the_tables_of_a_server():
     line = line_of_a_server()
-    text = "\n".join(stores.report([LINE, line]))
+    text = "\n".join(tables.report([LINE, line]))
     assert "| 1,100 | 512 | 2,000 | – | 3,000 |" in text
     narrowed, client, narrowed_client = [row for row in text.splitlines() if row.startswith("| postgres HNSW")][3:]
     assert narrowed.split(" | ")[2:6] == ["1", "100", "1.25 (1.00–1.50)", "20"]
@@ -266,7 +266,7 @@ def test_the_tables_of_a_server():
     assert narrowed_client.split(" | ")[2:7] == ["0.5", "0.5", "4.5", "1.00 (1.00–1.00)", "2.00 (2.00–2.00)"]
     assert narrowed_client.split(" | ")[17:21] == ["1", "0.5", "4.5", "1.10 (1.10–1.10)"]
     assert "- postgres HNSW, 1,000,000 vectors: as it is." in text
-    cells = stores.summary([line])[2].split(" | ")
+    cells = tables.summary([line])[2].split(" | ")
     assert cells[-4:] == [
         "1.00 (1.00–1.00); 0.1, 0.1",
         "1.00 (1.00–1.00); 0.5, 0.5",
@@ -276,7 +276,7 @@ def test_the_tables_of_a_server():
 
 
 def test_the_list_says_where_the_aim_is_met():
-    *_, aim, alone = stores.summary([LINE, line_of_a_server()])
+    *_, aim, alone = tables.summary([LINE, line_of_a_server()])
     assert "6 of 12 ways" in aim
     assert "Above it: postgres HNSW, all, batched, with items, 2.000; " in aim
     assert "Above it in some rounds only: none." in aim
@@ -284,17 +284,17 @@ def test_the_list_says_where_the_aim_is_met():
     met = line_of_a_server()
     for found in (met["found"], *met["found"]["where"].values()):
         found |= {name: [0.1, 0.1] for name in found if name.endswith("_client")}
-    *_, aim, alone = stores.summary([met])
+    *_, aim, alone = tables.summary([met])
     assert "12 of 12 ways" in aim
     assert "Above it: none." in aim
     assert "the aim is met: 12 of 12" in alone
 
 
 def test_the_list_says_what_was_one_run_and_what_was_disturbed():
-    run = {"run": "2026-12-01T01:02:03Z", "load": [1.5, 3.0]}
+    run = {"run": "2026-12-01T01:02:03Z", "load": [0.8, 3.0]}
     lines = [LINE | {"store": "memmap"} | run, LINE | run, LINE | {"store": "faiss HNSW32"}]
-    lines += [LINE | {"store": "faiss IVF4096,Flat", "run": "2026-12-02T01:02:03Z", "load": [1.6, 0.1]}]
-    table = stores.summary(lines)
+    lines += [LINE | {"store": "faiss IVF4096,Flat", "run": "2026-12-02T01:02:03Z", "load": [0.9, 0.1]}]
+    table = tables.summary(lines)
     assert [row.split(" | ")[0] for row in table[2:6]] == [
         *("| memmap", "| faiss Flat", "| faiss HNSW32 †", "| faiss IVF4096,Flat †")
     ]
@@ -303,7 +303,7 @@ def test_the_list_says_what_was_one_run_and_what_was_disturbed():
         "faiss IVF4096,Flat; in which runs is not known: faiss HNSW32."
     )
     assert table[8].startswith("- †: ")
-    assert "†" not in "\n".join(stores.summary(lines[:2]))
+    assert "†" not in "\n".join(tables.summary(lines[:2]))
     assert "to a local store 0.2 s, 0.1 s." in table[-1]
 
 
@@ -334,24 +334,24 @@ def line_of_a_server():
 
 def test_short_codes_have_a_note():
     found = LINE["found"] | {"codes_recall": 0.7654, "codes_batched": 0.05}
-    text = "\n".join(stores.report([LINE | {"found": found}]))
+    text = "\n".join(tables.report([LINE | {"found": found}]))
     assert "recall@10 0.765, 20,000 queries/s" in text
 
 
 def test_the_last_line_of_a_store_is_shown_the_most_vectors_first():
     newer, fewer = LINE | {"found": LINE["found"] | {"recall": 0.123}}, LINE | {"count": 10}
-    rows = [row for row in stores.report([fewer, LINE, newer]) if row.startswith("| faiss Flat")]
+    rows = [row for row in tables.report([fewer, LINE, newer]) if row.startswith("| faiss Flat")]
     assert [row.split("|")[2].strip() for row in rows] == ["1,000,000 x 128", "10 x 128"] * 3
     assert "| 0.123 |" in rows[4]
-    assert stores.report([]) == ["Nothing was measured."]
+    assert tables.report([]) == ["Nothing was measured."]
 
 
 def test_the_documents_have_their_figures_from_the_results():
     results = ROOT / "eval" / "stores" / "results.jsonl"
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    text = "\n".join(stores.report(lines))
+    text = "\n".join(tables.report(lines))
     assert results.with_suffix(".md").read_text(encoding="utf-8") == f"# What stores cost\n\n{text}\n"
-    assert "\n".join(["", *stores.summary(lines), ""]) in (ROOT / "docs" / "stores.md").read_text(encoding="utf-8")
+    assert "\n".join(["", *tables.summary(lines), ""]) in (ROOT / "docs" / "stores.md").read_text(encoding="utf-8")
 
 
 def test_a_line_says_how_it_came_about(tmp_path, monkeypatch):
@@ -370,7 +370,7 @@ def test_a_line_says_how_it_came_about(tmp_path, monkeypatch):
     assert abs((datetime.now(UTC) - began).total_seconds()) < 60
     assert line["load"][0] == 0.25
     known = {"command": "python x", "run": "then", "date": "2026-11-30", "load": [0.25, 13.0]}
-    run = next(row for row in stores.report([LINE | known]) if row.startswith("| faiss Flat"))
+    run = next(row for row in tables.report([LINE | known]) if row.startswith("| faiss Flat"))
     assert run == "| faiss Flat | 1,000,000 x 128 | then | 2 | 2026-11-30 | 0.2, 13.0 | abc | `python x` |"
     assert len(line["load"]) == 2
 
@@ -380,7 +380,7 @@ def test_the_table_of_a_document_is_written_anew(tmp_path, monkeypatch):
     document = tmp_path / "stores.md.txt"
     command = ["run.py", "--results", str(tmp_path / "stores"), "--document", str(document)]
     monkeypatch.setattr(sys, "argv", command)
-    table = "\n".join([*stores.summary([LINE]), ""])
+    table = "\n".join([*tables.summary([LINE]), ""])
     old = "| store | vectors | so |\n| --- |\n| faiss \\1 |\n"
     texts = (old, f"# Costs\n\n{old}\nMore.\n\n| store | of |\n", f"# Costs\n\n{table}")
     for text in (*texts, f"{table}\nMore.\n\n- And a list.\n"):

@@ -445,7 +445,7 @@ def test_a_quota_that_is_used_up_takes_nothing_by_halves(server):
     items, vectors = some_items(1000, first=30_000), unit_vectors(1000, D, seed=9)
     with (
         refused("writing .* rows: Milvus says: quota exceeded.*disk quota exceeded", ExitCode.ENVIRONMENT),
-        opened(server) as store,  # be it that it may no longer say that it writes
+        opened(server) as store,  # be it that it may not say that it writes
     ):
         while time.monotonic() < deadline:
             store.add(items, vectors, replace=True)
