@@ -24,6 +24,8 @@ from ke_metric.stores.gallery_files import OWN_FACTS, ItemTable, VectorFile, dis
 ITEMS = "items.sqlite"
 VECTORS = "vectors.f32"
 LOCK = ".lock"
+ROWS_KEPT = 1 << 22
+"""That answers to conditions have in memory together, eight bytes each; a text of a condition counts as one."""
 
 
 class Gallery:
@@ -48,6 +50,8 @@ class Gallery:
         self.writing = writing
         self._dimension = dimension
         self._holes: IntArray = np.empty(0, np.int64)
+        self._matching: dict[Where, IntArray] = {}
+        self._matched_at = -1
         self._lock = _lock(folder) if writing else None
         try:
             self._vectors, self._table = _open_files(folder, dimension, writing=writing)
@@ -159,8 +163,26 @@ class Gallery:
         return self._vectors.blocks(first, last, rows_at_a_time)
 
     def rows_matching(self, where: Where) -> IntArray:
-        """Return the rows of the items for which `where` holds, int64, ascending."""
-        return self._table.matching(where)
+        """Return the rows of the items for which `where` holds, int64, ascending, not to be written to.
+
+        To list them takes longer than to search them, so the answer to a condition is kept until something changes.
+        """
+        with self._table.reading():
+            if (version := self.version) != self._matched_at:
+                self._matching, self._matched_at = {}, version
+            rows = self._matching.get(where)
+            if rows is None:
+                rows = self._table.matching(where)
+                rows.flags.writeable = False
+                self._keep(where, rows)
+            return rows
+
+    def _keep(self, where: Where, rows: IntArray) -> None:
+        texts = sum(len(one.values) for kept in [where, *self._matching] for one in kept.conditions)
+        if texts + sum(map(len, self._matching.values())) + len(rows) > ROWS_KEPT:
+            self._matching.clear()
+        if len(rows) <= ROWS_KEPT:
+            self._matching[where] = rows
 
     def matching(self, where: Where) -> list[Item]:
         """Return the items for which `where` holds, in the order of their rows."""

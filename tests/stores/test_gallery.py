@@ -201,6 +201,42 @@ def test_many_threads(opened):
     assert not wrong
 
 
+def test_a_condition_is_looked_up_once_until_something_changes(opened, monkeypatch):
+    writer, reader = opened(), opened(writing=False)
+    where, other = Where.parse('label == "class-1"'), Where.parse('label != "class-1"')
+    for changed in (
+        lambda: fill(writer, 20),
+        lambda: writer.add([Item("new", label="class-1")], unit_vectors(1, D, seed=3)),
+        lambda: writer.remove(["new"]),
+        lambda: writer.add([Item("id-0", label="class-1")], unit_vectors(1, D, seed=3), replace=True),
+    ):
+        changed()
+        for gallery in (writer, reader):
+            asked, matching = [], gallery._table.matching
+            content = [item for batch, _ in gallery.read() for item in batch]
+            with monkeypatch.context() as patch:
+                patch.setattr(gallery._table, "matching", lambda one, m=matching, a=asked: a.append(one) or m(one))
+                for one in (where, other, where, other):
+                    there = [item.id for item in gallery.items(gallery.rows_matching(one))]
+                    assert there == [item.id for item in content if one.holds(item)]
+            assert asked == [where, other]
+    with pytest.raises(ValueError, match="read-only"):
+        reader.rows_matching(where)[0] = 7
+
+
+def test_answers_to_conditions_are_not_kept_beyond_a_bound(opened, monkeypatch):
+    monkeypatch.setattr("ke_metric.stores.gallery.ROWS_KEPT", 25)
+    gallery = opened()
+    fill(gallery, 40)
+    for number in range(40):
+        assert len(gallery.rows_matching(Where.parse(f'id != "id-{number}"'))) == 39
+        assert len(gallery._matching) == 0
+        gallery.rows_matching(Where.parse(f'id in ["id-{number}", "x", "y"]'))
+    for number in range(40):
+        assert len(gallery.rows_matching(Where.parse(f'id in ["id-{number}", "x", "y"]'))) == 1
+        assert len(gallery._matching) <= 6
+
+
 def test_closed_by_another_thread_it_is_free(opened):
     gallery = opened()
     closing = threading.Thread(target=gallery.close)
