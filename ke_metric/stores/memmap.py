@@ -206,7 +206,8 @@ def _live_blocks(
     if rows is not None:
         rows = rows[np.searchsorted(rows, first) :]
         for some in row_chunks(len(rows), at_a_time):
-            yield rows[some], gallery.vectors(rows[some])
+            numbers = np.array(rows[some])  # torch warns of arrays that are read-only
+            yield numbers, gallery.vectors(numbers)
         return
     last, holes = gallery.snapshot()
     for start, block in gallery.blocks(first, last, at_a_time):

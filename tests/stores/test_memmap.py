@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from store_twin import some_items, unit_vectors
 
 from ke_metric.stores import memmap as exact_search
+from ke_metric.stores.contract import Where
 from ke_metric.stores.gallery import Gallery
 from ke_metric.stores.memmap import MemmapStore, search_rows
 
@@ -117,6 +118,20 @@ def test_it_multiplies_in_full_precision(gallery, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         search_rows(gallery, GRID, 3)
     assert set(seen) == {(False, "ieee")}
+
+
+def test_torch_is_given_no_array_that_is_read_only(gallery, monkeypatch):
+    """It warns of them, once in the life of a program."""
+    given_to_torch, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: given_to_torch.append(array) or from_numpy(array))
+    queries = GRID[:1].copy()
+    queries.flags.writeable = False
+    rows = gallery.rows_matching(Where.parse('label != "class-1"'))
+    assert not rows.flags.writeable
+    for some in (rows, None):
+        search_rows(gallery, queries, 3, rows=some)
+    assert len(given_to_torch) > 4
+    assert all(array.flags.writeable for array in given_to_torch)
 
 
 def test_it_says_what_it_is(tmp_path):
