@@ -207,11 +207,11 @@ class FaissStore(Gallery):
     def search(self, queries: FloatArray, k: int, *, where: Where | None = None) -> Hits:
         """Find the items with the largest inner product with each query; see `VectorStore.search`."""
         check_queries(queries, k, self.dimension)
-        k = most_found(k, len(self))
         if where is not None:
-            found = search_rows(self, queries, k, rows=self.rows_matching(where))
+            found = search_rows(self, queries, most_found(k, len(self)), rows=self.rows_matching(where))
         else:
-            found = self._search(queries, k, self._now())
+            state = self._now()
+            found = self._search(queries, most_found(k, state.items), state)
         return Hits(*found, self.items, self.vectors)
 
     def _search(self, queries: FloatArray, k: int, state: State) -> Found:

@@ -222,7 +222,7 @@ class ItemTable:
     def facts(self, *names: str) -> dict[str, str]:
         """Return the values that are kept under names, of those that are there."""
         marks = ", ".join("?" * len(names))
-        with self.reading():
+        with self._mutex, self._errors():  # one statement is of one moment; every search asks this
             return dict(self._connection.execute(f"SELECT name, value FROM facts WHERE name IN ({marks})", names))
 
     def set_fact(self, name: str, value: str) -> None:
