@@ -130,28 +130,39 @@ class Journal:
     def _is_signed(self) -> bool:
         return not self.signing or [row["label"] for row in self.own.find([BY], ["label"])] == [self._signature]
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Write rows into the collection, in place of those of the same ids; all or none."""
+    def put(self, rows: Sequence[Row], *, replacing: bool) -> None:
+        """Write rows into the collection, in place of those of the same ids, if there are any; all or none.
+
+        A server writes new rows and the removal of the old ones into its log one after the other, and may be killed
+        between the two.
+        """
         requests, change = list(parts(rows, size_of)), self._next_name()
         start = _start(change) + PUT
         entries = ([row | {"id": start + row["id"]} for row in one] for one in requests)
-        self._change(change, self.main.put, requests, entries)
+        at_once = len(requests) == 1 and not (replacing and self.signing)
+        self._change(change, self.main.put, requests, entries, at_once=at_once)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete rows of the collection; all or none."""
         requests = [one_of("id", part) for part in parts(ids, lambda text: len(quoted(text).encode()) + 2)]
         change = self._next_name()
         entries = parts((self._row(_start(change) + GONE + text) for text in ids), size_of)
-        self._change(change, self.main.delete, requests, entries)
+        self._change(change, self.main.delete, requests, entries, at_once=len(requests) == 1)
 
     def _next_name(self) -> str:
         return f"{self.name}.{next(self._numbers)}"
 
     def _change(
-        self, change: str, make: Callable[[Any], None], requests: Sequence[Any], entries: Iterable[list[Row]]
+        self,
+        change: str,
+        make: Callable[[Any], None],
+        requests: Sequence[Any],
+        entries: Iterable[list[Row]],
+        *,
+        at_once: bool,
     ) -> None:
-        """Make a change, written down while it is carried out if it is of several; after an error it stays there."""
-        if len(requests) == 1:
+        """Make a change, written down while it is carried out if not at once; after an error it stays there."""
+        if at_once:
             make(requests[0])
             return
         for entry in entries:

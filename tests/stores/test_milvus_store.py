@@ -895,6 +895,31 @@ def add_until(store, act, *, committed):
             store.add(long_items(12, start=200), vectors(12))
 
 
+@pytest.mark.parametrize("replaced", [0, 1, 5])
+def test_what_replaces_items_on_a_server_is_written_down_first(open_over_port, monkeypatch, replaced):
+    """Its log has the new rows before the removal of the old ones, and may end between the two."""
+    store = open_over_port()
+    store.add(items(5), vectors(5))
+    put, at_main = Collection.put, []
+
+    def cut(self, rows):
+        if self is store._main:
+            at_main.append(own_ids(store))
+            raise Cut
+        put(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "put", cut)
+        with pytest.raises(Cut):
+            store.add(items(5, start=5 - replaced), vectors(5, seed=1), replace=True)
+    (written,) = at_main
+    assert len([name for name in written if " put " in name]) == (5 if replaced else 0)
+    found = everything(open_over_port())
+    assert len(found) == (10 - replaced if replaced else 5)
+    if replaced:
+        np.testing.assert_array_equal([found[one.id][1] for one in items(5, start=5 - replaced)], vectors(5, seed=1))
+
+
 def test_of_two_that_fill_a_collection_the_later_one_does(open_over_port):
     first, second = open_over_port(), open_over_port()
     with pytest.raises(KeMetricError, match="another process has begun to write it since"):
