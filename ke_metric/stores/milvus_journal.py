@@ -11,6 +11,7 @@ from typing import Any
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.milvus_collection import (
     JOURNAL,
+    MESSAGE_BYTES,
     REQUEST_ROWS,
     TEXT_BYTES,
     TEXTS,
@@ -133,13 +134,13 @@ class Journal:
     def put(self, rows: Sequence[Row], *, replacing: bool) -> None:
         """Write rows into the collection, in place of those of the same ids, if there are any; all or none.
 
-        A server writes new rows and the removal of the old ones into its log one after the other, and may be killed
-        between the two.
+        A server writes what is large, and new rows and the removal of the old ones, into its log as several messages,
+        and may be killed between two.
         """
         requests, change = list(parts(rows, size_of)), self._next_name()
         start = _start(change) + PUT
         entries = ([row | {"id": start + row["id"]} for row in one] for one in requests)
-        at_once = len(requests) == 1 and not (replacing and self.signing)
+        at_once = self._is_whole(requests, sum(map(size_of, rows))) and not (replacing and self.signing)
         self._change(change, self.main.put, requests, entries, at_once=at_once)
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -147,7 +148,12 @@ class Journal:
         requests = [one_of("id", part) for part in parts(ids, lambda text: len(quoted(text).encode()) + 2)]
         change = self._next_name()
         entries = parts((self._row(_start(change) + GONE + text) for text in ids), size_of)
-        self._change(change, self.main.delete, requests, entries, at_once=len(requests) == 1)
+        at_once = self._is_whole(requests, sum(len(one.encode()) for one in requests))
+        self._change(change, self.main.delete, requests, entries, at_once=at_once)
+
+    def _is_whole(self, requests: Sequence[Any], size: int) -> bool:
+        """Return whether it is one request of so many bytes that is carried out as a whole: Milvus Lite does so."""
+        return len(requests) == 1 and (not self.signing or size <= MESSAGE_BYTES)
 
     def _next_name(self) -> str:
         return f"{self.name}.{next(self._numbers)}"
