@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ke_metric.arrays import row_chunks
 from ke_metric.cli.display import Outcome, counting, list_chosen, require_some, say, say_network, warn_of
 from ke_metric.cli.lineages import load_embedder
 from ke_metric.cli.options import ModelChoice, PictureChoice, StoreChoice
@@ -30,6 +31,8 @@ from ke_metric.retrieval.picture_list import LeftOut, PictureList
 from ke_metric.retrieval.stored_embeddings import StoredEmbeddings
 from ke_metric.stores.contract import Item, Where
 
+BATCH_BYTES = 3 * 2**20
+"""Of vectors that exist, and about their items, that are added at a time: a Milvus server has that in one message."""
 MOST_WITHOUT_YES = 0.5
 """The share of an index that a condition may remove without --yes."""
 
@@ -195,8 +198,10 @@ class Source:
 
     def batches_of(self, embeddings: StoredEmbeddings) -> Iterator[ItemBatch]:
         """Yield embeddings that exist, their items with the ids that they get."""
+        rows = max(1, BATCH_BYTES // (4 * embeddings.facts.dimension + 256))
         for batch in embeddings.batches():
-            yield replace(batch, items=self.named(batch.items))
+            for some in row_chunks(len(batch.items), rows):
+                yield replace(batch, items=self.named(batch.items[some]), vectors=batch.vectors[some])
 
 
 def build_index(*, source: Source, folder: Path, store: StoreChoice, model: ModelChoice) -> Outcome:

@@ -31,6 +31,8 @@ TEXT_BYTES = 4 * 1024 + 64
 """Milvus counts bytes: 1,024 characters of four bytes, and what the journal puts before an id."""
 REQUEST_BYTES = 32 * 2**20
 """Of one request or answer. Servers take 64 MiB; Milvus Lite needs many times its memory."""
+MESSAGE_BYTES = 4 * 2**20
+"""Of a request that a server writes into its log as one message, of 5 MiB at most as it is installed."""
 REQUEST_ROWS = 16_384
 """Most rows of an answer, neighbours of a query or queries of a request; Milvus's own limit."""
 TEXTS = ("id", "path", "label")
@@ -158,7 +160,8 @@ class Collection:
         for name in TEXTS:
             schema.add_field(name, DataType.VARCHAR, max_length=TEXT_BYTES, is_primary=name == "id")
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
-        self._ask("making it", "create_collection", schema=schema, consistency_level=STRONG)
+        # More than one shard would make several messages of the smallest request.
+        self._ask("making it", "create_collection", schema=schema, consistency_level=STRONG, num_shards=1)
 
     def drop(self) -> None:
         """Delete it and all its items."""

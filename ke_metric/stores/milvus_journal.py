@@ -11,6 +11,7 @@ from typing import Any
 from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.stores.milvus_collection import (
     JOURNAL,
+    MESSAGE_BYTES,
     REQUEST_ROWS,
     TEXT_BYTES,
     TEXTS,
@@ -130,28 +131,44 @@ class Journal:
     def _is_signed(self) -> bool:
         return not self.signing or [row["label"] for row in self.own.find([BY], ["label"])] == [self._signature]
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """Write rows into the collection, in place of those of the same ids; all or none."""
+    def put(self, rows: Sequence[Row], *, replacing: bool) -> None:
+        """Write rows into the collection, in place of those of the same ids, if there are any; all or none.
+
+        A server writes what is large, and new rows and the removal of the old ones, into its log as several messages,
+        and may be killed between two.
+        """
         requests, change = list(parts(rows, size_of)), self._next_name()
         start = _start(change) + PUT
         entries = ([row | {"id": start + row["id"]} for row in one] for one in requests)
-        self._change(change, self.main.put, requests, entries)
+        at_once = self._is_whole(requests, sum(map(size_of, rows))) and not (replacing and self.signing)
+        self._change(change, self.main.put, requests, entries, at_once=at_once)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete rows of the collection; all or none."""
         requests = [one_of("id", part) for part in parts(ids, lambda text: len(quoted(text).encode()) + 2)]
         change = self._next_name()
         entries = parts((self._row(_start(change) + GONE + text) for text in ids), size_of)
-        self._change(change, self.main.delete, requests, entries)
+        at_once = self._is_whole(requests, sum(len(one.encode()) for one in requests))
+        self._change(change, self.main.delete, requests, entries, at_once=at_once)
+
+    def _is_whole(self, requests: Sequence[Any], size: int) -> bool:
+        """Return whether it is one request of so many bytes that is carried out as a whole: Milvus Lite does so."""
+        return len(requests) == 1 and (not self.signing or size <= MESSAGE_BYTES)
 
     def _next_name(self) -> str:
         return f"{self.name}.{next(self._numbers)}"
 
     def _change(
-        self, change: str, make: Callable[[Any], None], requests: Sequence[Any], entries: Iterable[list[Row]]
+        self,
+        change: str,
+        make: Callable[[Any], None],
+        requests: Sequence[Any],
+        entries: Iterable[list[Row]],
+        *,
+        at_once: bool,
     ) -> None:
-        """Make a change, written down while it is carried out if it is of several; after an error it stays there."""
-        if len(requests) == 1:
+        """Make a change, written down while it is carried out if not at once; after an error it stays there."""
+        if at_once:
             make(requests[0])
             return
         for entry in entries:

@@ -221,7 +221,7 @@ class MilvusStore:
             {"id": item.id, "path": item.path, "label": item.label, "vector": vector}
             for item, vector in zip(items, np.ascontiguousarray(vectors), strict=True)
         ]
-        self._change(lambda: self._journal.put(rows), len(items) - len(there))
+        self._change(lambda: self._journal.put(rows, replacing=bool(there)), len(items) - len(there))
 
     def remove(self, ids: Many[str]) -> None:
         """Remove items, all of them or none; see `VectorStore.remove`."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ke_metric"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 MOST_MODULES = 234
-MOST_LINES = 48_247
+MOST_LINES = 48_272
 LONGEST_FILE = 450
 
 

@@ -28,7 +28,7 @@ if not (milvus_server.URI in os.environ or milvus_server.is_installed()):
 from store_twin import Twin, assert_same_answers, assert_same_content, filled, refused, some_items, unit_vectors
 from test_kills import apply, copy_of, draw_calls, holds, twins_after
 
-from ke_metric.errors import ExitCode
+from ke_metric.errors import ExitCode, KeMetricError
 from ke_metric.retrieval.index import Index, StoreSettings
 from ke_metric.stores import milvus_collection, milvus_connection, milvus_store
 from ke_metric.stores.contract import Item, Where
@@ -168,6 +168,31 @@ def test_a_server_that_is_killed_ten_times_loses_nothing(server):
             assert there, f"kill {kill} of seed {seed}, after {len(done)} calls"
             twin = there[0]
             assert_same_answers(store, twin, unit_vectors(3, D, seed=2), 5)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_in_a_large_addition_has_all_of_it_or_nothing(server):
+    """One request of it is several messages of the server's log: once 20,147 of 24,000 rows were there."""
+    draw, vectors, took, there = random.Random(0), unit_vectors(24_000, 128, seed=1), None, 0
+    for kill in range(8):
+        items = some_items(len(vectors), first=kill * len(vectors))
+        with closing(MilvusStore(server.uri, 128, writing=True)) as store:
+            started = time.monotonic()
+            if took is not None:
+                killer = threading.Timer(took * (0.5 + 0.6 * draw.random()), server.kill)
+                killer.start()
+            try:
+                store.add(items, vectors)
+            except KeMetricError as error:
+                assert error.exit_code == ExitCode.ENVIRONMENT
+            if took is None:
+                took, there = time.monotonic() - started, len(items)
+                continue
+            killer.join()
+        server.start()
+        with closing(MilvusStore(server.uri, 128, writing=True)) as store:
+            assert len(store) in (there, there + len(items)), kill
+            there = len(store)
 
 
 # Requests

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from store_twin import unit_vectors
 
 from ke_metric.errors import ExitCode, KeMetricError
-from ke_metric.stores import milvus_collection, milvus_connection, milvus_store
+from ke_metric.stores import milvus_collection, milvus_connection, milvus_journal, milvus_store
 from ke_metric.stores.contract import Condition, Item, Where
 from ke_metric.stores.milvus_collection import KINDS, Collection, expression_of, one_of, quoted
 from ke_metric.stores.milvus_connection import OPENED, LiteFolder
@@ -893,6 +893,57 @@ def add_until(store, act, *, committed):
         patch.setattr(Collection, "put", acting)
         with pytest.raises(Cut):
             store.add(long_items(12, start=200), vectors(12))
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 5])
+def test_what_replaces_items_on_a_server_is_written_down_first(open_over_port, monkeypatch, replaced):
+    """Its log has the new rows before the removal of the old ones, and may end between the two."""
+    store = open_over_port()
+    store.add(items(5), vectors(5))
+    put, at_main = Collection.put, []
+
+    def cut(self, rows):
+        if self is store._main:
+            at_main.append(own_ids(store))
+            raise Cut
+        put(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "put", cut)
+        with pytest.raises(Cut):
+            store.add(items(5, start=5 - replaced), vectors(5, seed=1), replace=True)
+    (written,) = at_main
+    assert len([name for name in written if " put " in name]) == (5 if replaced else 0)
+    found = everything(open_over_port())
+    assert len(found) == (10 - replaced if replaced else 5)
+    if replaced:
+        np.testing.assert_array_equal([found[one.id][1] for one in items(5, start=5 - replaced)], vectors(5, seed=1))
+
+
+@pytest.mark.parametrize("message", [1000, 100_000])
+def test_what_is_more_than_a_message_of_a_servers_log_is_written_down_first(open_over_port, monkeypatch, message):
+    """A server that is killed may have carried out a part of one request."""
+    monkeypatch.setattr(milvus_journal, "MESSAGE_BYTES", message)
+    store, written = open_over_port(), []
+    put, delete = Collection.put, Collection.delete
+
+    def noting(request):
+        def noted(self, what):
+            if self is store._main:
+                written.append(len([name for name in own_ids(store) if " put " in name or " gone " in name]))
+            request(self, what)
+
+        return noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "put", noting(put))
+        patch.setattr(Collection, "delete", noting(delete))
+        store.add(items(100), vectors(100))
+        store.add(items(2, start=100), vectors(2))
+        store.remove([item.id for item in items(100, start=2)])
+    assert written == ([100, 0, 100] if message == 1000 else [0, 0, 0])
+    assert set(everything(store)) == {item.id for item in items(2)}
+    assert own_ids(store) == ["by", "facts"]
 
 
 def test_of_two_that_fill_a_collection_the_later_one_does(open_over_port):
